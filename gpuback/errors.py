@@ -1,0 +1,86 @@
+"""What gpuback raises. Every error is a `GpubackError` and also the built-in kind that NumPy would have raised.
+
+A message names what was expected, what came and, where there is one, the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GpubackError(Exception):
+    """Base of everything that gpuback raises on purpose."""
+
+
+class ShapeError(GpubackError, ValueError):
+    """An array has the wrong number of axes or the wrong length along one."""
+
+
+class DtypeError(GpubackError, TypeError):
+    """An array or option has a kind of number that cannot be used here."""
+
+
+class LabelError(GpubackError, ValueError):
+    """A label or target lies outside what the loss accepts."""
+
+
+class OptionError(GpubackError, ValueError):
+    """A name is unknown, a hyper-parameter is out of range, or two options exclude each other."""
+
+
+class BackendError(GpubackError, RuntimeError):
+    """The backend that was asked for cannot be used on this machine; the message says why."""
+
+
+class DeviceError(GpubackError, ValueError):
+    """Arrays live on different backends or devices, or on one that the network does not use."""
+
+
+class DataError(GpubackError, ValueError):
+    """Data cannot be trained on: not finite, empty, or of the wrong kind."""
+
+
+class FileFormatError(GpubackError, ValueError):
+    """A file is cut short, tampered with, malformed, or was written by another program."""
+
+
+class MissingFolderError(GpubackError, FileNotFoundError):
+    """A file was to be written into a folder that does not exist."""
+
+
+class UnknownSourceError(OptionError, FileNotFoundError):
+    """A data set was asked for that is neither built in nor a file."""
+
+
+class MissingExtraError(GpubackError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class DivergedError(GpubackError, FloatingPointError):
+    """Training met a loss or gradient that is not finite.
+
+    The network and the optimizer hold the state of the last finite step.
+
+    Attributes:
+        step: how many updates had been made when it happened.
+        epoch: the epoch it happened in, counted from 0.
+    """
+
+    def __init__(self, message: str, *, step: int, epoch: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.epoch = epoch
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> OptionError:
+    """The error for a name that is in no table, with the nearest known name as a suggestion."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(str(name).lower(), names, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return OptionError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def missing_extra(package: str, purpose: str, extra: str) -> MissingExtraError:
+    """The error for an optional package that is not installed."""
+    return MissingExtraError(f"{purpose} needs {package}, which is not installed: pip install 'gpuback[{extra}]'")

@@ -1,0 +1,246 @@
+"""The losses: one table from (loss, output function) to a sample's loss and its gradient ∂ℓ/∂a_L.
+
+Each entry *builds* the function that runs per batch, so that buffers, index arrays and views are made once:
+`build(a, losses, scratch)` takes the output layer's pre-activations a (B, n), an array for the samples' losses (B,) and
+two scratch arrays like a, and returns `run(y)`, which writes ℓ_b into `losses` and overwrites a by ∂ℓ_b/∂a_b. The mean
+over the batch and the sample weights are the caller's: every row here stands for itself.
+
+Canonical pairs (softmax + cross-entropy, sigmoid + binary cross-entropy, identity + squared error) are one expression
+each, ŷ − e(y). Squared error behind a softmax, sigmoid or tanh goes through that function's whole Jacobian, (∂ŷ/∂a)ᵀ (ŷ
+− y).
+
+`a` may be C- or Fortran-contiguous. Fortran order (each class contiguous) makes sums over a few classes vector
+operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gpuback._typing import Array
+from gpuback.activations import ACTIVATIONS, Scratch, sigmoid
+from gpuback.sums import bind_sum_rows
+
+Run = Callable[[Array], None]
+Build = Callable[[Array, Array, Scratch], Run]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One loss.
+
+    Attributes:
+        name: what users write.
+        kernel_id: the number by which CUDA kernels know it.
+        targets: "classes" (integer labels (B,) or probability rows), "probabilities" in [0, 1], or any real "values".
+        outputs: the output functions it goes with, the default first.
+    """
+
+    name: str
+    kernel_id: int
+    targets: Literal["classes", "probabilities", "values"]
+    outputs: Mapping[str, Build]
+
+    @property
+    def default_output(self) -> str:
+        return next(iter(self.outputs))
+
+
+class Softmax:
+    """ŷ = softmax(a), row by row, in two steps, because cross-entropy wants what stands between them.
+
+    Attributes:
+        total: (B,) Σ_j e^z_j, after `normalise`.
+    """
+
+    def __init__(self, a: Array, out: Array) -> None:
+        """Args: a: (B, n) pre-activations; out: (B, n), may be a."""
+        self._a, self._out = a, out
+        self._maximum, self.total = (np.empty(len(a), a.dtype) for _ in range(2))
+        self._sum = bind_sum_rows(out)
+
+    def shift(self) -> None:
+        """out = z = a − max_j a_j, so that no exponential overflows."""
+        np.maximum.reduce(self._a, axis=1, out=self._maximum)
+        np.subtract(self._a, self._maximum[:, None], out=self._out)
+
+    def normalise(self) -> None:
+        """out = e^z / Σ_j e^z_j."""
+        np.exp(self._out, out=self._out)
+        self._sum(self.total)
+        np.divide(self._out, self.total[:, None], out=self._out)
+
+
+def softmax_cross_entropy(a: Array, losses: Array, scratch: Scratch) -> Run:
+    """ℓ = −Σ_j y_j log ŷ_j with ŷ = softmax(a); ∂ℓ/∂a = ŷ − e(y), or (Σ_j y_j) ŷ − y for rows of probabilities.
+
+    With z = a − max a and s = Σ_j e^z_j, −log ŷ_j = log s − z_j, which is never negative: logits of ±10⁴ are harmless.
+    """
+    softmax = Softmax(a, a)
+    of_labels = _of_labels(a, losses, softmax)
+    of_probabilities = _of_probabilities(a, losses, softmax, scratch[0])
+
+    def run(y: Array) -> None:
+        softmax.shift()
+        if y.ndim == 1:
+            of_labels(y)
+        else:
+            of_probabilities(y)
+
+    return run
+
+
+def _of_labels(z: Array, losses: Array, softmax: Softmax) -> Run:
+    """From z: ℓ_b = log s_b − z_b[y_b], z ← ŷ − e(y)."""
+    row_stride, class_stride = (stride // z.itemsize for stride in z.strides)
+    flat = z.reshape(-1, order="A")  # a view, in the order of memory
+    first_of_row = np.arange(len(z), dtype=np.intp) * row_stride
+    own = np.empty_like(first_of_row)
+    picked = np.empty_like(losses)
+
+    def run(y: Array) -> None:
+        np.multiply(y, class_stride, out=own)
+        np.add(own, first_of_row, out=own)
+        flat.take(own, out=picked, mode="clip")  # labels were checked; "raise" would make NumPy buffer the output
+        softmax.normalise()
+        np.log(softmax.total, out=losses)
+        np.subtract(losses, picked, out=losses)
+        flat.take(own, out=picked, mode="clip")
+        np.subtract(picked, 1, out=picked)
+        flat[own] = picked
+
+    return run
+
+
+def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array) -> Run:
+    """From z: ℓ_b = Σ_j y_bj (log s_b − z_bj), z ← (Σ_j y_bj) ŷ − y."""
+    total = np.empty_like(losses)
+    sum_scratch = bind_sum_rows(scratch)
+
+    def run(y: Array) -> None:
+        np.copyto(scratch, z)
+        softmax.normalise()
+        np.log(softmax.total, out=total)
+        np.subtract(total[:, None], scratch, out=scratch)
+        np.multiply(scratch, y, out=scratch)
+        sum_scratch(losses)
+        np.copyto(scratch, y)
+        sum_scratch(total)
+        np.multiply(z, total[:, None], out=z)
+        np.subtract(z, y, out=z)
+
+    return run
+
+
+def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch) -> Run:
+    """ℓ = −Σ_j (y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j)) with ŷ = sigmoid(a); ∂ℓ/∂a = ŷ − y.
+
+    Term j is max(a, 0) − a y + log1p(e^−|a|): no logarithm of a number that has rounded to 0 or 1.
+    """
+    term, other = scratch
+    sum_terms = bind_sum_rows(term)
+
+    def run(y: Array) -> None:
+        np.abs(a, out=term)
+        np.negative(term, out=term)
+        np.exp(term, out=term)
+        np.log1p(term, out=term)
+        np.maximum(a, 0, out=other)
+        np.add(term, other, out=term)
+        np.multiply(a, y, out=other)
+        np.subtract(term, other, out=term)
+        sum_terms(losses)
+        sigmoid(a, a, scratch)
+        np.subtract(a, y, out=a)
+
+    return run
+
+
+def identity_squared_error(a: Array, losses: Array, scratch: Scratch) -> Run:
+    """ℓ = ½ Σ_j (a_j − y_j)²; ∂ℓ/∂a = a − y."""
+    half_squares = _bind_half_squares(a, losses, scratch[0])
+
+    def run(y: Array) -> None:
+        np.subtract(a, y, out=a)
+        half_squares()
+
+    return run
+
+
+def elementwise_squared_error(name: str) -> Build:
+    """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = g(a) element by element: the Jacobian is diagonal, ∂ℓ/∂a = (ŷ − y) ⊙ g'(a)."""
+    activation = ACTIVATIONS[name]
+
+    def build(a: Array, losses: Array, scratch: Scratch) -> Run:
+        outputs = np.empty_like(a)
+        half_squares = _bind_half_squares(a, losses, scratch[0])
+
+        def run(y: Array) -> None:
+            activation.forward(a, outputs, scratch)
+            np.subtract(outputs, y, out=a)
+            half_squares()
+            activation.backward(a, outputs, scratch)
+
+        return run
+
+    return build
+
+
+def softmax_squared_error(a: Array, losses: Array, scratch: Scratch) -> Run:
+    """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = softmax(a).
+
+    The Jacobian is diag(ŷ) − ŷ ŷᵀ, so with r = ŷ − y, ∂ℓ/∂a = ŷ ⊙ (r − Σ_j r_j ŷ_j).
+    """
+    outputs, product = np.empty_like(a), scratch[0]
+    dot = np.empty_like(losses)
+    softmax = Softmax(a, outputs)
+    sum_product = bind_sum_rows(product)
+    half_squares = _bind_half_squares(a, losses, scratch[0])
+
+    def run(y: Array) -> None:
+        softmax.shift()
+        softmax.normalise()
+        np.subtract(outputs, y, out=a)
+        half_squares()
+        np.multiply(a, outputs, out=product)
+        sum_product(dot)
+        np.subtract(a, dot[:, None], out=a)
+        np.multiply(a, outputs, out=a)
+
+    return run
+
+
+def _bind_half_squares(residual: Array, losses: Array, squares: Array) -> Callable[[], None]:
+    """losses_b = ½ Σ_j residual_bj²."""
+    sum_squares = bind_sum_rows(squares)
+
+    def run() -> None:
+        np.multiply(residual, residual, out=squares)
+        sum_squares(losses)
+        np.multiply(losses, 0.5, out=losses)
+
+    return run
+
+
+LOSSES: dict[str, Loss] = {
+    row.name: row
+    for row in (
+        Loss("cross_entropy", 0, "classes", {"softmax": softmax_cross_entropy}),
+        Loss("binary_cross_entropy", 1, "probabilities", {"sigmoid": sigmoid_binary_cross_entropy}),
+        Loss(
+            "squared_error",
+            2,
+            "values",
+            {
+                "identity": identity_squared_error,
+                "softmax": softmax_squared_error,
+                "sigmoid": elementwise_squared_error("sigmoid"),
+                "tanh": elementwise_squared_error("tanh"),
+            },
+        ),
+    )
+}
