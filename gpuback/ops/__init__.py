@@ -1,0 +1,285 @@
+"""What a backend must do, which backend serves which arrays, and the one operation that users call by itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuback._typing import Array, ArrayLike
+from gpuback.activations import ACTIVATIONS, Activation
+from gpuback.errors import BackendError, DeviceError, DtypeError, OptionError, ShapeError, unknown_name
+from gpuback.losses import Build
+from gpuback.ops.numpy_ops import NumpyOps
+from gpuback.precision import DTYPES, Precision
+
+
+class Workspace(Protocol):
+    """The buffers that the layers of one block of rows share, laid out (padding, order) as the backend likes."""
+
+    def hidden(self, width: int) -> Array: ...
+    def output(self, width: int) -> Array: ...
+    def delta(self, layer: int, width: int) -> Array: ...
+
+
+class Ops(Protocol):
+    """A backend. `NumpyOps` says in full what each operation computes; others give the same numbers.
+
+    `bind_…` take what stays the same from batch to batch and return a function of what changes.
+    """
+
+    name: str
+
+    def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Any: ...
+    def rows_per_block(self, sizes: tuple[int, ...], batch_size: int) -> int: ...
+
+    def bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]: ...
+    def bind_load(self, width: int, precision: Precision, workspace: Any) -> Callable[[Array], Array]: ...
+    def bind_forward(
+        self, W: Array, b: Array, h: Array, a: Array | None, activation: Activation | None, workspace: Any
+    ) -> Callable[[Array], None]: ...
+    def bind_loss(
+        self, build: Build, a: Array, divisor: float, workspace: Any
+    ) -> Callable[[Array, Array | None], float]: ...
+    def bind_output(self, name: str, a: Array, workspace: Any) -> Callable[[], object]: ...
+    def bind_backward(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array | None,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
+        workspace: Any,
+    ) -> Callable[[Array, Array, Array, bool], None]: ...
+
+    def sgd(
+        self,
+        theta: Array,
+        gradient: Array,
+        velocity: Array | None,
+        *,
+        learning_rate: float,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+        gradient_factor: float,
+    ) -> None: ...
+    def adam(
+        self,
+        theta: Array,
+        gradient: Array,
+        first_moment: Array,
+        second_moment: Array,
+        *,
+        learning_rate: float,
+        betas: tuple[float, float],
+        bias_corrections: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+        gradient_factor: float,
+    ) -> None: ...
+    def norm(self, array: Array) -> float: ...
+    def all_finite(self, array: Array) -> bool: ...
+
+    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
+    def asarray(self, value: ArrayLike, dtype: np.dtype[Any], what: str) -> Array: ...
+    def take_rows(self, array: Array, indices: NDArray[np.intp], out: Array) -> None: ...
+    def to_numpy(self, array: Array) -> NDArray[Any]: ...
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can be used on this machine, and why or why not."""
+
+    available: bool
+    reason: str
+
+
+@functools.cache
+def _cupy_status() -> BackendStatus:
+    try:
+        import cupy
+    except ImportError as error:
+        return BackendStatus(
+            False, f"CuPy cannot be imported ({error}); pip install 'gpuback[cuda12]' or 'gpuback[cuda13]'"
+        )
+    try:
+        if not cupy.is_available():
+            return BackendStatus(False, "CuPy is installed, but finds no CUDA device or no driver")
+        cupy.empty(1)
+    except RuntimeError as error:
+        return BackendStatus(False, f"CuPy finds a CUDA device, but cannot use it: {error}")
+    return BackendStatus(False, "CuPy and a CUDA device are there, but this version of gpuback has no CUDA kernels")
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend that gpuback knows, whether this machine can use it, and why or why not."""
+    return {"numpy": BackendStatus(True, f"NumPy {np.__version__}, always there"), "cupy": _cupy_status()}
+
+
+def ops_for(backend: str) -> Ops:
+    """The backend of that name; "auto" is the fastest that can be used here.
+
+    Raises:
+        OptionError: an unknown name.
+        BackendError: it cannot be used on this machine; the message says why.
+    """
+    status = backends()
+    if backend not in (*status, "auto"):
+        raise unknown_name("backend", backend, (*status, "auto"))
+    if backend == "cupy" and not status["cupy"].available:
+        raise BackendError(f"backend 'cupy' cannot be used here: {status['cupy'].reason}. backend='numpy' always works")
+    return NumpyOps()
+
+
+def fused_backward(
+    da: Array,
+    h_prev: Array,
+    W: Array,
+    *,
+    activation_prev: str = "identity",
+    a_prev: Array | None = None,
+    need_da_prev: bool = True,
+    allow_tf32: bool = False,
+    dW: Array | None = None,
+    db: Array | None = None,
+    da_prev: Array | None = None,
+    accumulate: bool = False,
+) -> tuple[Array, Array, Array | None]:
+    """One layer's backward pass: its weights' and biases' gradients and the gradient of the pre-activations below.
+
+        dW      (+)= daᵀ h_prev          outer products of each sample, summed over the batch
+        db      (+)= Σ_b da[b]
+        da_prev   =  (da W) ⊙ g'(a_prev)
+
+    Sums are float32 for 16-bit operands. Nothing is converted: all operands have one dtype and one backend. Inputs may
+    be strided; outputs are C-contiguous.
+
+    Args:
+        da: (B, nO) ∂loss/∂a of this layer.
+        h_prev: (B, nI) the layer's input.
+        W: (nO, nI) its weights. float64, float32, bfloat16 or float16, like da and h_prev.
+        activation_prev: g of the layer below, whose output is h_prev.
+        a_prev: (B, nI) the pre-activations below; needed for gelu and silu, whose g' does not follow from h_prev.
+        need_da_prev: False skips da_prev (the first layer's input needs no gradient).
+        allow_tf32: float32 products may round their operands to TF32.
+        dW, db, da_prev: arrays to write to: (nO, nI) and (nO,) in float32 (float64 for float64 operands), and (B, nI)
+            in the operands' dtype. Fresh ones by default.
+        accumulate: add to dW and db (which must be given) instead of overwriting them.
+
+    Returns:
+        (dW, db, da_prev); da_prev is None if it was not wanted.
+
+    Raises:
+        DeviceError: arrays of different backends.
+        DtypeError, ShapeError: an array does not fit the others; an output is not C-contiguous.
+        OptionError: an unknown activation, a_prev missing, accumulate without dW and db, an output that overlaps an
+            input.
+    """
+    named = {"da": da, "h_prev": h_prev, "W": W, "a_prev": a_prev, "dW": dW, "db": db, "da_prev": da_prev}
+    _require_numpy({name: array for name, array in named.items() if array is not None})
+    if activation_prev not in ACTIVATIONS:
+        raise unknown_name("activation", activation_prev, ACTIVATIONS)
+    activation = ACTIVATIONS[activation_prev]
+    precision = _common_precision(da, h_prev, W, allow_tf32)
+    batch_size, n_out, n_in = _layer_shape(da, h_prev, W)
+    if activation.derivative_from == "a" and need_da_prev:
+        if a_prev is None:
+            raise OptionError(f"a_prev: {activation_prev}'s derivative needs the pre-activations below, and got None")
+        _require(a_prev, "a_prev", (batch_size, n_in), precision.operand)
+    if accumulate and (dW is None or db is None):
+        raise OptionError("accumulate=True adds to dW and db: expected both, got None")
+    if da_prev is not None and not need_da_prev:
+        raise OptionError("da_prev was given, but need_da_prev=False says that it is not wanted")
+
+    ops = NumpyOps()
+    dW = _output(ops, dW, "dW", (n_out, n_in), precision.total, named)
+    db = _output(ops, db, "db", (n_out,), precision.total, named)
+    if need_da_prev:
+        da_prev = _output(ops, da_prev, "da_prev", (batch_size, n_in), precision.operand, named)
+
+    da, h_prev, W = (_carrier(array, precision) for array in (da, h_prev, W))
+    source = _carrier(a_prev if activation.derivative_from == "a" else h_prev, precision) if need_da_prev else None
+    product = da_prev
+    if need_da_prev and precision.sixteen_bit:
+        product = ops.empty((batch_size, n_in), precision.total)
+    workspace = ops.workspace(batch_size, (n_in, n_out), precision)
+    with np.errstate(all="ignore"):
+        W, refresh = ops.bind_weights(W, precision) if precision.tf32 else (W, None)
+        if refresh:
+            refresh()
+        backward = ops.bind_backward(da, W, product, activation, source, 1.0, workspace)
+        backward(h_prev, dW, db, accumulate)
+        if da_prev is not None and product is not da_prev:
+            da_prev[...] = product
+    return dW, db, da_prev
+
+
+def _require_numpy(arrays: dict[str, Array]) -> None:
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            others = ", ".join(f"{other} {type(value).__name__}" for other, value in arrays.items() if other != name)
+            raise DeviceError(
+                f"{name}: expected a numpy.ndarray, got {type(array).__module__}.{type(array).__name__} "
+                f"(beside {others})"
+            )
+
+
+def _common_precision(da: Array, h_prev: Array, W: Array, allow_tf32: bool) -> Precision:
+    if not da.dtype == h_prev.dtype == W.dtype or da.dtype not in DTYPES.values():
+        raise DtypeError(
+            f"da, h_prev and W: expected one dtype out of {', '.join(DTYPES)} for all three, "
+            f"got {da.dtype}, {h_prev.dtype} and {W.dtype}"
+        )
+    return Precision.of(da.dtype, allow_tf32=allow_tf32)
+
+
+def _layer_shape(da: Array, h_prev: Array, W: Array) -> tuple[int, int, int]:
+    for name, array, axes in (("da", da, "(B, nO)"), ("h_prev", h_prev, "(B, nI)"), ("W", W, "(nO, nI)")):
+        if array.ndim != 2 or 0 in array.shape:
+            raise ShapeError(f"{name}: expected shape {axes} with at least one element, got {array.shape}")
+    if da.shape[0] != h_prev.shape[0] or W.shape != (da.shape[1], h_prev.shape[1]):
+        raise ShapeError(
+            f"expected da (B, nO), h_prev (B, nI) and W (nO, nI), "
+            f"got da {da.shape}, h_prev {h_prev.shape} and W {W.shape}"
+        )
+    return da.shape[0], da.shape[1], h_prev.shape[1]
+
+
+def _require(array: Array, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if array.shape != shape:
+        raise ShapeError(f"{name}: expected shape {shape}, got {array.shape}")
+    if array.dtype != dtype:
+        raise DtypeError(f"{name}: expected dtype {dtype}, got {array.dtype}")
+
+
+def _output(
+    ops: Ops,
+    array: Array | None,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    named: dict[str, Array | None],
+) -> Array:
+    """The array to write a result to: the caller's, once it is known to fit and to overlap no other, or a fresh one."""
+    if array is None:
+        return ops.empty(shape, dtype)
+    _require(array, name, shape, dtype)
+    if not array.flags.c_contiguous or not array.flags.writeable:
+        raise ShapeError(
+            f"{name}: expected a writeable C-contiguous array, got strides {array.strides} for shape {shape}"
+        )
+    for other, value in named.items():
+        if other != name and value is not None and np.may_share_memory(array, value):
+            raise OptionError(f"{name}: expected an array of its own, got one that shares memory with {other}")
+    return array
+
+
+def _carrier(array: Array, precision: Precision) -> Array:
+    """16-bit values in float32, which holds them exactly; strides that sums cannot walk are copied out."""
+    array = array.astype(precision.total, copy=False)
+    return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)

@@ -1,0 +1,436 @@
+"""The NumPy backend: the readable specification of what every backend computes, and a fast one on a CPU.
+
+Operations are *bound* before they run: `bind_forward(...)` and its kin take the arrays that stay the same from batch to
+batch and return a function of what changes, so that views, scratch and decisions are made once.
+
+16-bit values are carried in float32 arrays (which hold every one of them exactly) and rounded to their format where
+they are stored; a product of two is exact in float32, so a float32 GEMM of carriers is a 16-bit product with float32
+sums.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuback._typing import Array, ArrayLike
+from gpuback.activations import ACTIVATIONS, Activation, Scratch
+from gpuback.errors import DeviceError, DtypeError
+from gpuback.losses import Build, Softmax
+from gpuback.precision import Precision, round_to_tf32
+from gpuback.sums import bind_sum_columns
+
+CLASS_FIRST = 32
+"""Output layers up to this wide keep each class contiguous, so that sums over the classes are vector operations."""
+
+BLOCK_BYTES = 1 << 21
+"""How much of a batch's activations is worked on at a time: about what stays in a core's second-level cache."""
+
+CHUNK = 1 << 14
+"""How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
+
+
+class Workspace:
+    """The buffers that the layers of one block of rows share."""
+
+    def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
+        self.rows = rows
+        self._precision = precision
+        widest = rows * max(sizes)
+        self._scratch = [np.empty(widest, precision.total) for _ in range(2)]
+        self._deltas = [np.empty(widest, precision.total) for _ in range(2)]
+        self._rounded = np.empty(widest, precision.operand) if precision.sixteen_bit else None
+        self._products = [np.empty(widest, precision.total) for _ in range(2)] if precision.tf32 else []
+        self.gradient = np.empty(max(n_in * n_out for n_in, n_out in pairwise(sizes)), precision.total)
+
+    def hidden(self, width: int) -> Array:
+        """A buffer of its own for a hidden layer, (rows, width)."""
+        return np.empty((self.rows, width), self._precision.total)
+
+    def output(self, width: int) -> Array:
+        """The output layer's buffer: pre-activations, then da_L."""
+        order: Literal["C", "F"] = "F" if width <= CLASS_FIRST else "C"
+        return np.empty((self.rows, width), self._precision.total, order=order)
+
+    def delta(self, layer: int, width: int) -> Array:
+        """The buffer for a hidden layer's da. Layers take two in turn: da_k is done with when da_{k−1} is."""
+        return self._deltas[layer % 2][: self.rows * width].reshape(self.rows, width)
+
+    def scratch_like(self, array: Array) -> Scratch:
+        """Two scratch arrays of an array's shape and memory order."""
+        order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+        first, second = (flat[: array.size].reshape(array.shape, order=order) for flat in self._scratch)
+        return first, second
+
+    def bind_round(self, array: Array) -> Callable[[], object]:
+        """A function that rounds `array` to the operands' dtype in place; it does nothing for 32 and 64 bits."""
+        if self._rounded is None:
+            return _nothing
+        flat = array.T.reshape(-1) if not array.flags.c_contiguous else array.reshape(-1)
+        rounded = self._rounded[: flat.size]
+
+        def round_in_place() -> None:
+            np.copyto(rounded, flat, casting="unsafe")
+            np.copyto(flat, rounded)
+
+        return round_in_place
+
+    def bind_product_operand(self, which: int, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+        """A function from an array to what a product reads of it: a copy rounded to TF32 if allowed, else itself."""
+        if not self._products:
+            return _itself
+        copy = self._products[which][: shape[0] * shape[1]].reshape(shape)
+        return lambda array: round_to_tf32(np.ascontiguousarray(array), copy)
+
+
+class NumpyOps:
+    """Every operation on NumPy arrays."""
+
+    name = "numpy"
+
+    def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Workspace:
+        return Workspace(rows, sizes, precision)
+
+    def rows_per_block(self, sizes: tuple[int, ...], batch_size: int) -> int:
+        """How many rows of a batch to take through the whole network at a time.
+
+        Narrow networks gain when a block's activations stay in cache from the forward pass to the backward pass. Where
+        256 rows do not fit, products dominate and do best on many rows. Beyond a few million rows a block grows with
+        √B, so that sums over blocks keep to short chains.
+        """
+        fitting = BLOCK_BYTES // (4 * sum(sizes))
+        rows = fitting if fitting >= 256 else 4096
+        rows = max(rows, int(batch_size**0.5) // 2)
+        return min(batch_size, rows)
+
+    def bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]:
+        """W as products read it (W itself if nothing is rounded), and a function that brings that up to date with θ."""
+        if precision.sixteen_bit:
+            operand, rounded = np.empty_like(weights), np.empty(weights.shape, precision.operand)
+
+            def refresh() -> None:
+                np.copyto(rounded, weights, casting="unsafe")
+                np.copyto(operand, rounded)
+
+            return operand, refresh
+        if precision.tf32:
+            operand = np.empty_like(weights)
+            return operand, lambda: round_to_tf32(weights, operand)
+        return weights, _nothing
+
+    def bind_load(self, width: int, precision: Precision, workspace: Workspace) -> Callable[[Array], Array]:
+        """A function from a block of samples to the h_0 that products read: rounded to the operands' dtype."""
+        if not precision.sixteen_bit:
+            return _itself
+        h_0 = workspace.hidden(width)
+        round_h = workspace.bind_round(h_0)
+
+        def load(x: Array) -> Array:
+            np.copyto(h_0, x)
+            round_h()
+            return h_0
+
+        return load
+
+    def bind_forward(
+        self, W: Array, b: Array, h: Array, a: Array | None, activation: Activation | None, workspace: Workspace
+    ) -> Callable[[Array], None]:
+        """h = g(a), a = h_prev Wᵀ + b, as a function of h_prev (rows, nI).
+
+        Args:
+            W, b: (nO, nI) as products read it, and (nO,).
+            h: (rows, nO), written; rounded to the operands' dtype unless it is the output layer's.
+            a: (rows, nO), written and kept for the backward pass, or None where g' needs only h.
+            activation: g, or None for the output layer, whose function belongs to the loss.
+        """
+        pre_activation = h if a is None else a
+        product = _bind_product(W, pre_activation)
+        operand = workspace.bind_product_operand(0, (len(h), W.shape[1]))
+        if activation is None:
+
+            def forward_output(h_prev: Array) -> None:
+                product(operand(h_prev))
+                np.add(h, b, out=h)
+
+            return forward_output
+
+        g, scratch = activation.forward, workspace.scratch_like(h)
+        round_h, round_a = workspace.bind_round(h), workspace.bind_round(pre_activation)
+
+        def forward(h_prev: Array) -> None:
+            product(operand(h_prev))
+            np.add(pre_activation, b, out=pre_activation)
+            g(pre_activation, h, scratch)
+            round_h()
+            if a is not None:
+                round_a()
+
+        return forward
+
+    def bind_loss(
+        self, build: Build, a: Array, divisor: float, workspace: Workspace
+    ) -> Callable[[Array, Array | None], float]:
+        """Σ_b w_b ℓ_b over a block's rows, and a ← da_L = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w.
+
+        Args:
+            build: the entry of the table of losses.
+            a: (rows, n_L) the output layer's pre-activations; overwritten.
+            divisor: B, the number of samples in the whole batch, over the scale that da carries.
+        """
+        losses = np.empty(len(a), a.dtype)
+        run = build(a, losses, workspace.scratch_like(a))
+        round_da = workspace.bind_round(a)
+
+        def loss(y: Array, weight: Array | None) -> float:
+            run(y)
+            if weight is not None:
+                np.multiply(losses, weight, out=losses)
+                np.multiply(a, weight[:, None], out=a)
+            np.divide(a, divisor, out=a)
+            round_da()
+            return float(np.add.reduce(losses, dtype=np.float64))
+
+        return loss
+
+    def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[], object]:
+        """a ← ŷ = O(a)."""
+        if name == "softmax":
+            softmax = Softmax(a, a)
+
+            def apply_softmax() -> None:
+                softmax.shift()
+                softmax.normalise()
+
+            return apply_softmax
+        output, scratch = ACTIVATIONS[name].forward, workspace.scratch_like(a)
+        return lambda: output(a, a, scratch)
+
+    def bind_backward(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array | None,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
+        workspace: Workspace,
+    ) -> Callable[[Array, Array, Array, bool], None]:
+        """dW (+)= daᵀ h_prev / scale, db (+)= Σ_b da_b / scale, da_prev = (da W) ⊙ g', as a function (h_prev, dW, db,
+        accumulate).
+
+        Args:
+            da: (rows, nO), `scale` times the gradient of the pre-activations.
+            W: (nO, nI) as products read it.
+            da_prev: (rows, nI), written, carrying the same scale; None to skip it.
+            activation_prev, source_prev: g of the layer below, and what its g' is computed from, (rows, nI). None at
+                the network's input, where da_prev is ∂loss/∂x: without g', without the scale, and not rounded to the
+                operands' dtype.
+            scale: a power of two.
+        """
+        n_out, n_in = W.shape
+        da_operand = workspace.bind_product_operand(0, da.shape)
+        h_operand = workspace.bind_product_operand(1, (len(da), n_in))
+        sum_da = bind_sum_columns(da)
+        dW_addend, db_addend = workspace.gradient[: n_out * n_in].reshape(n_out, n_in), np.empty(n_out, da.dtype)
+        unscale = 1.0 / scale
+        finish = (
+            None if da_prev is None else self._bind_finish(da_prev, activation_prev, source_prev, unscale, workspace)
+        )
+
+        def backward(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
+            dW_sum, db_sum = (dW_addend, db_addend) if accumulate else (dW, db)
+            da_product = da_operand(da)
+            np.dot(da_product.T, h_operand(h_prev), out=dW_sum)
+            sum_da(db_sum)
+            if unscale != 1.0:
+                np.multiply(dW_sum, unscale, out=dW_sum)
+                np.multiply(db_sum, unscale, out=db_sum)
+            if accumulate:
+                np.add(dW, dW_sum, out=dW)
+                np.add(db, db_sum, out=db)
+            if finish is not None:
+                np.dot(da_product, W, out=da_prev)
+                finish()
+
+        return backward
+
+    def _bind_finish(
+        self, dh: Array, activation: Activation | None, source: Array | None, unscale: float, workspace: Workspace
+    ) -> Callable[[], object]:
+        """What turns dh into da in place; at the network's input, only the scale goes."""
+        if activation is None:
+            return _nothing if unscale == 1.0 else lambda: np.multiply(dh, unscale, out=dh)
+        scratch, round_dh = workspace.scratch_like(dh), workspace.bind_round(dh)
+
+        def finish() -> None:
+            activation.backward(dh, source, scratch)
+            round_dh()
+
+        return finish
+
+    def all_finite(self, array: Array) -> bool:
+        """Whether no element is infinite or NaN: the squares' sum tells at the speed of memory, unless it overflows."""
+        return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
+
+    def norm(self, array: Array) -> float:
+        """√Σ x², without overflow or underflow on the way."""
+        largest = float(max(np.max(array), -np.min(array)))
+        if largest == 0.0 or not math.isfinite(largest):
+            return largest
+        total = 0.0
+        for start in range(0, len(array), CHUNK):
+            scaled = array[start : start + CHUNK] / array.dtype.type(largest)
+            total += float(np.add.reduce(np.multiply(scaled, scaled, out=scaled), dtype=np.float64))
+        return largest * math.sqrt(total)
+
+    def sgd(
+        self,
+        theta: Array,
+        gradient: Array,
+        velocity: Array | None,
+        *,
+        learning_rate: float,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+        gradient_factor: float,
+    ) -> None:
+        """g = c ∇θ + λθ; v ← μv + g; θ ← θ − η (v, or g + μv with Nesterov, or g without momentum)."""
+        if velocity is None and not weight_decay:
+            learning_rate, gradient_factor = 1.0, gradient_factor * learning_rate
+        for part in _chunks(len(theta)):
+            t = theta[part]
+            step = np.multiply(gradient[part], gradient_factor)
+            if weight_decay:
+                step += weight_decay * t
+            if velocity is not None:
+                v = velocity[part]
+                np.multiply(v, momentum, out=v)
+                np.add(v, step, out=v)
+                if nesterov:
+                    step += momentum * v
+                else:
+                    np.copyto(step, v)
+            if learning_rate != 1.0:
+                np.multiply(step, learning_rate, out=step)
+            np.subtract(t, step, out=t)
+
+    def adam(
+        self,
+        theta: Array,
+        gradient: Array,
+        first_moment: Array,
+        second_moment: Array,
+        *,
+        learning_rate: float,
+        betas: tuple[float, float],
+        bias_corrections: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+        gradient_factor: float,
+    ) -> None:
+        """m ← m + (1 − β₁)(g − m); v ← β₂v + (1 − β₂)g²; θ ← θ − (η/c₁) m / (√v/√c₂ + ε), with g = c ∇θ.
+
+        Weight decay adds λθ to g, or (decoupled: AdamW) first shrinks θ by 1 − ηλ.
+
+        Args:
+            bias_corrections: c₁ = 1 − β₁^t and c₂ = 1 − β₂^t at step t.
+        """
+        beta_1, beta_2 = betas
+        correction_1, correction_2 = bias_corrections
+        for part in _chunks(len(theta)):
+            t, m, v = theta[part], first_moment[part], second_moment[part]
+            g = np.multiply(gradient[part], gradient_factor)
+            if weight_decay and decoupled:
+                np.multiply(t, 1.0 - learning_rate * weight_decay, out=t)
+            elif weight_decay:
+                g += weight_decay * t
+            step = np.subtract(g, m)
+            np.multiply(step, 1.0 - beta_1, out=step)
+            np.add(m, step, out=m)
+            np.multiply(v, beta_2, out=v)
+            np.multiply(g, g, out=g)
+            np.multiply(g, 1.0 - beta_2, out=g)
+            np.add(v, g, out=v)
+            np.sqrt(v, out=g)
+            np.divide(g, math.sqrt(correction_2), out=g)
+            np.add(g, eps, out=g)
+            np.divide(m, g, out=step)
+            np.multiply(step, learning_rate / correction_1, out=step)
+            np.subtract(t, step, out=t)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return np.empty(shape, dtype)
+
+    def take_rows(self, array: Array, indices: NDArray[np.intp], out: Array) -> None:
+        """out = array[indices]. Indices are in range; "raise" would make NumPy buffer the output."""
+        np.take(array, indices, axis=0, out=out, mode="clip")
+
+    def to_numpy(self, array: Array) -> NDArray[Any]:
+        return np.asarray(array)
+
+    def asarray(self, value: ArrayLike, dtype: np.dtype[Any], what: str) -> Array:
+        """Real numbers of any kind as a C-contiguous array of `dtype`; `value` itself where it is one already.
+
+        Raises:
+            DeviceError: an array in a GPU's memory.
+            DtypeError: complex numbers, text, objects.
+        """
+        array = value if isinstance(value, np.ndarray) else _host_array(value, what)
+        if array.dtype != dtype:
+            if not is_real(array.dtype):
+                raise DtypeError(f"{what}: expected real numbers, got dtype {array.dtype}")
+            array = array.astype(dtype)
+        return np.asarray(array, order="C")
+
+
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype holds real numbers: booleans, integers, floats, bfloat16 (not NumPy's own)."""
+    return dtype.kind in "biuf" or dtype.name == "bfloat16"
+
+
+def _host_array(value: ArrayLike, what: str) -> NDArray[Any]:
+    if hasattr(value, "__dlpack__"):
+        kind, _ = value.__dlpack_device__()
+        if int(kind) not in (1, 3):  # kDLCPU, kDLCUDAHost
+            raise DeviceError(
+                f"{what}: expected data in host memory for the numpy backend, got {type(value).__name__} on DLPack "
+                f"device {tuple(map(int, value.__dlpack_device__()))}; copy it to the host, or use net.to('cupy')"
+            )
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise DtypeError(f"{what}: NumPy cannot take this {type(value).__name__} by DLPack: {error}") from error
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise DtypeError(f"{what}: expected an array of real numbers, got {type(value).__name__}: {error}") from error
+
+
+def _bind_product(W: Array, out: Array) -> Callable[[Array], object]:
+    """out = h Wᵀ as a function of h. `np.dot` gets going quicker than `np.matmul`, but writes C-ordered arrays only."""
+    if out.flags.c_contiguous:
+        W_T = W.T
+        return lambda h: np.dot(h, W_T, out=out)
+    out_T = out.T
+    return lambda h: np.dot(W, h.T, out=out_T)
+
+
+@functools.cache
+def _chunks(length: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, length, CHUNK)]
+
+
+def _nothing() -> None:
+    return None
+
+
+def _itself(array: Array) -> Array:
+    return array
