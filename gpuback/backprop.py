@@ -1,0 +1,143 @@
+"""One batch through the network and back: forward pass, loss, back-propagation, over buffers made once per batch size.
+
+A batch is worked on in blocks of rows that the backend chooses. Samples meet only in the sums dW and db, so each block
+goes through the whole network, forward and backward, before the next one starts, and adds its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gpuback._typing import Array
+from gpuback.architecture import Architecture
+from gpuback.ops import Ops
+
+
+class Backprop:
+    """The passes of one network for one batch size."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Sequence[Array],
+        biases: Sequence[Array],
+        ops: Ops,
+        batch_size: int,
+        *,
+        need_input_grad: bool = False,
+    ) -> None:
+        precision = architecture.precision
+        self._batch_size = batch_size
+        operands, self._refresh_weights = zip(*(ops.bind_weights(W, precision) for W in weights), strict=True)
+
+        def block(rows: int) -> _Block:
+            return _Block(architecture, operands, biases, ops, rows, batch_size, need_input_grad)
+
+        rows = ops.rows_per_block(architecture.sizes, batch_size)
+        full, remainder = block(rows), batch_size % rows
+        whole = batch_size - remainder
+        self._blocks = [(full, slice(start, start + rows)) for start in range(0, whole, rows)]
+        if remainder:
+            self._blocks.append((block(remainder), slice(whole, batch_size)))
+
+    def _refresh(self) -> None:
+        """Brings the weights as products read them up to date with θ."""
+        for refresh in self._refresh_weights:
+            refresh()
+
+    def forward(self, x: Array, out: Array) -> None:
+        """out = ŷ, (B, n_L)."""
+        self._refresh()
+        for block, rows in self._blocks:
+            block.forward(x[rows])
+            block.apply_output()
+            out[rows] = block.output
+
+    def loss(self, x: Array, y: Array, weight: Array | None) -> float:
+        """(1/B) Σ_b w_b ℓ(ŷ_b, y_b)."""
+        total = 0.0
+        self._refresh()
+        for block, rows in self._blocks:
+            block.forward(x[rows])
+            total += block.loss(y[rows], None if weight is None else weight[rows])
+        return total / self._batch_size
+
+    def value_and_grad(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        dW: Sequence[Array],
+        db: Sequence[Array],
+        dx: Array | None = None,
+        *,
+        accumulate: bool = False,
+    ) -> float:
+        """The loss; and its gradients into (or, accumulating, onto) dW, db and dx."""
+        total = 0.0
+        self._refresh()
+        for block, rows in self._blocks:
+            block.forward(x[rows])
+            total += block.loss(y[rows], None if weight is None else weight[rows])
+            block.backward(dW, db, accumulate)
+            if dx is not None:
+                dx[rows] = block.input_gradient
+            accumulate = True
+        return total / self._batch_size
+
+
+class _Block:
+    """A fixed number of rows: every layer bound to its buffers."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Sequence[Array],
+        biases: Sequence[Array],
+        ops: Ops,
+        rows: int,
+        batch_size: int,
+        need_input_grad: bool,
+    ) -> None:
+        precision, sizes = architecture.precision, architecture.sizes
+        scale = precision.gradient_scale(batch_size)
+        workspace = ops.workspace(rows, sizes, precision)
+        activations = architecture.hidden_activations
+        self._load = ops.bind_load(sizes[0], precision, workspace)
+        self._inputs: list[Array] = []  # h_0 of the batch at hand, h_1, …, h_{L−1}
+
+        self._hidden = [workspace.hidden(width) for width in sizes[1:-1]]
+        kept = [
+            workspace.hidden(n) if g.derivative_from == "a" else None
+            for n, g in zip(sizes[1:-1], activations, strict=True)
+        ]
+        output = workspace.output(sizes[-1])
+        self._forward = [
+            ops.bind_forward(W, b, h, a, g, workspace)
+            for W, b, h, a, g in zip(
+                weights, biases, [*self._hidden, output], [*kept, None], [*activations, None], strict=True
+            )
+        ]
+        build = architecture.loss_row.outputs[architecture.output]
+        self.loss = ops.bind_loss(build, output, batch_size / scale, workspace)
+        self.apply_output = ops.bind_output(architecture.output, output, workspace)
+        self.output = output
+
+        self._backward: list[Callable[[Array, Array, Array, bool], None]] = []
+        self.input_gradient = workspace.delta(0, sizes[0]) if need_input_grad else None
+        da_below = [self.input_gradient, *(workspace.delta(k, width) for k, width in enumerate(sizes[1:-1], 1))]
+        sources = [None, *(h if a is None else a for h, a in zip(self._hidden, kept, strict=True))]
+        below = [None, *activations]
+        for W, da, da_prev, g, source in zip(weights, [*da_below[1:], output], da_below, below, sources, strict=True):
+            self._backward.append(ops.bind_backward(da, W, da_prev, g, source, scale, workspace))
+
+    def forward(self, x: Array) -> None:
+        """Up to the output layer's pre-activations a_L, in `output`; `loss` or `apply_output` goes on from there."""
+        self._inputs = [self._load(x), *self._hidden]
+        for layer, h in zip(self._forward, self._inputs, strict=True):
+            layer(h)
+
+    def backward(self, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
+        """From da_L, which `loss` left in `output`, down: each layer's dW, db and the da of the layer below."""
+        for k in range(len(self._backward) - 1, -1, -1):
+            self._backward[k](self._inputs[k], dW[k], db[k], accumulate)

@@ -1,0 +1,91 @@
+"""What a training step does, in numbers: which operation runs for each part and why, its FLOPs and its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpuback.architecture import Architecture
+from gpuback.ops import Ops
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: what it computes, what runs it and why, its floating-point operations, the bytes it moves."""
+
+    name: str
+    operation: str
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The steps of one training step, in order, and what holds for all of them. `print` shows it as a table."""
+
+    header: str
+    steps: tuple[Step, ...]
+
+    @property
+    def flops(self) -> int:
+        return sum(step.flops for step in self.steps)
+
+    @property
+    def bytes(self) -> int:
+        return sum(step.bytes for step in self.steps)
+
+    def __str__(self) -> str:
+        rows = [(s.name, s.operation, f"{s.flops:,}", f"{s.bytes:,}") for s in self.steps]
+        rows = [("step", "what runs", "FLOPs", "bytes"), *rows, ("total", "", f"{self.flops:,}", f"{self.bytes:,}")]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows
+        ]
+        return "\n".join([self.header, "", *lines])
+
+
+def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanation:
+    """The plan of one training step (forward, loss, backward, update) on a batch."""
+    precision, sizes = architecture.precision, architecture.sizes
+    rows = ops.rows_per_block(sizes, batch_size)
+    operands = "TF32" if precision.tf32 else precision.name
+    word = precision.total.itemsize
+    blocks = -(-batch_size // rows)
+    why = (
+        "the whole batch at once"
+        if blocks == 1
+        else f"{blocks} blocks of up to {rows} rows, each forward and backward in turn"
+    )
+    header = (
+        f"{ops.name} backend, batch of {batch_size}: {why}\n"
+        f"products of {operands} operands, sums in {precision.total.name}; θ and ∇θ in {precision.total.name}"
+    )
+    depth = len(sizes) - 1
+    steps = []
+    for k in range(1, depth + 1):
+        n_in, n_out = sizes[k - 1], sizes[k]
+        g = architecture.activations[k - 1] if k < depth else "pre-activation"
+        moved = word * (batch_size * (n_in + n_out) + n_out * (n_in + 1))
+        steps.append(
+            Step(f"forward {k}", f"BLAS GEMM, then bias and {g} in place", 2 * batch_size * n_in * n_out, moved)
+        )
+    n_top = sizes[-1]
+    steps.append(
+        Step("loss", f"{architecture.output} + {architecture.loss}, fused to da", 0, word * 2 * batch_size * n_top)
+    )
+    for k in range(depth, 0, -1):
+        n_in, n_out = sizes[k - 1], sizes[k]
+        products = 2 if k > 1 else 1
+        what = "BLAS GEMM for dW, chained sums for db"
+        if k > 1:
+            what += f", GEMM for dh, {architecture.activations[k - 2]}' in place"
+        moved = word * (batch_size * (n_out + n_in * products) + n_out * (n_in * products + 1))
+        steps.append(Step(f"backward {k}", what, products * 2 * batch_size * n_in * n_out, moved))
+    steps.append(
+        Step(
+            "update",
+            "optimizer, one pass over θ",
+            2 * architecture.layout.n_parameters,
+            3 * word * architecture.layout.n_parameters,
+        )
+    )
+    return Explanation(header, tuple(steps))

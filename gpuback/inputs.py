@@ -1,0 +1,84 @@
+"""What users pass to a network (samples, targets, weights), checked against it and brought to its backend and dtype."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gpuback._typing import Array, ArrayLike
+from gpuback.architecture import Architecture
+from gpuback.errors import DtypeError, LabelError, ShapeError
+from gpuback.ops import Ops
+
+
+def as_samples(x: ArrayLike, architecture: Architecture, ops: Ops) -> Array:
+    """x as (B, n_0), B ≥ 1, in the dtype that sums are kept in."""
+    samples = ops.asarray(x, architecture.precision.total, "x")
+    width = architecture.sizes[0]
+    if samples.ndim != 2 or samples.shape[1] != width:
+        hint = "; one sample is x[None, :]" if samples.shape == (width,) else ""
+        raise ShapeError(f"x: expected shape (B, {width}) for sizes {architecture.sizes}, got {samples.shape}{hint}")
+    if len(samples) == 0:
+        raise ShapeError(f"x: expected at least one sample, got shape {samples.shape}")
+    return samples
+
+
+def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: Ops) -> Array:
+    """y as the loss reads it: integer labels (B,) or rows (B, n_L).
+
+    Raises:
+        ShapeError: neither of these shapes, or another number of samples than x has.
+        DtypeError: class labels that are not integers.
+        LabelError: a label outside 0 … n_L − 1, or a probability outside [0, 1].
+    """
+    width, precision = architecture.sizes[-1], architecture.precision
+    kind = architecture.loss_row.targets
+    if kind == "classes" and (y.ndim if isinstance(y, np.ndarray) else np.ndim(y)) == 1:
+        return _as_labels(y, width, batch_size, ops)
+    targets = ops.asarray(y, precision.total, "y")
+    if kind != "classes" and width == 1 and targets.ndim == 1:
+        targets = targets[:, None]
+    if targets.shape != (batch_size, width):
+        shapes = f"({batch_size}, {width})"
+        if kind == "classes":
+            shapes = f"({batch_size},) of integer labels or {shapes} of probabilities"
+        elif width == 1:
+            shapes = f"({batch_size},) or {shapes}"
+        raise ShapeError(f"y: expected shape {shapes} for loss {architecture.loss!r}, got {targets.shape}")
+    if kind != "values" and isinstance(targets, np.ndarray):
+        lowest, highest = targets.min(), targets.max()
+        if lowest < 0 or highest > 1:
+            raise LabelError(
+                f"y: expected probabilities in [0, 1] for loss {architecture.loss!r}, got {lowest} to {highest}"
+            )
+    return targets
+
+
+def _as_labels(y: ArrayLike, n_classes: int, batch_size: int, ops: Ops) -> Array:
+    kind = y.dtype if hasattr(y, "dtype") else np.asarray(y).dtype
+    if getattr(kind, "kind", "i") not in "biu":
+        raise DtypeError(
+            f"y: expected integer labels 0 … {n_classes - 1}, shape ({batch_size},), or probability rows "
+            f"({batch_size}, {n_classes}); got shape ({len(y)},) of {kind}"
+        )
+    labels = ops.asarray(y, np.dtype(np.intp), "y")
+    if labels.shape != (batch_size,):
+        raise ShapeError(f"y: expected {batch_size} labels, one per sample of x, got {len(labels)}")
+    # As an unsigned number a negative label is huge, so one maximum finds both kinds of stray.
+    if isinstance(labels, np.ndarray) and np.maximum.reduce(labels.view(np.uintp)) >= n_classes:
+        raise LabelError(
+            f"y: expected labels 0 … {n_classes - 1} for an output layer of width {n_classes}, "
+            f"got labels from {labels.min()} to {labels.max()}"
+        )
+    return labels
+
+
+def as_sample_weight(weight: ArrayLike | None, architecture: Architecture, batch_size: int, ops: Ops) -> Array | None:
+    """w as (B,), or None."""
+    if weight is None:
+        return None
+    weights = ops.asarray(weight, architecture.precision.total, "sample_weight")
+    if weights.shape != (batch_size,):
+        raise ShapeError(
+            f"sample_weight: expected shape ({batch_size},), one weight per sample of x, got {weights.shape}"
+        )
+    return weights

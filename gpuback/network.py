@@ -1,0 +1,356 @@
+"""The multilayer perceptron: θ, forward pass, loss, gradients, and a look inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuback import persistence
+from gpuback._typing import Array, ArrayLike, PathLike
+from gpuback.architecture import Architecture
+from gpuback.backprop import Backprop
+from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
+from gpuback.explain import Explanation, explain
+from gpuback.inputs import as_sample_weight, as_samples, as_targets
+from gpuback.ops import Ops, ops_for
+from gpuback.parameters import initial_parameters
+from gpuback.trace import Trace, trace
+
+KEPT_PASSES = 4
+"""For how many batch sizes a network keeps its buffers; a block of rows is a few megabytes."""
+
+
+@dataclass
+class Gradients:
+    """∂loss/∂θ: for each part of a network, an array of that part's shape.
+
+    Attributes:
+        theta: (n_parameters,) all of it, in θ's order and dtype.
+        weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`.
+        inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.
+    """
+
+    theta: Array
+    weights: list[Array]
+    biases: list[Array]
+    inputs: Array | None = None
+
+
+class MLP:
+    """A feed-forward network: h_k = g_k(W_k h_{k−1} + b_k), ŷ = O(a_L), with a loss averaged over the batch.
+
+    Args:
+        sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
+        activation: g by name, one for all hidden layers or one for each: identity, relu, leaky_relu, elu, sigmoid,
+            tanh, softplus, gelu, silu.
+        output: O: "softmax", "identity", "sigmoid" or "tanh". The default follows from the loss: softmax for
+            cross_entropy, sigmoid for binary_cross_entropy, identity for squared_error, which goes with any of them.
+        loss: "cross_entropy" (targets: integer labels (B,) or probability rows (B, n_L)), "binary_cross_entropy" ((B,
+            n_L) in [0, 1]) or "squared_error" ((B, n_L); ½ Σ_j (ŷ_j − y_j)² per sample).
+        dtype: what products' operands are rounded to: float64, float32, bfloat16 or float16. θ, gradients and sums are
+            float64 for float64, else float32.
+        allow_tf32: float32 products may round their operands to TF32 (11 significant bits).
+        backend: "numpy", "cupy", or "auto" for the fastest that this machine can use.
+        reproducible: the same bits on every backend; this version does not have it yet and refuses True.
+        seed: of the initial weights (He uniform for rectifiers, Glorot uniform for the rest; biases 0), the same on
+            every backend and NumPy version. None takes one from the operating system.
+
+    Raises:
+        ShapeError, OptionError, DtypeError: an argument is out of range or unknown.
+        BackendError: the backend cannot be used here; the message says why.
+
+    Example:
+        >>> net = MLP([2, 3, 2], seed=0)
+        >>> net.forward([[1.0, -1.0]]).shape
+        (1, 2)
+    """
+
+    def __init__(
+        self,
+        sizes: Iterable[int],
+        *,
+        activation: str | Sequence[str] = "relu",
+        output: str | None = None,
+        loss: str = "cross_entropy",
+        dtype: object = "float32",
+        allow_tf32: bool = False,
+        backend: str = "auto",
+        reproducible: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        if reproducible:
+            raise OptionError(
+                "reproducible=True: this version of gpuback cannot promise equal bits across backends yet; use False"
+            )
+        architecture = Architecture.create(
+            sizes, activation=activation, output=output, loss=loss, dtype=dtype, allow_tf32=allow_tf32
+        )
+        if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
+            raise OptionError(f"seed: expected an integer ≥ 0 or None, got {seed!r}")
+        names = (*architecture.activations, architecture.output)
+        self._assemble(architecture, ops_for(backend), initial_parameters(architecture.layout, names, seed))
+
+    def _assemble(self, architecture: Architecture, ops: Ops, theta: ArrayLike) -> None:
+        """Every way to make a network ends here: `theta` is copied into a fresh buffer."""
+        self._architecture = architecture
+        self._ops = ops
+        layout, total = architecture.layout, architecture.precision.total
+        self._theta = ops.empty(layout.n_parameters, total)
+        self._theta[...] = ops.asarray(theta, total, "theta")
+        self._weights, self._biases = layout.split(self._theta)
+        self._passes: dict[tuple[int, bool], Backprop] = {}
+
+    @classmethod
+    def _of(cls, architecture: Architecture, ops: Ops, theta: ArrayLike) -> MLP:
+        net = cls.__new__(cls)
+        net._assemble(architecture, ops, theta)
+        return net
+
+    # What it is
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(n_0, …, n_L)."""
+        return self._architecture.sizes
+
+    @property
+    def architecture(self) -> Architecture:
+        """Everything about the network but its numbers and its backend."""
+        return self._architecture
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of products' operands."""
+        return self._architecture.precision.operand
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend: numpy or cupy."""
+        return self._ops.name
+
+    @property
+    def ops(self) -> Ops:
+        """The backend's operations."""
+        return self._ops
+
+    @property
+    def n_parameters(self) -> int:
+        """The length of θ: Σ_k n_k (n_{k−1} + 1)."""
+        return self._architecture.layout.n_parameters
+
+    @property
+    def theta(self) -> Array:
+        """θ = (W_1, b_1, …, W_L, b_L), (n_parameters,). Writing to it changes the network."""
+        return self._theta
+
+    @property
+    def weights(self) -> list[Array]:
+        """W_1, …, W_L, each (nO, nI): views into θ."""
+        return list(self._weights)
+
+    @property
+    def biases(self) -> list[Array]:
+        """b_1, …, b_L, each (nO,): views into θ."""
+        return list(self._biases)
+
+    def __repr__(self) -> str:
+        options = self._architecture.as_options()
+        sizes = options.pop("sizes")
+        arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        return f"MLP({sizes}, {arguments}, backend={self.backend!r})"
+
+    # What it computes
+
+    def forward(self, x: ArrayLike) -> Array:
+        """The network's outputs.
+
+        Args:
+            x: (B, n_0).
+
+        Returns:
+            ŷ (B, n_L), fresh, in θ's dtype (float32 for 16-bit networks).
+
+        Raises:
+            ShapeError, DtypeError, DeviceError: x does not fit the network.
+        """
+        samples = as_samples(x, self._architecture, self._ops)
+        outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
+        with np.errstate(all="ignore"), self._borrowed_passes(len(samples)) as passes:
+            passes.forward(samples, outputs)
+        return outputs
+
+    def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
+        """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
+        samples, targets, weight = self.checked(x, y, sample_weight)
+        with np.errstate(all="ignore"), self._borrowed_passes(len(samples)) as passes:
+            return self._scalar(passes.loss(samples, targets, weight))
+
+    def value_and_grad(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        need_input_grad: bool = False,
+        out: Gradients | None = None,
+        accumulate: bool = False,
+    ) -> tuple[Array, Gradients]:
+        """The loss and its gradients by back-propagation.
+
+        da_L comes from the loss; then, from the last layer down, dW_k = da_kᵀ H_{k−1}, db_k = Σ_b da_k[b] and
+        da_{k−1} = (da_k W_k) ⊙ g'(a_{k−1}). NaN and infinity flow through.
+
+        Args:
+            x: (B, n_0) real numbers, B ≥ 1: an array, nested sequences, or anything with `__dlpack__`.
+            y: targets as the loss wants them (see MLP).
+            sample_weight: (B,) w_b, multiplies each sample's loss before the sum. The divisor stays B.
+            need_input_grad: also ∂loss/∂x, in `Gradients.inputs`.
+            out: gradients to write to, from an earlier call on this network or one of the same sizes; fresh ones by
+                default.
+            accumulate: add to out's θ-gradients instead of overwriting them. `inputs` is always overwritten.
+
+        Returns:
+            The loss, a 0-d array on the network's backend, and the gradients (`out` if it was given).
+
+        Raises:
+            ShapeError, DtypeError, DeviceError: an argument does not fit the network.
+            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1].
+            OptionError: accumulate without out.
+        """
+        samples, targets, weight = self.checked(x, y, sample_weight)
+        if accumulate and out is None:
+            raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
+        gradients = self.empty_gradients() if out is None else self._fitting(out)
+        gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
+        with np.errstate(all="ignore"), self._borrowed_passes(len(samples), need_input_grad) as passes:
+            value = passes.value_and_grad(
+                samples, targets, weight, gradients.weights, gradients.biases, gradients.inputs, accumulate=accumulate
+            )
+        return self._scalar(value), gradients
+
+    def trace(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Trace:
+        """Every intermediate array of a batch's forward and backward pass: to look inside, to teach, to check.
+
+        Arguments and errors as `value_and_grad`'s.
+        """
+        samples, targets, weight = self.checked(x, y, sample_weight)
+        with np.errstate(all="ignore"):
+            return trace(self._architecture, self._weights, self._biases, self._ops, samples, targets, weight)
+
+    def explain(self, batch_size: int) -> Explanation:
+        """Which operation runs for each step of training on such a batch and why, with FLOPs and bytes; print it."""
+        if batch_size < 1:
+            raise ShapeError(f"batch_size: expected at least 1, got {batch_size}")
+        return explain(self._architecture, self._ops, batch_size)
+
+    # Where it goes
+
+    def to(self, backend: str) -> MLP:
+        """A copy on another backend (or on the same one).
+
+        Raises:
+            BackendError: it cannot be used here; the message says why.
+        """
+        return MLP._of(self._architecture, ops_for(backend), self._ops.to_numpy(self._theta))
+
+    def save(self, path: PathLike) -> None:
+        """Writes θ and the architecture to a safetensors file, written beside it and then renamed into place."""
+        persistence.write(
+            path,
+            {"theta": self._ops.to_numpy(self._theta)},
+            {"architecture": self._architecture.as_options()},
+            kind="model",
+        )
+
+    @classmethod
+    def load(cls, path: PathLike, backend: str = "auto") -> MLP:
+        """The network that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: it is cut short, tampered with, or not a gpuback model.
+            BackendError: the backend cannot be used here.
+        """
+        arrays, metadata = persistence.read(path, kind="model")
+        try:
+            architecture = Architecture.from_options(metadata["architecture"])
+            theta = arrays["theta"]
+        except (KeyError, TypeError, GpubackError) as error:
+            raise FileFormatError(
+                f"{os.fspath(path)}: expected a gpuback model, got one that makes no network: {error}"
+            ) from error
+        expected = (architecture.layout.n_parameters,), architecture.precision.total
+        if (theta.shape, theta.dtype) != expected:
+            raise FileFormatError(
+                f"{os.fspath(path)}: expected theta of shape {expected[0]} and dtype {expected[1]} for sizes "
+                f"{architecture.sizes}, got {theta.shape} and {theta.dtype}"
+            )
+        return cls._of(architecture, ops_for(backend), theta)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: not the buffers, whose views would still point into the original θ."""
+        return {"architecture": self._architecture, "backend": self.backend, "theta": self._ops.to_numpy(self._theta)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._assemble(state["architecture"], ops_for(state["backend"]), state["theta"])
+
+    # For its own use and its trainer's
+
+    def empty_gradients(self) -> Gradients:
+        """Gradients of this network's shapes, not yet written to."""
+        theta = self._ops.empty(self.n_parameters, self._theta.dtype)
+        return Gradients(theta, *self._architecture.layout.split(theta))
+
+    def checked(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Array, Array, Array | None]:
+        """A batch as the passes take it: checked, on the backend, in θ's dtype."""
+        samples = as_samples(x, self._architecture, self._ops)
+        targets = as_targets(y, self._architecture, len(samples), self._ops)
+        return samples, targets, as_sample_weight(sample_weight, self._architecture, len(samples), self._ops)
+
+    def passes(self, batch_size: int, need_input_grad: bool = False) -> Backprop:
+        """The passes of this network for one batch size, with buffers of their own."""
+        return Backprop(
+            self._architecture, self._weights, self._biases, self._ops, batch_size, need_input_grad=need_input_grad
+        )
+
+    def _borrowed_passes(self, batch_size: int, need_input_grad: bool = False) -> _Borrowed:
+        return _Borrowed(self, (batch_size, need_input_grad))
+
+    def _fitting(self, out: Gradients) -> Gradients:
+        if (
+            not isinstance(out, Gradients)
+            or out.theta.shape != self._theta.shape
+            or out.theta.dtype != self._theta.dtype
+        ):
+            came = f"theta {out.theta.shape} of {out.theta.dtype}" if isinstance(out, Gradients) else type(out).__name__
+            raise ShapeError(
+                f"out: expected Gradients with theta {self._theta.shape} of {self._theta.dtype}, got {came}"
+            )
+        return out
+
+    def _scalar(self, value: float) -> Array:
+        return self._ops.asarray(value, self._theta.dtype, "loss")
+
+
+class _Borrowed:
+    """Buffers taken out of a network's store while they are in use, so that a second thread makes its own."""
+
+    def __init__(self, net: MLP, key: tuple[int, bool]) -> None:
+        self._net, self._key = net, key
+
+    def __enter__(self) -> Backprop:
+        try:
+            self._passes = self._net._passes.pop(self._key)
+        except KeyError:
+            self._passes = self._net.passes(*self._key)
+        return self._passes
+
+    def __exit__(self, *exception: object) -> None:
+        store = self._net._passes
+        store[self._key] = self._passes
+        for oldest in list(store)[:-KEPT_PASSES]:
+            store.pop(oldest, self._passes)

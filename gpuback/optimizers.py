@@ -1,0 +1,257 @@
+"""Gradient descent on θ: SGD with momentum and Nesterov, Adam, AdamW. One pass over the flat θ, in place.
+
+The definitions are PyTorch's (`torch.optim`), to which results are equal up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from gpuback._typing import Array
+from gpuback.errors import OptionError, ShapeError
+from gpuback.ops import Ops
+
+
+class Network(Protocol):
+    """What an optimizer sees of a network."""
+
+    @property
+    def theta(self) -> Array: ...
+    @property
+    def ops(self) -> Ops: ...
+
+
+class HasTheta(Protocol):
+    """What an optimizer sees of gradients."""
+
+    @property
+    def theta(self) -> Array: ...
+
+
+class Optimizer:
+    """What the optimizers share. An optimizer belongs to the first network that it steps.
+
+    Attributes:
+        learning_rate: η; may be changed between steps.
+        step_count: how many steps it has made.
+        state: its arrays by name, each (n_parameters,), in θ's dtype; empty before the first step.
+    """
+
+    _state_names: tuple[str, ...] = ()
+
+    def __init__(self, learning_rate: float, weight_decay: float) -> None:
+        self.learning_rate = _in_range("learning_rate", learning_rate, 0.0)
+        self.weight_decay = _in_range("weight_decay", weight_decay, 0.0)
+        self.step_count = 0
+        self.state: dict[str, Array] = {}
+        self._theta: Array | None = None
+
+    def step(self, net: Network, gradients: HasTheta) -> None:
+        """One update of `net.theta`, in place.
+
+        Args:
+            net: the network, an `MLP`.
+            gradients: what its `value_and_grad` returned, or anything with a `.theta` of θ's shape and dtype.
+
+        Raises:
+            OptionError: the optimizer belongs to another network.
+            ShapeError: the gradients are another network's.
+        """
+        if gradients.theta.shape != net.theta.shape or gradients.theta.dtype != net.theta.dtype:
+            raise ShapeError(
+                f"gradients: expected shape {net.theta.shape} of {net.theta.dtype}, "
+                f"got {gradients.theta.shape} of {gradients.theta.dtype}"
+            )
+        self.update(net, gradients.theta, 1.0)
+
+    def update(self, net: Network, gradient: Array, gradient_factor: float) -> None:
+        """`step` with the flat gradient times a factor (from clipping), unchecked."""
+        self.bind(net)
+        self.step_count += 1
+        self._apply(net.ops, net.theta, gradient, gradient_factor)
+
+    def bind(self, net: Network) -> None:
+        """Makes the optimizer this network's: its state starts at zero."""
+        if self._theta is net.theta:
+            return
+        if self._theta is not None:
+            raise OptionError(
+                f"this {type(self).__name__} has stepped another network and holds its state; make a new one"
+            )
+        self._theta = net.theta
+        for name in self._state_names:
+            self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
+            self.state[name].fill(0)
+
+    def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
+        """Takes up the state of an optimizer of the same kind after `step_count` steps."""
+        self.bind(net)
+        for name in self._state_names:
+            self.state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
+        self.step_count = step_count
+
+    def options(self) -> dict[str, Any]:
+        """Kind and hyper-parameters, as JSON can hold them."""
+        return {"optimizer": type(self).__name__, **self._hyper_parameters()}
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        return {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
+
+    def _apply(self, ops: Ops, theta: Array, gradient: Array, gradient_factor: float) -> None:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: v ← μ v + g, θ ← θ − η v, with g = ∇θ + λ θ.
+
+    Args:
+        learning_rate: η ≥ 0.
+        momentum: μ in [0, 1). With 0, θ ← θ − η g.
+        nesterov: step by g + μ v instead of v; needs momentum.
+        weight_decay: λ ≥ 0, on every parameter, biases too.
+
+    Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013;
+        torch.optim.SGD.
+    """
+
+    def __init__(
+        self, learning_rate: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(learning_rate, weight_decay)
+        self.momentum = _in_range("momentum", momentum, 0.0, 1.0)
+        self.nesterov = bool(nesterov)
+        if self.nesterov and self.momentum == 0.0:
+            raise OptionError("nesterov=True needs momentum > 0, got momentum=0.0")
+        self._state_names = ("velocity",) if self.momentum else ()
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        return {
+            "learning_rate": self.learning_rate,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "weight_decay": self.weight_decay,
+        }
+
+    def _apply(self, ops: Ops, theta: Array, gradient: Array, gradient_factor: float) -> None:
+        ops.sgd(
+            theta,
+            gradient,
+            self.state.get("velocity"),
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            gradient_factor=gradient_factor,
+        )
+
+
+class Adam(Optimizer):
+    """Adam: steps by the gradient's running mean over the root of its running mean square, both corrected for starting
+    at 0.
+
+    m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², θ ← θ − η (m/(1 − β₁ᵗ)) / (√(v/(1 − β₂ᵗ)) + ε), with g = ∇θ + λ θ.
+
+    Args:
+        learning_rate: η ≥ 0.
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε > 0.
+        weight_decay: λ ≥ 0, on every parameter, biases too.
+
+    Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015; torch.optim.Adam.
+    """
+
+    _state_names = ("first_moment", "second_moment")
+    _decoupled = False
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay)
+        try:
+            first, second = betas
+        except (TypeError, ValueError):
+            raise OptionError(f"betas: expected two numbers in [0, 1), got {betas!r}") from None
+        self.betas = (_in_range("betas[0]", first, 0.0, 1.0), _in_range("betas[1]", second, 0.0, 1.0))
+        self.eps = _in_range("eps", eps, 0.0)
+        self._beta_powers = (1.0, 1.0)
+
+    def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
+        super().restore(net, state, step_count)
+        self._beta_powers = (1.0, 1.0)
+        for _ in range(step_count):
+            self._advance_beta_powers()
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        return {
+            "learning_rate": self.learning_rate,
+            "betas": self.betas,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+        }
+
+    def _advance_beta_powers(self) -> None:
+        """(β₁ᵗ, β₂ᵗ) by multiplication, which IEEE fixes to the bit; a library's pow may vary."""
+        first, second = self._beta_powers
+        self._beta_powers = (first * self.betas[0], second * self.betas[1])
+
+    def _apply(self, ops: Ops, theta: Array, gradient: Array, gradient_factor: float) -> None:
+        self._advance_beta_powers()
+        first, second = self._beta_powers
+        ops.adam(
+            theta,
+            gradient,
+            self.state["first_moment"],
+            self.state["second_moment"],
+            learning_rate=self.learning_rate,
+            betas=self.betas,
+            bias_corrections=(1.0 - first, 1.0 - second),
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            decoupled=self._decoupled,
+            gradient_factor=gradient_factor,
+        )
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: θ ← (1 − ηλ) θ before each step, instead of λ θ in the gradient.
+
+    Args: as Adam's; weight_decay is λ.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; torch.optim.AdamW.
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(learning_rate, betas, eps, weight_decay)
+
+
+def _in_range(name: str, value: float, lowest: float, below: float = math.inf) -> float:
+    """`value` as a float if lowest ≤ value < below."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not lowest <= number < below:
+        upper = "" if below == math.inf else f" and < {below:g}"
+        raise OptionError(f"{name}: expected a finite number ≥ {lowest:g}{upper}, got {value!r}")
+    return number
+
+
+OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}

@@ -1,0 +1,96 @@
+"""Every intermediate array of one batch, forward and backward: to look inside, to teach, to check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpuback._typing import Array
+from gpuback.architecture import Architecture
+from gpuback.ops import Ops
+
+
+@dataclass
+class Trace:
+    """What a batch left behind. Lists are indexed by the layer k as in the equations; what does not exist is None.
+
+    16-bit values stand in float32 arrays. float16's da and dh are shown without the power of two that they carry.
+
+    Attributes:
+        a: a_1 … a_L, (B, n_k) pre-activations.
+        h: h_0 … h_{L−1}, (B, n_k), rounded to the operands' dtype: what products read.
+        output: ŷ (B, n_L).
+        loss: the mean over the batch.
+        dh: dh_0 … dh_{L−1}, (B, n_k): ∂loss/∂h_k = da_{k+1} W_{k+1}; dh_0 is ∂loss/∂x.
+        da: da_1 … da_L, (B, n_k): ∂loss/∂a_k.
+        dW, db: dW_1 … dW_L (nO, nI) and db_1 … db_L (nO,).
+    """
+
+    output: Array
+    loss: float
+    a: list[Array]
+    h: list[Array]
+    dh: list[Array]
+    da: list[Array]
+    dW: list[Array]
+    db: list[Array]
+
+
+def trace(
+    architecture: Architecture,
+    weights: Sequence[Array],
+    biases: Sequence[Array],
+    ops: Ops,
+    x: Array,
+    y: Array,
+    sample_weight: Array | None,
+) -> Trace:
+    """The passes of `gpuback.backprop` on the whole batch as one block, with every array kept."""
+    sizes, precision, batch_size = architecture.sizes, architecture.precision, len(x)
+    depth, total, scale = len(sizes) - 1, precision.total, precision.gradient_scale(batch_size)
+    workspace = ops.workspace(batch_size, sizes, precision)
+    activations = [None, *architecture.hidden_activations, None]
+    operands = [None]
+    for W in weights:
+        operand, refresh = ops.bind_weights(W, precision)
+        refresh()
+        operands.append(operand)
+
+    h: list[Array] = [_copy(ops, ops.bind_load(sizes[0], precision, workspace)(x))]
+    a: list[Array] = [None]
+    for k in range(1, depth):
+        h.append(workspace.hidden(sizes[k]))
+        a.append(workspace.hidden(sizes[k]))
+        ops.bind_forward(operands[k], biases[k - 1], h[k], a[k], activations[k], workspace)(h[k - 1])
+    top = workspace.output(sizes[depth])
+    ops.bind_forward(operands[depth], biases[depth - 1], top, None, None, workspace)(h[depth - 1])
+    a.append(_copy(ops, top))
+    ops.bind_output(architecture.output, top, workspace)()
+    output = _copy(ops, top)
+
+    top[...] = a[depth]
+    build = architecture.loss_row.outputs[architecture.output]
+    loss = ops.bind_loss(build, top, batch_size / scale, workspace)(y, sample_weight) / batch_size
+    da: list[Array] = [None] * depth + [top]
+    dh, dW, db = ([None] * (depth + 1) for _ in range(3))
+    for k in range(depth, 0, -1):
+        dh[k - 1] = ops.empty((batch_size, sizes[k - 1]), total)
+        dW[k], db[k] = ops.empty((sizes[k], sizes[k - 1]), total), ops.empty(sizes[k], total)
+        ops.bind_backward(da[k], operands[k], dh[k - 1], None, None, scale, workspace)(h[k - 1], dW[k], db[k], False)
+        below = activations[k - 1]
+        if below is not None:
+            da[k - 1] = workspace.hidden(sizes[k - 1])
+            source = h[k - 1] if below.derivative_from == "h" else a[k - 1]
+            backward = ops.bind_backward(da[k], operands[k], da[k - 1], below, source, scale, workspace)
+            backward(h[k - 1], dW[k], db[k], False)
+    shown = [None if d is None else _copy(ops, d, 1.0 / scale) for d in da]
+    return Trace(output, loss, a, [*h, None], dh, shown, dW, db)
+
+
+def _copy(ops: Ops, array: Array, factor: float = 1.0) -> Array:
+    """A fresh C-ordered copy, times a power of two."""
+    copy = ops.empty(array.shape, array.dtype)
+    copy[...] = array
+    if factor != 1.0:
+        copy *= factor
+    return copy
