@@ -1,0 +1,18 @@
+"""gpuback: gradients of feed-forward networks by back-propagation, on NVIDIA GPUs and, just the same, on NumPy."""
+
+from gpuback.errors import DivergedError as DivergedError
+from gpuback.errors import GpubackError as GpubackError
+from gpuback.network import MLP as MLP
+from gpuback.network import Gradients as Gradients
+from gpuback.ops import BackendStatus as BackendStatus
+from gpuback.ops import backends as backends
+from gpuback.ops import fused_backward as fused_backward
+from gpuback.optimizers import SGD as SGD
+from gpuback.optimizers import Adam as Adam
+from gpuback.optimizers import AdamW as AdamW
+from gpuback.testing import check_gradients as check_gradients
+from gpuback.training import History as History
+from gpuback.training import TrainStep as TrainStep
+from gpuback.training import fit as fit
+
+__version__ = "0.1.0"

@@ -1,0 +1,51 @@
+"""A progress bar for `fit`, by rich, on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from gpuback.errors import missing_extra
+
+
+@contextlib.contextmanager
+def progress_bar(wanted: bool | None, total: int, done: int) -> Iterator[Callable[[float], None]]:
+    """Yields a function to call with the loss after each step.
+
+    Args:
+        wanted: True, False, or None for "on a terminal where rich is installed".
+        total, done: steps in all, and already made.
+
+    Raises:
+        MissingExtraError: wanted is True and rich is not installed.
+    """
+    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+        yield _ignore
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        if wanted:
+            raise missing_extra("rich", "progress=True", "cli") from None
+        yield _ignore
+        return
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=total, completed=done, loss="")
+
+        def advance(loss: float) -> None:
+            bar.update(task, advance=1, loss=f"loss {loss:.4g}")
+
+        yield advance
+
+
+def _ignore(loss: float) -> None:
+    return None

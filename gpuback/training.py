@@ -1,0 +1,339 @@
+"""Training: one step (forward, backward, update), and `fit`, which takes steps over shuffled mini-batches."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gpuback._typing import Array, ArrayLike, PathLike
+from gpuback.backprop import Backprop
+from gpuback.checkpoint import Checkpoint
+from gpuback.errors import DataError, DivergedError, OptionError, ShapeError
+from gpuback.network import MLP
+from gpuback.optimizers import Adam, Optimizer
+from gpuback.parameters import permutation
+from gpuback.progress import progress_bar
+
+KEPT_PASSES = 4
+VALIDATION_SPLIT = 2**32
+"""Stands in a shuffle's key where an epoch's number would, so that the split is independent of every epoch's order."""
+
+
+class TrainStep:
+    """One step of training: forward, loss, backward, update of θ, by the fastest path there is.
+
+    Buffers are made at the first call with a batch size and reused. A loss or gradient that is not finite leaves θ and
+    the optimizer
+    alone: that step and all later ones that are not finite make no update.
+
+    Args:
+        net: the network.
+        optimizer: SGD, Adam or AdamW; belongs to this network from the first step.
+        clip_norm: gradients whose Euclidean norm over all of θ is larger are scaled down to it, as
+            torch.nn.utils.clip_grad_norm_ does.
+
+    Attributes:
+        diverged_at: how many updates the optimizer had made when a loss or gradient was first not finite; None so far.
+
+    Example:
+        >>> step = TrainStep(MLP([2, 8, 2], seed=0), Adam())
+        >>> loss = float(step([[0.0, 1.0], [1.0, 0.0]], [0, 1]))
+    """
+
+    def __init__(self, net: MLP, optimizer: Optimizer, *, clip_norm: float | None = None) -> None:
+        if clip_norm is not None and not 0 < clip_norm < float("inf"):
+            raise OptionError(f"clip_norm: expected a positive finite number or None, got {clip_norm!r}")
+        optimizer.bind(net)
+        self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
+        self.diverged_at: int | None = None
+        self._gradients = net.empty_gradients()
+        self._passes: dict[int, Backprop] = {}
+
+    def __call__(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
+        """One step on a batch; arguments and errors as `MLP.value_and_grad`'s.
+
+        Returns:
+            The loss before the update, a 0-d array on the network's backend.
+        """
+        net = self.net
+        return net.ops.asarray(self.run(*net.checked(x, y, sample_weight)), net.theta.dtype, "loss")
+
+    def run(self, samples: Array, targets: Array, weight: Array | None) -> float:
+        """The step itself, on arrays that are already checked, on the backend, and in θ's dtype."""
+        gradients, ops = self._gradients, self.net.ops
+        with np.errstate(all="ignore"):
+            loss = self._passes_for(len(samples)).value_and_grad(
+                samples, targets, weight, gradients.weights, gradients.biases
+            )
+            if not (np.isfinite(loss) and ops.all_finite(gradients.theta)):
+                if self.diverged_at is None:
+                    self.diverged_at = self.optimizer.step_count
+                return loss
+            factor = 1.0
+            if self.clip_norm is not None:
+                factor = min(1.0, self.clip_norm / (ops.norm(gradients.theta) + 1e-6))
+            self.optimizer.update(self.net, gradients.theta, factor)
+        return loss
+
+    def _passes_for(self, batch_size: int) -> Backprop:
+        passes = self._passes.get(batch_size)
+        if passes is None:
+            while len(self._passes) >= KEPT_PASSES:
+                del self._passes[next(iter(self._passes))]
+            passes = self._passes[batch_size] = self.net.passes(batch_size)
+        return passes
+
+
+@dataclass
+class History:
+    """What `fit` saw, epoch by epoch.
+
+    Attributes:
+        loss: each epoch's training loss: the mean over its samples, each at the θ its batch met.
+        validation_loss: the loss on the validation data after each epoch; empty without any.
+        best_epoch: the epoch (from 0) with the lowest validation loss; None without validation.
+        stopped_early: patience ran out, or a callback said stop.
+        steps: updates made in all.
+        seconds: how long this call trained, without validation, checkpoints and callbacks.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped_early: bool = False
+    steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were trained."""
+        return len(self.loss)
+
+
+Callback = Callable[[MLP, History], object]
+
+
+def fit(
+    net: MLP,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    optimizer: Optimizer | None = None,
+    epochs: int = 10,
+    batch_size: int | None = 128,
+    shuffle: bool = True,
+    seed: int | None = None,
+    validation: float | Sequence[ArrayLike] | None = None,
+    clip_norm: float | None = None,
+    patience: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: PathLike | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> History:
+    """Trains `net` in place by gradient descent over shuffled mini-batches.
+
+    Args:
+        net: the network.
+        x, y, sample_weight: N samples, as `MLP.value_and_grad` takes them, all finite.
+        optimizer: `Adam()` by default.
+        epochs: how often to go through the data (in all: a resumed run counts those already done).
+        batch_size: samples per step; the last batch of an epoch may be shorter. None: all of them, plain gradient
+            descent.
+        shuffle: a new order each epoch.
+        seed: of the order and of the validation split, an integer ≥ 0. None takes one from the operating system.
+        validation: a fraction of the samples to hold out, or (x, y) of one's own.
+        clip_norm: as TrainStep's.
+        patience: stop when the validation loss has not improved for so many epochs. The best θ is restored at the end.
+        callbacks: functions of (net, history), called after each epoch; one that returns True stops training.
+        checkpoint: a file to keep the whole state of the run in (safetensors), written at the end of epochs, at most
+            once a second, and at the end. It is written beside and renamed, so a crash leaves the earlier one.
+        resume: go on from `checkpoint`, to the bits that an uninterrupted run reaches; start anew if there is no such
+            file.
+        progress: a progress bar on stderr; None shows one on a terminal where rich is installed.
+
+    Returns:
+        The history of the whole run, resumed epochs included.
+
+    Raises:
+        DivergedError: a loss or gradient was not finite; θ and optimizer are those of the last finite step.
+        DataError: NaN or infinity in the data, or numbers that the network's dtype cannot hold.
+        ShapeError, DtypeError, LabelError, DeviceError: the data do not fit the network.
+        OptionError: an option is out of range, or the checkpoint is another run's.
+        FileFormatError: the checkpoint is damaged.
+    """
+    _check_counts(epochs=epochs, batch_size=batch_size, patience=patience, seed=seed)
+    if resume and checkpoint is None:
+        raise OptionError("resume=True needs checkpoint=, the file to go on from")
+    if patience is not None and validation is None:
+        raise OptionError("patience watches the validation loss: expected validation=, got None")
+    optimizer = Adam() if optimizer is None else optimizer
+    samples = _Samples.checked(net, x, y, sample_weight)
+    seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else int(seed)
+    identity = {
+        "architecture": net.architecture.as_options(),
+        **optimizer.options(),
+        "n_samples": len(samples.x),
+        "batch_size": batch_size,
+        "shuffle": bool(shuffle),
+        "clip_norm": clip_norm,
+    }
+    step = TrainStep(net, optimizer, clip_norm=clip_norm)
+    history = History()
+    saved = Checkpoint(checkpoint, identity) if checkpoint is not None else None
+    best_theta = None
+    if resume and saved is not None and os.path.exists(saved.path):
+        seed, best_theta = saved.restore(net, optimizer, history)
+    samples, held_out = _split(net, samples, validation, seed)
+    size = len(samples.x) if batch_size is None else min(batch_size, len(samples.x))
+    batches = _Batches(net, samples, size)
+
+    with progress_bar(
+        progress, epochs * -(-len(samples.x) // size), history.epochs * -(-len(samples.x) // size)
+    ) as advance:
+        while history.epochs < epochs and not history.stopped_early:
+            started = time.perf_counter()
+            order = permutation(len(samples.x), seed, history.epochs) if shuffle and batch_size is not None else None
+            total = 0.0
+            for batch in batches.each(order):
+                loss = step.run(batch.x, batch.y, batch.weight)
+                if step.diverged_at is not None:
+                    raise DivergedError(
+                        f"the {'gradient' if np.isfinite(loss) else 'loss'} was not finite at step {step.diverged_at} "
+                        f"(epoch {history.epochs}); the network holds the state of the last finite step. Remedies: "
+                        f"a smaller learning_rate, clip_norm=, or scaled inputs",
+                        step=step.diverged_at,
+                        epoch=history.epochs,
+                    )
+                total += loss * len(batch.x)
+                advance(loss)
+            history.loss.append(total / len(samples.x))
+            history.steps = optimizer.step_count
+            history.seconds += time.perf_counter() - started
+
+            if held_out is not None:
+                history.validation_loss.append(float(net.loss(held_out.x, held_out.y, sample_weight=held_out.weight)))
+                if (
+                    history.best_epoch is None
+                    or history.validation_loss[-1] < history.validation_loss[history.best_epoch]
+                ):
+                    history.best_epoch = history.epochs - 1
+                    best_theta = net.theta.copy() if patience is not None else None
+                waited = history.epochs - 1 - history.best_epoch
+                history.stopped_early = patience is not None and waited >= patience
+            stops = [callback(net, history) for callback in callbacks]
+            history.stopped_early |= any(stop is True for stop in stops)
+            if saved is not None:
+                saved.write(
+                    net, optimizer, history, seed, best_theta, last=history.stopped_early or history.epochs == epochs
+                )
+    if best_theta is not None:
+        net.theta[...] = best_theta
+    return history
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Samples, targets and weights on the network's backend, checked."""
+
+    x: Array
+    y: Array
+    weight: Array | None
+
+    @classmethod
+    def checked(cls, net: MLP, x: ArrayLike, y: ArrayLike, weight: ArrayLike | None) -> _Samples:
+        samples, targets, weights = net.checked(x, y, weight)
+        largest = float(ml_dtypes.finfo(net.dtype).max)  # type: ignore[no-untyped-call]
+        for name, array in (("x", samples), ("y", targets), ("sample_weight", weights)):
+            if array is not None and array.dtype.kind == "f":
+                _require_finite(net, name, array, largest if name == "x" else float("inf"))
+        return cls(samples, targets, weights)
+
+    def rows(self, indices: Any) -> _Samples:
+        return _Samples(self.x[indices], self.y[indices], None if self.weight is None else self.weight[indices])
+
+
+def _require_finite(net: MLP, name: str, array: Array, largest: float) -> None:
+    with np.errstate(all="ignore"):
+        if not net.ops.all_finite(array.reshape(-1)):
+            row = int(np.argmin(np.isfinite(net.ops.to_numpy(array)).reshape(len(array), -1).all(axis=1)))
+            raise DataError(f"{name}: expected finite numbers, got NaN or infinity in row {row}")
+    if net.architecture.precision.sixteen_bit and largest < float("inf"):
+        highest = float(np.abs(net.ops.to_numpy(array)).max())
+        if highest > largest:
+            raise DataError(
+                f"{name}: expected numbers that {net.dtype} can hold, up to ±{largest:g}, got ±{highest:g}; scale them"
+            )
+
+
+def _split(
+    net: MLP, samples: _Samples, validation: float | Sequence[ArrayLike] | None, seed: int
+) -> tuple[_Samples, _Samples | None]:
+    """(training samples, held-out samples)."""
+    if validation is None:
+        return samples, None
+    if isinstance(validation, (int, float)):
+        count = len(samples.x)
+        held_out = max(1, round(validation * count)) if 0 < validation < 1 else count
+        if held_out >= count:
+            raise OptionError(
+                f"validation: expected a fraction between 0 and 1 that leaves samples to train on, "
+                f"got {validation!r} of {count}"
+            )
+        order = permutation(count, seed, VALIDATION_SPLIT)
+        return samples.rows(np.sort(order[held_out:])), samples.rows(np.sort(order[:held_out]))
+    try:
+        x, y = validation
+    except (TypeError, ValueError):
+        raise OptionError(f"validation: expected a fraction or (x, y), got {type(validation).__name__}") from None
+    try:
+        return samples, _Samples.checked(net, x, y, None)
+    except (DataError, ShapeError) as error:
+        raise type(error)(f"validation {error}") from None
+
+
+class _Batches:
+    """Mini-batches, gathered into buffers that are used again and again."""
+
+    def __init__(self, net: MLP, samples: _Samples, size: int) -> None:
+        self._ops, self._samples, self._size = net.ops, samples, size
+        x, y, weight = samples.x, samples.y, samples.weight
+
+        def buffer(array: Array) -> Array:
+            return net.ops.empty((size, *array.shape[1:]), array.dtype)
+
+        self._buffers = _Samples(buffer(x), buffer(y), None if weight is None else buffer(weight))
+
+    def each(self, order: Any) -> Iterator[_Samples]:
+        """The samples in that order (None: as they stand), `size` at a time, what is left over last."""
+        count = len(self._samples.x)
+        for start in range(0, count, self._size):
+            rows = slice(start, min(start + self._size, count))
+            if order is None:
+                yield self._samples.rows(rows)
+                continue
+            batch = self._buffers.rows(slice(0, rows.stop - start))
+            pairs = ((self._samples.x, batch.x), (self._samples.y, batch.y), (self._samples.weight, batch.weight))
+            for source, target in pairs:
+                if source is not None:
+                    self._ops.take_rows(source, order[rows], target)
+            yield batch
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        lowest = 0 if name in ("seed", "epochs") else 1
+        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+        if count is None and name != "epochs":
+            continue
+        if not whole or count < lowest:  # type: ignore[operator]
+            raise OptionError(
+                f"{name}: expected an integer ≥ {lowest}{'' if name == 'epochs' else ' or None'}, got {count!r}"
+            )
