@@ -68,7 +68,7 @@ def check(family: Family, x: np.ndarray, y: np.ndarray) -> None:
     exact.theta[:] = start = ours.theta.astype(np.float64)
     gpuback.TrainStep(exact, gpuback.SGD(1.0))(x, y)
     gpuback.TrainStep(ours, gpuback.SGD(1.0))(x, y)
-    plain_step(plain.weights, plain.biases, 1.0)(x, y)
+    plain_step(list(plain.weights), list(plain.biases), 1.0)(x, y)
     size = np.linalg.norm(exact.theta - start)
     for name, net in (("gpuback", ours), ("plain NumPy", plain)):
         error = np.linalg.norm(net.theta - exact.theta) / size
@@ -85,7 +85,7 @@ def measure(family: Family, rounds: int) -> dict[str, np.ndarray]:
     net = gpuback.MLP(family.sizes, backend="numpy", seed=0)
     step = gpuback.TrainStep(net, gpuback.SGD(LEARNING_RATE))
     other = gpuback.MLP(family.sizes, backend="numpy", seed=0)
-    plain = plain_step(other.weights, other.biases, LEARNING_RATE)
+    plain = plain_step(list(other.weights), list(other.biases), LEARNING_RATE)
     products = bare_products(net, x)
     contestants: dict[str, Callable[[], object]] = {
         "gpuback": lambda: step(x, y),

@@ -30,13 +30,14 @@ class Gradients:
 
     Attributes:
         theta: (n_parameters,) all of it, in θ's order and dtype.
-        weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`.
+        weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`; counted from 0 as tuples are, so weights[0]
+            is ∇W_1.
         inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.
     """
 
     theta: Array
-    weights: list[Array]
-    biases: list[Array]
+    weights: tuple[Array, ...]
+    biases: tuple[Array, ...]
     inputs: Array | None = None
 
 
@@ -148,14 +149,14 @@ class MLP:
         return self._theta
 
     @property
-    def weights(self) -> list[Array]:
-        """W_1, …, W_L, each (nO, nI): views into θ."""
-        return list(self._weights)
+    def weights(self) -> tuple[Array, ...]:
+        """(W_1, …, W_L), each (nO, nI), views into θ: weights[0] is W_1, and `net.weights[0][...] = …` writes it."""
+        return self._weights
 
     @property
-    def biases(self) -> list[Array]:
-        """b_1, …, b_L, each (nO,): views into θ."""
-        return list(self._biases)
+    def biases(self) -> tuple[Array, ...]:
+        """(b_1, …, b_L), each (nO,), views into θ: biases[0] is b_1."""
+        return self._biases
 
     def __repr__(self) -> str:
         options = self._architecture.as_options()

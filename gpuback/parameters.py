@@ -31,7 +31,7 @@ class Layout:
         """(nI, nO) of each layer."""
         return list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
 
-    def split(self, flat: Array) -> tuple[list[Array], list[Array]]:
+    def split(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,)."""
         weights, biases, start = [], [], 0
         for n_in, n_out in self.shapes:
@@ -39,7 +39,7 @@ class Layout:
             weights.append(flat[start:end].reshape(n_out, n_in))
             biases.append(flat[end : end + n_out])
             start = end + n_out
-        return weights, biases
+        return tuple(weights), tuple(biases)
 
 
 def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | None) -> NDArray[np.float64]:

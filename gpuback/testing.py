@@ -14,6 +14,7 @@ from gpuback.activations import ACTIVATIONS
 from gpuback.errors import DataError, unknown_name
 from gpuback.network import MLP
 from gpuback.precision import Precision, dtype_name
+from gpuback.trace import Trace
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 TF32_ROUNDOFF = 2.0**-11
@@ -71,9 +72,9 @@ class BlockCheck:
         block: "W1", "b1", …, or "inputs".
         formula_error: the float64 gradient against finite differences: the largest error of a directional derivative,
             relative to its expected size.
-        rounding_error: the network's own gradient against the float64 one, in Euclidean norm, relative to the sums of
-            the terms' absolute values.
-        rounding_limit: how large that may be in the network's dtype.
+        rounding_error: the network's own gradient against the float64 one, in Euclidean norm, relative to what it would
+            be off by if every operation rounded its operands and results by as much as themselves.
+        rounding_limit: how large that may be: the relative size of the dtype's roundings.
     """
 
     block: str
@@ -172,15 +173,15 @@ def check_gradients(
         raise DataError(f"the loss is {float(value)}: expected a finite one to differentiate")
     _, own = net.value_and_grad(samples, targets, sample_weight=weight, need_input_grad=True)
     expected, actual = _in_blocks(exact), [net.ops.to_numpy(part) for part in _in_blocks(own)]
-    magnitudes = _magnitudes(twin, samples, targets, weight)
+    bounds = _rounding_bounds(twin, samples, targets, weight)
     limit = _rounding_limit(net)
     rows = []
-    for (name, view), along, gradient, ours, magnitude in zip(
-        blocks, directions, expected, actual, magnitudes, strict=True
-    ):
-        typical = float(np.linalg.norm(gradient)) / math.sqrt(gradient.size) or 1.0
-        errors = [abs(_derivative(loss, view, d, step) - float(np.vdot(gradient, d))) / typical for d in along]
-        rounding = float(np.linalg.norm(ours - gradient)) / (float(np.linalg.norm(magnitude)) or 1.0)
+    # A difference of losses cannot be told from 0 below some roundings of the loss.
+    resolution = 16 * UNIT_ROUNDOFF["float64"] * abs(float(value)) / step / FORMULA_LIMIT
+    for (name, view), along, gradient, ours, bound in zip(blocks, directions, expected, actual, bounds, strict=True):
+        size = float(np.linalg.norm(gradient)) / math.sqrt(gradient.size) + resolution or 1.0
+        errors = [abs(_derivative(loss, view, d, step) - float(np.vdot(gradient, d))) / size for d in along]
+        rounding = float(np.linalg.norm(ours - gradient)) / (float(np.linalg.norm(bound)) or 1.0)
         rows.append(BlockCheck(name, max(errors), rounding, limit))
     return GradientReport(tuple(rows), len(samples))
 
@@ -249,45 +250,60 @@ def _in_blocks(gradients: Any) -> list[Array]:
     return [*(part for pair in pairs for part in pair), gradients.inputs]
 
 
-def _magnitudes(
+def _rounding_bounds(
     twin: MLP, samples: NDArray[np.float64], targets: NDArray[Any], weight: NDArray[np.float64] | None
 ) -> list[NDArray[np.float64]]:
-    """Back-propagation on absolute values: what the roundings of the real one are measured against."""
-    trace = twin.trace(samples, targets)
-    depth = len(twin.sizes) - 1
-    # The output error ŷ − y may cancel; its rounding is measured against its terms, which are at most |ŷ| + |y|.
-    y = np.zeros_like(trace.output)
+    """How far each gradient may be off if every operation rounds its operands and results by at most 1 (of themselves).
+
+    Errors are propagated operation by operation, forward and backward, to first order and on absolute values; the
+    caller scales the result by the unit roundoff.
+    """
+    t = twin.trace(samples, targets, sample_weight=weight)
+    depth, batch_size = len(twin.sizes) - 1, len(samples)
+    nothing = np.empty(0)  # stands at the indices that do not exist
+    h, da, dh = ([nothing if part is None else np.abs(part) for part in parts] for parts in (t.h, t.da, t.dh))
+    W, b = ([nothing, *map(np.abs, parts)] for parts in (twin.weights, twin.biases))
+    slopes = _slopes(twin, t)
+
+    h_error = [h[0]]
+    a_error = [nothing]
+    for k in range(1, depth + 1):
+        a_error.append((h_error[k - 1] + h[k - 1]) @ W[k].T + b[k])
+        h_error.append(slopes[k] * a_error[k] + h[k] if k < depth else nothing)
+
+    y = np.zeros_like(t.output)
     if targets.ndim == 1:
-        y[np.arange(len(targets)), targets] = 1
+        y[np.arange(batch_size), targets] = 1
     else:
         y[...] = targets
-    magnitude = (np.abs(trace.output) + np.abs(y)) / len(samples)
+    error = (a_error[depth] + np.abs(t.output) + np.abs(y)) / batch_size
     if weight is not None:
-        magnitude *= np.abs(weight)[:, None]
-    parts: list[NDArray[np.float64]] = []
-    scratch = np.empty_like
+        error *= np.abs(weight)[:, None]
+    bounds: list[NDArray[np.float64]] = []
     for k in range(depth, 0, -1):
-        h = np.abs(trace.h[k - 1])
-        parts[:0] = [magnitude.T @ h, magnitude.sum(axis=0)]
-        magnitude = magnitude @ np.abs(twin.weights[k - 1])
-        if k > 1:
-            row = ACTIVATIONS[twin.architecture.activations[k - 2]]
-            slope = np.ones_like(magnitude)
-            row.backward(
-                slope,
-                trace.h[k - 1] if row.derivative_from == "h" else trace.a[k - 1],
-                (scratch(slope), scratch(slope)),
-            )
-            magnitude *= np.abs(slope)
-    return [*parts, magnitude]
+        dW_bound = (error + da[k]).T @ h[k - 1] + da[k].T @ h_error[k - 1]
+        bounds[:0] = [dW_bound, (error + da[k]).sum(axis=0)]
+        error = (error + da[k]) @ W[k]
+        if k > 1:  # g' is good to absolute error, and the pre-activation that it belongs to is off as well
+            error = slopes[k - 1] * error + dh[k - 1] * (1 + a_error[k - 1])
+    return [*bounds, error]
+
+
+def _slopes(twin: MLP, t: Trace) -> list[NDArray[np.float64]]:
+    """|g'(a_k)| of each hidden layer, at index k."""
+    slopes = [np.empty(0)]
+    for k, row in enumerate(twin.architecture.hidden_activations, 1):
+        slope = np.ones_like(t.a[k])
+        row.backward(slope, t.h[k] if row.derivative_from == "h" else t.a[k], (slope.copy(), slope.copy()))
+        slopes.append(np.abs(slope))
+    return slopes
 
 
 def _rounding_limit(net: MLP) -> float:
-    """L (u of the operands + √K u of the sums): each of L layers rounds its operands and its sums anew."""
+    """The unit roundoff of the operands, and √K times that of the sums."""
     precision = net.architecture.precision
     operands = TF32_ROUNDOFF if precision.tf32 else UNIT_ROUNDOFF[precision.name]
-    sums = UNIT_ROUNDOFF[precision.total.name] * math.sqrt(max(net.sizes))
-    return (len(net.sizes) - 1) * (operands + sums)
+    return operands + UNIT_ROUNDOFF[precision.total.name] * math.sqrt(max(net.sizes))
 
 
 Kind = Literal["mixed", "positive", "constant", "integers"]

@@ -10,11 +10,14 @@ from gpuback.architecture import Architecture
 from gpuback.ops import Ops
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
-    """What a batch left behind. Lists are indexed by the layer k as in the equations; what does not exist is None.
+    """What a batch left behind. Each list has L + 1 entries, indexed by the layer k as in the equations.
 
-    16-bit values stand in float32 arrays. float16's da and dh are shown without the power of two that they carry.
+    What does not exist is None: a[0], da[0], dW[0], db[0] (the input is given), h[L] (the output is `output`) and dh[L]
+        (loss and
+    output function go straight to da[L]). 16-bit values stand in float32 arrays; float16's da and dh are shown without
+    the power of two that they carry.
 
     Attributes:
         a: a_1 … a_L, (B, n_k) pre-activations.
@@ -22,7 +25,8 @@ class Trace:
         output: ŷ (B, n_L).
         loss: the mean over the batch.
         dh: dh_0 … dh_{L−1}, (B, n_k): ∂loss/∂h_k = da_{k+1} W_{k+1}; dh_0 is ∂loss/∂x.
-        da: da_1 … da_L, (B, n_k): ∂loss/∂a_k.
+        da: da_1 … da_L, (B, n_k): ∂loss/∂a_k, with the mean's 1/B and the sample weight in it: for softmax and
+            cross-entropy da_L = (ŷ − e(y))/B.
         dW, db: dW_1 … dW_L (nO, nI) and db_1 … db_L (nO,).
     """
 
@@ -34,6 +38,13 @@ class Trace:
     da: list[Array]
     dW: list[Array]
     db: list[Array]
+
+    def __repr__(self) -> str:
+        lists = {name: getattr(self, name) for name in ("a", "h", "dh", "da", "dW", "db")}
+        shapes = [
+            f"  {name}: {[None if part is None else part.shape for part in parts]}" for name, parts in lists.items()
+        ]
+        return "\n".join([f"Trace of a batch: loss {self.loss:.6g}, output {self.output.shape}", *shapes])
 
 
 def trace(
@@ -78,7 +89,7 @@ def trace(
         dW[k], db[k] = ops.empty((sizes[k], sizes[k - 1]), total), ops.empty(sizes[k], total)
         ops.bind_backward(da[k], operands[k], dh[k - 1], None, None, scale, workspace)(h[k - 1], dW[k], db[k], False)
         below = activations[k - 1]
-        if below is not None:
+        if below is not None:  # once more, now with g': training goes to da directly and never holds dh
             da[k - 1] = workspace.hidden(sizes[k - 1])
             source = h[k - 1] if below.derivative_from == "h" else a[k - 1]
             backward = ops.bind_backward(da[k], operands[k], da[k - 1], below, source, scale, workspace)

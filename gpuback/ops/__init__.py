@@ -222,6 +222,10 @@ def fused_backward(
 def _require_numpy(arrays: dict[str, Array]) -> None:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
+            if not hasattr(array, "__dlpack__"):
+                raise DtypeError(
+                    f"{name}: expected a numpy.ndarray (nothing is converted here), got {type(array).__name__}"
+                )
             others = ", ".join(f"{other} {type(value).__name__}" for other, value in arrays.items() if other != name)
             raise DeviceError(
                 f"{name}: expected a numpy.ndarray, got {type(array).__module__}.{type(array).__name__} "

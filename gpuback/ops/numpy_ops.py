@@ -336,7 +336,8 @@ class NumpyOps:
         decoupled: bool,
         gradient_factor: float,
     ) -> None:
-        """m ← m + (1 − β₁)(g − m); v ← β₂v + (1 − β₂)g²; θ ← θ − (η/c₁) m / (√v/√c₂ + ε), with g = c ∇θ.
+        """m ← m + (1 − β₁)(g − m); v ← β₂v + (1 − β₂)g²; θ ← θ − (η/c₁) m / (√v/√c₂ + ε), with
+        g = c ∇θ.
 
         Weight decay adds λθ to g, or (decoupled: AdamW) first shrinks θ by 1 − ηλ.
 
