@@ -68,6 +68,10 @@ class Workspace:
         first, second = (flat[: array.size].reshape(array.shape, order=order) for flat in self._scratch)
         return first, second
 
+    def c_ordered(self, array: Array) -> Array:
+        """Where a product bound for `array` is written: itself, or scratch if it is in Fortran order, which BLAS is slow at."""
+        return array if array.flags.c_contiguous else self._scratch[0][: array.size].reshape(array.shape)
+
     def bind_round(self, array: Array) -> Callable[[], object]:
         """A function that rounds `array` to the operands' dtype in place; it does nothing for 32 and 64 bits."""
         if self._rounded is None:
@@ -150,13 +154,14 @@ class NumpyOps:
             activation: g, or None for the output layer, whose function belongs to the loss.
         """
         pre_activation = h if a is None else a
-        product = _bind_product(W, pre_activation)
+        product, W_T = workspace.c_ordered(pre_activation), W.T
         operand = workspace.bind_product_operand(0, (len(h), W.shape[1]))
         if activation is None:
+            product_T, b_column, h_T = product.T, b[:, None], h.T
 
             def forward_output(h_prev: Array) -> None:
-                product(operand(h_prev))
-                np.add(h, b, out=h)
+                np.dot(operand(h_prev), W_T, out=product)
+                np.add(product_T, b_column, out=h_T)
 
             return forward_output
 
@@ -164,8 +169,8 @@ class NumpyOps:
         round_h, round_a = workspace.bind_round(h), workspace.bind_round(pre_activation)
 
         def forward(h_prev: Array) -> None:
-            product(operand(h_prev))
-            np.add(pre_activation, b, out=pre_activation)
+            np.dot(operand(h_prev), W_T, out=product)
+            np.add(product, b, out=pre_activation)
             g(pre_activation, h, scratch)
             round_h()
             if a is not None:
@@ -413,15 +418,6 @@ def _host_array(value: ArrayLike, what: str) -> NDArray[Any]:
         return np.asarray(value)
     except ValueError as error:
         raise DtypeError(f"{what}: expected an array of real numbers, got {type(value).__name__}: {error}") from error
-
-
-def _bind_product(W: Array, out: Array) -> Callable[[Array], object]:
-    """out = h Wᵀ as a function of h. `np.dot` gets going quicker than `np.matmul`, but writes C-ordered arrays only."""
-    if out.flags.c_contiguous:
-        W_T = W.T
-        return lambda h: np.dot(h, W_T, out=out)
-    out_T = out.T
-    return lambda h: np.dot(W, h.T, out=out_T)
 
 
 @functools.cache
