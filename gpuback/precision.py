@@ -27,6 +27,12 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Half the distance from 1 to the next number: the largest relative error of rounding to nearest."""
+
+TF32_ROUNDOFF = 2.0**-11
+
+
 @dataclass(frozen=True, slots=True)
 class Precision:
     """The number formats of one network or one operation.

@@ -13,84 +13,24 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
-from gpuback.activations import ACTIVATIONS, Activation, Scratch
-from gpuback.errors import DeviceError, DtypeError
+from gpuback.activations import ACTIVATIONS, Activation
 from gpuback.losses import Build, Softmax
+from gpuback.ops.host_arrays import as_host_array
+from gpuback.ops.numpy_workspace import Workspace, itself, nothing
 from gpuback.precision import Precision, round_to_tf32
 from gpuback.sums import bind_sum_columns
-
-CLASS_FIRST = 32
-"""Output layers up to this wide keep each class contiguous, so that sums over the classes are vector operations."""
 
 BLOCK_BYTES = 1 << 21
 """How much of a batch's activations is worked on at a time: about what stays in a core's second-level cache."""
 
 CHUNK = 1 << 14
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
-
-
-class Workspace:
-    """The buffers that the layers of one block of rows share."""
-
-    def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
-        self.rows = rows
-        self._precision = precision
-        widest = rows * max(sizes)
-        self._scratch = [np.empty(widest, precision.total) for _ in range(2)]
-        self._deltas = [np.empty(widest, precision.total) for _ in range(2)]
-        self._rounded = np.empty(widest, precision.operand) if precision.sixteen_bit else None
-        self._products = [np.empty(widest, precision.total) for _ in range(2)] if precision.tf32 else []
-        self.gradient = np.empty(max(n_in * n_out for n_in, n_out in pairwise(sizes)), precision.total)
-
-    def hidden(self, width: int) -> Array:
-        """A buffer of its own for a hidden layer, (rows, width)."""
-        return np.empty((self.rows, width), self._precision.total)
-
-    def output(self, width: int) -> Array:
-        """The output layer's buffer: pre-activations, then da_L."""
-        order: Literal["C", "F"] = "F" if width <= CLASS_FIRST else "C"
-        return np.empty((self.rows, width), self._precision.total, order=order)
-
-    def delta(self, layer: int, width: int) -> Array:
-        """The buffer for a hidden layer's da. Layers take two in turn: da_k is done with when da_{k−1} is."""
-        return self._deltas[layer % 2][: self.rows * width].reshape(self.rows, width)
-
-    def scratch_like(self, array: Array) -> Scratch:
-        """Two scratch arrays of an array's shape and memory order."""
-        order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
-        first, second = (flat[: array.size].reshape(array.shape, order=order) for flat in self._scratch)
-        return first, second
-
-    def c_ordered(self, array: Array) -> Array:
-        """Where a product bound for `array` is written: itself, or scratch if it is in Fortran order, which BLAS is slow at."""
-        return array if array.flags.c_contiguous else self._scratch[0][: array.size].reshape(array.shape)
-
-    def bind_round(self, array: Array) -> Callable[[], object]:
-        """A function that rounds `array` to the operands' dtype in place; it does nothing for 32 and 64 bits."""
-        if self._rounded is None:
-            return _nothing
-        flat = array.T.reshape(-1) if not array.flags.c_contiguous else array.reshape(-1)
-        rounded = self._rounded[: flat.size]
-
-        def round_in_place() -> None:
-            np.copyto(rounded, flat, casting="unsafe")
-            np.copyto(flat, rounded)
-
-        return round_in_place
-
-    def bind_product_operand(self, which: int, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-        """A function from an array to what a product reads of it: a copy rounded to TF32 if allowed, else itself."""
-        if not self._products:
-            return _itself
-        copy = self._products[which][: shape[0] * shape[1]].reshape(shape)
-        return lambda array: round_to_tf32(np.ascontiguousarray(array), copy)
 
 
 class NumpyOps:
@@ -126,12 +66,12 @@ class NumpyOps:
         if precision.tf32:
             operand = np.empty_like(weights)
             return operand, lambda: round_to_tf32(weights, operand)
-        return weights, _nothing
+        return weights, nothing
 
     def bind_load(self, width: int, precision: Precision, workspace: Workspace) -> Callable[[Array], Array]:
         """A function from a block of samples to the h_0 that products read: rounded to the operands' dtype."""
         if not precision.sixteen_bit:
-            return _itself
+            return itself
         h_0 = workspace.hidden(width)
         round_h = workspace.bind_round(h_0)
 
@@ -270,7 +210,7 @@ class NumpyOps:
     ) -> Callable[[], object]:
         """What turns dh into da in place; at the network's input, only the scale goes."""
         if activation is None:
-            return _nothing if unscale == 1.0 else lambda: np.multiply(dh, unscale, out=dh)
+            return nothing if unscale == 1.0 else lambda: np.multiply(dh, unscale, out=dh)
         scratch, round_dh = workspace.scratch_like(dh), workspace.bind_round(dh)
 
         def finish() -> None:
@@ -383,51 +323,10 @@ class NumpyOps:
         return np.asarray(array)
 
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any], what: str) -> Array:
-        """Real numbers of any kind as a C-contiguous array of `dtype`; `value` itself where it is one already.
-
-        Raises:
-            DeviceError: an array in a GPU's memory.
-            DtypeError: complex numbers, text, objects.
-        """
-        array = value if isinstance(value, np.ndarray) else _host_array(value, what)
-        if array.dtype != dtype:
-            if not is_real(array.dtype):
-                raise DtypeError(f"{what}: expected real numbers, got dtype {array.dtype}")
-            array = array.astype(dtype)
-        return np.asarray(array, order="C")
-
-
-def is_real(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype holds real numbers: booleans, integers, floats, bfloat16 (not NumPy's own)."""
-    return dtype.kind in "biuf" or dtype.name == "bfloat16"
-
-
-def _host_array(value: ArrayLike, what: str) -> NDArray[Any]:
-    if hasattr(value, "__dlpack__"):
-        kind, _ = value.__dlpack_device__()
-        if int(kind) not in (1, 3):  # kDLCPU, kDLCUDAHost
-            raise DeviceError(
-                f"{what}: expected data in host memory for the numpy backend, got {type(value).__name__} on DLPack "
-                f"device {tuple(map(int, value.__dlpack_device__()))}; copy it to the host, or use net.to('cupy')"
-            )
-        try:
-            return np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError) as error:
-            raise DtypeError(f"{what}: NumPy cannot take this {type(value).__name__} by DLPack: {error}") from error
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise DtypeError(f"{what}: expected an array of real numbers, got {type(value).__name__}: {error}") from error
+        """Real numbers of any kind as a C-contiguous array of `dtype`; see `as_host_array`."""
+        return as_host_array(value, dtype, what)
 
 
 @functools.cache
 def _chunks(length: int) -> list[slice]:
     return [slice(start, start + CHUNK) for start in range(0, length, CHUNK)]
-
-
-def _nothing() -> None:
-    return None
-
-
-def _itself(array: Array) -> Array:
-    return array

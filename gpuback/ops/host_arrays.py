@@ -1,0 +1,49 @@
+"""Whatever users pass as numbers, as a NumPy array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuback._typing import Array, ArrayLike
+from gpuback.errors import DeviceError, DtypeError
+
+
+def as_host_array(value: ArrayLike, dtype: np.dtype[Any], what: str) -> Array:
+    """Real numbers of any kind as a C-contiguous array of `dtype`; `value` itself where it is one already.
+
+    Raises:
+        DeviceError: an array in a GPU's memory.
+        DtypeError: complex numbers, text, objects.
+    """
+    array = value if isinstance(value, np.ndarray) else _host_array(value, what)
+    if array.dtype != dtype:
+        if not is_real(array.dtype):
+            raise DtypeError(f"{what}: expected real numbers, got dtype {array.dtype}")
+        array = array.astype(dtype)
+    return np.asarray(array, order="C")
+
+
+def is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype holds real numbers: booleans, integers, floats, bfloat16 (not NumPy's own)."""
+    return dtype.kind in "biuf" or dtype.name == "bfloat16"
+
+
+def _host_array(value: ArrayLike, what: str) -> NDArray[Any]:
+    if hasattr(value, "__dlpack__"):
+        kind, _ = value.__dlpack_device__()
+        if int(kind) not in (1, 3):  # kDLCPU, kDLCUDAHost
+            raise DeviceError(
+                f"{what}: expected data in host memory for the numpy backend, got {type(value).__name__} on DLPack "
+                f"device {tuple(map(int, value.__dlpack_device__()))}; copy it to the host, or use net.to('cupy')"
+            )
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise DtypeError(f"{what}: NumPy cannot take this {type(value).__name__} by DLPack: {error}") from error
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise DtypeError(f"{what}: expected an array of real numbers, got {type(value).__name__}: {error}") from error

@@ -1,0 +1,82 @@
+"""The buffers that the layers of one block of rows share on NumPy, and what rounds them to the operands' format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from gpuback._typing import Array
+from gpuback.activations import Scratch
+from gpuback.precision import Precision, round_to_tf32
+
+CLASS_FIRST = 32
+"""Output layers up to this wide keep each class contiguous, so that sums over the classes are vector operations."""
+
+
+class Workspace:
+    """The buffers that the layers of one block of rows share."""
+
+    def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
+        self.rows = rows
+        self._precision = precision
+        widest = rows * max(sizes)
+        self._scratch = [np.empty(widest, precision.total) for _ in range(2)]
+        self._deltas = [np.empty(widest, precision.total) for _ in range(2)]
+        self._rounded = np.empty(widest, precision.operand) if precision.sixteen_bit else None
+        self._products = [np.empty(widest, precision.total) for _ in range(2)] if precision.tf32 else []
+        self.gradient = np.empty(max(n_in * n_out for n_in, n_out in pairwise(sizes)), precision.total)
+
+    def hidden(self, width: int) -> Array:
+        """A buffer of its own for a hidden layer, (rows, width)."""
+        return np.empty((self.rows, width), self._precision.total)
+
+    def output(self, width: int) -> Array:
+        """The output layer's buffer: pre-activations, then da_L."""
+        order: Literal["C", "F"] = "F" if width <= CLASS_FIRST else "C"
+        return np.empty((self.rows, width), self._precision.total, order=order)
+
+    def delta(self, layer: int, width: int) -> Array:
+        """The buffer for a hidden layer's da. Layers take two in turn: da_k is done with when da_{k−1} is."""
+        return self._deltas[layer % 2][: self.rows * width].reshape(self.rows, width)
+
+    def scratch_like(self, array: Array) -> Scratch:
+        """Two scratch arrays of an array's shape and memory order."""
+        order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+        first, second = (flat[: array.size].reshape(array.shape, order=order) for flat in self._scratch)
+        return first, second
+
+    def c_ordered(self, array: Array) -> Array:
+        """Where a product bound for `array` is written: itself, or scratch if it is Fortran-ordered, which is slow."""
+        return array if array.flags.c_contiguous else self._scratch[0][: array.size].reshape(array.shape)
+
+    def bind_round(self, array: Array) -> Callable[[], object]:
+        """A function that rounds `array` to the operands' dtype in place; it does nothing for 32 and 64 bits."""
+        if self._rounded is None:
+            return nothing
+        flat = array.T.reshape(-1) if not array.flags.c_contiguous else array.reshape(-1)
+        rounded = self._rounded[: flat.size]
+
+        def round_in_place() -> None:
+            np.copyto(rounded, flat, casting="unsafe")
+            np.copyto(flat, rounded)
+
+        return round_in_place
+
+    def bind_product_operand(self, which: int, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+        """A function from an array to what a product reads of it: a copy rounded to TF32 if allowed, else itself."""
+        if not self._products:
+            return itself
+        copy = self._products[which][: shape[0] * shape[1]].reshape(shape)
+        return lambda array: round_to_tf32(np.ascontiguousarray(array), copy)
+
+
+def nothing() -> None:
+    """What there is to do where nothing is rounded."""
+
+
+def itself(array: Array) -> Array:
+    """What a product reads where nothing is rounded."""
+    return array

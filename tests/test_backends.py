@@ -1,0 +1,76 @@
+"""Which backend can be used, and why or why not; what importing gpuback brings in."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import gpuback
+import gpuback.ops
+from gpuback.activations import ACTIVATIONS
+from gpuback.losses import LOSSES
+
+
+@pytest.fixture
+def fresh_verdict():
+    gpuback.ops._cupy_status.cache_clear()
+    yield
+    gpuback.ops._cupy_status.cache_clear()
+
+
+def no_device() -> SimpleNamespace:
+    return SimpleNamespace(is_available=lambda: False)
+
+
+def broken_device() -> SimpleNamespace:
+    def empty(size):
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    return SimpleNamespace(is_available=lambda: True, empty=empty)
+
+
+@pytest.mark.parametrize(
+    ("cupy", "reason"),
+    [
+        (None, "cannot be imported"),
+        (no_device(), "no CUDA device or no driver"),
+        (broken_device(), "cudaErrorInsufficientDriver"),
+        (SimpleNamespace(is_available=lambda: True, empty=lambda size: None), "no CUDA kernels"),
+    ],
+)
+def test_cupy_that_cannot_be_used_says_exactly_why(monkeypatch, fresh_verdict, cupy, reason):
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    status = gpuback.backends()
+    assert status["numpy"].available
+    assert not status["cupy"].available
+    assert reason in status["cupy"].reason
+    with pytest.raises(gpuback.GpubackError, match=re.escape(status["cupy"].reason)):
+        gpuback.MLP([2, 2], backend="cupy")
+    with pytest.raises(gpuback.GpubackError, match=reason):
+        gpuback.MLP([2, 2]).to("cupy")
+    assert gpuback.MLP([2, 2], backend="auto").backend == "numpy"
+
+
+def test_importing_gpuback_brings_in_numpy_and_little_more():
+    script = """
+import sys
+import gpuback
+heavy = {"cupy", "torch", "jax", "sklearn", "scipy", "rich", "typer", "matplotlib", "pytest", "hypothesis"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_kernel_ids_stand_in_the_kernels_table():
+    table = Path(__file__, "../../kernels/README.md").resolve().read_text(encoding="utf-8")
+    cells = [cell.strip() for line in table.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")]
+    for row in [*ACTIVATIONS.values(), *LOSSES.values()]:
+        assert cells[cells.index(row.name) + 1] == str(row.kernel_id)
+    for row in ACTIVATIONS.values():
+        assert cells[cells.index(row.name) + 2] == row.derivative_from
+    for rows in (ACTIVATIONS, LOSSES):
+        assert sorted(row.kernel_id for row in rows.values()) == list(range(len(rows)))
