@@ -27,7 +27,7 @@ from gpuback.precision import Precision, round_to_tf32
 from gpuback.sums import bind_sum_columns
 
 BLOCK_BYTES = 1 << 21
-"""How much of a batch's activations is worked on at a time: about what stays in a core's second-level cache."""
+"""How much of a batch's activations is worked on at a time: what stays in a core's second- and third-level caches."""
 
 CHUNK = 1 << 14
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
@@ -50,8 +50,9 @@ class NumpyOps:
         """
         fitting = BLOCK_BYTES // (4 * sum(sizes))
         rows = fitting if fitting >= 256 else 4096
-        rows = max(rows, int(batch_size**0.5) // 2)
-        return min(batch_size, rows)
+        rows = max(rows, math.isqrt(batch_size) // 2)
+        blocks = -(-batch_size // rows)
+        return -(-batch_size // blocks)  # blocks of one size, but for the last
 
     def bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]:
         """W as products read it (W itself if nothing is rounded), and a function that brings that up to date with θ."""
