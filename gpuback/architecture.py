@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -70,6 +70,10 @@ class Architecture:
                 f"loss {loss!r} goes with output {' or '.join(map(repr, row.outputs))}, not with {output!r}"
             )
         return cls(widths, names, output, loss, Precision.of(dtype, allow_tf32=allow_tf32))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: the fields, without what was derived from them and cached."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def layout(self) -> Layout:

@@ -17,7 +17,6 @@ from gpuback.network import MLP
 from gpuback.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback.trace import Trace
 
-
 FORMULA_LIMIT = 1e-6
 """The five-point formula at steps of 1e-4 to 1e-6 in float64 leaves 1e-8 at most in practice; a wrong formula, far more."""
 

@@ -30,11 +30,11 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
         DtypeError: class labels that are not integers.
         LabelError: a label outside 0 … n_L − 1, or a probability outside [0, 1].
     """
-    width, precision = architecture.sizes[-1], architecture.precision
-    kind = architecture.loss_row.targets
-    if kind == "classes" and (y.ndim if isinstance(y, np.ndarray) else np.ndim(y)) == 1:
-        return _as_labels(y, width, batch_size, ops)
-    targets = ops.asarray(y, precision.total, "y")
+    width, kind = architecture.sizes[-1], architecture.loss_row.targets
+    targets = ops.asarray(y, None, "y")
+    if kind == "classes" and targets.ndim == 1:
+        return _as_labels(targets, width, batch_size, ops)
+    targets = ops.asarray(targets, architecture.precision.total, "y")
     if kind != "classes" and width == 1 and targets.ndim == 1:
         targets = targets[:, None]
     if targets.shape != (batch_size, width):
@@ -53,12 +53,11 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
     return targets
 
 
-def _as_labels(y: ArrayLike, n_classes: int, batch_size: int, ops: Ops) -> Array:
-    kind = y.dtype if hasattr(y, "dtype") else np.asarray(y).dtype
-    if getattr(kind, "kind", "i") not in "biu":
+def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
+    if len(y) and y.dtype.kind not in "biu":
         raise DtypeError(
             f"y: expected integer labels 0 … {n_classes - 1}, shape ({batch_size},), or probability rows "
-            f"({batch_size}, {n_classes}); got shape ({len(y)},) of {kind}"
+            f"({batch_size}, {n_classes}); got shape ({len(y)},) of {y.dtype}"
         )
     labels = ops.asarray(y, np.dtype(np.intp), "y")
     if labels.shape != (batch_size,):

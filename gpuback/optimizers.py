@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
+
 from gpuback._typing import Array
 from gpuback.errors import OptionError, ShapeError
 from gpuback.ops import Ops
@@ -34,7 +36,6 @@ class Optimizer:
     """What the optimizers share. An optimizer belongs to the first network that it steps.
 
     Attributes:
-        learning_rate: η; may be changed between steps.
         step_count: how many steps it has made.
         state: its arrays by name, each (n_parameters,), in θ's dtype; empty before the first step.
     """
@@ -42,11 +43,20 @@ class Optimizer:
     _state_names: tuple[str, ...] = ()
 
     def __init__(self, learning_rate: float, weight_decay: float) -> None:
-        self.learning_rate = _in_range("learning_rate", learning_rate, 0.0)
+        self.learning_rate = learning_rate
         self.weight_decay = _in_range("weight_decay", weight_decay, 0.0)
         self.step_count = 0
         self.state: dict[str, Array] = {}
         self._theta: Array | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """η. A schedule may set it between steps, to any number ≥ 0."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._learning_rate = _in_range("learning_rate", value, 0.0)
 
     def step(self, net: Network, gradients: HasTheta) -> None:
         """One update of `net.theta`, in place.
@@ -182,7 +192,7 @@ class Adam(Optimizer):
         except (TypeError, ValueError):
             raise OptionError(f"betas: expected two numbers in [0, 1), got {betas!r}") from None
         self.betas = (_in_range("betas[0]", first, 0.0, 1.0), _in_range("betas[1]", second, 0.0, 1.0))
-        self.eps = _in_range("eps", eps, 0.0)
+        self.eps = positive("eps", eps)
         self._beta_powers = (1.0, 1.0)
 
     def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
@@ -244,14 +254,24 @@ class AdamW(Adam):
 
 def _in_range(name: str, value: float, lowest: float, below: float = math.inf) -> float:
     """`value` as a float if lowest ≤ value < below."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = _number(value)
     if not lowest <= number < below:
         upper = "" if below == math.inf else f" and < {below:g}"
         raise OptionError(f"{name}: expected a finite number ≥ {lowest:g}{upper}, got {value!r}")
     return number
+
+
+def positive(name: str, value: float) -> float:
+    """`value` as a float if 0 < value < ∞."""
+    number = _number(value)
+    if not 0.0 < number < math.inf:
+        raise OptionError(f"{name}: expected a finite number > 0, got {value!r}")
+    return number
+
+
+def _number(value: object) -> float:
+    """`value` as Python's float, in which NumPy computes at the array's precision; NaN for what is not a number."""
+    return float(value) if isinstance(value, (int, float, np.integer, np.floating)) else math.nan
 
 
 OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}

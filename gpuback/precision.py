@@ -93,7 +93,7 @@ def dtype_name(dtype: object) -> str:
     return str(name)
 
 
-def round_to_tf32(x: Array, out: Array) -> Array:
+def round_to_tf32(x: Array, out: Array, nan: Array | None = None) -> Array:
     """out = x rounded to TF32, which keeps 10 fraction bits of float32's 23: to nearest, ties away from zero.
 
     That is what `cvt.rna.tf32.f32` does: half of the last place kept is added to the magnitude and the rest cut off, so
@@ -102,10 +102,11 @@ def round_to_tf32(x: Array, out: Array) -> Array:
 
     Args:
         x, out: float32 arrays of one shape; `out` may be `x`.
+        nan: a boolean array of that shape to work with; a fresh one by default.
     """
     bits, rounded = x.view(np.uint32), out.view(np.uint32)
-    nan = np.isnan(x)
+    nan = np.isnan(x, out=nan)
     np.add(bits, np.uint32(0x1000), out=rounded)
     np.bitwise_and(rounded, np.uint32(0xFFFFE000), out=rounded)
-    rounded[nan] = 0x7FC00000
+    np.copyto(rounded, np.uint32(0x7FC00000), where=nan)
     return out

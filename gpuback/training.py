@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +17,14 @@ from gpuback.backprop import Backprop
 from gpuback.checkpoint import Checkpoint
 from gpuback.errors import DataError, DivergedError, OptionError, ShapeError
 from gpuback.network import MLP
-from gpuback.optimizers import Adam, Optimizer
+from gpuback.optimizers import Adam, Optimizer, positive
 from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
 
 KEPT_PASSES = 4
+SMALLEST_FACTOR = 2.0**-100
+"""A smaller factor might not be a normal number in float32; it is applied in two parts."""
+
 VALIDATION_SPLIT = 2**32
 """Stands in a shuffle's key where an epoch's number would, so that the split is independent of every epoch's order."""
 
@@ -47,8 +51,7 @@ class TrainStep:
     """
 
     def __init__(self, net: MLP, optimizer: Optimizer, *, clip_norm: float | None = None) -> None:
-        if clip_norm is not None and not 0 < clip_norm < float("inf"):
-            raise OptionError(f"clip_norm: expected a positive finite number or None, got {clip_norm!r}")
+        clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
         optimizer.bind(net)
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         self.diverged_at: int | None = None
@@ -78,6 +81,9 @@ class TrainStep:
             factor = 1.0
             if self.clip_norm is not None:
                 factor = min(1.0, self.clip_norm / (ops.norm(gradients.theta) + 1e-6))
+                while factor < SMALLEST_FACTOR:
+                    gradients.theta *= SMALLEST_FACTOR
+                    factor /= SMALLEST_FACTOR
             self.optimizer.update(self.net, gradients.theta, factor)
         return loss
 
@@ -114,6 +120,20 @@ class History:
     def epochs(self) -> int:
         """How many epochs were trained."""
         return len(self.loss)
+
+    @property
+    def epochs_since_best(self) -> int:
+        """How many epochs the validation loss has not improved."""
+        return 0 if self.best_epoch is None else self.epochs - 1 - self.best_epoch
+
+    def note_validation(self, loss: float) -> bool:
+        """Appends an epoch's validation loss; whether it is the lowest so far, than which NaN never is."""
+        self.validation_loss.append(loss)
+        best = math.nan if self.best_epoch is None else self.validation_loss[self.best_epoch]
+        if not (loss < best or math.isnan(best)):
+            return False
+        self.best_epoch = len(self.validation_loss) - 1
+        return True
 
 
 Callback = Callable[[MLP, History], object]
@@ -201,42 +221,46 @@ def fit(
         while history.epochs < epochs and not history.stopped_early:
             started = time.perf_counter()
             order = permutation(len(samples.x), seed, history.epochs) if shuffle and batch_size is not None else None
-            total = 0.0
-            for batch in batches.each(order):
-                loss = step.run(batch.x, batch.y, batch.weight)
-                if step.diverged_at is not None:
-                    raise DivergedError(
-                        f"the {'gradient' if np.isfinite(loss) else 'loss'} was not finite at step {step.diverged_at} "
-                        f"(epoch {history.epochs}); the network holds the state of the last finite step. Remedies: "
-                        f"a smaller learning_rate, clip_norm=, or scaled inputs",
-                        step=step.diverged_at,
-                        epoch=history.epochs,
-                    )
-                total += loss * len(batch.x)
-                advance(loss)
-            history.loss.append(total / len(samples.x))
+            history.loss.append(_train_epoch(step, batches.each(order), history.epochs, advance))
             history.steps = optimizer.step_count
             history.seconds += time.perf_counter() - started
 
             if held_out is not None:
-                history.validation_loss.append(float(net.loss(held_out.x, held_out.y, sample_weight=held_out.weight)))
-                if (
-                    history.best_epoch is None
-                    or history.validation_loss[-1] < history.validation_loss[history.best_epoch]
-                ):
-                    history.best_epoch = history.epochs - 1
+                if history.note_validation(float(net.loss(held_out.x, held_out.y, sample_weight=held_out.weight))):
                     best_theta = net.theta.copy() if patience is not None else None
-                waited = history.epochs - 1 - history.best_epoch
-                history.stopped_early = patience is not None and waited >= patience
+                history.stopped_early = patience is not None and history.epochs_since_best >= patience
             stops = [callback(net, history) for callback in callbacks]
-            history.stopped_early |= any(stop is True for stop in stops)
+            history.stopped_early |= any(isinstance(stop, (bool, np.bool_)) and bool(stop) for stop in stops)
             if saved is not None:
-                saved.write(
-                    net, optimizer, history, seed, best_theta, last=history.stopped_early or history.epochs == epochs
-                )
+                last = history.stopped_early or history.epochs == epochs
+                saved.write(net, optimizer, history, seed, best_theta, last=last)
     if best_theta is not None:
         net.theta[...] = best_theta
     return history
+
+
+def _train_epoch(step: TrainStep, batches: Iterator[_Samples], epoch: int, advance: Callable[[float], None]) -> float:
+    """A step on each batch; the mean loss over the samples, each at the θ its batch met."""
+    total, count = 0.0, 0
+    for batch in batches:
+        loss = step.run(batch.x, batch.y, batch.weight)
+        if step.diverged_at is not None:
+            what = "gradient" if np.isfinite(loss) else "loss"
+            raise _diverged(f"the {what} was not finite at step {step.diverged_at}", step.diverged_at, epoch)
+        total += loss * len(batch.x)
+        count += len(batch.x)
+        advance(loss)
+    # An update that overflows shows in the next step's loss; after the last step of an epoch there is none.
+    if not step.net.ops.all_finite(step.net.theta):
+        steps = step.optimizer.step_count
+        raise _diverged(f"the update of step {steps - 1} overflowed", steps - 1, epoch)
+    return total / count
+
+
+def _diverged(what: str, step: int, epoch: int) -> DivergedError:
+    remedies = "Remedies: a smaller learning_rate, clip_norm=, or scaled inputs"
+    message = f"{what} (epoch {epoch}); the network holds the state after the last finite step. {remedies}"
+    return DivergedError(message, step=step, epoch=epoch)
 
 
 @dataclass(frozen=True)
@@ -250,27 +274,30 @@ class _Samples:
     @classmethod
     def checked(cls, net: MLP, x: ArrayLike, y: ArrayLike, weight: ArrayLike | None) -> _Samples:
         samples, targets, weights = net.checked(x, y, weight)
-        largest = float(ml_dtypes.finfo(net.dtype).max)  # type: ignore[no-untyped-call]
         for name, array in (("x", samples), ("y", targets), ("sample_weight", weights)):
             if array is not None and array.dtype.kind == "f":
-                _require_finite(net, name, array, largest if name == "x" else float("inf"))
+                _require_finite(net, name, array, net.dtype if name == "x" else array.dtype)
         return cls(samples, targets, weights)
 
     def rows(self, indices: Any) -> _Samples:
         return _Samples(self.x[indices], self.y[indices], None if self.weight is None else self.weight[indices])
 
 
-def _require_finite(net: MLP, name: str, array: Array, largest: float) -> None:
+def _require_finite(net: MLP, name: str, array: Array, dtype: np.dtype[Any]) -> None:
+    """Every number is finite, in `dtype` too."""
+    limit = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
     with np.errstate(all="ignore"):
-        if not net.ops.all_finite(array.reshape(-1)):
-            row = int(np.argmin(np.isfinite(net.ops.to_numpy(array)).reshape(len(array), -1).all(axis=1)))
-            raise DataError(f"{name}: expected finite numbers, got NaN or infinity in row {row}")
-    if net.architecture.precision.sixteen_bit and largest < float("inf"):
-        highest = float(np.abs(net.ops.to_numpy(array)).max())
-        if highest > largest:
-            raise DataError(
-                f"{name}: expected numbers that {net.dtype} can hold, up to ±{largest:g}, got ±{highest:g}; scale them"
-            )
+        if net.ops.all_finite(array.reshape(-1)) and (
+            dtype == array.dtype or float(net.ops.norm(array.reshape(-1))) <= limit
+        ):
+            return
+        rows = np.abs(net.ops.to_numpy(array)).reshape(len(array), -1).max(axis=1)
+    if not (rows <= limit).all():
+        row = int(np.argmin(rows <= limit))
+        raise DataError(
+            f"{name}: expected finite numbers that {dtype} can hold, up to ±{limit:.4g}; in row {row} there is "
+            f"{'NaN' if np.isnan(rows[row]) else 'infinity or more than that' if np.isinf(rows[row]) else rows[row]}"
+        )
 
 
 def _split(

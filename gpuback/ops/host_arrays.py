@@ -11,8 +11,13 @@ from gpuback._typing import Array, ArrayLike
 from gpuback.errors import DeviceError, DtypeError
 
 
-def as_host_array(value: ArrayLike, dtype: np.dtype[Any], what: str) -> Array:
+def as_host_array(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
     """Real numbers of any kind as a C-contiguous array of `dtype`; `value` itself where it is one already.
+
+    Args:
+        value: an array, nested sequences of numbers, anything with `__dlpack__`.
+        dtype: None for the numbers' own. What it cannot hold becomes infinite.
+        what: the argument's name, for the message.
 
     Raises:
         DeviceError: an array in a GPU's memory.
@@ -22,7 +27,10 @@ def as_host_array(value: ArrayLike, dtype: np.dtype[Any], what: str) -> Array:
     if array.dtype != dtype:
         if not is_real(array.dtype):
             raise DtypeError(f"{what}: expected real numbers, got dtype {array.dtype}")
-        array = array.astype(dtype)
+        if dtype is None:
+            return np.asarray(array, order="C")
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype)
     return np.asarray(array, order="C")
 
 

@@ -10,9 +10,8 @@ sums.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from gpuback.sums import bind_sum_columns
 BLOCK_BYTES = 1 << 21
 """How much of a batch's activations is worked on at a time: what stays in a core's second- and third-level caches."""
 
-CHUNK = 1 << 14
+CHUNK = 1 << 16
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
 
 
@@ -65,8 +64,8 @@ class NumpyOps:
 
             return operand, refresh
         if precision.tf32:
-            operand = np.empty_like(weights)
-            return operand, lambda: round_to_tf32(weights, operand)
+            operand, nan = np.empty_like(weights), np.empty(weights.shape, bool)
+            return operand, lambda: round_to_tf32(weights, operand, nan)
         return weights, nothing
 
     def bind_load(self, width: int, precision: Precision, workspace: Workspace) -> Callable[[Array], Array]:
@@ -250,17 +249,19 @@ class NumpyOps:
         """g = c ∇θ + λθ; v ← μv + g; θ ← θ − η (v, or g + μv with Nesterov, or g without momentum)."""
         if velocity is None and not weight_decay:
             learning_rate, gradient_factor = 1.0, gradient_factor * learning_rate
-        for part in _chunks(len(theta)):
+        for part, (step, other) in _chunks(theta, 2):
             t = theta[part]
-            step = np.multiply(gradient[part], gradient_factor)
+            np.multiply(gradient[part], gradient_factor, out=step)
             if weight_decay:
-                step += weight_decay * t
+                np.multiply(t, weight_decay, out=other)
+                np.add(step, other, out=step)
             if velocity is not None:
                 v = velocity[part]
                 np.multiply(v, momentum, out=v)
                 np.add(v, step, out=v)
                 if nesterov:
-                    step += momentum * v
+                    np.multiply(v, momentum, out=other)
+                    np.add(step, other, out=step)
                 else:
                     np.copyto(step, v)
             if learning_rate != 1.0:
@@ -292,14 +293,15 @@ class NumpyOps:
         """
         beta_1, beta_2 = betas
         correction_1, correction_2 = bias_corrections
-        for part in _chunks(len(theta)):
+        for part, (g, step) in _chunks(theta, 2):
             t, m, v = theta[part], first_moment[part], second_moment[part]
-            g = np.multiply(gradient[part], gradient_factor)
+            np.multiply(gradient[part], gradient_factor, out=g)
             if weight_decay and decoupled:
                 np.multiply(t, 1.0 - learning_rate * weight_decay, out=t)
             elif weight_decay:
-                g += weight_decay * t
-            step = np.subtract(g, m)
+                np.multiply(t, weight_decay, out=step)
+                np.add(g, step, out=g)
+            np.subtract(g, m, out=step)
             np.multiply(step, 1.0 - beta_1, out=step)
             np.add(m, step, out=m)
             np.multiply(v, beta_2, out=v)
@@ -323,11 +325,14 @@ class NumpyOps:
     def to_numpy(self, array: Array) -> NDArray[Any]:
         return np.asarray(array)
 
-    def asarray(self, value: ArrayLike, dtype: np.dtype[Any], what: str) -> Array:
-        """Real numbers of any kind as a C-contiguous array of `dtype`; see `as_host_array`."""
+    def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
+        """Real numbers of any kind as a C-contiguous array of `dtype` (None: their own); see `as_host_array`."""
         return as_host_array(value, dtype, what)
 
 
-@functools.cache
-def _chunks(length: int) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, length, CHUNK)]
+def _chunks(theta: Array, n_scratch: int) -> Iterator[tuple[slice, list[Array]]]:
+    """θ's parts, up to CHUNK long, each with scratch arrays of its length."""
+    scratch = [np.empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(n_scratch)]
+    for start in range(0, len(theta), CHUNK):
+        part = slice(start, min(start + CHUNK, len(theta)))
+        yield part, [array[: part.stop - start] for array in scratch]

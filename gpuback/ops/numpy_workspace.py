@@ -27,6 +27,7 @@ class Workspace:
         self._deltas = [np.empty(widest, precision.total) for _ in range(2)]
         self._rounded = np.empty(widest, precision.operand) if precision.sixteen_bit else None
         self._products = [np.empty(widest, precision.total) for _ in range(2)] if precision.tf32 else []
+        self._nan = np.empty(widest if precision.tf32 else 0, bool)
         self.gradient = np.empty(max(n_in * n_out for n_in, n_out in pairwise(sizes)), precision.total)
 
     def hidden(self, width: int) -> Array:
@@ -69,8 +70,14 @@ class Workspace:
         """A function from an array to what a product reads of it: a copy rounded to TF32 if allowed, else itself."""
         if not self._products:
             return itself
-        copy = self._products[which][: shape[0] * shape[1]].reshape(shape)
-        return lambda array: round_to_tf32(np.ascontiguousarray(array), copy)
+        size = shape[0] * shape[1]
+        copy, nan = self._products[which][:size].reshape(shape), self._nan[:size].reshape(shape)
+
+        def rounded(array: Array) -> Array:
+            np.copyto(copy, array)
+            return round_to_tf32(copy, copy, nan)
+
+        return rounded
 
 
 def nothing() -> None:
