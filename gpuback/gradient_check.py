@@ -18,7 +18,7 @@ from gpuback.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback.trace import Trace
 
 FORMULA_LIMIT = 1e-6
-"""The five-point formula at steps of 1e-4 to 1e-6 in float64 leaves 1e-8 at most in practice; a wrong formula, far more."""
+"""The five-point formula at steps of 1e-4 to 1e-6 in float64 leaves 1e-8 at most; a wrong formula, far more."""
 
 DIRECTIONS = 4
 """Random directions per block: each sees an error in any of the block's elements."""

@@ -7,34 +7,29 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from gpuback._typing import Array, ArrayLike, PathLike
 from gpuback.backprop import Backprop
 from gpuback.checkpoint import Checkpoint
-from gpuback.errors import DataError, DivergedError, OptionError, ShapeError
+from gpuback.errors import DivergedError, OptionError
 from gpuback.network import MLP
 from gpuback.optimizers import Adam, Optimizer, positive
 from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
+from gpuback.samples import Batches, Samples, held_out, split
 
 KEPT_PASSES = 4
 SMALLEST_FACTOR = 2.0**-100
 """A smaller factor might not be a normal number in float32; it is applied in two parts."""
-
-VALIDATION_SPLIT = 2**32
-"""Stands in a shuffle's key where an epoch's number would, so that the split is independent of every epoch's order."""
 
 
 class TrainStep:
     """One step of training: forward, loss, backward, update of θ, by the fastest path there is.
 
     Buffers are made at the first call with a batch size and reused. A loss or gradient that is not finite leaves θ and
-    the optimizer
-    alone: that step and all later ones that are not finite make no update.
+    the optimizer alone: that step and all later ones that are not finite make no update.
 
     Args:
         net: the network.
@@ -195,25 +190,31 @@ def fit(
     if patience is not None and validation is None:
         raise OptionError("patience watches the validation loss: expected validation=, got None")
     optimizer = Adam() if optimizer is None else optimizer
-    samples = _Samples.checked(net, x, y, sample_weight)
-    seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else int(seed)
-    identity = {
-        "architecture": net.architecture.as_options(),
-        **optimizer.options(),
-        "n_samples": len(samples.x),
-        "batch_size": batch_size,
-        "shuffle": bool(shuffle),
-        "clip_norm": clip_norm,
-    }
+    samples = Samples.checked(net, x, y, sample_weight)
+    held = held_out(net, validation, len(samples.x))
     step = TrainStep(net, optimizer, clip_norm=clip_norm)
     history = History()
-    saved = Checkpoint(checkpoint, identity) if checkpoint is not None else None
-    best_theta = None
+    best_theta = saved = None
+    if checkpoint is not None:
+        identity = {
+            "architecture": net.architecture.as_options(),
+            **optimizer.options(),
+            "data": samples.digest(net.ops),
+            "validation": held if isinstance(held, int) else held.digest(net.ops),
+            "batch_size": batch_size,
+            "shuffle": bool(shuffle),
+            "seed": seed,
+            "clip_norm": clip_norm,
+        }
+        saved = Checkpoint(checkpoint, identity)
+    seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else int(seed)
     if resume and saved is not None and os.path.exists(saved.path):
         seed, best_theta = saved.restore(net, optimizer, history)
-    samples, held_out = _split(net, samples, validation, seed)
+    held_samples = None if isinstance(held, int) else held
+    if isinstance(held, int) and held:
+        samples, held_samples = split(samples, held, seed)
     size = len(samples.x) if batch_size is None else min(batch_size, len(samples.x))
-    batches = _Batches(net, samples, size)
+    batches = Batches(net, samples, size)
 
     with progress_bar(
         progress, epochs * -(-len(samples.x) // size), history.epochs * -(-len(samples.x) // size)
@@ -225,8 +226,9 @@ def fit(
             history.steps = optimizer.step_count
             history.seconds += time.perf_counter() - started
 
-            if held_out is not None:
-                if history.note_validation(float(net.loss(held_out.x, held_out.y, sample_weight=held_out.weight))):
+            if held_samples is not None:
+                value = net.loss(held_samples.x, held_samples.y, sample_weight=held_samples.weight)
+                if history.note_validation(float(value)):
                     best_theta = net.theta.copy() if patience is not None else None
                 history.stopped_early = patience is not None and history.epochs_since_best >= patience
             stops = [callback(net, history) for callback in callbacks]
@@ -239,7 +241,7 @@ def fit(
     return history
 
 
-def _train_epoch(step: TrainStep, batches: Iterator[_Samples], epoch: int, advance: Callable[[float], None]) -> float:
+def _train_epoch(step: TrainStep, batches: Iterator[Samples], epoch: int, advance: Callable[[float], None]) -> float:
     """A step on each batch; the mean loss over the samples, each at the θ its batch met."""
     total, count = 0.0, 0
     for batch in batches:
@@ -261,97 +263,6 @@ def _diverged(what: str, step: int, epoch: int) -> DivergedError:
     remedies = "Remedies: a smaller learning_rate, clip_norm=, or scaled inputs"
     message = f"{what} (epoch {epoch}); the network holds the state after the last finite step. {remedies}"
     return DivergedError(message, step=step, epoch=epoch)
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Samples, targets and weights on the network's backend, checked."""
-
-    x: Array
-    y: Array
-    weight: Array | None
-
-    @classmethod
-    def checked(cls, net: MLP, x: ArrayLike, y: ArrayLike, weight: ArrayLike | None) -> _Samples:
-        samples, targets, weights = net.checked(x, y, weight)
-        for name, array in (("x", samples), ("y", targets), ("sample_weight", weights)):
-            if array is not None and array.dtype.kind == "f":
-                _require_finite(net, name, array, net.dtype if name == "x" else array.dtype)
-        return cls(samples, targets, weights)
-
-    def rows(self, indices: Any) -> _Samples:
-        return _Samples(self.x[indices], self.y[indices], None if self.weight is None else self.weight[indices])
-
-
-def _require_finite(net: MLP, name: str, array: Array, dtype: np.dtype[Any]) -> None:
-    """Every number is finite, in `dtype` too."""
-    limit = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
-    with np.errstate(all="ignore"):
-        if net.ops.all_finite(array.reshape(-1)) and (
-            dtype == array.dtype or float(net.ops.norm(array.reshape(-1))) <= limit
-        ):
-            return
-        rows = np.abs(net.ops.to_numpy(array)).reshape(len(array), -1).max(axis=1)
-    if not (rows <= limit).all():
-        row = int(np.argmin(rows <= limit))
-        raise DataError(
-            f"{name}: expected finite numbers that {dtype} can hold, up to ±{limit:.4g}; in row {row} there is "
-            f"{'NaN' if np.isnan(rows[row]) else 'infinity or more than that' if np.isinf(rows[row]) else rows[row]}"
-        )
-
-
-def _split(
-    net: MLP, samples: _Samples, validation: float | Sequence[ArrayLike] | None, seed: int
-) -> tuple[_Samples, _Samples | None]:
-    """(training samples, held-out samples)."""
-    if validation is None:
-        return samples, None
-    if isinstance(validation, (int, float)):
-        count = len(samples.x)
-        held_out = max(1, round(validation * count)) if 0 < validation < 1 else count
-        if held_out >= count:
-            raise OptionError(
-                f"validation: expected a fraction between 0 and 1 that leaves samples to train on, "
-                f"got {validation!r} of {count}"
-            )
-        order = permutation(count, seed, VALIDATION_SPLIT)
-        return samples.rows(np.sort(order[held_out:])), samples.rows(np.sort(order[:held_out]))
-    try:
-        x, y = validation
-    except (TypeError, ValueError):
-        raise OptionError(f"validation: expected a fraction or (x, y), got {type(validation).__name__}") from None
-    try:
-        return samples, _Samples.checked(net, x, y, None)
-    except (DataError, ShapeError) as error:
-        raise type(error)(f"validation {error}") from None
-
-
-class _Batches:
-    """Mini-batches, gathered into buffers that are used again and again."""
-
-    def __init__(self, net: MLP, samples: _Samples, size: int) -> None:
-        self._ops, self._samples, self._size = net.ops, samples, size
-        x, y, weight = samples.x, samples.y, samples.weight
-
-        def buffer(array: Array) -> Array:
-            return net.ops.empty((size, *array.shape[1:]), array.dtype)
-
-        self._buffers = _Samples(buffer(x), buffer(y), None if weight is None else buffer(weight))
-
-    def each(self, order: Any) -> Iterator[_Samples]:
-        """The samples in that order (None: as they stand), `size` at a time, what is left over last."""
-        count = len(self._samples.x)
-        for start in range(0, count, self._size):
-            rows = slice(start, min(start + self._size, count))
-            if order is None:
-                yield self._samples.rows(rows)
-                continue
-            batch = self._buffers.rows(slice(0, rows.stop - start))
-            pairs = ((self._samples.x, batch.x), (self._samples.y, batch.y), (self._samples.weight, batch.weight))
-            for source, target in pairs:
-                if source is not None:
-                    self._ops.take_rows(source, order[rows], target)
-            yield batch
 
 
 def _check_counts(**counts: int | None) -> None:

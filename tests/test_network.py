@@ -175,7 +175,7 @@ X = np.ones((5, 3))
         (NET, X, [0, 1, 2, 0, 0], ValueError, "labels 0 … 1 for an output layer of width 2, got labels from 0 to 2"),
         (NET, X, [0, -1, 1, 0, 0], ValueError, "got labels from -1 to 1"),
         (NET, X, [0.0] * 5, TypeError, "integer labels 0 … 1"),
-        (NET, X, ["a"] * 5, TypeError, "integer labels"),
+        (NET, X, ["a"] * 5, TypeError, "y: expected real numbers"),
         (NET, X, [0] * 4, ValueError, "y: expected 5 labels, one per sample of x, got 4"),
         (NET, X, np.ones((5, 3)), ValueError, "(5,) of integer labels or (5, 2) of probabilities"),
         (NET, X, np.full((5, 2), 1.5), ValueError, "probabilities in [0, 1]"),

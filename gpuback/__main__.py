@@ -1,0 +1,8 @@
+"""`python -m gpuback` is the command `gpuback`."""
+
+import sys
+
+from gpuback.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""How results look: tables, JSON, and the plot of a learning curve."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gpuback._cli.tasks import Score
+from gpuback._cli.train import Result
+from gpuback.errors import missing_extra
+from gpuback.persistence import replacing
+
+
+def print_table(
+    rows: Iterable[Sequence[str]], *, title: str | None = None, header: Sequence[str] = (), right: Sequence[int] = ()
+) -> None:
+    """Prints a table on stdout: with lines, and fitted to the window, on a terminal; plain elsewhere.
+
+    Args:
+        rows: the first column is the heading of its row.
+        right: columns to align on the right, such as numbers.
+    """
+    rows = [tuple(row) for row in rows]
+    terminal = sys.stdout.isatty()
+    style = box.ROUNDED if terminal else None
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=style, show_header=bool(header), pad_edge=terminal
+    )
+    for column in range(len(rows[0])):
+        table.add_column(
+            header[column] if header else "",
+            justify="right" if column in right else "left",
+            style="cyan" if column == 0 else None,
+            no_wrap=column == 0,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if terminal:
+        Console().print(table)
+        return
+    text = io.StringIO()
+    Console(file=text, width=10_000, color_system=None).print(table)
+    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Prints `json_line` on stdout."""
+    sys.stdout.write(json_line(document))
+
+
+def json_line(document: dict[str, Any]) -> str:
+    """One line of JSON; numbers that JSON does not have become null."""
+    return json.dumps(_finite(document), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def score_text(score: Score) -> tuple[str, str]:
+    """("accuracy", "97.8 %") or ("R²", "0.456")."""
+    if score.value is None:
+        return score.name, "undefined, as the targets are constant"
+    return score.name, f"{100 * score.value:.1f} %" if score.name == "accuracy" else f"{score.value:.3f}"
+
+
+def require_matplotlib() -> None:
+    """Says before training what `plot` would say after it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise missing_extra("matplotlib", "the learning curve's plot", "cli") from None
+
+
+def plot(path: str, result: Result) -> None:
+    """Writes the learning curve to a PNG file."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter, MaxNLocator
+
+    class PlainNumbers(LogFormatter):
+        """Labels the ticks that LogFormatter would, but with 0.6 for 6 × 10⁻¹."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    history = result.history
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    last = history.epochs
+    for label, losses, color in (
+        ("training", history.loss, "#1f6fb4"),
+        ("validation", history.validation_loss, "#2a9d5c"),
+        ("held out", result.held_out_curve, "#d1495b"),
+    ):
+        if losses:
+            # A resumed run has no held-out losses of its earlier epochs.
+            epochs = range(last - len(losses) + 1, last + 1)
+            axes.plot(epochs, losses, label=label, color=color, linewidth=1.6, marker="." if len(losses) == 1 else None)
+    if history.best_epoch is not None:
+        axes.axvline(history.best_epoch + 1, color="0.6", linewidth=1, linestyle=":", label="best epoch, kept")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PlainNumbers())
+    axes.yaxis.set_minor_formatter(PlainNumbers(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
+    axes.set_xlabel("epoch")
+    targets = ", standardized targets" if result.standardized_targets else ""
+    axes.set_ylabel(f"{result.net.architecture.loss.replace('_', ' ')}{targets} (log scale)")
+    axes.set_title(
+        f"{result.data.name}: {' '.join(score_text(result.score))} on {result.n_held_out:,} held-out samples",
+        loc="left",
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.grid(True, which="major", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")

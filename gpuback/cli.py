@@ -1,0 +1,77 @@
+"""The command `gpuback`: whatever goes wrong in it becomes one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gpuback.errors import DivergedError, GpubackError
+
+FAILED, USAGE = 1, 2
+INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13
+"""As shells report a process that SIGINT or SIGPIPE has ended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: what follows the program's name; by default, what the user typed.
+
+    Returns:
+        The exit code: 0, 1 (a check failed, training diverged), 2 (bad usage or input), 130 (interrupted) or 141
+        (whoever read the output has stopped).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal can show σ
+    try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # What is still buffered would fail once more when Python exits.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except DivergedError as error:
+        return _complain(error, FAILED)
+    except MemoryError as error:
+        return _complain(f"not enough memory: {error}", USAGE)
+    except (GpubackError, OSError) as error:
+        return _complain(error, USAGE)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        import rich  # noqa: F401
+        import typer
+    except ImportError as error:
+        needs = f"gpuback's command line needs typer and rich, and {error.name} is not installed"
+        return _complain(f"{needs}: pip install 'gpuback[cli]'", USAGE)
+    from gpuback._cli.app import app
+
+    # Where this class lives changed when typer took click in; its best-known child has stayed where it was.
+    usage_error: Any = typer.BadParameter.__mro__[1]
+    try:
+        work = typer.main.get_command(app)(arguments or ["--help"], prog_name="gpuback", standalone_mode=False)
+    except usage_error as error:
+        command = "gpuback" if error.ctx is None else error.ctx.command_path
+        return _complain(f"{error.format_message()} (see {command} --help)", USAGE)
+    # A command comes back as the work to do; --help and --version, which are done, as an exit code.
+    return int((work() if callable(work) else work) or 0)
+
+
+def _complain(problem: object, code: int) -> int:
+    """Prints the one line and returns the code."""
+    message = str(problem)
+    if isinstance(problem, OSError) and problem.strerror:
+        message = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
+    print(f"gpuback: {' '.join(message.split())}", file=sys.stderr)
+    return code
