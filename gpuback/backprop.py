@@ -1,16 +1,20 @@
 """One batch through the network and back: forward pass, loss, back-propagation, over buffers made once per batch size.
 
 A batch is worked on in blocks of rows that the backend chooses. Samples meet only in the sums dW and db, so each block
-goes through the whole network, forward and backward, before the next one starts, and adds its share.
+goes through the whole network, forward and backward, before the next one starts, and adds its share. Where a backend
+works with several threads, each takes some of the blocks and has sums of its own, which are added in order at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from gpuback._typing import Array
 from gpuback.architecture import Architecture
 from gpuback.ops import Ops
+
+Result = TypeVar("Result")
 
 
 class Backprop:
@@ -34,33 +38,41 @@ class Backprop:
             return _Block(architecture, operands, biases, ops, rows, batch_size, need_input_grad)
 
         rows = ops.rows_per_block(architecture.sizes, batch_size)
-        full, remainder = block(rows), batch_size % rows
-        whole = batch_size - remainder
-        self._blocks = [(full, slice(start, start + rows)) for start in range(0, whole, rows)]
-        if remainder:
-            self._blocks.append((block(remainder), slice(whole, batch_size)))
-
-    def _refresh(self) -> None:
-        """Brings the weights as products read them up to date with θ."""
-        for refresh in self._refresh_weights:
-            refresh()
+        self._team = ops.team(architecture.sizes, batch_size, rows)
+        starts = range(0, batch_size, rows)
+        share = -(-len(starts) // self._team.size)
+        self._shares = []  # for each member of the team: its blocks, one after the other, with the rows each takes
+        for first in range(0, len(starts), share):
+            full, mine = block(rows), []
+            for start in starts[first : first + share]:
+                end = min(start + rows, batch_size)
+                mine.append((full if end - start == rows else block(end - start), slice(start, end)))
+            self._shares.append(mine)
+        parameters = [ops.empty(architecture.layout.n_parameters, precision.total) for _ in self._shares[1:]]
+        self._partials = [architecture.layout.split(partial) for partial in parameters]
 
     def forward(self, x: Array, out: Array) -> None:
         """out = ŷ, (B, n_L)."""
-        self._refresh()
-        for block, rows in self._blocks:
-            block.forward(x[rows])
-            block.apply_output()
-            out[rows] = block.output
+
+        def work(share: int) -> None:
+            for block, rows in self._shares[share]:
+                block.forward(x[rows])
+                block.apply_output()
+                out[rows] = block.output
+
+        self._run(work)
 
     def loss(self, x: Array, y: Array, weight: Array | None) -> float:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b)."""
-        total = 0.0
-        self._refresh()
-        for block, rows in self._blocks:
-            block.forward(x[rows])
-            total += block.loss(y[rows], None if weight is None else weight[rows])
-        return total / self._batch_size
+
+        def work(share: int) -> float:
+            total = 0.0
+            for block, rows in self._shares[share]:
+                block.forward(x[rows])
+                total += block.loss(y[rows], None if weight is None else weight[rows])
+            return total
+
+        return sum(self._run(work)) / self._batch_size
 
     def value_and_grad(
         self,
@@ -73,17 +85,32 @@ class Backprop:
         *,
         accumulate: bool = False,
     ) -> float:
-        """The loss; and its gradients into (or, accumulating, onto) dW, db and dx."""
-        total = 0.0
-        self._refresh()
-        for block, rows in self._blocks:
-            block.forward(x[rows])
-            total += block.loss(y[rows], None if weight is None else weight[rows])
-            block.backward(dW, db, accumulate)
-            if dx is not None:
-                dx[rows] = block.input_gradient
-            accumulate = True
+        """The loss; and its gradients into (or, accumulating, onto) dW and db, and into dx."""
+
+        def work(share: int) -> float:
+            total = 0.0
+            dW_sum, db_sum = self._partials[share - 1] if share else (dW, db)
+            add = accumulate and share == 0
+            for block, rows in self._shares[share]:
+                block.forward(x[rows])
+                total += block.loss(y[rows], None if weight is None else weight[rows])
+                block.backward(dW_sum, db_sum, add)
+                if dx is not None:
+                    dx[rows] = block.input_gradient
+                add = True
+            return total
+
+        total = sum(self._run(work))
+        for partial in self._partials:
+            for whole, part in zip((*dW, *db), (*partial[0], *partial[1]), strict=True):
+                whole += part
         return total / self._batch_size
+
+    def _run(self, work: Callable[[int], Result]) -> list[Result]:
+        """The results of `work` on each share, with the weights as products read them up to date with θ."""
+        for refresh in self._refresh_weights:
+            refresh()
+        return self._team.run(work, len(self._shares))
 
 
 class _Block:

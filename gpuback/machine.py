@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 import gpuback
 from gpuback.ops import BackendStatus
 
-REQUIRED = ("numpy", "ml_dtypes", "safetensors")
-OPTIONAL = ("cupy", "typer", "rich", "matplotlib", "scikit-learn", "threadpoolctl")
+REQUIRED = ("numpy", "ml_dtypes", "safetensors", "threadpoolctl")
+OPTIONAL = ("cupy", "typer", "rich", "matplotlib", "scikit-learn")
 # CuPy is published once for each CUDA version, under another name each time.
 PUBLISHED_AS = {"cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy")}
 
@@ -91,7 +92,7 @@ def survey() -> Machine:
         cores=os.cpu_count() or 1,
         usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
     )
-    blas = blas_of(_thread_pools(), config)
+    blas = blas_of(threadpool_info(), config)
     return Machine(versions_of(), gpuback.backends(), processor, blas, advice_for(processor, blas))
 
 
@@ -165,11 +166,3 @@ def _numpy_config() -> Mapping[str, Any]:
 def _numpy_simd(config: Mapping[str, Any]) -> list[str]:
     extensions = config.get("SIMD Extensions", {})
     return [*extensions.get("baseline", ()), *extensions.get("found", ())]
-
-
-def _thread_pools() -> Sequence[Mapping[str, Any]]:
-    try:
-        pools: Sequence[Mapping[str, Any]] = importlib.import_module("threadpoolctl").threadpool_info()
-    except ImportError:
-        return ()
-    return pools

@@ -334,7 +334,7 @@ class MLP:
         return out
 
     def _scalar(self, value: float) -> Array:
-        return self._ops.asarray(value, self._theta.dtype, "loss")
+        return self._ops.scalar(value, self._theta.dtype)
 
 
 class _Borrowed:

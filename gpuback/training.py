@@ -60,7 +60,7 @@ class TrainStep:
             The loss before the update, a 0-d array on the network's backend.
         """
         net = self.net
-        return net.ops.asarray(self.run(*net.checked(x, y, sample_weight)), net.theta.dtype, "loss")
+        return net.ops.scalar(self.run(*net.checked(x, y, sample_weight)), net.theta.dtype)
 
     def run(self, samples: Array, targets: Array, weight: Array | None) -> float:
         """The step itself, on arrays that are already checked, on the backend, and in θ's dtype."""

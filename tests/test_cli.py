@@ -495,12 +495,6 @@ def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     assert_one_line(run("train", "iris", "--epochs", 1, "--plot", "curve.png"), cli.USAGE)
 
 
-def test_without_threadpoolctl(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
-    succeeded(run("train", "iris", "--epochs", 1, "--no-plot"))
-    assert "threadpoolctl would tell" in run("info").out
-
-
 def test_interruption(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt

@@ -124,7 +124,7 @@ def info_rows(machine: Machine) -> Rows:
     """The table of `gpuback info`."""
     cpu, blas = machine.cpu, machine.blas
     missing = {True: "not installed (optional)", False: "not installed"}
-    unknown = "unknown: installing threadpoolctl would tell"
+    unknown = "unknown to threadpoolctl"
     rows = [(name, version or missing[name in OPTIONAL]) for name, version in machine.versions.items()]
     rows += [
         (f"backend {name}", f"{'can' if status.available else 'cannot'} be used: {status.reason}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +26,6 @@ HELD_OUT_SPLIT = VALIDATION_SPLIT + 1
 
 VALIDATION_FRACTION = 0.2
 """Of the training part, when patience needs something to watch."""
-
-SHARED_FLOPS = 2e7
-"""Steps whose largest matrix product is below this, 0.2 ms for one core, run on one BLAS thread: little is gained by
-sharing so little work, and where other programs kept both of two cores busy, waiting for the second thread has made a
-step 40 to 140 times slower."""
 
 NOTICEABLE_ROUNDING = 1e-3
 """In standard deviations of a feature; float32 usually leaves 1e-7."""
@@ -140,18 +133,17 @@ def train_network(
     curve: list[float] = []
     test_inputs, test_outputs = inputs[test], outputs[test]
     try:
-        with _blas_threads(net, fit["batch_size"]):
-            history = gpuback.fit(
-                net,
-                inputs[part],
-                outputs[part],
-                optimizer=optimizer,
-                seed=seed,
-                validation=None if patience is None else VALIDATION_FRACTION,
-                patience=patience,
-                callbacks=[lambda net, history: curve.append(float(net.loss(test_inputs, test_outputs)))],
-                **fit,
-            )
+        history = gpuback.fit(
+            net,
+            inputs[part],
+            outputs[part],
+            optimizer=optimizer,
+            seed=seed,
+            validation=None if patience is None else VALIDATION_FRACTION,
+            patience=patience,
+            callbacks=[lambda net, history: curve.append(float(net.loss(test_inputs, test_outputs)))],
+            **fit,
+        )
     except DivergedError as error:
         raise DivergedError(
             f"training diverged: a loss or gradient was not finite at step {error.step} (epoch {error.epoch + 1}). No"
@@ -200,15 +192,3 @@ def _warn_of_rounding(net: gpuback.MLP, data: Dataset, features: Standardization
             f"the saved network takes raw features and rounds them to {number}: feature {name} by up to {error:.2g} of"
             " its standard deviation. If that is too much: a wider --dtype, or scaled data and --no-standardize"
         )
-
-
-def _blas_threads(net: gpuback.MLP, batch_size: int) -> contextlib.AbstractContextManager[object]:
-    """While it is entered, BLAS uses as many threads as the products of such a step are worth."""
-    largest = 2.0 * batch_size * max(n_in * n_out for n_in, n_out in itertools.pairwise(net.sizes))
-    if largest < SHARED_FLOPS:
-        with contextlib.suppress(ImportError):
-            limits: contextlib.AbstractContextManager[object] = importlib.import_module(
-                "threadpoolctl"
-            ).threadpool_limits(1, user_api="blas")
-            return limits
-    return contextlib.nullcontext()

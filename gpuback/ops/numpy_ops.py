@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from gpuback.activations import ACTIVATIONS, Activation
 from gpuback.losses import Build, Softmax
 from gpuback.ops.host_arrays import as_host_array
 from gpuback.ops.numpy_workspace import Workspace, itself, nothing
+from gpuback.ops.team import Team, blas_threads
 from gpuback.precision import Precision, round_to_tf32
 from gpuback.sums import bind_sum_columns
 
@@ -30,6 +32,15 @@ BLOCK_BYTES = 1 << 21
 
 CHUNK = 1 << 16
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
+
+
+WORTH_SHARING = 2e8
+"""A step with more floating-point operations than this (2 ms of one core) is worth starting threads for."""
+
+OPENBLAS_SHARES, WORTH_BLAS_SHARING = 6e5, 4e6
+"""OpenBLAS shares a product from about the first number of floating-point operations on. Up to the second (40 µs of one
+core) that gains little, and where other programs keep the cores busy, waiting for the second thread has made steps 40
+to 140 times slower."""
 
 
 class NumpyOps:
@@ -52,6 +63,14 @@ class NumpyOps:
         rows = max(rows, math.isqrt(batch_size) // 2)
         blocks = -(-batch_size // rows)
         return -(-batch_size // blocks)  # blocks of one size, but for the last
+
+    def team(self, sizes: tuple[int, ...], batch_size: int, rows: int) -> Team:
+        """As many threads as BLAS would use, if there are enough blocks of rows and enough work in them."""
+        flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
+        size = 1
+        if rows < batch_size and 3 * batch_size * sum(flops) > WORTH_SHARING:
+            size = min(blas_threads(), -(-batch_size // rows))
+        return Team(size, blas_alone=OPENBLAS_SHARES < rows * max(flops) < WORTH_BLAS_SHARING)
 
     def bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]:
         """W as products read it (W itself if nothing is rounded), and a function that brings that up to date with θ."""
@@ -247,10 +266,14 @@ class NumpyOps:
         gradient_factor: float,
     ) -> None:
         """g = c ∇θ + λθ; v ← μv + g; θ ← θ − η (v, or g + μv with Nesterov, or g without momentum)."""
-        if velocity is None and not weight_decay:
-            learning_rate, gradient_factor = 1.0, gradient_factor * learning_rate
-        for part, (step, other) in _chunks(theta, 2):
+        plain = velocity is None and not weight_decay
+        for part, (step, *spare) in _chunks(theta, 1 if plain else 2):
             t = theta[part]
+            if plain:
+                np.multiply(gradient[part], gradient_factor * learning_rate, out=step)
+                np.subtract(t, step, out=t)
+                continue
+            other = spare[0]
             np.multiply(gradient[part], gradient_factor, out=step)
             if weight_decay:
                 np.multiply(t, weight_decay, out=other)
@@ -264,8 +287,7 @@ class NumpyOps:
                     np.add(step, other, out=step)
                 else:
                     np.copyto(step, v)
-            if learning_rate != 1.0:
-                np.multiply(step, learning_rate, out=step)
+            np.multiply(step, learning_rate, out=step)
             np.subtract(t, step, out=t)
 
     def adam(
@@ -318,6 +340,10 @@ class NumpyOps:
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return np.empty(shape, dtype)
 
+    def scalar(self, value: float, dtype: np.dtype[Any]) -> Array:
+        """A 0-d array."""
+        return np.array(value, dtype)
+
     def take_rows(self, array: Array, indices: NDArray[np.intp], out: Array) -> None:
         """out = array[indices]. Indices are in range; "raise" would make NumPy buffer the output."""
         np.take(array, indices, axis=0, out=out, mode="clip")
@@ -333,6 +359,9 @@ class NumpyOps:
 def _chunks(theta: Array, n_scratch: int) -> Iterator[tuple[slice, list[Array]]]:
     """θ's parts, up to CHUNK long, each with scratch arrays of its length."""
     scratch = [np.empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(n_scratch)]
+    if len(theta) <= CHUNK:
+        yield slice(None), scratch
+        return
     for start in range(0, len(theta), CHUNK):
         part = slice(start, min(start + CHUNK, len(theta)))
         yield part, [array[: part.stop - start] for array in scratch]

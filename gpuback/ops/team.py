@@ -1,0 +1,97 @@
+"""Work on several cores: blocks of a batch side by side on threads of our own, with BLAS on one thread in each.
+
+Matrix products of narrow layers are too small for BLAS to share well, and everything between them runs on one core.
+Shared out by rows instead, products and all the rest use every core, and no thread waits for another until the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+Result = TypeVar("Result")
+
+
+class Team:
+    """Runs tasks side by side.
+
+    Args:
+        size: how many tasks there are at a time, at most.
+        blas_alone: whether BLAS keeps to one thread even while a single task runs; with several it always does.
+    """
+
+    def __init__(self, size: int, blas_alone: bool) -> None:
+        self.size = size
+        self._blas_alone = blas_alone or size > 1
+
+    def run(self, work: Callable[[int], Result], count: int) -> list[Result]:
+        """[work(0), …, work(count − 1)]. What one of them raises is raised here, once all have ended."""
+        if not self._blas_alone:
+            return [work(index) for index in range(count)]
+        with _one_blas_thread():
+            return [work(0)] if count == 1 else _side_by_side(work, count)
+
+
+def _side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
+    results: dict[int, Result] = {}
+    errors: list[BaseException] = []
+
+    def task(index: int) -> None:
+        try:
+            with np.errstate(all="ignore"):  # which each thread has of its own
+                results[index] = work(index)
+        except BaseException as error:
+            errors.append(error)
+
+    # Threads made anew cost some 50 µs, little beside the work; a pool would not survive a fork.
+    threads = [threading.Thread(target=task, args=(index,), daemon=True) for index in range(1, count)]
+    for thread in threads:
+        thread.start()
+    task(0)
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[index] for index in range(count)]
+
+
+def blas_threads() -> int:
+    """How many threads BLAS is set to use; 1 if that cannot be found out."""
+    return max((library.get_num_threads() or 1 for library in _blas()), default=1)
+
+
+_lock = threading.Lock()
+_inside = 0
+_before: list[int] = []
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """BLAS on one thread, for all threads of the process, until the last one leaves that has entered."""
+    global _inside, _before
+    with _lock:
+        if _inside == 0:
+            _before = [library.get_num_threads() or 1 for library in _blas()]
+            for library in _blas():
+                library.set_num_threads(1)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                for library, threads in zip(_blas(), _before, strict=True):
+                    library.set_num_threads(threads)
+
+
+@functools.cache
+def _blas() -> list[Any]:
+    """The BLAS libraries that were loaded with NumPy."""
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
