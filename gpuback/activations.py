@@ -24,6 +24,10 @@ LEAKY_SLOPE = 0.01
 GELU_SCALE = 2.0 * math.sqrt(2.0 / math.pi)
 GELU_CUBIC = 0.044715
 
+SATURATED = 1e4
+"""Past this |a|, gelu's and silu's sigmoid is 0 or 1 in every dtype, and a stands still where it meets that 0: a³ may have
+overflowed, and in float16 a itself."""
+
 Scratch = tuple[Array, Array]
 
 
@@ -162,19 +166,15 @@ def gelu(a: Array, h: Array, scratch: Scratch) -> None:
     """h = a·sigmoid(2√(2/π)(a + 0.044715 a³)): the tanh form of gelu, written so that it does not cancel for a ≪ 0."""
     _gelu_argument(a, h)
     sigmoid(h, h, scratch)
-    np.multiply(h, a, out=h)
+    _times_a(a, h, scratch)
 
 
 def gelu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
-    """g' = s (1 + a u' (1 − s)), with s = sigmoid(u), u = 2√(2/π)(a + 0.044715 a³), a u' = 2√(2/π) a (1 + 3·0.044715
-    a²).
-
-    Past |a| = 10⁴ the sigmoid is 0 or 1 and a stands still, lest a³ overflow and meet the 0 of 1 − s.
-    """
+    """g' = s (1 + a u' (1 − s)), with s = sigmoid(u), u = 2√(2/π)(a + 0.044715 a³), u' = 2√(2/π)(1 + 3·0.044715 a²)."""
     slope, s = scratch
     _gelu_argument(a, s)
     sigmoid(s, s, (slope, slope))
-    np.clip(a, -1e4, 1e4, out=slope)
+    np.clip(a, -SATURATED, SATURATED, out=slope)
     np.multiply(dh, s, out=dh)
     np.subtract(1, s, out=s)
     np.multiply(s, slope, out=s)
@@ -198,7 +198,7 @@ def _gelu_argument(a: Array, out: Array) -> None:
 def silu(a: Array, h: Array, scratch: Scratch) -> None:
     """h = a·sigmoid(a)."""
     sigmoid(a, h, scratch)
-    np.multiply(h, a, out=h)
+    _times_a(a, h, scratch)
 
 
 def silu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
@@ -206,10 +206,17 @@ def silu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
     slope, s = scratch
     sigmoid(a, s, (slope, slope))
     np.multiply(dh, s, out=dh)
-    np.subtract(1, s, out=slope)
-    np.multiply(slope, a, out=slope)
+    np.clip(a, -SATURATED, SATURATED, out=slope)
+    np.subtract(1, s, out=s)
+    np.multiply(slope, s, out=slope)
     np.add(slope, 1, out=slope)
     np.multiply(dh, slope, out=dh)
+
+
+def _times_a(a: Array, h: Array, scratch: Scratch) -> None:
+    """h ← h·a where h is the sigmoid that goes to 0 faster than a to −∞."""
+    np.maximum(a, -SATURATED, out=scratch[0])
+    np.multiply(h, scratch[0], out=h)
 
 
 ACTIVATIONS: dict[str, Activation] = {

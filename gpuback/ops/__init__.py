@@ -207,18 +207,20 @@ def fused_backward(
 
     da, h_prev, W = (_carrier(array, precision) for array in (da, h_prev, W))
     source = _carrier(a_prev if activation.derivative_from == "a" else h_prev, precision) if need_da_prev else None
-    product = da_prev
-    if need_da_prev and precision.sixteen_bit:
-        product = ops.empty((batch_size, n_in), precision.total)
     workspace = ops.workspace(batch_size, (n_in, n_out), precision)
+    # BLAS writes aligned float32 or float64 only; whatever else was given gets the result copied in.
+    dW_sum, db_sum = (np.require(array, requirements="A") for array in (dW, db))
+    product = da_prev
+    if da_prev is not None and (precision.sixteen_bit or not da_prev.flags.aligned):
+        product = ops.empty(da_prev.shape, precision.total)
     with np.errstate(all="ignore"):
-        W, refresh = ops.bind_weights(W, precision) if precision.tf32 else (W, None)
-        if refresh:
+        if precision.tf32:
+            W, refresh = ops.bind_weights(W, precision)
             refresh()
-        backward = ops.bind_backward(da, W, product, activation, source, 1.0, workspace)
-        backward(h_prev, dW, db, accumulate)
-        if da_prev is not None and product is not da_prev:
-            da_prev[...] = product
+        ops.bind_backward(da, W, product, activation, source, 1.0, workspace)(h_prev, dW_sum, db_sum, accumulate)
+        for given, result in ((dW, dW_sum), (db, db_sum), (da_prev, product)):
+            if given is not None and given is not result:
+                given[...] = result
     return dW, db, da_prev
 
 
@@ -276,10 +278,10 @@ def _output(
     if array is None:
         return ops.empty(shape, dtype)
     _require(array, name, shape, dtype)
-    if not array.flags.c_contiguous or not array.flags.writeable:
-        raise ShapeError(
-            f"{name}: expected a writeable C-contiguous array, got strides {array.strides} for shape {shape}"
-        )
+    if not array.flags.writeable:
+        raise OptionError(f"{name}: expected a writeable array, got a read-only one")
+    if not array.flags.c_contiguous:
+        raise ShapeError(f"{name}: expected a C-contiguous array, got strides {array.strides} for shape {shape}")
     for other, value in named.items():
         if other != name and value is not None and np.may_share_memory(array, value):
             raise OptionError(f"{name}: expected an array of its own, got one that shares memory with {other}")
