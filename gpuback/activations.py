@@ -25,8 +25,8 @@ GELU_SCALE = 2.0 * math.sqrt(2.0 / math.pi)
 GELU_CUBIC = 0.044715
 
 SATURATED = 1e4
-"""Past this |a|, gelu's and silu's sigmoid is 0 or 1 in every dtype, and a stands still where it meets that 0: a³ may have
-overflowed, and in float16 a itself."""
+"""Past this |a|, gelu's and silu's sigmoid is 0 or 1 in every dtype, and a stands still where it meets that 0: its cube
+may have overflowed, and in float16 a itself."""
 
 Scratch = tuple[Array, Array]
 
