@@ -102,6 +102,18 @@ def read(path: PathLike, *, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     return arrays, json.loads(metadata_json)
 
 
+def require_folder(path: PathLike) -> str:
+    """The folder that a file at `path` lies in, for finding out before long work whether it is there.
+
+    Raises:
+        MissingFolderError: it is not.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise MissingFolderError(f"cannot write {os.fspath(path)}: there is no folder {folder}; make it first")
+    return folder
+
+
 @contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends, or vanishes if the block raises.
@@ -113,9 +125,7 @@ def replacing(path: PathLike) -> Iterator[BinaryIO]:
         MissingFolderError: the folder does not exist.
     """
     target = os.path.realpath(path)
-    folder = os.path.dirname(target)
-    if not os.path.isdir(folder):
-        raise MissingFolderError(f"cannot write {os.fspath(path)}: there is no folder {folder}; make it first")
+    folder = require_folder(path)
     # The target's name is not part of the temporary one: it may already be as long as the file system allows.
     temporary = os.path.join(folder, f".gpuback-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:

@@ -73,14 +73,22 @@ class TrainStep:
                 if self.diverged_at is None:
                     self.diverged_at = self.optimizer.step_count
                 return loss
-            factor = 1.0
-            if self.clip_norm is not None:
-                factor = min(1.0, self.clip_norm / (ops.norm(gradients.theta) + 1e-6))
-                while factor < SMALLEST_FACTOR:
-                    gradients.theta *= SMALLEST_FACTOR
-                    factor /= SMALLEST_FACTOR
+            factor = 1.0 if self.clip_norm is None else self._clip(self.clip_norm)
             self.optimizer.update(self.net, gradients.theta, factor)
         return loss
+
+    def _clip(self, clip_norm: float) -> float:
+        """The factor that brings the gradient's norm down to clip_norm; float32 may not hold all of it: the rest is applied."""
+        theta, ops = self._gradients.theta, self.net.ops
+        norm = ops.norm(theta)
+        if math.isinf(norm):
+            theta *= SMALLEST_FACTOR
+            norm = ops.norm(theta)
+        factor = min(1.0, clip_norm / (norm + 1e-6))
+        while 0 < factor < SMALLEST_FACTOR:
+            theta *= SMALLEST_FACTOR
+            factor /= SMALLEST_FACTOR
+        return factor
 
     def _passes_for(self, batch_size: int) -> Backprop:
         passes = self._passes.get(batch_size)
@@ -125,7 +133,7 @@ class History:
         """Appends an epoch's validation loss; whether it is the lowest so far, than which NaN never is."""
         self.validation_loss.append(loss)
         best = math.nan if self.best_epoch is None else self.validation_loss[self.best_epoch]
-        if not (loss < best or math.isnan(best)):
+        if self.best_epoch is not None and not (loss < best or (math.isnan(best) and not math.isnan(loss))):
             return False
         self.best_epoch = len(self.validation_loss) - 1
         return True
@@ -201,10 +209,10 @@ def fit(
             **optimizer.options(),
             "data": samples.digest(net.ops),
             "validation": held if isinstance(held, int) else held.digest(net.ops),
-            "batch_size": batch_size,
+            "batch_size": None if batch_size is None else int(batch_size),
             "shuffle": bool(shuffle),
-            "seed": seed,
-            "clip_norm": clip_norm,
+            "seed": None if seed is None else int(seed),
+            "clip_norm": step.clip_norm,
         }
         saved = Checkpoint(checkpoint, identity)
     seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else int(seed)
@@ -229,14 +237,14 @@ def fit(
             if held_samples is not None:
                 value = net.loss(held_samples.x, held_samples.y, sample_weight=held_samples.weight)
                 if history.note_validation(float(value)):
-                    best_theta = net.theta.copy() if patience is not None else None
+                    best_theta = net.theta.copy()
                 history.stopped_early = patience is not None and history.epochs_since_best >= patience
             stops = [callback(net, history) for callback in callbacks]
             history.stopped_early |= any(isinstance(stop, (bool, np.bool_)) and bool(stop) for stop in stops)
             if saved is not None:
                 last = history.stopped_early or history.epochs == epochs
                 saved.write(net, optimizer, history, seed, best_theta, last=last)
-    if best_theta is not None:
+    if patience is not None and best_theta is not None:
         net.theta[...] = best_theta
     return history
 

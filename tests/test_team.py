@@ -40,6 +40,19 @@ def test_teams_in_several_threads_leave_blas_as_it_was():
     assert blas_settings() == before
 
 
+def test_teams_of_other_threads_than_the_first_keep_blas_alone_too():
+    before = blas_settings()
+    seen = []
+    for _ in range(2):
+        thread = threading.Thread(
+            target=lambda: seen.extend(Team(2, blas_alone=False).run(lambda index: blas_settings(), 2))
+        )
+        thread.start()
+        thread.join()
+    assert seen == [[1] * len(before)] * 4
+    assert blas_settings() == before
+
+
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_what_a_task_raises_is_raised_once_all_have_ended(failing):
     before, ended = blas_settings(), []
@@ -111,6 +124,6 @@ def test_threads_are_not_started_for_little_work(monkeypatch):
 
 
 def test_without_a_known_blas_there_is_one_thread(monkeypatch):
-    monkeypatch.setattr(team, "_blas", lambda: [])
+    monkeypatch.setattr(team, "_blas", lambda: ([], []))
     assert team.blas_threads() == 1
     assert Team(2, blas_alone=True).run(lambda index: index, 2) == [0, 1]

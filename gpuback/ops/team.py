@@ -34,8 +34,10 @@ class Team:
         """[work(0), …, work(count − 1)]. What one of them raises is raised here, once all have ended."""
         if not self._blas_alone:
             return [work(index) for index in range(count)]
+        if count > 1:
+            return _side_by_side(work, count)
         with _one_blas_thread():
-            return [work(0)] if count == 1 else _side_by_side(work, count)
+            return [work(0)]
 
 
 def _side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
@@ -44,7 +46,7 @@ def _side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
 
     def task(index: int) -> None:
         try:
-            with np.errstate(all="ignore"):  # which each thread has of its own
+            with np.errstate(all="ignore"), _one_blas_thread():  # each thread has an errstate of its own
                 results[index] = work(index)
         except BaseException as error:
             errors.append(error)
@@ -63,7 +65,7 @@ def _side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
 
 def blas_threads() -> int:
     """How many threads BLAS is set to use; 1 if that cannot be found out."""
-    return max((library.get_num_threads() or 1 for library in _blas()), default=1)
+    return max((library.get_num_threads() or 1 for libraries in _blas() for library in libraries), default=1)
 
 
 _lock = threading.Lock()
@@ -73,13 +75,17 @@ _before: list[int] = []
 
 @contextlib.contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """BLAS on one thread, for all threads of the process, until the last one leaves that has entered."""
+    """BLAS on one thread, at least for the calling one.
+
+    With OpenMP the number belongs to the thread. Otherwise it is the process's: the first thread to enter sets it, the
+    last to leave sets it back.
+    """
     global _inside, _before
+    own, shared = _blas()
+    own_before = _replace(own, [1] * len(own))
     with _lock:
         if _inside == 0:
-            _before = [library.get_num_threads() or 1 for library in _blas()]
-            for library in _blas():
-                library.set_num_threads(1)
+            _before = _replace(shared, [1] * len(shared))
         _inside += 1
     try:
         yield
@@ -87,11 +93,28 @@ def _one_blas_thread() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                for library, threads in zip(_blas(), _before, strict=True):
-                    library.set_num_threads(threads)
+                _replace(shared, _before)
+        _replace(own, own_before)
+
+
+def _replace(libraries: list[Any], threads: list[int]) -> list[int]:
+    """Sets each library's number of threads; what they were."""
+    before = []
+    for library, count in zip(libraries, threads, strict=True):
+        before.append(library.get_num_threads() or 1)
+        # Newer threadpoolctl ignores `set_num_threads` from all threads but the first that called it; threads take
+        # turns here.
+        getattr(library, "_real_set_num_threads", library.set_num_threads)(count)
+    return before
 
 
 @functools.cache
-def _blas() -> list[Any]:
-    """The BLAS libraries that were loaded with NumPy."""
-    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+def _blas() -> tuple[list[Any], list[Any]]:
+    """The BLAS libraries loaded with NumPy: those whose number of threads belongs to the calling thread, and the others."""
+    libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+    own = [
+        library
+        for library in libraries
+        if library.internal_api == "openblas" and getattr(library, "threading_layer", None) == "openmp"
+    ]
+    return own, [library for library in libraries if library not in own]
