@@ -78,7 +78,7 @@ class TrainStep:
         return loss
 
     def _clip(self, clip_norm: float) -> float:
-        """The factor that brings the gradient's norm down to clip_norm; float32 may not hold all of it: the rest is applied."""
+        """The factor that brings the gradient's norm down to clip_norm, as far as float32 can hold it; the rest is applied."""
         theta, ops = self._gradients.theta, self.net.ops
         norm = ops.norm(theta)
         if math.isinf(norm):

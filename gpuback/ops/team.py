@@ -64,8 +64,11 @@ def _side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
 
 
 def blas_threads() -> int:
-    """How many threads BLAS is set to use; 1 if that cannot be found out."""
-    return max((library.get_num_threads() or 1 for libraries in _blas() for library in libraries), default=1)
+    """How many threads BLAS uses when no team is at work; 1 if that cannot be found out."""
+    own, shared = _blas()
+    with _lock:
+        counts = _before if _inside else [library.get_num_threads() or 1 for library in shared]
+    return max([*counts, *(library.get_num_threads() or 1 for library in own)], default=1)
 
 
 _lock = threading.Lock()
@@ -110,7 +113,7 @@ def _replace(libraries: list[Any], threads: list[int]) -> list[int]:
 
 @functools.cache
 def _blas() -> tuple[list[Any], list[Any]]:
-    """The BLAS libraries loaded with NumPy: those whose number of threads belongs to the calling thread, and the others."""
+    """The BLAS libraries loaded with NumPy: those whose number of threads belongs to the thread, and the others."""
     libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
     own = [
         library
