@@ -78,7 +78,10 @@ class TrainStep:
         return loss
 
     def _clip(self, clip_norm: float) -> float:
-        """The factor that brings the gradient's norm down to clip_norm, as far as float32 can hold it; the rest is applied."""
+        """The factor that brings the gradient down to a norm of clip_norm.
+
+        Where float32 cannot hold that factor, the gradient is scaled by a part of it here.
+        """
         theta, ops = self._gradients.theta, self.net.ops
         norm = ops.norm(theta)
         if math.isinf(norm):
