@@ -37,8 +37,7 @@ class Backprop:
         def block(rows: int) -> _Block:
             return _Block(architecture, operands, biases, ops, rows, batch_size, need_input_grad)
 
-        rows = ops.rows_per_block(architecture.sizes, batch_size)
-        self._team = ops.team(architecture.sizes, batch_size, rows)
+        rows, self._team = ops.share_out(architecture.sizes, batch_size)
         starts = range(0, batch_size, rows)
         share = -(-len(starts) // self._team.size)
         self._shares = []  # for each member of the team: its blocks, one after the other, with the rows each takes

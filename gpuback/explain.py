@@ -46,15 +46,15 @@ class Explanation:
 def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanation:
     """The plan of one training step (forward, loss, backward, update) on a batch."""
     precision, sizes = architecture.precision, architecture.sizes
-    rows = ops.rows_per_block(sizes, batch_size)
+    rows, team = ops.share_out(sizes, batch_size)
     operands = "TF32" if precision.tf32 else precision.name
     word = precision.total.itemsize
     blocks = -(-batch_size // rows)
-    why = (
-        "the whole batch at once"
-        if blocks == 1
-        else f"{blocks} blocks of up to {rows} rows, each forward and backward in turn"
-    )
+    why = "the whole batch at once"
+    if blocks > 1:
+        why = f"{blocks} blocks of up to {rows} rows, each forward and backward in turn"
+    if team.size > 1:
+        why += f", shared out between {team.size} threads"
     header = (
         f"{ops.name} backend, batch of {batch_size}: {why}\n"
         f"products of {operands} operands, sums in {precision.total.name}; θ and ∇θ in {precision.total.name}"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import gpuback
 from gpuback.ops.numpy_ops import NumpyOps
+from gpuback.ops.team import Team
 from gpuback.testing import tolerance
 
 HAS_LONG_DOUBLE = np.finfo(np.longdouble).nmant >= 60
@@ -275,7 +276,12 @@ def test_each_operation_of_any_network(dtype: str, data: st.DataObject) -> None:
 def test_blocks_of_rows_are_what_the_next_tests_think(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks ask their backend for the size of a block, and work on one block after the other."""
     asked = []
-    monkeypatch.setattr(NumpyOps, "rows_per_block", lambda self, sizes, batch_size: asked.append(batch_size) or 7)
+
+    def share_out(self: NumpyOps, sizes: tuple[int, ...], batch_size: int) -> tuple[int, Team]:
+        asked.append(batch_size)
+        return 7, Team(1, blas_alone=False)
+
+    monkeypatch.setattr(NumpyOps, "share_out", share_out)
     gpuback.MLP([2, 3, 2], seed=0).value_and_grad(np.ones((20, 2)), np.zeros(20, int))
     assert asked == [20]
 
@@ -283,7 +289,8 @@ def test_blocks_of_rows_are_what_the_next_tests_think(monkeypatch: pytest.Monkey
 @pytest.fixture(params=["its own blocks", "blocks of 7 rows"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "its own blocks":
-        monkeypatch.setattr(NumpyOps, "rows_per_block", lambda self, sizes, batch_size: min(7, batch_size))
+        alone = Team(1, blas_alone=False)
+        monkeypatch.setattr(NumpyOps, "share_out", lambda self, sizes, batch_size: (min(7, batch_size), alone))
 
 
 INTEGER_NETWORKS = [([3, 1], 32), ([4, 3, 2], 64), ([5, 7, 6, 4], 32), ([2, 9, 8, 9, 35], 16), ([1, 1, 1], 1)]

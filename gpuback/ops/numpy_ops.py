@@ -51,26 +51,23 @@ class NumpyOps:
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Workspace:
         return Workspace(rows, sizes, precision)
 
-    def rows_per_block(self, sizes: tuple[int, ...], batch_size: int) -> int:
-        """How many rows of a batch to take through the whole network at a time.
+    def share_out(self, sizes: tuple[int, ...], batch_size: int) -> tuple[int, Team]:
+        """How many rows of a batch to take through the whole network at a time, and who shares the blocks.
 
         Narrow networks gain when a block's activations stay in cache from the forward pass to the backward pass. Where
         256 rows do not fit, products dominate and do best on many rows. Beyond a few million rows a block grows with
-        √B, so that sums over blocks keep to short chains.
+        √B, so that sums over blocks keep to short chains. Several blocks with enough work in them are shared between as
+        many threads as BLAS would use.
         """
-        fitting = BLOCK_BYTES // (4 * sum(sizes))
-        rows = fitting if fitting >= 256 else 4096
-        rows = max(rows, math.isqrt(batch_size) // 2)
-        blocks = -(-batch_size // rows)
-        return -(-batch_size // blocks)  # blocks of one size, but for the last
-
-    def team(self, sizes: tuple[int, ...], batch_size: int, rows: int) -> Team:
-        """As many threads as BLAS would use, if there are enough blocks of rows and enough work in them."""
         flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
-        size = 1
-        if rows < batch_size and 3 * batch_size * sum(flops) > WORTH_SHARING:
-            size = min(blas_threads(), -(-batch_size // rows))
-        return Team(size, blas_alone=OPENBLAS_SHARES < rows * max(flops) < WORTH_BLAS_SHARING)
+        fitting = BLOCK_BYTES // (4 * sum(sizes))
+        rows = max(fitting if fitting >= 256 else 4096, math.isqrt(batch_size) // 2)
+        blocks, threads = -(-batch_size // rows), 1
+        if blocks > 1 and 3 * batch_size * sum(flops) > WORTH_SHARING:
+            threads = blas_threads()
+            blocks = min(-(-blocks // threads) * threads, batch_size)
+        rows = -(-batch_size // blocks)  # of one size, but for the last
+        return rows, Team(min(threads, blocks), blas_alone=OPENBLAS_SHARES < rows * max(flops) < WORTH_BLAS_SHARING)
 
     def bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]:
         """W as products read it (W itself if nothing is rounded), and a function that brings that up to date with θ."""
