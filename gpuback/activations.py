@@ -170,13 +170,18 @@ def gelu(a: Array, h: Array, scratch: Scratch) -> None:
 
 
 def gelu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
-    """g' = s (1 + a u' (1 − s)), with s = sigmoid(u), u = 2√(2/π)(a + 0.044715 a³), u' = 2√(2/π)(1 + 3·0.044715 a²)."""
+    """g' = s (1 + a u' (1 − s)), with s = sigmoid(u), u = 2√(2/π)(a + 0.044715 a³), u' = 2√(2/π)(1 + 3·0.044715 a²).
+
+    1 − s is sigmoid(−u), whose rounding error stays small beside it when a u' multiplies it.
+    """
     slope, s = scratch
     _gelu_argument(a, s)
     sigmoid(s, s, (slope, slope))
-    np.clip(a, -SATURATED, SATURATED, out=slope)
     np.multiply(dh, s, out=dh)
-    np.subtract(1, s, out=s)
+    _gelu_argument(a, s)
+    np.negative(s, out=s)
+    sigmoid(s, s, (slope, slope))
+    np.clip(a, -SATURATED, SATURATED, out=slope)
     np.multiply(s, slope, out=s)
     np.multiply(slope, slope, out=slope)
     np.multiply(slope, 3 * GELU_CUBIC * GELU_SCALE, out=slope)
@@ -202,12 +207,13 @@ def silu(a: Array, h: Array, scratch: Scratch) -> None:
 
 
 def silu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
-    """g' = s (1 + a (1 − s)), with s = sigmoid(a)."""
+    """g' = s (1 + a (1 − s)), with s = sigmoid(a) and 1 − s = sigmoid(−a)."""
     slope, s = scratch
     sigmoid(a, s, (slope, slope))
     np.multiply(dh, s, out=dh)
+    np.negative(a, out=s)
+    sigmoid(s, s, (slope, slope))
     np.clip(a, -SATURATED, SATURATED, out=slope)
-    np.subtract(1, s, out=s)
     np.multiply(slope, s, out=slope)
     np.add(slope, 1, out=slope)
     np.multiply(dh, slope, out=dh)

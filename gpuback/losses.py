@@ -139,20 +139,21 @@ def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array)
 def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch) -> Run:
     """ℓ = −Σ_j (y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j)) with ŷ = sigmoid(a); ∂ℓ/∂a = ŷ − y.
 
-    Term j is max(a, 0) − a y + log1p(e^−|a|): no logarithm of a number that has rounded to 0 or 1.
+    Term j is (max(a, 0) − a y) + log1p(e^−|a|): no logarithm of a number that has rounded to 0 or 1, and where the
+    first part is 0 (y is 0 or 1, and a says so) the second is all there is.
     """
     term, other = scratch
     sum_terms = bind_sum_rows(term)
 
     def run(y: Array) -> None:
-        np.abs(a, out=term)
-        np.negative(term, out=term)
-        np.exp(term, out=term)
-        np.log1p(term, out=term)
-        np.maximum(a, 0, out=other)
-        np.add(term, other, out=term)
+        np.maximum(a, 0, out=term)
         np.multiply(a, y, out=other)
         np.subtract(term, other, out=term)
+        np.abs(a, out=other)
+        np.negative(other, out=other)
+        np.exp(other, out=other)
+        np.log1p(other, out=other)
+        np.add(term, other, out=term)
         sum_terms(losses)
         sigmoid(a, a, scratch)
         np.subtract(a, y, out=a)

@@ -331,6 +331,10 @@ class MLP:
             raise ShapeError(
                 f"out: expected Gradients with theta {self._theta.shape} of {self._theta.dtype}, got {came}"
             )
+        if not (out.theta.flags.c_contiguous and out.theta.flags.aligned and out.theta.flags.writeable):
+            raise OptionError(
+                "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
+            )
         return out
 
     def _scalar(self, value: float) -> Array:

@@ -6,7 +6,7 @@ The definitions are PyTorch's (`torch.optim`), to which results are equal up to 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,6 +48,7 @@ class Optimizer:
         self.step_count = 0
         self.state: dict[str, Array] = {}
         self._theta: Array | None = None
+        self._step: Callable[..., None]
 
     @property
     def learning_rate(self) -> float:
@@ -80,7 +81,7 @@ class Optimizer:
         """`step` with the flat gradient times a factor (from clipping), unchecked."""
         self.bind(net)
         self.step_count += 1
-        self._apply(net.ops, net.theta, gradient, gradient_factor)
+        self._apply(gradient, gradient_factor)
 
     def bind(self, net: Network) -> None:
         """Makes the optimizer this network's: its state starts at zero."""
@@ -94,6 +95,7 @@ class Optimizer:
         for name in self._state_names:
             self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
             self.state[name].fill(0)
+        self._step = self._bind_step(net.ops, net.theta)
 
     def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
         """Takes up the state of an optimizer of the same kind after `step_count` steps."""
@@ -109,7 +111,12 @@ class Optimizer:
     def _hyper_parameters(self) -> dict[str, Any]:
         return {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
 
-    def _apply(self, ops: Ops, theta: Array, gradient: Array, gradient_factor: float) -> None:
+    def _bind_step(self, ops: Ops, theta: Array) -> Callable[..., None]:
+        """The backend's update, bound to θ and to the state."""
+        raise NotImplementedError
+
+    def _apply(self, gradient: Array, gradient_factor: float) -> None:
+        """One update, with the hyper-parameters as they are now."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -148,16 +155,17 @@ class SGD(Optimizer):
             "weight_decay": self.weight_decay,
         }
 
-    def _apply(self, ops: Ops, theta: Array, gradient: Array, gradient_factor: float) -> None:
-        ops.sgd(
-            theta,
+    def _bind_step(self, ops: Ops, theta: Array) -> Callable[..., None]:
+        return ops.bind_sgd(theta, self.state.get("velocity"))
+
+    def _apply(self, gradient: Array, gradient_factor: float) -> None:
+        self._step(
             gradient,
-            self.state.get("velocity"),
-            learning_rate=self.learning_rate,
+            gradient_factor,
+            learning_rate=self._learning_rate,
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
-            gradient_factor=gradient_factor,
         )
 
 
@@ -214,21 +222,21 @@ class Adam(Optimizer):
         first, second = self._beta_powers
         self._beta_powers = (first * self.betas[0], second * self.betas[1])
 
-    def _apply(self, ops: Ops, theta: Array, gradient: Array, gradient_factor: float) -> None:
+    def _bind_step(self, ops: Ops, theta: Array) -> Callable[..., None]:
+        return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"])
+
+    def _apply(self, gradient: Array, gradient_factor: float) -> None:
         self._advance_beta_powers()
         first, second = self._beta_powers
-        ops.adam(
-            theta,
+        self._step(
             gradient,
-            self.state["first_moment"],
-            self.state["second_moment"],
-            learning_rate=self.learning_rate,
+            gradient_factor,
+            learning_rate=self._learning_rate,
             betas=self.betas,
             bias_corrections=(1.0 - first, 1.0 - second),
             eps=self.eps,
             weight_decay=self.weight_decay,
             decoupled=self._decoupled,
-            gradient_factor=gradient_factor,
         )
 
 

@@ -85,6 +85,8 @@ def dtype_name(dtype: object) -> str:
             raise unknown_name("dtype", dtype, DTYPES)
         return dtype
     try:
+        if dtype is None:  # np.dtype(None) is float64
+            raise TypeError
         name = np.dtype(dtype).name  # type: ignore[call-overload]
     except TypeError:
         raise DtypeError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}") from None

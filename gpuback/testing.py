@@ -49,8 +49,10 @@ def tolerance(
         any_data: the data are neither random nor of mixed signs.
 
     Returns:
-        The bound, of magnitude's shape and dtype. Never wider than 2⁻⁸ of the magnitude for K up to 10⁸, so that an
-        answer of zeros, or with a row left out, does not pass.
+        The bound, of magnitude's shape and dtype. For random data it is below 2⁻¹¹ of the magnitude up to K = 10⁶, so
+        that zeros never pass; but one term of many thousands is smaller than the roundings of the others, and only
+        integers, whose sums are exact, show that it was left out. `any_data` is for constant data: beyond K = 10⁵ it
+        says little.
     """
     name = dtype_name(dtype)
     magnitude = np.asarray(magnitude)

@@ -82,19 +82,15 @@ SLOPE: dict[str, Callable[[NDArray], NDArray]] = {
 # --- how far off they may be
 
 G_LIMIT = {"identity": 0, "relu": 0, "leaky_relu": 2, "elu": 8, "sigmoid": 8, "tanh": 4, "softplus": 10, "silu": 10}
-SLOPE_LIMIT = {"identity": 0, "relu": 0, "leaky_relu": 0.01, "elu": 3, "sigmoid": 3, "tanh": 5, "softplus": 4}
+SLOPE_LIMIT = {
+    **{"identity": 0, "relu": 0, "leaky_relu": 0.01, "elu": 3, "sigmoid": 3, "tanh": 5, "softplus": 4},
+    **{"gelu": 8, "silu": 8},
+}
 
 
 def g_limit(name: str, a: NDArray, dtype: str) -> NDArray:
     """In u of |g|. gelu: its argument u has a relative error of some 5u, which the exponential multiplies by |u|."""
     return 8 + 5 * np.abs(gelu_argument(a)[0]) if name == "gelu" else np.full_like(a, G_LIMIT[name])
-
-
-def slope_limit(name: str, dtype: str) -> float:
-    """In u. gelu and silu round 1 − s to a multiple of u and multiply it by a·du/da, the more the later s gets to 1:
-    at u(a) = log(1/u), where that is 34 for float32 and 88 for float64 (silu: 17 and 37)."""
-    late = {"gelu": {"float32": 34, "float64": 88}, "silu": {"float32": 17, "float64": 37}}
-    return 4 + late[name][dtype] if name in late else SLOPE_LIMIT[name]
 
 
 # --- running the table's functions
@@ -125,7 +121,7 @@ def assert_g(name: str, a: NDArray) -> None:
 
 def assert_slope(name: str, a: NDArray) -> None:
     error = np.abs(slope(name, a) - SLOPE[name](a.astype(WIDER[a.dtype.name])))
-    assert np.all(error <= slope_limit(name, a.dtype.name) * UNIT_ROUNDOFF[a.dtype.name]), (
+    assert np.all(error <= SLOPE_LIMIT[name] * UNIT_ROUNDOFF[a.dtype.name]), (
         f"{name}'({a.flat[np.argmax(error)]!r}) is {error.max() / UNIT_ROUNDOFF[a.dtype.name]:.1f} u off"
     )
 

@@ -142,6 +142,7 @@ def test_explain_counts_what_a_step_costs():
         ({"output": "sigmoid"}, ValueError, "loss 'cross_entropy' goes with output 'softmax', not with 'sigmoid'"),
         ({"dtype": "float8"}, ValueError, "unknown dtype 'float8'"),
         ({"dtype": np.int32}, TypeError, "got int32"),
+        ({"dtype": None}, TypeError, "got None"),
         ({"dtype": object()}, TypeError, "expected one of float64"),
         ({"dtype": "float64", "allow_tf32": True}, ValueError, "float32 only, not with float64"),
         ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'"),
@@ -200,8 +201,11 @@ def test_out_must_fit_and_accumulate_needs_it():
     with pytest.raises(gpuback.GpubackError, match="accumulate=True adds to out"):
         NET.value_and_grad(X, [0] * 5, accumulate=True)
     other = gpuback.MLP([3, 2], seed=0).value_and_grad(X, [0] * 5)[1]
-    with pytest.raises(gpuback.GpubackError, match="out: expected Gradients"):
+    with pytest.raises(gpuback.GpubackError, match="out: expected Gradients with theta"):
         NET.value_and_grad(X, [0] * 5, out=other)
+    unaligned = np.zeros(NET.n_parameters * 4 + 1, np.uint8)[1:].view(np.float32)
+    with pytest.raises(gpuback.GpubackError, match="out: expected Gradients over a contiguous, aligned"):
+        NET.value_and_grad(X, [0] * 5, out=gpuback.Gradients(unaligned, *NET.architecture.layout.split(unaligned)))
 
 
 class OnAGpu:

@@ -57,33 +57,8 @@ class Ops(Protocol):
         workspace: Any,
     ) -> Callable[[Array, Array, Array, bool], None]: ...
 
-    def sgd(
-        self,
-        theta: Array,
-        gradient: Array,
-        velocity: Array | None,
-        *,
-        learning_rate: float,
-        momentum: float,
-        nesterov: bool,
-        weight_decay: float,
-        gradient_factor: float,
-    ) -> None: ...
-    def adam(
-        self,
-        theta: Array,
-        gradient: Array,
-        first_moment: Array,
-        second_moment: Array,
-        *,
-        learning_rate: float,
-        betas: tuple[float, float],
-        bias_corrections: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-        gradient_factor: float,
-    ) -> None: ...
+    def bind_sgd(self, theta: Array, velocity: Array | None) -> Callable[..., None]: ...
+    def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array) -> Callable[..., None]: ...
     def norm(self, array: Array) -> float: ...
     def all_finite(self, array: Array) -> bool: ...
 

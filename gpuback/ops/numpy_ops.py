@@ -11,7 +11,7 @@ sums.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -22,17 +22,14 @@ from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
 from gpuback.losses import Build, Softmax
 from gpuback.ops.host_arrays import as_host_array
-from gpuback.ops.numpy_workspace import Workspace, itself, nothing
+from gpuback.ops.numpy_updates import CHUNK, bind_adam, bind_sgd
+from gpuback.ops.numpy_workspace import Workspace, aligned_empty, itself, nothing
 from gpuback.ops.team import Team, blas_threads
 from gpuback.precision import Precision, round_to_tf32
 from gpuback.sums import bind_sum_columns
 
 BLOCK_BYTES = 1 << 21
 """How much of a batch's activations is worked on at a time: what stays in a core's second- and third-level caches."""
-
-CHUNK = 1 << 16
-"""How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
-
 
 WORTH_SHARING = 2e8
 """A step with more floating-point operations than this (2 ms of one core) is worth starting threads for."""
@@ -72,7 +69,7 @@ class NumpyOps:
     def bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]:
         """W as products read it (W itself if nothing is rounded), and a function that brings that up to date with θ."""
         if precision.sixteen_bit:
-            operand, rounded = np.empty_like(weights), np.empty(weights.shape, precision.operand)
+            operand, rounded = aligned_empty(weights.shape, weights.dtype), np.empty(weights.shape, precision.operand)
 
             def refresh() -> None:
                 np.copyto(rounded, weights, casting="unsafe")
@@ -80,7 +77,7 @@ class NumpyOps:
 
             return operand, refresh
         if precision.tf32:
-            operand, nan = np.empty_like(weights), np.empty(weights.shape, bool)
+            operand, nan = aligned_empty(weights.shape, weights.dtype), np.empty(weights.shape, bool)
             return operand, lambda: round_to_tf32(weights, operand, nan)
         return weights, nothing
 
@@ -250,92 +247,10 @@ class NumpyOps:
             total += float(np.add.reduce(np.multiply(scaled, scaled, out=scaled), dtype=np.float64))
         return largest * math.sqrt(total)
 
-    def sgd(
-        self,
-        theta: Array,
-        gradient: Array,
-        velocity: Array | None,
-        *,
-        learning_rate: float,
-        momentum: float,
-        nesterov: bool,
-        weight_decay: float,
-        gradient_factor: float,
-    ) -> None:
-        """g = c ∇θ + λθ; v ← μv + g; θ ← θ − η (v, or g + μv with Nesterov, or g without momentum)."""
-        plain = velocity is None and not weight_decay
-        for part, (step, *spare) in _chunks(theta, 1 if plain else 2):
-            t = theta[part]
-            if plain:
-                np.multiply(gradient[part], gradient_factor * learning_rate, out=step)
-                np.subtract(t, step, out=t)
-                continue
-            other = spare[0]
-            np.multiply(gradient[part], gradient_factor, out=step)
-            if weight_decay:
-                np.multiply(t, weight_decay, out=other)
-                np.add(step, other, out=step)
-            if velocity is not None:
-                v = velocity[part]
-                np.multiply(v, momentum, out=v)
-                np.add(v, step, out=v)
-                if nesterov:
-                    np.multiply(v, momentum, out=other)
-                    np.add(step, other, out=step)
-                else:
-                    np.copyto(step, v)
-            np.multiply(step, learning_rate, out=step)
-            np.subtract(t, step, out=t)
-
-    def adam(
-        self,
-        theta: Array,
-        gradient: Array,
-        first_moment: Array,
-        second_moment: Array,
-        *,
-        learning_rate: float,
-        betas: tuple[float, float],
-        bias_corrections: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-        gradient_factor: float,
-    ) -> None:
-        """m ← m + (1 − β₁)(g − m); v ← β₂v + (1 − β₂)g²; θ ← θ − (η/c₁) m / (√v/√c₂ + ε), with
-        g = c ∇θ.
-
-        Weight decay adds λθ to g, or (decoupled: AdamW) first shrinks θ by 1 − ηλ.
-
-        Args:
-            bias_corrections: c₁ = 1 − β₁^t and c₂ = 1 − β₂^t at step t.
-        """
-        beta_1, beta_2 = betas
-        correction_1, correction_2 = bias_corrections
-        for part, (g, step) in _chunks(theta, 2):
-            t, m, v = theta[part], first_moment[part], second_moment[part]
-            np.multiply(gradient[part], gradient_factor, out=g)
-            if weight_decay and decoupled:
-                np.multiply(t, 1.0 - learning_rate * weight_decay, out=t)
-            elif weight_decay:
-                np.multiply(t, weight_decay, out=step)
-                np.add(g, step, out=g)
-            np.subtract(g, m, out=step)
-            np.multiply(step, 1.0 - beta_1, out=step)
-            np.add(m, step, out=m)
-            np.multiply(v, beta_2, out=v)
-            np.multiply(g, g, out=g)
-            np.multiply(g, 1.0 - beta_2, out=g)
-            np.add(v, g, out=v)
-            np.sqrt(v, out=g)
-            np.divide(g, math.sqrt(correction_2), out=g)
-            np.add(g, eps, out=g)
-            np.divide(m, g, out=step)
-            np.multiply(step, learning_rate / correction_1, out=step)
-            np.subtract(t, step, out=t)
+    bind_sgd, bind_adam = staticmethod(bind_sgd), staticmethod(bind_adam)
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return np.empty(shape, dtype)
+        return aligned_empty(shape, dtype)
 
     def scalar(self, value: float, dtype: np.dtype[Any]) -> Array:
         """A 0-d array."""
@@ -351,14 +266,3 @@ class NumpyOps:
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
         """Real numbers of any kind as a C-contiguous array of `dtype` (None: their own); see `as_host_array`."""
         return as_host_array(value, dtype, what)
-
-
-def _chunks(theta: Array, n_scratch: int) -> Iterator[tuple[slice, list[Array]]]:
-    """θ's parts, up to CHUNK long, each with scratch arrays of its length."""
-    scratch = [np.empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(n_scratch)]
-    if len(theta) <= CHUNK:
-        yield slice(None), scratch
-        return
-    for start in range(0, len(theta), CHUNK):
-        part = slice(start, min(start + CHUNK, len(theta)))
-        yield part, [array[: part.stop - start] for array in scratch]
