@@ -2,9 +2,9 @@
 
     python -m benchmarks.training_step [--rounds N]
 
-The contestants take turns, round by round, so that a machine that speeds up or slows down does so for all; figures are
-medians over rounds with the 20th and 80th percentile. Before the clock starts, both steps are checked against a float64
-twin.
+The contestants take turns, round by round, so that a machine that speeds up or slows down does so for all; each runs
+for a while before the clock starts, so that none meets what another left behind. Figures are medians over rounds with
+the 20th and 80th percentile. Before the clock starts, both steps are checked against a float64 twin.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ import gpuback
 from benchmarks.plain_numpy import plain_step
 
 LEARNING_RATE = 1e-3
+
+SETTLE, TURN = 0.15, 0.03
+"""Seconds that a contestant runs before the clock starts, and while it runs: OpenBLAS's threads go on spinning for a
+tenth of a second after another contestant's products, and take a core from whoever comes next."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,15 @@ def check(family: Family, x: np.ndarray, y: np.ndarray) -> None:
             raise SystemExit(f"{family.name}: {name}'s update differs from float64's by {error:.2g} of its length")
 
 
+def run_for(seconds: float, call: Callable[[], object]) -> float:
+    """Calls again and again for so long; the mean time of a call."""
+    started, calls = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        call()
+        calls += 1
+    return (time.perf_counter() - started) / calls
+
+
 def measure(family: Family, rounds: int) -> dict[str, np.ndarray]:
     """Seconds per step, by contestant, one figure a round."""
     rng = np.random.default_rng(0)
@@ -92,19 +105,11 @@ def measure(family: Family, rounds: int) -> dict[str, np.ndarray]:
         "plain NumPy": lambda: plain(x, y),
         "bare products": products,
     }
-    repeats = {}
-    for name, call in contestants.items():
-        call()
-        started = time.perf_counter()
-        call()
-        repeats[name] = max(1, int(0.02 / (time.perf_counter() - started)))
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
-            started = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            seconds[name].append((time.perf_counter() - started) / repeats[name])
+            run_for(SETTLE, call)
+            seconds[name].append(run_for(TURN, call))
     return {name: np.array(figures) for name, figures in seconds.items()}
 
 
