@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from gpuback.activations import ACTIVATIONS, Activation
-from gpuback.errors import OptionError, ShapeError, unknown_name
+from gpuback.errors import OptionError, ShapeError, require_known
 from gpuback.losses import LOSSES, Loss
 from gpuback.parameters import Layout
 from gpuback.precision import Precision
@@ -48,6 +48,8 @@ class Architecture:
                 hidden layers.
         """
         widths = _widths(sizes)
+        if not isinstance(activation, (str, Sequence)):
+            raise OptionError(f"activation: expected a name or one for each hidden layer, got {activation!r}")
         names = (activation,) * (len(widths) - 2) if isinstance(activation, str) else tuple(activation)
         if len(names) != len(widths) - 2:
             raise ShapeError(
@@ -55,17 +57,13 @@ class Architecture:
                 f"got {len(names)}"
             )
         for name in (activation, *names) if isinstance(activation, str) else names:
-            if name not in ACTIVATIONS:
-                raise unknown_name("activation", name, ACTIVATIONS)
-        if loss not in LOSSES:
-            raise unknown_name("loss", loss, LOSSES)
+            require_known("activation", name, ACTIVATIONS)
+        require_known("loss", loss, LOSSES)
         row = LOSSES[loss]
         if output is None:
             output = row.default_output
+        require_known("output", output, {name for other in LOSSES.values() for name in other.outputs})
         if output not in row.outputs:
-            known = {name for other in LOSSES.values() for name in other.outputs}
-            if output not in known:
-                raise unknown_name("output", output, known)
             raise OptionError(
                 f"loss {loss!r} goes with output {' or '.join(map(repr, row.outputs))}, not with {output!r}"
             )

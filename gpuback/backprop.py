@@ -37,7 +37,7 @@ class Backprop:
         def block(rows: int) -> _Block:
             return _Block(architecture, operands, biases, ops, rows, batch_size, need_input_grad)
 
-        rows, self._team = ops.share_out(architecture.sizes, batch_size)
+        rows, self._team = ops.share_out(architecture.sizes, batch_size, precision)
         starts = range(0, batch_size, rows)
         share = -(-len(starts) // self._team.size)
         self._shares = []  # for each member of the team: its blocks, one after the other, with the rows each takes

@@ -38,7 +38,15 @@ class Checkpoint:
         self._written = -float("inf")
 
     def write(
-        self, net: MLP, optimizer: Optimizer, history: History, seed: int, best_theta: Array | None, *, last: bool
+        self,
+        net: MLP,
+        optimizer: Optimizer,
+        history: History,
+        seed: int,
+        best_theta: Array | None,
+        patience: int | None,
+        *,
+        last: bool,
     ) -> None:
         """Writes the state at the end of an epoch; but the last, not within a second of the one before."""
         if not last and time.monotonic() - self._written < SECONDS_BETWEEN_WRITES:
@@ -59,12 +67,18 @@ class Checkpoint:
             "learning_rate": optimizer.learning_rate,
             "best_epoch": history.best_epoch,
             "stopped_early": history.stopped_early,
+            "steps": history.steps,
+            "patience": patience,
         }
         persistence.write(self.path, arrays, metadata, kind="checkpoint")
         self._written = time.monotonic()
 
-    def restore(self, net: MLP, optimizer: Optimizer, history: History) -> tuple[int, Array | None]:
+    def restore(
+        self, net: MLP, optimizer: Optimizer, history: History, patience: int | None
+    ) -> tuple[int, Array | None]:
         """Brings network, optimizer and history to the saved state; returns the seed and the best θ.
+
+        A run that had stopped early has still stopped, unless it is given another patience now.
 
         Raises:
             FileFormatError: the file is damaged or no checkpoint.
@@ -88,8 +102,8 @@ class Checkpoint:
             net.theta[...] = net.ops.asarray(arrays["theta"], net.theta.dtype, "theta")
             history.loss[:] = arrays["loss"].tolist()
             history.validation_loss[:] = arrays["validation_loss"].tolist()
-            history.best_epoch, history.stopped_early = metadata["best_epoch"], metadata["stopped_early"]
-            history.steps = metadata["step_count"]
+            history.best_epoch, history.steps = metadata["best_epoch"], metadata["steps"]
+            history.stopped_early = metadata["stopped_early"] and metadata["patience"] == patience
             best = arrays.get("best_theta")
             return metadata["seed"], None if best is None else net.ops.asarray(best, net.theta.dtype, "best_theta")
         except KeyError as error:

@@ -58,9 +58,9 @@ class MissingExtraError(GpubackError, ImportError):
 
 
 class DivergedError(GpubackError, FloatingPointError):
-    """Training met a loss or gradient that is not finite.
+    """Training met a loss, a gradient or parameters that are not finite.
 
-    The network and the optimizer hold the state of the last finite step.
+    Where a loss or gradient tells, network and optimizer hold the state of the last finite step.
 
     Attributes:
         step: how many updates had been made when it happened.
@@ -71,6 +71,13 @@ class DivergedError(GpubackError, FloatingPointError):
         super().__init__(message)
         self.step = step
         self.epoch = epoch
+
+
+def require_known(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raises `unknown_name` unless `name` is one of the known ones."""
+    names = list(known)
+    if not isinstance(name, str) or name not in names:
+        raise unknown_name(kind, name, names)
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> OptionError:

@@ -46,7 +46,7 @@ class Explanation:
 def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanation:
     """The plan of one training step (forward, loss, backward, update) on a batch."""
     precision, sizes = architecture.precision, architecture.sizes
-    rows, team = ops.share_out(sizes, batch_size)
+    rows, team = ops.share_out(sizes, batch_size, precision)
     operands = "TF32" if precision.tf32 else precision.name
     word = precision.total.itemsize
     blocks = -(-batch_size // rows)

@@ -44,12 +44,11 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
         elif width == 1:
             shapes = f"({batch_size},) or {shapes}"
         raise ShapeError(f"y: expected shape {shapes} for loss {architecture.loss!r}, got {targets.shape}")
-    if kind != "values" and isinstance(targets, np.ndarray):
-        lowest, highest = targets.min(), targets.max()
-        if lowest < 0 or highest > 1:
-            raise LabelError(
-                f"y: expected probabilities in [0, 1] for loss {architecture.loss!r}, got {lowest} to {highest}"
-            )
+    if kind != "values" and ops.any_outside(targets, 1):
+        raise LabelError(
+            f"y: expected probabilities in [0, 1] for loss {architecture.loss!r}, "
+            f"got {targets.min()} to {targets.max()}"
+        )
     return targets
 
 
@@ -62,8 +61,7 @@ def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
     labels = ops.asarray(y, np.dtype(np.intp), "y")
     if labels.shape != (batch_size,):
         raise ShapeError(f"y: expected {batch_size} labels, one per sample of x, got {len(labels)}")
-    # As an unsigned number a negative label is huge, so one maximum finds both kinds of stray.
-    if isinstance(labels, np.ndarray) and np.maximum.reduce(labels.view(np.uintp)) >= n_classes:
+    if ops.any_outside(labels, n_classes - 1):
         raise LabelError(
             f"y: expected labels 0 … {n_classes - 1} for an output layer of width {n_classes}, "
             f"got labels from {labels.min()} to {labels.max()}"

@@ -145,8 +145,15 @@ class MLP:
 
     @property
     def theta(self) -> Array:
-        """θ = (W_1, b_1, …, W_L, b_L), (n_parameters,). Writing to it changes the network."""
+        """θ = (W_1, b_1, …, W_L, b_L), (n_parameters,). Writing to it changes the network; assigning copies into it."""
         return self._theta
+
+    @theta.setter
+    def theta(self, value: ArrayLike) -> None:
+        values = self._ops.asarray(value, self._theta.dtype, "theta")
+        if values.shape != self._theta.shape:
+            raise ShapeError(f"theta: expected shape {self._theta.shape}, got {values.shape}")
+        self._theta[...] = values
 
     @property
     def weights(self) -> tuple[Array, ...]:
@@ -180,14 +187,14 @@ class MLP:
         """
         samples = as_samples(x, self._architecture, self._ops)
         outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
-        with np.errstate(all="ignore"), self._borrowed_passes(len(samples)) as passes:
+        with np.errstate(all="ignore"), self.borrowed_passes(len(samples)) as passes:
             passes.forward(samples, outputs)
         return outputs
 
     def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
         samples, targets, weight = self.checked(x, y, sample_weight)
-        with np.errstate(all="ignore"), self._borrowed_passes(len(samples)) as passes:
+        with np.errstate(all="ignore"), self.borrowed_passes(len(samples)) as passes:
             return self._scalar(passes.loss(samples, targets, weight))
 
     def value_and_grad(
@@ -227,7 +234,7 @@ class MLP:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
         gradients = self.empty_gradients() if out is None else self._fitting(out)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
-        with np.errstate(all="ignore"), self._borrowed_passes(len(samples), need_input_grad) as passes:
+        with np.errstate(all="ignore"), self.borrowed_passes(len(samples), need_input_grad) as passes:
             value = passes.value_and_grad(
                 samples, targets, weight, gradients.weights, gradients.biases, gradients.inputs, accumulate=accumulate
             )
@@ -244,8 +251,8 @@ class MLP:
 
     def explain(self, batch_size: int) -> Explanation:
         """Which operation runs for each step of training on such a batch and why, with FLOPs and bytes; print it."""
-        if batch_size < 1:
-            raise ShapeError(f"batch_size: expected at least 1, got {batch_size}")
+        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise OptionError(f"batch_size: expected an integer ≥ 1, got {batch_size!r}")
         return explain(self._architecture, self._ops, batch_size)
 
     # Where it goes
@@ -318,7 +325,8 @@ class MLP:
             self._architecture, self._weights, self._biases, self._ops, batch_size, need_input_grad=need_input_grad
         )
 
-    def _borrowed_passes(self, batch_size: int, need_input_grad: bool = False) -> _Borrowed:
+    def borrowed_passes(self, batch_size: int, need_input_grad: bool = False) -> _Borrowed:
+        """A context: the passes for one batch size, kept for the next call when it ends."""
         return _Borrowed(self, (batch_size, need_input_grad))
 
     def _fitting(self, out: Gradients) -> Gradients:
@@ -335,6 +343,7 @@ class MLP:
             raise OptionError(
                 "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
             )
+        out.weights, out.biases = self._architecture.layout.split(out.theta)
         return out
 
     def _scalar(self, value: float) -> Array:

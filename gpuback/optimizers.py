@@ -44,10 +44,11 @@ class Optimizer:
 
     def __init__(self, learning_rate: float, weight_decay: float) -> None:
         self.learning_rate = learning_rate
+        self._first_learning_rate = self.learning_rate
         self.weight_decay = _in_range("weight_decay", weight_decay, 0.0)
         self.step_count = 0
         self.state: dict[str, Array] = {}
-        self._theta: Array | None = None
+        self._net: Network | None = None
         self._step: Callable[..., None]
 
     @property
@@ -85,17 +86,26 @@ class Optimizer:
 
     def bind(self, net: Network) -> None:
         """Makes the optimizer this network's: its state starts at zero."""
-        if self._theta is net.theta:
+        if self._net is net:
             return
-        if self._theta is not None:
+        if self._net is not None:
             raise OptionError(
                 f"this {type(self).__name__} has stepped another network and holds its state; make a new one"
             )
-        self._theta = net.theta
+        self._net = net
         for name in self._state_names:
             self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
             self.state[name].fill(0)
         self._step = self._bind_step(net.ops, net.theta)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle, together with the network: not the update, which is bound to this θ."""
+        return {name: value for name, value in self.__dict__.items() if name != "_step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._net is not None:
+            self._step = self._bind_step(self._net.ops, self._net.theta)
 
     def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
         """Takes up the state of an optimizer of the same kind after `step_count` steps."""
@@ -105,8 +115,9 @@ class Optimizer:
         self.step_count = step_count
 
     def options(self) -> dict[str, Any]:
-        """Kind and hyper-parameters, as JSON can hold them."""
-        return {"optimizer": type(self).__name__, **self._hyper_parameters()}
+        """Kind and hyper-parameters, as JSON can hold them; the learning rate as it was given, before any schedule."""
+        given = self._hyper_parameters() | {"learning_rate": self._first_learning_rate}
+        return {"optimizer": type(self).__name__, **given}
 
     def _hyper_parameters(self) -> dict[str, Any]:
         return {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
@@ -202,6 +213,15 @@ class Adam(Optimizer):
         self.betas = (_in_range("betas[0]", first, 0.0, 1.0), _in_range("betas[1]", second, 0.0, 1.0))
         self.eps = positive("eps", eps)
         self._beta_powers = (1.0, 1.0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle, together with the network: not the update, which is bound to this θ."""
+        return {name: value for name, value in self.__dict__.items() if name != "_step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._net is not None:
+            self._step = self._bind_step(self._net.ops, self._net.theta)
 
     def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
         super().restore(net, state, step_count)

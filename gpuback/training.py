@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpuback._typing import Array, ArrayLike, PathLike
-from gpuback.backprop import Backprop
 from gpuback.checkpoint import Checkpoint
 from gpuback.errors import DivergedError, OptionError
 from gpuback.network import MLP
@@ -20,7 +19,6 @@ from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
 from gpuback.samples import Batches, Samples, held_out, split
 
-KEPT_PASSES = 4
 SMALLEST_FACTOR = 2.0**-100
 """A smaller factor might not be a normal number in float32; it is applied in two parts."""
 
@@ -28,8 +26,9 @@ SMALLEST_FACTOR = 2.0**-100
 class TrainStep:
     """One step of training: forward, loss, backward, update of θ, by the fastest path there is.
 
-    Buffers are made at the first call with a batch size and reused. A loss or gradient that is not finite leaves θ and
-    the optimizer alone: that step and all later ones that are not finite make no update.
+    Buffers are made at the first call with a batch size and reused: with x, y and weights already in the network's
+    dtypes (θ's, and int64 labels), a call allocates nothing that grows with the batch. A loss or gradient that is not
+    finite leaves θ and the optimizer alone: that step and all later ones that are not finite make no update.
 
     Args:
         net: the network.
@@ -47,11 +46,12 @@ class TrainStep:
 
     def __init__(self, net: MLP, optimizer: Optimizer, *, clip_norm: float | None = None) -> None:
         clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
+        if not isinstance(optimizer, Optimizer):
+            raise OptionError(f"optimizer: expected one such as gpuback.Adam(), got {optimizer!r}")
         optimizer.bind(net)
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         self.diverged_at: int | None = None
         self._gradients = net.empty_gradients()
-        self._passes: dict[int, Backprop] = {}
 
     def __call__(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
         """One step on a batch; arguments and errors as `MLP.value_and_grad`'s.
@@ -65,10 +65,8 @@ class TrainStep:
     def run(self, samples: Array, targets: Array, weight: Array | None) -> float:
         """The step itself, on arrays that are already checked, on the backend, and in θ's dtype."""
         gradients, ops = self._gradients, self.net.ops
-        with np.errstate(all="ignore"):
-            loss = self._passes_for(len(samples)).value_and_grad(
-                samples, targets, weight, gradients.weights, gradients.biases
-            )
+        with np.errstate(all="ignore"), self.net.borrowed_passes(len(samples)) as passes:
+            loss = passes.value_and_grad(samples, targets, weight, gradients.weights, gradients.biases)
             if not (np.isfinite(loss) and ops.all_finite(gradients.theta)):
                 if self.diverged_at is None:
                     self.diverged_at = self.optimizer.step_count
@@ -84,22 +82,16 @@ class TrainStep:
         """
         theta, ops = self._gradients.theta, self.net.ops
         norm = ops.norm(theta)
+        unscaled = 1.0
         if math.isinf(norm):
             theta *= SMALLEST_FACTOR
+            unscaled /= SMALLEST_FACTOR
             norm = ops.norm(theta)
-        factor = min(1.0, clip_norm / (norm + 1e-6))
+        factor = min(unscaled, clip_norm / (norm + 1e-6))
         while 0 < factor < SMALLEST_FACTOR:
             theta *= SMALLEST_FACTOR
             factor /= SMALLEST_FACTOR
         return factor
-
-    def _passes_for(self, batch_size: int) -> Backprop:
-        passes = self._passes.get(batch_size)
-        if passes is None:
-            while len(self._passes) >= KEPT_PASSES:
-                del self._passes[next(iter(self._passes))]
-            passes = self._passes[batch_size] = self.net.passes(batch_size)
-        return passes
 
 
 @dataclass
@@ -189,7 +181,8 @@ def fit(
         The history of the whole run, resumed epochs included.
 
     Raises:
-        DivergedError: a loss or gradient was not finite; θ and optimizer are those of the last finite step.
+        DivergedError: a loss or gradient was not finite; θ and optimizer are those of the last finite step. Or an
+            update overflowed (an absurd learning rate): then θ is what that left, and the message says so.
         DataError: NaN or infinity in the data, or numbers that the network's dtype cannot hold.
         ShapeError, DtypeError, LabelError, DeviceError: the data do not fit the network.
         OptionError: an option is out of range, or the checkpoint is another run's.
@@ -198,6 +191,8 @@ def fit(
     _check_counts(epochs=epochs, batch_size=batch_size, patience=patience, seed=seed)
     if resume and checkpoint is None:
         raise OptionError("resume=True needs checkpoint=, the file to go on from")
+    if callable(callbacks) or not all(map(callable, callbacks)):
+        raise OptionError(f"callbacks: expected a sequence of functions of (net, history), got {callbacks!r}")
     if patience is not None and validation is None:
         raise OptionError("patience watches the validation loss: expected validation=, got None")
     optimizer = Adam() if optimizer is None else optimizer
@@ -220,7 +215,8 @@ def fit(
         saved = Checkpoint(checkpoint, identity)
     seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else int(seed)
     if resume and saved is not None and os.path.exists(saved.path):
-        seed, best_theta = saved.restore(net, optimizer, history)
+        seed, best_theta = saved.restore(net, optimizer, history, patience)
+    earlier_steps = optimizer.step_count - history.steps
     held_samples = None if isinstance(held, int) else held
     if isinstance(held, int) and held:
         samples, held_samples = split(samples, held, seed)
@@ -234,7 +230,7 @@ def fit(
             started = time.perf_counter()
             order = permutation(len(samples.x), seed, history.epochs) if shuffle and batch_size is not None else None
             history.loss.append(_train_epoch(step, batches.each(order), history.epochs, advance))
-            history.steps = optimizer.step_count
+            history.steps = optimizer.step_count - earlier_steps
             history.seconds += time.perf_counter() - started
 
             if held_samples is not None:
@@ -246,7 +242,7 @@ def fit(
             history.stopped_early |= any(isinstance(stop, (bool, np.bool_)) and bool(stop) for stop in stops)
             if saved is not None:
                 last = history.stopped_early or history.epochs == epochs
-                saved.write(net, optimizer, history, seed, best_theta, last=last)
+                saved.write(net, optimizer, history, seed, best_theta, patience, last=last)
     if patience is not None and best_theta is not None:
         net.theta[...] = best_theta
     return history
@@ -258,22 +254,30 @@ def _train_epoch(step: TrainStep, batches: Iterator[Samples], epoch: int, advanc
     for batch in batches:
         loss = step.run(batch.x, batch.y, batch.weight)
         if step.diverged_at is not None:
+            finite = _theta_is_finite(step.net)
+            state = "the network holds the state after the last finite step"
+            if not finite:
+                state = "the update before it overflowed, and θ is what that left"
             what = "gradient" if np.isfinite(loss) else "loss"
-            raise _diverged(f"the {what} was not finite at step {step.diverged_at}", step.diverged_at, epoch)
+            raise _diverged(f"the {what} was not finite at step {step.diverged_at}", state, step.diverged_at, epoch)
         total += loss * len(batch.x)
         count += len(batch.x)
         advance(loss)
     # An update that overflows shows in the next step's loss; after the last step of an epoch there is none.
-    if not step.net.ops.all_finite(step.net.theta):
+    if not _theta_is_finite(step.net):
         steps = step.optimizer.step_count
-        raise _diverged(f"the update of step {steps - 1} overflowed", steps - 1, epoch)
+        raise _diverged(f"the update of step {steps - 1} overflowed", "θ is what it left", steps - 1, epoch)
     return total / count
 
 
-def _diverged(what: str, step: int, epoch: int) -> DivergedError:
+def _theta_is_finite(net: MLP) -> bool:
+    with np.errstate(all="ignore"):
+        return net.ops.all_finite(net.theta)
+
+
+def _diverged(what: str, state: str, step: int, epoch: int) -> DivergedError:
     remedies = "Remedies: a smaller learning_rate, clip_norm=, or scaled inputs"
-    message = f"{what} (epoch {epoch}); the network holds the state after the last finite step. {remedies}"
-    return DivergedError(message, step=step, epoch=epoch)
+    return DivergedError(f"{what} (epoch {epoch}); {state}. {remedies}", step=step, epoch=epoch)
 
 
 def _check_counts(**counts: int | None) -> None:

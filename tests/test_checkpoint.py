@@ -514,3 +514,11 @@ def test_what_a_killed_run_left_beside_its_file_confuses_nobody(file: Path) -> N
     file.unlink()
     assert train(file, resume=True) == train(None)
     assert litter.stat().st_size == 100
+
+
+def test_a_run_that_lost_patience_goes_on_with_more(file: Path) -> None:
+    run = {"make_optimizer": lambda: Adam(0.5), "validation": 0.3}
+    stopped = train(file, **run, patience=1)[-1]
+    assert stopped.stopped_early
+    assert train(file, **run, patience=1, resume=True)[-1].epochs == stopped.epochs
+    assert train(file, **run, patience=9, resume=True)[-1].epochs > stopped.epochs

@@ -639,3 +639,15 @@ def test_an_optimizer_of_another_network_is_refused() -> None:
     gpuback.fit(classifier(), *blobs(50), optimizer=optimizer, epochs=1)
     with pytest.raises(OptionError, match="another network"):
         gpuback.fit(classifier(), *blobs(50), optimizer=optimizer, epochs=1)
+
+
+def test_a_reused_optimizers_earlier_steps_are_not_counted() -> None:
+    net, optimizer = classifier(), Adam()
+    x, y = blobs(60)
+    assert [gpuback.fit(net, x, y, optimizer=optimizer, epochs=2, batch_size=20).steps for _ in range(2)] == [6, 6]
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "adam"}, {"callbacks": print}, {"callbacks": ["print"]}])
+def test_options_of_the_wrong_kind(options: Any) -> None:
+    with pytest.raises(OptionError, match=f"^{next(iter(options))}: expected"):
+        gpuback.fit(classifier(), *blobs(10), **options)

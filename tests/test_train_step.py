@@ -713,3 +713,26 @@ def test_labels_are_probability_rows_of_ones() -> None:
     by_row = net.value_and_grad(x, np.eye(3)[y], sample_weight=w)
     assert by_row[0] == pytest.approx(by_label[0], rel=1e-14)
     np.testing.assert_allclose(by_row[1].theta, by_label[1].theta, rtol=1e-12, atol=1e-16)
+
+
+def test_a_network_and_its_optimizer_are_copied_together() -> None:
+    net, optimizer = network(), Adam(0.1)
+    x, y, _ = batch(net, 20)
+    TrainStep(net, optimizer)(x, y)
+    for twin, its in (copy.deepcopy((net, optimizer)), pickle.loads(pickle.dumps((net, optimizer)))):
+        TrainStep(twin, its)(x, y)
+        expected, own = copy.deepcopy((net, optimizer))
+        TrainStep(expected, own)(x, y)
+        assert twin.theta.tobytes() == expected.theta.tobytes() != net.theta.tobytes()
+        assert its.step_count == 2
+
+
+def test_theta_takes_assignments_in_place() -> None:
+    net = network()
+    theta = net.theta
+    net.theta -= 1.0
+    net.theta = np.arange(net.n_parameters)
+    assert net.theta is theta
+    np.testing.assert_array_equal(net.weights[0].ravel(), np.arange(net.weights[0].size))
+    with pytest.raises(ShapeError, match="theta: expected shape"):
+        net.theta = np.zeros(3)

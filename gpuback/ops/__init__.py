@@ -11,19 +11,11 @@ from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
-from gpuback.errors import BackendError, DeviceError, DtypeError, OptionError, ShapeError, unknown_name
+from gpuback.errors import BackendError, DeviceError, DtypeError, OptionError, ShapeError, require_known
 from gpuback.losses import Build
 from gpuback.ops.numpy_ops import NumpyOps
 from gpuback.ops.team import Team
 from gpuback.precision import DTYPES, Precision
-
-
-class Workspace(Protocol):
-    """The buffers that the layers of one block of rows share, laid out (padding, order) as the backend likes."""
-
-    def hidden(self, width: int) -> Array: ...
-    def output(self, width: int) -> Array: ...
-    def delta(self, layer: int, width: int) -> Array: ...
 
 
 class Ops(Protocol):
@@ -35,7 +27,7 @@ class Ops(Protocol):
     name: str
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Any: ...
-    def share_out(self, sizes: tuple[int, ...], batch_size: int) -> tuple[int, Team]: ...
+    def share_out(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> tuple[int, Team]: ...
 
     def bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]: ...
     def bind_load(self, width: int, precision: Precision, workspace: Any) -> Callable[[Array], Array]: ...
@@ -61,6 +53,7 @@ class Ops(Protocol):
     def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array) -> Callable[..., None]: ...
     def norm(self, array: Array) -> float: ...
     def all_finite(self, array: Array) -> bool: ...
+    def any_outside(self, array: Array, highest: int) -> bool: ...
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
     def scalar(self, value: float, dtype: np.dtype[Any]) -> Array: ...
@@ -98,6 +91,9 @@ def backends() -> dict[str, BackendStatus]:
     return {"numpy": BackendStatus(True, f"NumPy {np.__version__}, always there"), "cupy": _cupy_status()}
 
 
+IMPLEMENTATIONS: dict[str, Callable[[], Ops]] = {"numpy": NumpyOps}
+
+
 def ops_for(backend: str) -> Ops:
     """The backend of that name; "auto" is the fastest that can be used here.
 
@@ -106,11 +102,14 @@ def ops_for(backend: str) -> Ops:
         BackendError: it cannot be used on this machine; the message says why.
     """
     status = backends()
-    if backend not in (*status, "auto"):
-        raise unknown_name("backend", backend, (*status, "auto"))
-    if backend == "cupy" and not status["cupy"].available:
-        raise BackendError(f"backend 'cupy' cannot be used here: {status['cupy'].reason}. backend='numpy' always works")
-    return NumpyOps()
+    require_known("backend", backend, (*status, "auto"))
+    if backend == "auto":
+        backend = next(name for name in reversed(status) if status[name].available)
+    if not status[backend].available:
+        raise BackendError(
+            f"backend {backend!r} cannot be used here: {status[backend].reason}. backend='numpy' always works"
+        )
+    return IMPLEMENTATIONS[backend]()
 
 
 def fused_backward(
@@ -158,9 +157,8 @@ def fused_backward(
             input.
     """
     named = {"da": da, "h_prev": h_prev, "W": W, "a_prev": a_prev, "dW": dW, "db": db, "da_prev": da_prev}
-    _require_numpy({name: array for name, array in named.items() if array is not None})
-    if activation_prev not in ACTIVATIONS:
-        raise unknown_name("activation", activation_prev, ACTIVATIONS)
+    _require_numpy({name: array for name, array in named.items() if array is not None or name in ("da", "h_prev", "W")})
+    require_known("activation", activation_prev, ACTIVATIONS)
     activation = ACTIVATIONS[activation_prev]
     precision = _common_precision(da, h_prev, W, allow_tf32)
     batch_size, n_out, n_in = _layer_shape(da, h_prev, W)

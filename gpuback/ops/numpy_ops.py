@@ -48,7 +48,7 @@ class NumpyOps:
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Workspace:
         return Workspace(rows, sizes, precision)
 
-    def share_out(self, sizes: tuple[int, ...], batch_size: int) -> tuple[int, Team]:
+    def share_out(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> tuple[int, Team]:
         """How many rows of a batch to take through the whole network at a time, and who shares the blocks.
 
         Narrow networks gain when a block's activations stay in cache from the forward pass to the backward pass. Where
@@ -57,7 +57,7 @@ class NumpyOps:
         many threads as BLAS would use.
         """
         flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
-        fitting = BLOCK_BYTES // (4 * sum(sizes))
+        fitting = BLOCK_BYTES // (precision.total.itemsize * sum(sizes))
         rows = max(fitting if fitting >= 256 else 4096, math.isqrt(batch_size) // 2)
         blocks, threads = -(-batch_size // rows), 1
         if blocks > 1 and 3 * batch_size * sum(flops) > WORTH_SHARING:
@@ -103,7 +103,8 @@ class NumpyOps:
         Args:
             W, b: (nO, nI) as products read it, and (nO,).
             h: (rows, nO), written; rounded to the operands' dtype unless it is the output layer's.
-            a: (rows, nO), written and kept for the backward pass, or None where g' needs only h.
+            a: (rows, nO), written and kept, or None. Where g' is computed from a, it is rounded to the operands' dtype
+                before g reads it, so that g and g' see the same a.
             activation: g, or None for the output layer, whose function belongs to the loss.
         """
         pre_activation = h if a is None else a
@@ -119,15 +120,15 @@ class NumpyOps:
             return forward_output
 
         g, scratch = activation.forward, workspace.scratch_like(h)
-        round_h, round_a = workspace.bind_round(h), workspace.bind_round(pre_activation)
+        round_h = workspace.bind_round(h)
+        round_a = workspace.bind_round(pre_activation) if activation.derivative_from == "a" else nothing
 
         def forward(h_prev: Array) -> None:
             np.dot(operand(h_prev), W_T, out=product)
             np.add(product, b, out=pre_activation)
+            round_a()
             g(pre_activation, h, scratch)
             round_h()
-            if a is not None:
-                round_a()
 
         return forward
 
@@ -235,6 +236,12 @@ class NumpyOps:
     def all_finite(self, array: Array) -> bool:
         """Whether no element is infinite or NaN: the squares' sum tells at the speed of memory, unless it overflows."""
         return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
+
+    def any_outside(self, array: Array, highest: int) -> bool:
+        """Whether an element lies outside 0 … highest. NaN does not count."""
+        if array.dtype.kind == "i":  # as an unsigned number a negative one is huge: one maximum finds both kinds
+            return bool(np.maximum.reduce(array.view(np.uintp)) > highest)
+        return bool(array.min() < 0 or array.max() > highest)
 
     def norm(self, array: Array) -> float:
         """√Σ x², without overflow or underflow on the way."""

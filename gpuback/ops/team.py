@@ -57,7 +57,11 @@ def _side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
         thread.start()
     task(0)
     for thread in threads:
-        thread.join()
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt as error:  # the buffers stay in use until the thread has ended
+                errors.append(error)
     if errors:
         raise errors[0]
     return [results[index] for index in range(count)]
