@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: train test test-peers check bench figures dist clean
+.PHONY: train test test-peers check bench bench-pytest figures dist clean
 
 train: .venv/.cli
 	$(BIN)/gpuback train digits
@@ -23,6 +23,10 @@ check: .venv/.dev
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks.training_step
+
+# gpuback's own timings, for regressions
+bench-pytest: .venv/.bench
+	$(BIN)/python -m pytest benchmarks -o addopts= --benchmark-only
 
 figures: .venv/.cli
 	$(BIN)/python docs/make_figures.py

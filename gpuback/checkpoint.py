@@ -34,6 +34,7 @@ class Checkpoint:
     def __init__(self, path: PathLike, identity: dict[str, Any]) -> None:
         self.path = os.fspath(path)
         persistence.require_folder(self.path)
+        persistence.remove_leftovers(self.path)
         self._identity = identity
         self._written = -float("inf")
 

@@ -52,32 +52,31 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
     blocks = -(-batch_size // rows)
     why = "the whole batch at once"
     if blocks > 1:
-        why = f"{blocks} blocks of up to {rows} rows, each forward and backward in turn"
+        why = f"{blocks} blocks of up to {rows} rows, each forward and backward in turn while it is in cache"
     if team.size > 1:
         why += f", shared out between {team.size} threads"
     header = (
         f"{ops.name} backend, batch of {batch_size}: {why}\n"
-        f"products of {operands} operands, sums in {precision.total.name}; θ and ∇θ in {precision.total.name}"
+        f"products of {operands} operands, sums in {precision.total.name}; θ and ∇θ in {precision.total.name}\n"
+        f"FLOPs of matrix products and of the update; bytes of arrays read and written once"
     )
     depth = len(sizes) - 1
     steps = []
     for k in range(1, depth + 1):
         n_in, n_out = sizes[k - 1], sizes[k]
-        g = architecture.activations[k - 1] if k < depth else "pre-activation"
+        then = f"bias and {architecture.activations[k - 1]}" if k < depth else "bias"
         moved = word * (batch_size * (n_in + n_out) + n_out * (n_in + 1))
-        steps.append(
-            Step(f"forward {k}", f"BLAS GEMM, then bias and {g} in place", 2 * batch_size * n_in * n_out, moved)
-        )
+        steps.append(Step(f"forward {k}", f"BLAS GEMM, then {then}", 2 * batch_size * n_in * n_out, moved))
     n_top = sizes[-1]
     steps.append(
-        Step("loss", f"{architecture.output} + {architecture.loss}, fused to da", 0, word * 2 * batch_size * n_top)
+        Step("loss", f"{architecture.output} + {architecture.loss}: value and da", 0, word * 2 * batch_size * n_top)
     )
     for k in range(depth, 0, -1):
         n_in, n_out = sizes[k - 1], sizes[k]
         products = 2 if k > 1 else 1
         what = "BLAS GEMM for dW, chained sums for db"
         if k > 1:
-            what += f", GEMM for dh, {architecture.activations[k - 2]}' in place"
+            what += f", GEMM for dh, times {architecture.activations[k - 2]}'"
         moved = word * (batch_size * (n_out + n_in * products) + n_out * (n_in * products + 1))
         steps.append(Step(f"backward {k}", what, products * 2 * batch_size * n_in * n_out, moved))
     steps.append(

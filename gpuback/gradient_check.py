@@ -197,8 +197,7 @@ def _formula_error(
     """The error of a directional derivative relative to `typical`, by the best of a few steps.
 
     A long step suffers from curvature, a short one from rounding: below some roundings of the loss no difference can be
-        told from
-    0, and that resolution is added to `typical`. A gradient that is wrong is wrong for every step.
+    told from 0, and that resolution is added to `typical`. A gradient that is wrong is wrong for every step.
     """
     best = math.inf
     for finer in (step, step / 10, step / 100):

@@ -102,15 +102,48 @@ def read(path: PathLike, *, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     return arrays, json.loads(metadata_json)
 
 
+def _temporary_prefix(target: str) -> str:
+    """What temporary files for a target begin with. Its own name is left out: it may be as long as names can be."""
+    return f".gpuback-{hashlib.sha256(os.path.basename(target).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}-"
+
+
+def remove_leftovers(path: PathLike) -> None:
+    """Removes the temporary files that writers of `path` left behind which were killed before they had renamed them."""
+    target = os.path.realpath(path)
+    prefix = _temporary_prefix(target)
+    for name in os.listdir(os.path.dirname(target)):
+        if name.startswith(prefix) and not _is_running(int(name.removeprefix(prefix).partition("-")[0])):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(os.path.dirname(target), name))
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # os.kill would end it there
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def require_folder(path: PathLike) -> str:
-    """The folder that a file at `path` lies in, for finding out before long work whether it is there.
+    """The folder that a file at `path` lies in, for finding out before long work whether it can be written.
 
     Raises:
-        MissingFolderError: it is not.
+        MissingFolderError: there is no such folder.
+        IsADirectoryError: `path` itself is a folder.
+        PermissionError: the folder cannot be written to.
     """
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise MissingFolderError(f"cannot write {os.fspath(path)}: there is no folder {folder}; make it first")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"cannot write {os.fspath(path)}: it is a folder")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"cannot write {os.fspath(path)}: no permission to write to the folder {folder}")
     return folder
 
 
@@ -126,8 +159,7 @@ def replacing(path: PathLike) -> Iterator[BinaryIO]:
     """
     target = os.path.realpath(path)
     folder = require_folder(path)
-    # The target's name is not part of the temporary one: it may already be as long as the file system allows.
-    temporary = os.path.join(folder, f".gpuback-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(folder, f"{_temporary_prefix(target)}{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file

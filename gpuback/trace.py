@@ -15,12 +15,11 @@ class Trace:
     """What a batch left behind. Each list has L + 1 entries, indexed by the layer k as in the equations.
 
     What does not exist is None: a[0], da[0], dW[0], db[0] (the input is given), h[L] (the output is `output`) and dh[L]
-        (loss and
-    output function go straight to da[L]). 16-bit values stand in float32 arrays; float16's da and dh are shown without
-    the power of two that they carry.
+    (loss and output function go straight to da[L]). 16-bit values stand in float32 arrays; float16's da and dh are
+    shown without the power of two that they carry.
 
     Attributes:
-        a: a_1 … a_L, (B, n_k) pre-activations.
+        a: a_1 … a_L, (B, n_k) pre-activations; rounded to the operands' dtype where g' is computed from them.
         h: h_0 … h_{L−1}, (B, n_k), rounded to the operands' dtype: what products read.
         output: ŷ (B, n_L).
         loss: the mean over the batch.

@@ -516,6 +516,26 @@ def test_what_a_killed_run_left_beside_its_file_confuses_nobody(file: Path) -> N
     assert litter.stat().st_size == 100
 
 
+def test_a_path_that_is_a_folder(tmp_path: Path) -> None:
+    net = network()
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
+        train(tmp_path, net=net)
+    assert net.theta.tobytes() == network().theta.tobytes()
+
+
+def test_a_schedule_may_go_on_with_the_same_optimizer(file: Path) -> None:
+    """As in a notebook after Ctrl-C: the learning rate that the schedule has reached is no other run's."""
+    x, y = np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2
+    net, optimizer = MLP([3, 4, 2], seed=0), SGD(0.1)
+
+    def halve(net: MLP, history: History) -> None:
+        optimizer.learning_rate /= 2
+
+    options = {"optimizer": optimizer, "seed": 1, "checkpoint": file, "callbacks": [halve]}
+    gpuback.fit(net, x, y, epochs=2, **options)
+    assert gpuback.fit(net, x, y, epochs=3, resume=True, **options).epochs == 3
+
+
 def test_a_run_that_lost_patience_goes_on_with_more(file: Path) -> None:
     run = {"make_optimizer": lambda: Adam(0.5), "validation": 0.3}
     stopped = train(file, **run, patience=1)[-1]

@@ -119,6 +119,21 @@ def test_copies_are_independent(duplicate):
     np.testing.assert_array_equal(net.forward(x), before)
 
 
+@pytest.mark.parametrize("batch_size", [0, 2.5, "a"])
+def test_explain_wants_a_batch(batch_size):
+    with pytest.raises(gpuback.GpubackError, match="batch_size: expected an integer ≥ 1"):
+        NET.explain(batch_size)
+
+
+def test_out_of_another_make_is_written_through_its_theta():
+    net = gpuback.MLP([3, 1], loss="squared_error", seed=0)
+    other = gpuback.MLP([1, 2], seed=0).empty_gradients()  # as many parameters, in other shapes
+    _, expected = net.value_and_grad(X, np.zeros(5))
+    net.value_and_grad(X, np.zeros(5), out=other)
+    np.testing.assert_array_equal(other.theta, expected.theta)
+    assert [W.shape for W in other.weights] == [(1, 3)]
+
+
 def test_explain_counts_what_a_step_costs():
     explanation = gpuback.MLP([64, 32, 10], seed=0).explain(100)
     products = 100 * (64 * 32 * 2 + 32 * 10 * 3) * 2  # forward and dW for both layers, dh for the upper one
@@ -137,6 +152,10 @@ def test_explain_counts_what_a_step_costs():
         ({"sizes": 3}, ValueError, "integers"),
         ({"activation": "rellu"}, ValueError, "unknown activation 'rellu'. Did you mean 'relu'?"),
         ({"activation": ["relu", "relu"]}, ValueError, "1 (one per hidden layer"),
+        ({"activation": 5}, ValueError, "activation: expected a name or one for each hidden layer, got 5"),
+        ({"activation": [["relu"]]}, ValueError, "unknown activation ['relu']"),
+        ({"loss": ["cross_entropy"]}, ValueError, "unknown loss ['cross_entropy']"),
+        ({"output": ["softmax"]}, ValueError, "unknown output ['softmax']"),
         ({"loss": "crossentropy"}, ValueError, "Did you mean 'cross_entropy'?"),
         ({"output": "sofmax"}, ValueError, "Did you mean 'softmax'?"),
         ({"output": "sigmoid"}, ValueError, "loss 'cross_entropy' goes with output 'softmax', not with 'sigmoid'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gpuback.errors import DtypeError, FileFormatError, GpubackError, MissingFolderError, OptionError
-from gpuback.persistence import read, replacing, write
+from gpuback.persistence import read, remove_leftovers, replacing, write
 
 DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool"]
 ARRAYS = {"theta": np.array([1.5, -2.0], np.float32), "step": np.array(7)}
@@ -331,3 +332,18 @@ def test_a_symbolic_link_stays_a_link(file: Path) -> None:
     write(link, {}, {"new": True}, kind="model")
     assert link.is_symlink()
     assert read(file, kind="model")[1] == {"new": True}
+
+
+def test_leftovers_of_killed_writers_are_removed_and_no_other_files(tmp_path: Path) -> None:
+    write(tmp_path / "run", ARRAYS, METADATA, kind="checkpoint")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "run") as opened:
+        own = next(name for name in os.listdir(tmp_path) if name.endswith(".tmp"))
+        assert opened.writable()
+        raise KeyboardInterrupt
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead = own.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+    for name in (own, dead, ".gpuback-000000000000-1-2.tmp", "other.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "run")
+    assert sorted(os.listdir(tmp_path)) == sorted([own, ".gpuback-000000000000-1-2.tmp", "other.tmp", "run"])
