@@ -6,6 +6,7 @@ The definitions are PyTorch's (`torch.optim`), to which results are equal up to 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -32,7 +33,7 @@ class HasTheta(Protocol):
     def theta(self) -> Array: ...
 
 
-class Optimizer:
+class Optimizer(ABC):
     """What the optimizers share. An optimizer belongs to the first network that it steps.
 
     Attributes:
@@ -122,13 +123,13 @@ class Optimizer:
     def _hyper_parameters(self) -> dict[str, Any]:
         return {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
 
+    @abstractmethod
     def _bind_step(self, ops: Ops, theta: Array) -> Callable[..., None]:
         """The backend's update, bound to θ and to the state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _apply(self, gradient: Array, gradient_factor: float) -> None:
         """One update, with the hyper-parameters as they are now."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())

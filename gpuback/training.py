@@ -191,7 +191,7 @@ def fit(
     _check_counts(epochs=epochs, batch_size=batch_size, patience=patience, seed=seed)
     if resume and checkpoint is None:
         raise OptionError("resume=True needs checkpoint=, the file to go on from")
-    if callable(callbacks) or not all(map(callable, callbacks)):
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise OptionError(f"callbacks: expected a sequence of functions of (net, history), got {callbacks!r}")
     if patience is not None and validation is None:
         raise OptionError("patience watches the validation loss: expected validation=, got None")

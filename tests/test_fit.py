@@ -647,7 +647,9 @@ def test_a_reused_optimizers_earlier_steps_are_not_counted() -> None:
     assert [gpuback.fit(net, x, y, optimizer=optimizer, epochs=2, batch_size=20).steps for _ in range(2)] == [6, 6]
 
 
-@pytest.mark.parametrize("options", [{"optimizer": "adam"}, {"callbacks": print}, {"callbacks": ["print"]}])
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "adam"}, {"callbacks": print}, {"callbacks": None}, {"callbacks": ["print"]}]
+)
 def test_options_of_the_wrong_kind(options: Any) -> None:
     with pytest.raises(OptionError, match=f"^{next(iter(options))}: expected"):
         gpuback.fit(classifier(), *blobs(10), **options)
