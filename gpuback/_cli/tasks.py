@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuback._typing import Array
 from gpuback.datasets import Dataset
-from gpuback.errors import DataError, OptionError, ShapeError, unknown_name
+from gpuback.errors import DataError, OptionError, ShapeError, require_known
 from gpuback.losses import LOSSES
 
 
@@ -43,8 +43,7 @@ def task_of(data: Dataset, loss: str) -> Task:
         OptionError: an unknown loss, or one for classes where the targets are real numbers.
         DataError: there is only one class.
     """
-    if loss not in LOSSES:
-        raise unknown_name("loss", loss, LOSSES)
+    require_known("loss", loss, LOSSES)
     if data.task == "regression" or (loss == "squared_error" and looks_like_regression(data)):
         if loss != "squared_error":
             raise OptionError(
