@@ -1,0 +1,357 @@
+"""Launch plans: pure functions from shape, number format and device limits to what is launched.
+
+In which order sums are added follows from the shape alone, never from the device: how a batch is cut into chains, and so
+how many partial results there are. The device decides only which variant has room and how many blocks are in flight.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
+from gpuback.errors import BackendError
+from gpuback.precision import Precision
+
+THREADS = 256
+"""In a block, for every kernel."""
+
+ITEMS_WANTED = 264
+"""Work for every multiprocessor of the largest GPUs (132, two blocks each). Bits depend on it: it does not follow the device."""
+
+SMALLEST_CHAIN, LONGEST_CHAIN = 256, 8192
+"""Rows of the batch that one partial result adds up. Below the first, partial results are more work than they save. Above the
+second, tensor cores, which cut off what does not fit as they add 16 products at a time, lose more than √K allows."""
+
+NARROW = 128
+"""A layer up to this wide on both sides goes through `layer_mma_narrow`."""
+
+
+class Chains(NamedTuple):
+    """How a sum over the batch is cut: how many partial sums, each over how many rows, added in groups of what size."""
+
+    count: int
+    rows: int
+
+    @property
+    def group_size(self) -> int:
+        """⌈√count⌉."""
+        return math.isqrt(self.count - 1) + 1
+
+    @property
+    def counters(self) -> int:
+        """One for each group and one for the groups."""
+        return -(-self.count // self.group_size) + 1
+
+
+def _chains(batch_size: int, wanted: int, shortest: int, longest: int) -> Chains:
+    """About `wanted` chains of whole multiples of 64 rows, within limits."""
+    rows = min(max(-(-batch_size // wanted), shortest), longest)
+    rows = -(-rows // 64) * 64
+    return Chains(-(-batch_size // rows), rows)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer's backward pass is launched.
+
+    Attributes:
+        launch: what is launched.
+        chains: how the sum over the batch is cut.
+        partials: numbers of workspace for partial results, 0 if there is one chain.
+        counters: how many arrival counters, all 0 before and after.
+        draws: whether blocks draw items of work, and the kernel takes a counter for that.
+        why: in words, for `explain`.
+    """
+
+    launch: LaunchPlan
+    chains: Chains
+    partials: int
+    counters: int
+    draws: bool
+    why: str
+
+
+def _operand(precision: Precision) -> str:
+    """The C++ name of what products read."""
+    return precision.name if precision.sixteen_bit else _real(precision)
+
+
+def _real(precision: Precision) -> str:
+    """The C++ name of what sums are kept in."""
+    return "double" if precision.name == "float64" else "float"
+
+
+def uses_tensor_cores(precision: Precision) -> bool:
+    """Whether products of this precision run on tensor cores."""
+    return precision.sixteen_bit or precision.tf32
+
+
+# Tiles, as in kernels/simt_tile.cuh and kernels/mma_tile.cuh
+
+
+def _simt_shared(real: str, rows: int, columns: int) -> int:
+    size = 8 if real == "double" else 4
+    slices = 2 * 8 * (rows + columns + 2 * 16 // size)
+    return size * max(slices, rows * columns) + 16
+
+
+def _mma_shared(operand: str, tile: int) -> int:
+    size = 4 if operand == "float" else 2
+    step = 64 // size
+    upright, flat = tile * (step + 8), step * (tile + 8)
+    return 128 + max(size * 4 * max(upright + flat, 2 * upright, 2 * flat), 4 * tile * (tile + 8))
+
+
+@dataclass(frozen=True)
+class _Slabs:
+    """A variant of `layer_mma_narrow`: how many rows of the batch are in a slab, and how many slabs in the ring."""
+
+    max_out: int
+    max_in: int
+    rows: int
+    count: int
+
+    def shared_bytes(self, operand: str) -> int:
+        size, pad_w = (4, 4) if operand == "float" else (2, 8)
+        share = self.max_in // (8 // (self.rows // 16))
+        staged = 8 * 16 * (min(share, 32) + 8) * 4
+        w = self.max_out * (self.max_in + pad_w)
+        return size * (w + self.count * self.rows * (self.max_out + self.max_in + 16)) + staged
+
+    def variant(self, operand: str) -> Variant:
+        defines = ("MAX_OUT", self.max_out), ("MAX_IN", self.max_in), ("SLAB_ROWS", self.rows), ("SLABS", self.count)
+        return Variant(
+            "layer_mma_narrow.cu",
+            "layer_mma_narrow",
+            (f"OPERAND={operand}", *(f"{name}={value}" for name, value in defines)),
+        )
+
+
+def _slab_choices(operand: str, max_out: int, max_in: int) -> list[_Slabs]:
+    """From deep to shallow: the first that has room in shared memory is taken."""
+    rows = 32 if operand == "float" else 64
+    if max_out == max_in == 64:
+        return [_Slabs(64, 64, rows, 3)]
+    shallow = _Slabs(max_out, max_in, 32 if max_out == max_in else rows, 2)
+    return [_Slabs(max_out, max_in, rows, 3), shallow]
+
+
+def _require_tensor_cores(precision: Precision, limits: DeviceLimits) -> None:
+    if not limits.tensor_cores:
+        major, minor = limits.capability
+        what = "allow_tf32=True" if precision.tf32 else f"dtype {precision.name!r}"
+        raise BackendError(
+            f"{what} needs tensor cores of compute capability 8.0 or later, and this device has {major}.{minor}. "
+            f"Remedy: dtype='float32' without allow_tf32, or backend='numpy'"
+        )
+
+
+@functools.cache
+def layer_plan(
+    batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, *, need_da_prev: bool = True
+) -> LayerPlan:
+    """How to run a layer's backward pass: dW, db and, if needed, da of the layer below.
+
+    Raises:
+        BackendError: the device cannot run such products.
+    """
+    if not uses_tensor_cores(precision):
+        return _simt_layer(batch_size, n_out, n_in, precision, limits, need_da_prev)
+    _require_tensor_cores(precision, limits)
+    if max(n_out, n_in) <= NARROW:
+        plan = _narrow_layer(batch_size, n_out, n_in, precision, limits)
+        if plan is not None:
+            return plan
+    return _mma_layer(batch_size, n_out, n_in, precision, limits, need_da_prev)
+
+
+def _narrow_layer(
+    batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits
+) -> LayerPlan | None:
+    """One block to a chain; None where shared memory has no room for it."""
+    operand = _operand(precision)
+    max_out, max_in = (64 if width <= 64 else 128 for width in (n_out, n_in))
+    fitting = [s for s in _slab_choices(operand, max_out, max_in) if s.shared_bytes(operand) <= limits.shared_bytes]
+    if not fitting:
+        return None
+    wanted = ITEMS_WANTED if max_out == max_in == 64 else ITEMS_WANTED // 2
+    chains = _chains(batch_size, wanted, 64, LONGEST_CHAIN)
+    upright = max_out > max_in
+    warps_o = 4 if upright else 2
+    held, held_db = max_out * max_in, (max_out // warps_o // 16) * 4 * 32 * 8
+    return LayerPlan(
+        LaunchPlan(fitting[0].variant(operand), chains.count, THREADS, fitting[0].shared_bytes(operand)),
+        chains,
+        partials=chains.count * (held + held_db) if chains.count > 1 else 0,
+        counters=2 * 8 * chains.counters,
+        draws=False,
+        why=f"one launch on tensor cores: each of {chains.count} blocks reads its rows once for dW, db and da",
+    )
+
+
+def _mma_layer(
+    batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, need_da_prev: bool
+) -> LayerPlan:
+    operand = _operand(precision)
+    longest = LONGEST_CHAIN // 2 if precision.tf32 else LONGEST_CHAIN  # 8 products at a time instead of 16
+    for tile in (128, 64):
+        tiles_o, tiles_i = -(-n_out // tile), -(-n_in // tile)
+        chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, longest)
+        items = chains.count * tiles_o * tiles_i + need_da_prev * -(-batch_size // tile) * tiles_i
+        if items >= ITEMS_WANTED // 2:
+            break
+    fragments_o = tile // 64
+    partials = 8 * (tiles_o * tiles_i * tile * tile // 8 + tiles_o * 32 * fragments_o * 4)
+    variant = Variant("layer_mma.cu", "layer_mma", (f"OPERAND={operand}", f"TILE={tile}"))
+    shared = _mma_shared(operand, tile)
+    in_flight = limits.multiprocessors * (2 if 2 * (shared + 1024) <= limits.shared_bytes else 1)
+    return LayerPlan(
+        LaunchPlan(variant, min(items, in_flight), THREADS, shared),
+        chains,
+        partials=chains.count * partials if chains.count > 1 else 0,
+        counters=8 * (tiles_o * tiles_i + tiles_o) * chains.counters,
+        draws=True,
+        why=f"one launch on tensor cores: {items} tiles of {tile} x {tile} of dW ({chains.count} chains) and da",
+    )
+
+
+def _simt_layer(
+    batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, need_da_prev: bool
+) -> LayerPlan:
+    real = _real(precision)
+    for rows, columns in _simt_tiles(real):
+        tiles_o, tiles_i = -(-n_out // rows), -(-n_in // columns)
+        chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, LONGEST_CHAIN)
+        items = chains.count * tiles_o * tiles_i + need_da_prev * -(-batch_size // rows) * tiles_i
+        if items >= ITEMS_WANTED // 2:
+            break
+    per_thread = rows * columns // THREADS + (2 if real == "double" else 4)
+    variant = Variant("layer_simt.cu", "layer_simt", _simt_defines(real, rows, columns))
+    return LayerPlan(
+        LaunchPlan(variant, min(items, 2 * limits.multiprocessors), THREADS, _simt_shared(real, rows, columns)),
+        chains,
+        partials=chains.count * tiles_o * tiles_i * THREADS * per_thread if chains.count > 1 else 0,
+        counters=8 * tiles_o * tiles_i * chains.counters,
+        draws=True,
+        why=f"one launch: {items} tiles of {rows} x {columns} of dW ({chains.count} chains) and da",
+    )
+
+
+def _simt_tiles(real: str) -> list[tuple[int, int]]:
+    """From large to small: the first that makes enough work is taken."""
+    return [(64, 64)] if real == "double" else [(128, 64), (64, 64)]
+
+
+def _simt_defines(real: str, rows: int, columns: int) -> tuple[str, ...]:
+    return f"REAL={real}", f"TILE_M={rows}", f"TILE_N={columns}"
+
+
+@functools.cache
+def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits) -> LaunchPlan:
+    """How to run a layer's forward pass: one block to a tile of the output.
+
+    Raises:
+        BackendError: the device cannot run such products.
+    """
+    if uses_tensor_cores(precision):
+        _require_tensor_cores(precision, limits)
+        operand = _operand(precision)
+        wide = -(-batch_size // 128) * -(-n_out // 128) >= ITEMS_WANTED // 2 and n_out > 64
+        rows = columns = 128 if wide else 64
+        variant = Variant("forward_mma.cu", "forward_mma", (f"OPERAND={operand}", f"TILE={rows}"))
+        shared = _mma_shared(operand, rows)
+    else:
+        real = _real(precision)
+        rows, columns = 64, 64
+        if real == "float" and -(-batch_size // 128) * -(-n_out // 64) >= ITEMS_WANTED // 2:
+            rows = 128
+        variant = Variant("forward_simt.cu", "forward_simt", _simt_defines(real, rows, columns))
+        shared = _simt_shared(real, rows, columns)
+    return LaunchPlan(variant, -(-batch_size // rows) * -(-n_out // columns), THREADS, shared)
+
+
+# Rows and elements
+
+LARGEST_ROW_GRID = 1024
+"""Blocks of kernels that go over rows or elements. Sums over the batch depend on it."""
+
+
+def _row_blocks(rows: int) -> int:
+    """Eight rows to a block at a time."""
+    return min(-(-rows // 8), LARGEST_ROW_GRID)
+
+
+def loss_plan(batch_size: int, precision: Precision) -> LaunchPlan:
+    """The output layer: each row's loss and da, and the mean loss."""
+    variant = Variant("losses.cu", "loss_rows", (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    return LaunchPlan(variant, _row_blocks(batch_size), THREADS, 8 * 8)
+
+
+def output_plan(batch_size: int, precision: Precision) -> LaunchPlan:
+    """The network's output ŷ from its pre-activations."""
+    variant = Variant("losses.cu", "output_rows", (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    return LaunchPlan(variant, _row_blocks(batch_size), THREADS)
+
+
+def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision: Precision) -> LaunchPlan:
+    """Copies in the operands' format."""
+    variant = Variant("copies.cu", entry, (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    return LaunchPlan(variant, _row_blocks(rows), THREADS)
+
+
+def vector_plan(
+    entry: Literal["begin_step", "vector_norm", "sgd", "adam"], length: int, real: Literal["float", "double"]
+) -> LaunchPlan:
+    """Kernels over flat vectors: four numbers a thread at a time."""
+    sums = entry in ("begin_step", "vector_norm")
+    blocks = min(-(-length // (4 * THREADS)), 256 if sums else LARGEST_ROW_GRID)
+    return LaunchPlan(Variant("optimizers.cu", entry, (f"REAL={real}",)), blocks, THREADS, 3 * 8 * 8 if sums else 0)
+
+
+# Everything that can be asked for
+
+
+class CompiledKernel(NamedTuple):
+    """A variant, with what its launches have in common."""
+
+    variant: Variant
+    block: int
+    shared_bytes: int
+    tensor_cores: bool
+
+
+def variants() -> list[CompiledKernel]:
+    """Every kernel that the plans above can ask for."""
+    return list(_variants())
+
+
+def _variants() -> Iterator[CompiledKernel]:
+    for operand in ("bfloat16", "float16", "float"):
+        for max_out in (64, 128):
+            for max_in in (64, 128):
+                for slabs in _slab_choices(operand, max_out, max_in):
+                    yield CompiledKernel(slabs.variant(operand), THREADS, slabs.shared_bytes(operand), True)
+        for source, entry in (("layer_mma.cu", "layer_mma"), ("forward_mma.cu", "forward_mma")):
+            for tile in (128, 64):
+                variant = Variant(source, entry, (f"OPERAND={operand}", f"TILE={tile}"))
+                yield CompiledKernel(variant, THREADS, _mma_shared(operand, tile), True)
+    for real in ("float", "double"):
+        for source, entry in (("layer_simt.cu", "layer_simt"), ("forward_simt.cu", "forward_simt")):
+            for rows, columns in _simt_tiles(real):
+                variant = Variant(source, entry, _simt_defines(real, rows, columns))
+                yield CompiledKernel(variant, THREADS, _simt_shared(real, rows, columns), False)
+    for name in ("bfloat16", "float16", "float32", "float64"):
+        precision = Precision.of(name)
+        plans = [loss_plan(1, precision), output_plan(1, precision)]
+        if name != "float64":
+            plans += [copy_plan("copy_rows", 1, precision), copy_plan("copy_weights", 1, precision)]
+        for plan in plans:
+            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
+    for real in ("float", "double"):
+        for entry in ("begin_step", "vector_norm", "sgd", "adam"):
+            plan = vector_plan(entry, 1, real)  # type: ignore[arg-type]
+            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)

@@ -1,0 +1,60 @@
+// What happens to sums before they are stored, four neighbours at a time.
+#pragma once
+#include "activations.cuh"
+
+typedef Group<float, 4> Four;
+
+template <typename T>
+DEVICE Four widen(const Group<T, 4>& values) {
+  return {widen(values.at[0]), widen(values.at[1]), widen(values.at[2]), widen(values.at[3])};
+}
+
+template <typename T>
+DEVICE Group<T, 4> narrow(const Four& values) {
+  Group<T, 4> narrowed;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) narrow(values.at[j], narrowed.at[j]);
+  return narrowed;
+}
+
+// A matrix that is written: in the operands' format, or in that of the sums.
+struct Output {
+  void* at;
+  int pitch, rows, columns;
+  int as_sums;
+};
+
+template <typename T>
+DEVICE void store(const Output& out, int row, int column, const Four& values, bool aligned) {
+  const int64 index = (int64)row * out.pitch + column;
+  const int valid = min(4, out.columns - column);
+  if (out.as_sums)
+    store_group((float*)out.at + index, values, valid, aligned);
+  else
+    store_group((T*)out.at + index, narrow<T>(values), valid, aligned);
+}
+
+// Whether four elements of a row of an output may be stored in one access.
+template <typename T>
+DEVICE bool aligned_rows(const Output& out) {
+  return out.as_sums ? aligned_rows((const float*)out.at, out.pitch) : aligned_rows((const T*)out.at, out.pitch);
+}
+
+// Where dw and db go: (+)= factor times the sum.
+struct Gradient {
+  float* dw_oi;  // (n_out, n_in)
+  float* db_o;   // (n_out)
+  int n_out, n_in;
+  float factor;
+  int accumulate;
+};
+
+DEVICE void add_weight(const Gradient& to, int o, int i, float sum) {
+  if (o >= to.n_out || i >= to.n_in) return;
+  float* address = to.dw_oi + (int64)o * to.n_in + i;
+  *address = (to.accumulate ? *address : 0.0f) + sum * to.factor;
+}
+
+DEVICE void add_bias(const Gradient& to, int o, float sum) {
+  if (o < to.n_out) to.db_o[o] = (to.accumulate ? to.db_o[o] : 0.0f) + sum * to.factor;
+}

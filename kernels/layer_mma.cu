@@ -1,0 +1,128 @@
+// One layer's backward pass on tensor cores: bfloat16, float16 or TF32 operands, float32 sums, any shape.
+//
+//     dw_oi   (+)= factor  sum_b da_bo h_bi          outer products of each sample, summed over the batch
+//     db_o    (+)= factor  sum_b da_bo
+//     da_prev_bi = (sum_o da_bo w_oi) g'(source_bi)   or, at the network's input, (sum_o da_bo w_oi) prev_factor in float32
+//
+// Shapes: da (B, nO), h (B, nI), w (nO, nI), source and da_prev (B, nI) row by row with a pitch each; dw (nO, nI) and db
+// (nO) float32, contiguous.
+//
+// One launch holds two products. Their tiles are one list of work, the longer kind first, from which blocks draw:
+//
+//     dw item   tile (o, i) of dw over one chain of the batch     A = da^T, B = h, K = chain_rows
+//     da item   tile (b, i) of da_prev                            A = da,   B = w, K = nO
+//
+// A dw tile of several chains is summed by `reduce_chains`, warp by warp, as the tensor cores hold it; the last warp to arrive
+// writes it. db comes from the dw items of the first column of tiles: their slices of da are also multiplied by ones.
+//
+// With B = 8192 and nO = nI = 1024: 8 x 8 dw tiles of 5 chains and 64 x 8 da tiles of 128 x 128.
+//
+// Variants: OPERAND (bfloat16, float16, float for TF32), TILE. 256 threads.
+#include "epilogue.cuh"
+#include "mma_tile.cuh"
+#include "reduce.cuh"
+#include "schedule.cuh"
+
+// Blocks in flight on a multiprocessor: two of 128 x 128 have shared memory on some architectures, and registers on Hopper only.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#define BLOCKS 2
+#else
+#define BLOCKS (TILE == 64 ? 2 : 1)
+#endif
+
+typedef MmaTile<OPERAND, TILE, TILE, 4, true, false> WeightsTile;
+typedef MmaTile<OPERAND, TILE, TILE, 4, false, false> DeltaTile;
+
+// dw and db over one chain.
+DEVICE void weights_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matrix<OPERAND>& h, const Gradient& gradient,
+                         int item, Chains chains, int chain_rows, float* partials, unsigned* arrivals) {
+  typedef WeightsTile Tile;
+  const int tiles_i = ceil_div(h.columns, TILE), tiles_o = ceil_div(da.columns, TILE), tiles = tiles_o * tiles_i;
+  const int chain = item / tiles, which = item % tiles;
+  const int tile_o = which / tiles_i, o0 = tile_o * TILE, i0 = which % tiles_i * TILE;
+  const int warps = Tile::THREADS / 32, warp = threadIdx.x / 32;
+  Tile tile;
+  tile.multiply(shared, da, h, o0, i0, chain * chain_rows, min((chain + 1) * chain_rows, da.rows), i0 == 0);
+
+  // Partial results: dw's of every (tile, warp) for each chain, then db's of every (row of tiles, warp).
+  const int held = Tile::FRAGMENTS_M * Tile::FRAGMENTS_N * 4, held_db = Tile::FRAGMENTS_M * 4;
+  const int64 stride = (int64)tiles * warps * 32 * held, stride_db = (int64)tiles_o * warps * 32 * held_db;
+  const int counters = chain_groups(chains) + 1;
+  float(&sums)[held] = *(float(*)[held])tile.sums;
+  if (reduce_chains(sums, partials + (which * warps + warp) * 32 * held, stride, arrivals + (which * warps + warp) * counters,
+                    chains, chain)) {
+#pragma unroll
+    for (int i = 0; i < Tile::FRAGMENTS_M; ++i)
+#pragma unroll
+      for (int j = 0; j < Tile::FRAGMENTS_N; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          add_weight(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e),
+                     i0 + Tile::warp_n() + j * 8 + fragment_column(e), tile.sums[i][j][e]);
+  }
+
+  if (i0 != 0 || Tile::warp_n() != 0) return;
+  float(&row_sums)[held_db] = *(float(*)[held_db])tile.row_sums;
+  const int row_warp = tile_o * warps + warp;
+  if (reduce_chains(row_sums, partials + chains.count * stride + row_warp * 32 * held_db, stride_db,
+                    arrivals + (tiles * warps + row_warp) * counters, chains, chain)) {
+#pragma unroll
+    for (int i = 0; i < Tile::FRAGMENTS_M; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; e += 2)
+        if (fragment_column(e) == 0)
+          add_bias(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e), tile.row_sums[i][e]);
+  }
+}
+
+// A tile of da_prev.
+DEVICE void delta_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matrix<OPERAND>& w, const Matrix<OPERAND>& source,
+                       int activation, float factor, const Output& da_prev, int item) {
+  typedef DeltaTile Tile;
+  const int tiles_i = ceil_div(w.columns, TILE), b0 = item / tiles_i * TILE, i0 = item % tiles_i * TILE;
+  Tile tile;
+  tile.multiply(shared, da, w, b0, i0, 0, da.columns, false);
+  float* sums = (float*)shared;
+  tile.share(sums);
+
+  const bool aligned_source = aligned_rows(source.at, source.pitch), aligned_prev = aligned_rows<OPERAND>(da_prev);
+#pragma unroll 1
+  for (int index = threadIdx.x; index < TILE * TILE / 4; index += Tile::THREADS) {
+    const int row = index / (TILE / 4), column = index % (TILE / 4) * 4, b = b0 + row, i = i0 + column;
+    if (b >= da_prev.rows || i >= da_prev.columns) continue;
+    Four d = *(const Four*)(sums + row * Tile::PITCH_C + column);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) d.at[j] *= factor;
+    if (activation != IDENTITY) {
+      const OPERAND* from = source.at + (int64)b * source.pitch + i;
+      const Four s = widen(load_group<4>(from, da_prev.columns - i, aligned_source));
+      times_derivative(activation, d.at, s.at);
+    }
+    store<OPERAND>(da_prev, b, i, d, aligned_prev);
+  }
+}
+
+KERNEL __launch_bounds__(256, BLOCKS) layer_mma(
+    const OPERAND* da_bo, int da_pitch, const OPERAND* h_bi, int h_pitch, const OPERAND* w_oi, int w_pitch,
+    const OPERAND* source_bi, int source_pitch, void* da_prev_bi, int prev_pitch, int prev_as_sums, float* dw_oi, float* db_o,
+    int n_batch, int n_out, int n_in, int activation, float prev_factor, float factor, int accumulate, int chains,
+    int group_size, int chain_rows, float* partials, unsigned* arrivals, unsigned* tickets) {
+  SHARED_MEMORY(memory);
+  OPERAND* shared = (OPERAND*)(memory + 128);
+  int* drawn = (int*)memory;
+
+  const Matrix<OPERAND> da = {da_bo, da_pitch, n_batch, n_out}, h = {h_bi, h_pitch, n_batch, n_in};
+  const Matrix<OPERAND> w = {w_oi, w_pitch, n_out, n_in}, source = {source_bi, source_pitch, n_batch, n_in};
+  const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
+  const Output da_prev = {da_prev_bi, prev_pitch, n_batch, n_in, prev_as_sums};
+  const int tiles_i = ceil_div(n_in, TILE);
+  const int dw_items = ceil_div(n_out, TILE) * tiles_i * chains, da_items = da_prev_bi ? ceil_div(n_batch, TILE) * tiles_i : 0;
+  const int items = dw_items + da_items, first_dw = chain_rows >= n_out ? 0 : da_items, first_da = first_dw ? 0 : dw_items;
+
+  for (int item; (item = draw_item(tickets, items, drawn)) < items;) {
+    if (first_dw <= item && item < first_dw + dw_items)
+      weights_item(shared, da, h, gradient, item - first_dw, {chains, group_size}, chain_rows, partials, arrivals);
+    else
+      delta_item(shared, da, w, source, activation, prev_factor, da_prev, item - first_da);
+  }
+}

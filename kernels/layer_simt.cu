@@ -1,0 +1,113 @@
+// One layer's backward pass in float32 or float64, any shape, without tensor cores:
+//
+//     dw_oi   (+)= factor  sum_b da_bo h_bi          outer products of each sample, summed over the batch
+//     db_o    (+)= factor  sum_b da_bo
+//     da_prev_bi = (sum_o da_bo w_oi) g'(source_bi)   or, at the network's input, (sum_o da_bo w_oi) factor
+//
+// Shapes: da (B, nO), h (B, nI), w (nO, nI), source and da_prev (B, nI) row by row with a pitch each; dw (nO, nI) and db
+// (nO) contiguous.
+//
+// One launch holds two products. Their tiles are one list of work, the longer kind first, from which blocks draw:
+//
+//     dw item   tile (o, i) of dw over one chain of the batch     A = da^T, B = h, K = chain_rows
+//     da item   tile (b, i) of da_prev                            A = da,   B = w, K = nO
+//
+// A dw tile of several chains is summed by `reduce_chains`, warp by warp; the last warp to arrive writes it. db comes from
+// the dw items of the first column of tiles, whose slices of da are in shared memory anyway.
+//
+// With B = 8192 and nO = nI = 1024: 16 x 16 dw tiles of 2 chains and 64 x 16 da tiles of 128 x 64.
+//
+// Variants: REAL (float or double), TILE_M x TILE_N. 256 threads.
+#include "activations.cuh"
+#include "reduce.cuh"
+#include "schedule.cuh"
+#include "simt_tile.cuh"
+
+typedef SimtTile<REAL, TILE_M, TILE_N> Tile;
+
+// dw and db over one chain.
+DEVICE void weights_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> h, REAL* dw_oi, REAL* db_o, REAL factor, int accumulate,
+                         int tiles_i, int item, int tiles, Chains chains, int chain_rows, REAL* partials,
+                         unsigned* arrivals) {
+  const int chain = item / tiles, which = item % tiles;
+  const int o0 = which / tiles_i * TILE_M, i0 = which % tiles_i * TILE_N;
+  const int warp = threadIdx.x / 32, warps = Tile::THREADS / 32;
+  const bool with_db = i0 == 0;
+  tile.template multiply<true, false>(da, h, o0, i0, chain * chain_rows, min((chain + 1) * chain_rows, da.rows),
+                                      with_db);
+
+  // What a thread holds of the tile, then its share of db, as one partial result.
+  const int held = Tile::ROWS * Tile::COLUMNS, with_sum = held + Pack<REAL>::count;
+  REAL sums[with_sum];
+#pragma unroll
+  for (int i = 0; i < held; ++i) sums[i] = tile.totals[i / Tile::COLUMNS][i % Tile::COLUMNS];
+#pragma unroll
+  for (int i = held + 1; i < with_sum; ++i) sums[i] = 0;
+  sums[held] = tile.row_sum;
+  const int64 stride = (int64)tiles * warps * 32 * with_sum;
+  if (!reduce_chains(sums, partials + ((int64)which * warps + warp) * 32 * with_sum, stride,
+                     arrivals + (which * warps + warp) * (chain_groups(chains) + 1), chains, chain))
+    return;
+
+#pragma unroll
+  for (int i = 0; i < held; ++i) {
+    const int o = o0 + Tile::row(i / Tile::COLUMNS), c = i0 + Tile::column(i % Tile::COLUMNS);
+    if (o < da.columns && c < h.columns) {
+      REAL* address = dw_oi + (int64)o * h.columns + c;
+      *address = (accumulate ? *address : REAL(0)) + sums[i] * factor;
+    }
+  }
+  const int o = o0 + threadIdx.x;
+  if (with_db && threadIdx.x < TILE_M && o < da.columns) db_o[o] = (accumulate ? db_o[o] : REAL(0)) + sums[held] * factor;
+}
+
+// A tile of da_prev.
+DEVICE void delta_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> w, const REAL* source_bi, int source_pitch, int activation,
+                       REAL factor, REAL* da_prev_bi, int prev_pitch, int tiles_i, int item) {
+  const int b0 = item / tiles_i * TILE_M, i0 = item % tiles_i * TILE_N;
+  tile.template multiply<false, false>(da, w, b0, i0, 0, da.columns, false);
+  tile.share();
+
+  const int width = Pack<REAL>::count, packs = TILE_N / width;
+  const bool aligned = aligned_rows(da_prev_bi, prev_pitch) && aligned_rows(source_bi, source_pitch);
+#pragma unroll 1
+  for (int index = threadIdx.x; index < TILE_M * packs; index += Tile::THREADS) {
+    const int b = b0 + index / packs, c = index % packs * width, valid = min(width, w.columns - (i0 + c));
+    if (b >= da.rows || valid <= 0) continue;
+    Group<REAL, width> d = *(const Group<REAL, width>*)(tile.shared + (b - b0) * TILE_N + c);
+#pragma unroll
+    for (int j = 0; j < width; ++j) d.at[j] *= factor;
+    if (activation != IDENTITY) {
+      const Group<REAL, width> source = load_group<width>(source_bi + (int64)b * source_pitch + i0 + c, valid, aligned);
+      times_derivative(activation, d.at, source.at);
+    }
+    store_group(da_prev_bi + (int64)b * prev_pitch + i0 + c, d, valid, aligned);
+  }
+}
+
+KERNEL __launch_bounds__(256, Tile::BLOCKS) layer_simt(
+    const REAL* da_bo, int da_pitch, const REAL* h_bi, int h_pitch, const REAL* w_oi, int w_pitch, const REAL* source_bi,
+    int source_pitch, REAL* da_prev_bi, int prev_pitch, REAL* dw_oi, REAL* db_o, int n_batch, int n_out, int n_in,
+    int activation, REAL prev_factor, REAL factor, int accumulate, int chains, int group_size, int chain_rows,
+    REAL* partials, unsigned* arrivals, unsigned* tickets) {
+  SHARED_MEMORY(memory);
+  Tile tile;
+  tile.shared = (REAL*)memory;
+  int* drawn = (int*)(tile.shared + Tile::SHARED);
+
+  const Matrix<REAL> da = {da_bo, da_pitch, n_batch, n_out}, h = {h_bi, h_pitch, n_batch, n_in};
+  const Matrix<REAL> w = {w_oi, w_pitch, n_out, n_in};
+  const int tiles_i = ceil_div(n_in, TILE_N), dw_tiles = ceil_div(n_out, TILE_M) * tiles_i;
+  const int dw_items = dw_tiles * chains, da_items = da_prev_bi ? ceil_div(n_batch, TILE_M) * tiles_i : 0;
+  const bool dw_first = chain_rows >= n_out;
+
+  for (int item; (item = draw_item(tickets, dw_items + da_items, drawn)) < dw_items + da_items;) {
+    const int dw_item = dw_first ? item : item - da_items;
+    if (0 <= dw_item && dw_item < dw_items)
+      weights_item(tile, da, h, dw_oi, db_o, factor, accumulate, tiles_i, dw_item, dw_tiles, {chains, group_size},
+                   chain_rows, partials, arrivals);
+    else
+      delta_item(tile, da, w, source_bi, source_pitch, activation, prev_factor, da_prev_bi, prev_pitch, tiles_i,
+                 dw_first ? item - dw_items : item);
+  }
+}
