@@ -8,13 +8,13 @@
 // A block computes one tile of 128 x 128 or 64 x 64: A = h, B = w transposed, K = nI. Tiles of one row of tiles follow each
 // other, so that their rows of h are read from the level-2 cache. Rows that are not aligned to 16 bytes are read by plain loads.
 //
-// Variants: OPERAND (bfloat16, float16, float for TF32), TILE. 256 threads.
+// Variants: OPERAND (bfloat16, float16, float for TF32), TILE. 128 threads.
 #include "epilogue.cuh"
 #include "mma_tile.cuh"
 
 typedef MmaTile<OPERAND, TILE, TILE, 4, false, true> Tile;
 
-KERNEL __launch_bounds__(256, 2) forward_mma(const OPERAND* h_bi, int h_pitch, const OPERAND* w_oi, int w_pitch,
+KERNEL __launch_bounds__(128, 2) forward_mma(const OPERAND* h_bi, int h_pitch, const OPERAND* w_oi, int w_pitch,
                                           const float* bias_o, OPERAND* a_bo, int a_pitch, void* out_bo, int out_pitch,
                                           int out_as_sums, int n_batch, int n_out, int n_in, int activation) {
   SHARED_MEMORY(memory);
@@ -27,17 +27,18 @@ KERNEL __launch_bounds__(256, 2) forward_mma(const OPERAND* h_bi, int h_pitch, c
 
   const Output kept = {a_bo, a_pitch, n_batch, n_out, 0}, out = {out_bo, out_pitch, n_batch, n_out, out_as_sums};
   const bool aligned_kept = aligned_rows<OPERAND>(kept), aligned_out = aligned_rows<OPERAND>(out);
+  // A warp to a row (or two), four columns a lane.
+  const int lanes = TILE / 4, column = (int)threadIdx.x % lanes * 4, o = o0 + column;
+  if (o >= n_out) return;
+  const Four bias = load_group<4>(bias_o + o, n_out - o, false);
 #pragma unroll 1
-  for (int index = threadIdx.x; index < TILE * TILE / 4; index += Tile::THREADS) {
-    const int row = index / (TILE / 4), column = index % (TILE / 4) * 4, b = b0 + row, o = o0 + column;
-    if (b >= n_batch || o >= n_out) continue;
+  for (int row = (int)threadIdx.x / lanes; row < TILE && b0 + row < n_batch; row += Tile::THREADS / lanes) {
     Four a = *(const Four*)(sums + row * Tile::PITCH_C + column);
-    const Four bias = load_group<4>(bias_o + o, n_out - o, false);
 #pragma unroll
     for (int j = 0; j < 4; ++j) a.at[j] += bias.at[j];
     if (derivative_from_a(activation)) a = widen(narrow<OPERAND>(a));
-    if (a_bo) store<OPERAND>(kept, b, o, a, aligned_kept);
+    if (a_bo) store<OPERAND>(kept, b0 + row, o, a, aligned_kept);
     activate(activation, a.at);
-    store<OPERAND>(out, b, o, a, aligned_out);
+    store<OPERAND>(out, b0 + row, o, a, aligned_out);
   }
 }

@@ -23,7 +23,6 @@ KERNEL __launch_bounds__(256, Tile::BLOCKS) forward_simt(const REAL* h_bi, int h
   const int tiles_o = ceil_div(n_out, TILE_N), b0 = blockIdx.x / tiles_o * TILE_M, o0 = blockIdx.x % tiles_o * TILE_N;
   const Matrix<REAL> h = {h_bi, h_pitch, n_batch, n_in}, w = {w_oi, w_pitch, n_out, n_in};
   tile.template multiply<false, true>(h, w, b0, o0, 0, n_in, false);
-  tile.share();
 
   const int width = Pack<REAL>::count, packs = TILE_N / width;
   const bool aligned = aligned_rows(out_bo, out_pitch) && aligned_rows(a_bo, a_pitch);
@@ -31,7 +30,7 @@ KERNEL __launch_bounds__(256, Tile::BLOCKS) forward_simt(const REAL* h_bi, int h
   for (int index = threadIdx.x; index < TILE_M * packs; index += Tile::THREADS) {
     const int b = b0 + index / packs, o = o0 + index % packs * width, valid = min(width, n_out - o);
     if (b >= n_batch || valid <= 0) continue;
-    Group<REAL, width> a = *(const Group<REAL, width>*)(tile.shared + (b - b0) * TILE_N + (o - o0));
+    Group<REAL, width> a = *tile.totals(b - b0, o - o0);
     const Group<REAL, width> bias = load_group<width>(bias_o + o, valid, false);
 #pragma unroll
     for (int j = 0; j < width; ++j) a.at[j] += bias.at[j];

@@ -17,18 +17,11 @@
 //
 // With B = 8192 and nO = nI = 1024: 8 x 8 dw tiles of 5 chains and 64 x 8 da tiles of 128 x 128.
 //
-// Variants: OPERAND (bfloat16, float16, float for TF32), TILE. 256 threads.
+// Variants: OPERAND (bfloat16, float16, float for TF32), TILE. 128 threads.
 #include "epilogue.cuh"
 #include "mma_tile.cuh"
 #include "reduce.cuh"
 #include "schedule.cuh"
-
-// Blocks in flight on a multiprocessor: two of 128 x 128 have shared memory on some architectures, and registers on Hopper only.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-#define BLOCKS 2
-#else
-#define BLOCKS (TILE == 64 ? 2 : 1)
-#endif
 
 typedef MmaTile<OPERAND, TILE, TILE, 4, true, false> WeightsTile;
 typedef MmaTile<OPERAND, TILE, TILE, 4, false, false> DeltaTile;
@@ -37,42 +30,31 @@ typedef MmaTile<OPERAND, TILE, TILE, 4, false, false> DeltaTile;
 DEVICE void weights_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matrix<OPERAND>& h, const Gradient& gradient,
                          int item, Chains chains, int chain_rows, float* partials, unsigned* arrivals) {
   typedef WeightsTile Tile;
-  const int tiles_i = ceil_div(h.columns, TILE), tiles_o = ceil_div(da.columns, TILE), tiles = tiles_o * tiles_i;
-  const int chain = item / tiles, which = item % tiles;
-  const int tile_o = which / tiles_i, o0 = tile_o * TILE, i0 = which % tiles_i * TILE;
+  const int tiles_i = ceil_div(h.columns, TILE), tiles = ceil_div(da.columns, TILE) * tiles_i;
+  const int chain = item / tiles, which = item % tiles, o0 = which / tiles_i * TILE, i0 = which % tiles_i * TILE;
   const int warps = Tile::THREADS / 32, warp = threadIdx.x / 32;
   Tile tile;
   tile.multiply(shared, da, h, o0, i0, chain * chain_rows, min((chain + 1) * chain_rows, da.rows), i0 == 0);
 
-  // Partial results: dw's of every (tile, warp) for each chain, then db's of every (row of tiles, warp).
-  const int held = Tile::FRAGMENTS_M * Tile::FRAGMENTS_N * 4, held_db = Tile::FRAGMENTS_M * 4;
-  const int64 stride = (int64)tiles * warps * 32 * held, stride_db = (int64)tiles_o * warps * 32 * held_db;
-  const int counters = chain_groups(chains) + 1;
-  float(&sums)[held] = *(float(*)[held])tile.sums;
-  if (reduce_chains(sums, partials + (which * warps + warp) * 32 * held, stride, arrivals + (which * warps + warp) * counters,
-                    chains, chain)) {
+  // What this warp holds of dw, and in the first column of tiles of db: one number for each row of a fragment.
+  const int held = Tile::FRAGMENTS_M * Tile::FRAGMENTS_N * 4, held_db = Tile::FRAGMENTS_M * 2;
+  const int used = i0 == 0 && Tile::warp_n() == 0 ? held + (held_db + 3) / 4 * 4 : held;
+  float sums[held + (held_db + 3) / 4 * 4];
 #pragma unroll
-    for (int i = 0; i < Tile::FRAGMENTS_M; ++i)
+  for (int i = 0; i < held; ++i) sums[i] = tile.sums[i / 4 / Tile::FRAGMENTS_N][i / 4 % Tile::FRAGMENTS_N][i % 4];
 #pragma unroll
-      for (int j = 0; j < Tile::FRAGMENTS_N; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          add_weight(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e),
-                     i0 + Tile::warp_n() + j * 8 + fragment_column(e), tile.sums[i][j][e]);
-  }
-
-  if (i0 != 0 || Tile::warp_n() != 0) return;
-  float(&row_sums)[held_db] = *(float(*)[held_db])tile.row_sums;
-  const int row_warp = tile_o * warps + warp;
-  if (reduce_chains(row_sums, partials + chains.count * stride + row_warp * 32 * held_db, stride_db,
-                    arrivals + (tiles * warps + row_warp) * counters, chains, chain)) {
-#pragma unroll
-    for (int i = 0; i < Tile::FRAGMENTS_M; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; e += 2)
-        if (fragment_column(e) == 0)
-          add_bias(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e), tile.row_sums[i][e]);
-  }
+  for (int i = 0; i < (held_db + 3) / 4 * 4; ++i) sums[held + i] = i < held_db ? tile.row_sums[i / 2][i % 2 * 2] : 0.0f;
+  const int64 size = sizeof(sums) / sizeof(float) * 32, place = which * warps + warp;
+  reduce_chains<6>(sums, used, partials + place * size, tiles * warps * size, arrivals + place * (chain_groups(chains) + 1), chains,
+                chain, [&](int index, float sum) {
+    if (index < held) {
+      const int i = index / 4 / Tile::FRAGMENTS_N, j = index / 4 % Tile::FRAGMENTS_N, e = index % 4;
+      add_weight(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e), i0 + Tile::warp_n() + j * 8 + fragment_column(e), sum);
+    } else if (index < held + held_db && fragment_column(0) == 0) {
+      const int i = (index - held) / 2, e = (index - held) % 2 * 2;
+      add_bias(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e), sum);
+    }
+  });
 }
 
 // A tile of da_prev.
@@ -85,24 +67,29 @@ DEVICE void delta_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matrix<
   float* sums = (float*)shared;
   tile.share(sums);
 
+  // A warp to a row (or two), four columns a lane, four rows at a time: their sources are on their way together.
   const bool aligned_source = aligned_rows(source.at, source.pitch), aligned_prev = aligned_rows<OPERAND>(da_prev);
+  const int lanes = TILE / 4, rows = Tile::THREADS / lanes, column = (int)threadIdx.x % lanes * 4, i = i0 + column;
+  if (i >= da_prev.columns) return;
 #pragma unroll 1
-  for (int index = threadIdx.x; index < TILE * TILE / 4; index += Tile::THREADS) {
-    const int row = index / (TILE / 4), column = index % (TILE / 4) * 4, b = b0 + row, i = i0 + column;
-    if (b >= da_prev.rows || i >= da_prev.columns) continue;
-    Four d = *(const Four*)(sums + row * Tile::PITCH_C + column);
+  for (int row = (int)threadIdx.x / lanes; row < TILE; row += 4 * rows) {
+    Four d[4];
+    Group<OPERAND, 4> s[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) d.at[j] *= factor;
-    if (activation != IDENTITY) {
-      const OPERAND* from = source.at + (int64)b * source.pitch + i;
-      const Four s = widen(load_group<4>(from, da_prev.columns - i, aligned_source));
-      times_derivative(activation, d.at, s.at);
+    for (int k = 0; k < 4; ++k) {
+      const int b = b0 + row + k * rows;
+      if (activation != IDENTITY && b < da_prev.rows)
+        s[k] = load_group<4>(source.at + (int64)b * source.pitch + i, da_prev.columns - i, aligned_source);
+      d[k] = *(const Four*)(sums + (row + k * rows) * Tile::PITCH_C + column);
     }
-    store<OPERAND>(da_prev, b, i, d, aligned_prev);
+    finish_delta(d, s, activation, factor);
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      if (b0 + row + k * rows < da_prev.rows) store<OPERAND>(da_prev, b0 + row + k * rows, i, d[k], aligned_prev);
   }
 }
 
-KERNEL __launch_bounds__(256, BLOCKS) layer_mma(
+KERNEL __launch_bounds__(128, 2) layer_mma(
     const OPERAND* da_bo, int da_pitch, const OPERAND* h_bi, int h_pitch, const OPERAND* w_oi, int w_pitch,
     const OPERAND* source_bi, int source_pitch, void* da_prev_bi, int prev_pitch, int prev_as_sums, float* dw_oi, float* db_o,
     int n_batch, int n_out, int n_in, int activation, float prev_factor, float factor, int accumulate, int chains,

@@ -8,33 +8,35 @@
 // of da and h once for both products, and w once:
 //
 //        shared memory                     registers
-//     w   [MAX_OUT][MAX_IN]            dw  MAX_OUT x MAX_IN over 8 warps, for the whole chain
+//     w   [MAX_OUT][MAX_IN]            dw  MAX_OUT x MAX_IN over 16 warps, for the whole chain
 //     ring of SLABS slabs:            da_prev  16 x 32 a warp, for one slab
 //       da  [SLAB_ROWS][MAX_OUT]
 //       h   [SLAB_ROWS][MAX_IN]
-//     8 x [16][32] float32: da_prev on its way from fragments to rows
+//     16 x [16][32] float32: da_prev on its way from fragments to rows
 //
 // A block takes one chain of the batch, slab by slab: dw += da^T h of the slab (and db: da^T times ones), then da_prev = da w,
 // while the next slabs arrive. Then `reduce_chains` adds the chains' dw, warp by warp.
 //
-// With B = 65536 and nO = nI = 64: 256 blocks of 4 slabs of 64 rows.
+// With B = 65536 and nO = nI = 64: 128 blocks of 4 slabs of 128 rows.
 //
-// Variants: OPERAND (bfloat16, float16, float for TF32), MAX_OUT, MAX_IN, SLAB_ROWS (64 or 32), SLABS. 256 threads.
+// Variants: OPERAND (bfloat16, float16, float for TF32), MAX_OUT, MAX_IN, SLAB_ROWS, SLABS. 512 threads.
 #include "epilogue.cuh"
 #include "fragments.cuh"
 #include "reduce.cuh"
 
 typedef Mma<OPERAND> Unit;
-const int WARPS = 8, THREADS = 32 * WARPS;
+const int WARPS = 16, THREADS = 32 * WARPS;
 const int PITCH_W = MAX_IN + Unit::PAD_PAIRS, PITCH_DA = MAX_OUT + Unit::PAD, PITCH_H = MAX_IN + Unit::PAD;
 const int SLAB = SLAB_ROWS * (PITCH_DA + PITCH_H);  // numbers in one stage
 
-// dw: warps stand 4 x 2 over an upright rectangle, 2 x 4 over the others.
-const int WARPS_O = MAX_OUT > MAX_IN ? 4 : 2, WARPS_I = WARPS / WARPS_O;
+// dw: the warps stand 4 x 4 over it.
+const int WARPS_O = 4, WARPS_I = 4;
 const int FRAGMENTS_O = MAX_OUT / WARPS_O / 16, FRAGMENTS_I = MAX_IN / WARPS_I / 8;
 
-// da_prev: each warp takes 16 rows of the slab and a share of the columns, up to 32 of them at a time.
-const int ROW_GROUPS = SLAB_ROWS / 16, COLUMN_GROUPS = WARPS / ROW_GROUPS, SHARE = MAX_IN / COLUMN_GROUPS;
+// da_prev: each warp takes 16 rows of the slab and a share of the columns, 16 or 32 of them at a time.
+const int ROW_GROUPS = SLAB_ROWS / 16, MOST_COLUMN_GROUPS = MAX_IN / 16;
+const int COLUMN_GROUPS = WARPS / ROW_GROUPS < MOST_COLUMN_GROUPS ? WARPS / ROW_GROUPS : MOST_COLUMN_GROUPS;
+const int SHARE = MAX_IN / COLUMN_GROUPS;
 const int PASS = SHARE < 32 ? SHARE : 32, PITCH_PASS = PASS + 8;
 
 struct Slab {
@@ -75,6 +77,7 @@ DEVICE void add_weights(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], float (&db)[FR
 DEVICE void write_delta(const Slab& slab, const OPERAND* w_tile, float* staged, const Matrix<OPERAND>& source,
                         bool source_in_slab, bool aligned_source, int activation, float factor, const Output& da_prev,
                         bool aligned_prev, int n_out) {
+  if (warp_index() >= ROW_GROUPS * COLUMN_GROUPS) return;
   const int row = warp_index() / COLUMN_GROUPS * 16, first = warp_index() % COLUMN_GROUPS * SHARE, lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int i0 = first; i0 < first + SHARE && i0 < da_prev.columns; i0 += PASS) {
@@ -100,35 +103,36 @@ DEVICE void write_delta(const Slab& slab, const OPERAND* w_tile, float* staged, 
 #pragma unroll
     for (int j = 0; j < PASS / 8; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; e += 2)
-        *(Group<float, 2>*)(staged + fragment_row(e) * PITCH_PASS + j * 8 + fragment_column(e)) = {d[j][e], d[j][e + 1]};
+      for (int e = 0; e < 4; e += 2) {
+        const Group<float, 2> pair = {d[j][e], d[j][e + 1]};
+        *(Group<float, 2>*)(staged + fragment_row(e) * PITCH_PASS + j * 8 + fragment_column(e)) = pair;
+      }
     __syncwarp();  // the 16 rows are complete
 
     // PASS / 4 lanes to a row. Rows r and r + 4 follow each other: their pieces of h lie in different banks.
-    const int lanes = PASS / 4, at_once = 32 / lanes;
-#pragma unroll 1
-    for (int step = 0; step < 16 / at_once; ++step) {
-      const int index = step * at_once + lane / lanes, r = index / 8 * 8 + index % 2 * 4 + index / 2 % 4;
-      const int b = slab.row0 + row + r, c = lane % lanes * 4, i = i0 + c;
-      if (b >= da_prev.rows || i >= da_prev.columns) continue;
-      Four v = *(const Four*)(staged + r * PITCH_PASS + c);
+    const int lanes = PASS / 4, at_once = 32 / lanes, STEPS = 16 / at_once, c = lane % lanes * 4, i = i0 + c;
+    Four v[STEPS];
+    Group<OPERAND, 4> s[STEPS];
+    int rows[STEPS];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) v.at[j] *= factor;
-      if (activation != IDENTITY) {
-        Group<OPERAND, 4> s;
-        if (source_in_slab)
-          s = *(const Group<OPERAND, 4>*)(slab.h + (row + r) * PITCH_H + i);
-        else
-          s = load_group<4>(source.at + (int64)b * source.pitch + i, da_prev.columns - i, aligned_source);
-        const Four from = widen(s);
-        times_derivative(activation, v.at, from.at);
-      }
-      store<OPERAND>(da_prev, b, i, v, aligned_prev);
+    for (int step = 0; step < STEPS; ++step) {
+      const int index = step * at_once + lane / lanes, r = index / 8 * 8 + index % 2 * 4 + index / 2 % 4;
+      rows[step] = slab.row0 + row + r;
+      v[step] = *(const Four*)(staged + r * PITCH_PASS + c);
+      if (activation == IDENTITY) continue;
+      if (source_in_slab)
+        s[step] = *(const Group<OPERAND, 4>*)(slab.h + (row + r) * PITCH_H + i);
+      else if (rows[step] < da_prev.rows)
+        s[step] = load_group<4>(source.at + (int64)rows[step] * source.pitch + i, da_prev.columns - i, aligned_source);
     }
+    finish_delta(v, s, activation, factor);
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step)
+      if (rows[step] < da_prev.rows && i < da_prev.columns) store<OPERAND>(da_prev, rows[step], i, v[step], aligned_prev);
   }
 }
 
-KERNEL __launch_bounds__(256) layer_mma_narrow(
+KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
     const OPERAND* da_bo, int da_pitch, const OPERAND* h_bi, int h_pitch, const OPERAND* w_oi, int w_pitch,
     const OPERAND* source_bi, int source_pitch, void* da_prev_bi, int prev_pitch, int prev_as_sums, float* dw_oi, float* db_o,
     int n_batch, int n_out, int n_in, int activation, float prev_factor, float factor, int accumulate, int chains,
@@ -138,14 +142,15 @@ KERNEL __launch_bounds__(256) layer_mma_narrow(
   OPERAND* slabs = w_tile + MAX_OUT * PITCH_W;
   float* staged = (float*)(slabs + SLABS * SLAB) + warp_index() * 16 * PITCH_PASS;
 
-  const Matrix<OPERAND> da = {da_bo, da_pitch, n_batch, n_out}, h = {h_bi, h_pitch, n_batch, n_in};
-  const Matrix<OPERAND> w = {w_oi, w_pitch, n_out, n_in}, source = {source_bi, source_pitch, n_batch, n_in};
-  const Output da_prev = {da_prev_bi, prev_pitch, n_batch, n_in, prev_as_sums};
+  // The chain's rows; what lies behind them counts as zero, like all that lies outside a matrix.
+  const int chain = blockIdx.x, row0 = chain * chain_rows, row1 = min(row0 + chain_rows, n_batch);
+  const int steps = ceil_div(row1 - row0, SLAB_ROWS);
+  const Matrix<OPERAND> da = {da_bo, da_pitch, row1, n_out}, h = {h_bi, h_pitch, row1, n_in};
+  const Matrix<OPERAND> w = {w_oi, w_pitch, n_out, n_in}, source = {source_bi, source_pitch, row1, n_in};
+  const Output da_prev = {da_prev_bi, prev_pitch, row1, n_in, prev_as_sums};
   const bool aligned_da = aligned_rows(da_bo, da_pitch), aligned_h = aligned_rows(h_bi, h_pitch);
   const bool aligned_source = aligned_rows(source_bi, source_pitch), aligned_prev = aligned_rows<OPERAND>(da_prev);
   const bool source_in_slab = source_bi == h_bi;
-  const int chain = blockIdx.x, row0 = chain * chain_rows, row1 = min(row0 + chain_rows, n_batch);
-  const int steps = ceil_div(row1 - row0, SLAB_ROWS);
 
   float dw[FRAGMENTS_O][FRAGMENTS_I][4], db[FRAGMENTS_O][4];
 #pragma unroll
@@ -178,28 +183,24 @@ KERNEL __launch_bounds__(256) layer_mma_narrow(
                   n_out);
   }
 
-  // Partial results: dw's of every warp for each chain, then db's.
-  const int held = FRAGMENTS_O * FRAGMENTS_I * 4, held_db = FRAGMENTS_O * 4, warp = warp_index();
-  const Chains all = {chains, group_size};
-  float(&dw_sums)[held] = *(float(*)[held])dw;
+  // What this warp holds of dw, and some of them of db: one number for each row of a fragment.
+  const int held = FRAGMENTS_O * FRAGMENTS_I * 4, held_db = FRAGMENTS_O * 2, warp = warp_index();
+  float sums[held + (held_db + 3) / 4 * 4];
+#pragma unroll
+  for (int i = 0; i < held; ++i) sums[i] = dw[i / 4 / FRAGMENTS_I][i / 4 % FRAGMENTS_I][i % 4];
+#pragma unroll
+  for (int i = 0; i < (held_db + 3) / 4 * 4; ++i) sums[held + i] = i < held_db ? db[i / 2][i % 2 * 2] : 0.0f;
   const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
-  if (reduce_chains(dw_sums, partials + warp * 32 * held, WARPS * 32 * held, arrivals + warp * (chain_groups(all) + 1), all, chain))
-#pragma unroll
-    for (int i = 0; i < FRAGMENTS_O; ++i)
-#pragma unroll
-      for (int j = 0; j < FRAGMENTS_I; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          add_weight(gradient, warp_o() + i * 16 + fragment_row(e), warp_i() + j * 8 + fragment_column(e), dw[i][j][e]);
-
-  if (warp_i() != 0) return;
-  float(&db_sums)[held_db] = *(float(*)[held_db])db;
-  float* db_partials = partials + (int64)chains * WARPS * 32 * held;
-  if (reduce_chains(db_sums, db_partials + warp * 32 * held_db, WARPS * 32 * held_db,
-                    arrivals + (WARPS + warp) * (chain_groups(all) + 1), all, chain))
-#pragma unroll
-    for (int i = 0; i < FRAGMENTS_O; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; e += 2)
-        if (fragment_column(e) == 0) add_bias(gradient, warp_o() + i * 16 + fragment_row(e), db[i][e]);
+  const Chains all = {chains, group_size};
+  const int64 size = sizeof(sums) / sizeof(float) * 32;
+  reduce_chains<12>(sums, warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held, partials + warp * size, WARPS * size,
+                arrivals + warp * (chain_groups(all) + 1), all, chain, [&](int index, float sum) {
+    if (index < held) {
+      const int i = index / 4 / FRAGMENTS_I, j = index / 4 % FRAGMENTS_I, e = index % 4;
+      add_weight(gradient, warp_o() + i * 16 + fragment_row(e), warp_i() + j * 8 + fragment_column(e), sum);
+    } else if (index < held + held_db && fragment_column(0) == 0) {
+      const int i = (index - held) / 2, e = (index - held) % 2 * 2;
+      add_bias(gradient, warp_o() + i * 16 + fragment_row(e), sum);
+    }
+  });
 }

@@ -20,7 +20,6 @@
 // Variants: REAL (float or double), TILE_M x TILE_N. 256 threads.
 #include "activations.cuh"
 #include "reduce.cuh"
-#include "schedule.cuh"
 #include "simt_tile.cuh"
 
 typedef SimtTile<REAL, TILE_M, TILE_N> Tile;
@@ -36,29 +35,46 @@ DEVICE void weights_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> h, REAL* dw_o
   tile.template multiply<true, false>(da, h, o0, i0, chain * chain_rows, min((chain + 1) * chain_rows, da.rows),
                                       with_db);
 
+  const auto write = [&](int o, int i, REAL sum) {
+    if (o >= da.columns || i >= h.columns) return;
+    REAL* address = dw_oi + (int64)o * h.columns + i;
+    *address = (accumulate ? *address : REAL(0)) + sum * factor;
+  };
+  const auto write_db = [&](REAL sum) {
+    const int o = o0 + (int)threadIdx.x;
+    if (threadIdx.x < TILE_M && o < da.columns) db_o[o] = (accumulate ? db_o[o] : REAL(0)) + sum * factor;
+  };
+  const int width = Tile::WIDTH;
+  if (chains.count == 1) {
+#pragma unroll 1
+    for (int index = threadIdx.x; index < TILE_M * TILE_N; index += Tile::THREADS) {
+      const int r = index / TILE_N, c = index % TILE_N;
+      write(o0 + r, i0 + c, tile.totals(r, c / width * width)->at[c % width]);
+    }
+    if (with_db) write_db(tile.row_sum);
+    return;
+  }
+
   // What a thread holds of the tile, then its share of db, as one partial result.
-  const int held = Tile::ROWS * Tile::COLUMNS, with_sum = held + Pack<REAL>::count;
+  const int held = Tile::ROWS * Tile::COLUMNS, with_sum = held + width;
   REAL sums[with_sum];
 #pragma unroll
-  for (int i = 0; i < held; ++i) sums[i] = tile.totals[i / Tile::COLUMNS][i % Tile::COLUMNS];
+  for (int i = 0; i < held; i += width) {
+    const typename Tile::Neighbours total = *tile.held(i / Tile::COLUMNS, i % Tile::COLUMNS);
+#pragma unroll
+    for (int j = 0; j < width; ++j) sums[i + j] = total.at[j];
+  }
 #pragma unroll
   for (int i = held + 1; i < with_sum; ++i) sums[i] = 0;
   sums[held] = tile.row_sum;
   const int64 stride = (int64)tiles * warps * 32 * with_sum;
-  if (!reduce_chains(sums, partials + ((int64)which * warps + warp) * 32 * with_sum, stride,
-                     arrivals + (which * warps + warp) * (chain_groups(chains) + 1), chains, chain))
-    return;
-
-#pragma unroll
-  for (int i = 0; i < held; ++i) {
-    const int o = o0 + Tile::row(i / Tile::COLUMNS), c = i0 + Tile::column(i % Tile::COLUMNS);
-    if (o < da.columns && c < h.columns) {
-      REAL* address = dw_oi + (int64)o * h.columns + c;
-      *address = (accumulate ? *address : REAL(0)) + sums[i] * factor;
-    }
-  }
-  const int o = o0 + threadIdx.x;
-  if (with_db && threadIdx.x < TILE_M && o < da.columns) db_o[o] = (accumulate ? db_o[o] : REAL(0)) + sums[held] * factor;
+  reduce_chains<6>(sums, with_db ? with_sum : held, partials + ((int64)which * warps + warp) * 32 * with_sum, stride,
+                arrivals + (which * warps + warp) * (chain_groups(chains) + 1), chains, chain, [&](int index, REAL sum) {
+    if (index < held)
+      write(o0 + Tile::row(index / Tile::COLUMNS), i0 + Tile::column(index % Tile::COLUMNS), sum);
+    else if (index == held && with_db)
+      write_db(sum);
+  });
 }
 
 // A tile of da_prev.
@@ -66,7 +82,6 @@ DEVICE void delta_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> w, const REAL* 
                        REAL factor, REAL* da_prev_bi, int prev_pitch, int tiles_i, int item) {
   const int b0 = item / tiles_i * TILE_M, i0 = item % tiles_i * TILE_N;
   tile.template multiply<false, false>(da, w, b0, i0, 0, da.columns, false);
-  tile.share();
 
   const int width = Pack<REAL>::count, packs = TILE_N / width;
   const bool aligned = aligned_rows(da_prev_bi, prev_pitch) && aligned_rows(source_bi, source_pitch);
@@ -74,7 +89,7 @@ DEVICE void delta_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> w, const REAL* 
   for (int index = threadIdx.x; index < TILE_M * packs; index += Tile::THREADS) {
     const int b = b0 + index / packs, c = index % packs * width, valid = min(width, w.columns - (i0 + c));
     if (b >= da.rows || valid <= 0) continue;
-    Group<REAL, width> d = *(const Group<REAL, width>*)(tile.shared + (b - b0) * TILE_N + c);
+    Group<REAL, width> d = *tile.totals(b - b0, c);
 #pragma unroll
     for (int j = 0; j < width; ++j) d.at[j] *= factor;
     if (activation != IDENTITY) {
@@ -89,11 +104,10 @@ KERNEL __launch_bounds__(256, Tile::BLOCKS) layer_simt(
     const REAL* da_bo, int da_pitch, const REAL* h_bi, int h_pitch, const REAL* w_oi, int w_pitch, const REAL* source_bi,
     int source_pitch, REAL* da_prev_bi, int prev_pitch, REAL* dw_oi, REAL* db_o, int n_batch, int n_out, int n_in,
     int activation, REAL prev_factor, REAL factor, int accumulate, int chains, int group_size, int chain_rows,
-    REAL* partials, unsigned* arrivals, unsigned* tickets) {
+    REAL* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   Tile tile;
   tile.shared = (REAL*)memory;
-  int* drawn = (int*)(tile.shared + Tile::SHARED);
 
   const Matrix<REAL> da = {da_bo, da_pitch, n_batch, n_out}, h = {h_bi, h_pitch, n_batch, n_in};
   const Matrix<REAL> w = {w_oi, w_pitch, n_out, n_in};
@@ -101,13 +115,11 @@ KERNEL __launch_bounds__(256, Tile::BLOCKS) layer_simt(
   const int dw_items = dw_tiles * chains, da_items = da_prev_bi ? ceil_div(n_batch, TILE_M) * tiles_i : 0;
   const bool dw_first = chain_rows >= n_out;
 
-  for (int item; (item = draw_item(tickets, dw_items + da_items, drawn)) < dw_items + da_items;) {
-    const int dw_item = dw_first ? item : item - da_items;
-    if (0 <= dw_item && dw_item < dw_items)
-      weights_item(tile, da, h, dw_oi, db_o, factor, accumulate, tiles_i, dw_item, dw_tiles, {chains, group_size},
-                   chain_rows, partials, arrivals);
-    else
-      delta_item(tile, da, w, source_bi, source_pitch, activation, prev_factor, da_prev_bi, prev_pitch, tiles_i,
-                 dw_first ? item - dw_items : item);
-  }
+  const int item = blockIdx.x, dw_item = dw_first ? item : item - da_items;
+  if (0 <= dw_item && dw_item < dw_items)
+    weights_item(tile, da, h, dw_oi, db_o, factor, accumulate, tiles_i, dw_item, dw_tiles, {chains, group_size}, chain_rows,
+                 partials, arrivals);
+  else
+    delta_item(tile, da, w, source_bi, source_pitch, activation, prev_factor, da_prev_bi, prev_pitch, tiles_i,
+               dw_first ? item - dw_items : item);
 }

@@ -4,23 +4,24 @@
 //     stored [m][k] or, transposed, [k][m]        stored [k][n] or, transposed, [n][k]
 //
 // Tiles of A and B lie in shared memory as they lie in global memory, 64 bytes of K at a time (32 or 16 numbers), in a ring
-// of STAGES: while one stage is multiplied, the next ones are on their way. 8 warps as 4 x 2 hold M/4 x N/2 of C each:
-// with 128 x 128, 2 x 8 fragments of 16 x 8, for which a step of K loads 2 fragments of A and 8 of B.
+// of STAGES: while one stage is multiplied, the next ones are on their way. 4 warps as 2 x 2 hold M/2 x N/2 of C each:
+// with 128 x 128, 4 x 8 fragments of 16 x 8, for which a step of K loads 4 fragments of A and 8 of B. So large a share keeps
+// shared memory ahead of the tensor cores; so few warps leave room for a second block, which works while this one waits.
 #pragma once
 #include "fragments.cuh"
 
 template <typename T, int M, int N, int STAGES, bool TRANSPOSED_A, bool TRANSPOSED_B>
 struct MmaTile {
   typedef Mma<T> Unit;
-  static constexpr int THREADS = 256, STEP = 64 / sizeof(T);
+  static constexpr int THREADS = 128, STEP = 64 / sizeof(T);
   static constexpr int ROWS_A = TRANSPOSED_A ? STEP : M, COLUMNS_A = TRANSPOSED_A ? M : STEP;
   static constexpr int ROWS_B = TRANSPOSED_B ? N : STEP, COLUMNS_B = TRANSPOSED_B ? STEP : N;
   static constexpr int PITCH_A = COLUMNS_A + Unit::PAD;
   static constexpr int PITCH_B = COLUMNS_B + (TRANSPOSED_A || TRANSPOSED_B ? Unit::PAD : Unit::PAD_PAIRS);
   static constexpr int STAGE = ROWS_A * PITCH_A + ROWS_B * PITCH_B;  // numbers
-  static constexpr int WARP_M = M / 4, WARP_N = N / 2, FRAGMENTS_M = WARP_M / 16, FRAGMENTS_N = WARP_N / 8;
+  static constexpr int WARP_M = M / 2, WARP_N = N / 2, FRAGMENTS_M = WARP_M / 16, FRAGMENTS_N = WARP_N / 8;
   static constexpr int PITCH_C = N + 8;
-  static_assert(M % 64 == 0 && N % 32 == 0, "a warp holds whole pairs of fragments");
+  static_assert(M % 32 == 0 && N % 32 == 0, "a warp holds whole pairs of fragments");
 
   float sums[FRAGMENTS_M][FRAGMENTS_N][4];
   float row_sums[FRAGMENTS_M][4];  // sum over k of A's rows, in every column of a fragment
@@ -71,7 +72,8 @@ struct MmaTile {
 #pragma unroll
         for (int e = 0; e < 4; e += 2) {
           const int row = warp_m() + i * 16 + fragment_row(e), column = warp_n() + j * 8 + fragment_column(e);
-          *(Group<float, 2>*)(tile + row * PITCH_C + column) = {sums[i][j][e], sums[i][j][e + 1]};
+          const Group<float, 2> pair = {sums[i][j][e], sums[i][j][e + 1]};
+          *(Group<float, 2>*)(tile + row * PITCH_C + column) = pair;
         }
     __syncthreads();  // the tile is complete
   }

@@ -38,46 +38,63 @@ DEVICE bool arrive_last(unsigned* arrivals, int expected) {
   return last != 0;
 }
 
-template <typename Real, int Count>
-DEVICE void store_partial(Real* partial, const Real (&sums)[Count]) {
+// take(i, pack): pack i (0 ... packs - 1) of this lane's sum of `count` partial results, `stride` numbers apart, added in this
+// order. AT_ONCE loads are on their way at a time: the way to the level-2 cache is long, and nothing else is left to do.
+template <int AT_ONCE, typename Real, typename Take>
+DEVICE void add_partials(const Real* partials, int64 stride, int count, int packs, Take take) {
+  const int width = Pack<Real>::count, lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int i = 0; i < packs; ++i) {
+    const Pack<Real>* next = (const Pack<Real>*)partials + i * 32 + lane;
+    Pack<Real> total;
+#pragma unroll
+    for (int j = 0; j < width; ++j) total.at[j] = 0;
+#pragma unroll 1
+    for (int left = count; left > 0; left -= AT_ONCE) {
+      Pack<Real> loaded[AT_ONCE];
+#pragma unroll
+      for (int k = 0; k < AT_ONCE; ++k) {
+        if (k < left) loaded[k] = load_cg_pack(next);
+        next += stride / width;
+      }
+#pragma unroll
+      for (int k = 0; k < AT_ONCE; ++k)
+        if (k < left)
+#pragma unroll
+          for (int j = 0; j < width; ++j) total.at[j] += loaded[k].at[j];
+    }
+    take(i, total);
+  }
+}
+
+// Called by one warp for each chain with that chain's sums, of which the first `used` (a multiple of 16 bytes) count. One of these
+// warps ends with the totals: write(index, total) is called for each of its lanes' numbers.
+//   partials  room for `chains.count` partial results of this tile, `stride` numbers apart
+//   arrivals  chain_groups + 1 counters of this tile, all 0
+template <int AT_ONCE, typename Real, int Count, typename Write>
+DEVICE void reduce_chains(const Real (&sums)[Count], int used, Real* partials, int64 stride, unsigned* arrivals, Chains chains,
+                          int chain, Write write) {
   const int width = Pack<Real>::count, lane = threadIdx.x % 32;
   static_assert(Count % width == 0, "lanes store 16 bytes at a time");
+  const int group = chain / chains.group_size, first = group * chains.group_size, groups = chain_groups(chains);
+  const int members = min(chains.group_size, chains.count - first), packs = used / width;
+  Real* own = partials + chain * stride;
+  Real* group_sum = partials + first * stride;  // nobody else reads this group's partial results
 #pragma unroll
   for (int i = 0; i < Count / width; ++i) {
     Pack<Real> pack;
 #pragma unroll
     for (int j = 0; j < width; ++j) pack.at[j] = sums[i * width + j];
-    ((Pack<Real>*)partial)[i * 32 + lane] = pack;
+    if (i < packs) ((Pack<Real>*)own)[i * 32 + lane] = pack;
   }
-}
-
-template <typename Real, int Count>
-DEVICE void load_partial(const Real* partial, Real (&sums)[Count], bool add) {
-  const int width = Pack<Real>::count, lane = threadIdx.x % 32;
+  const auto write_pack = [&](int i, const Pack<Real>& pack) {
 #pragma unroll
-  for (int i = 0; i < Count / width; ++i) {
-    const Pack<Real> pack = load_cg_pack((const Pack<Real>*)partial + i * 32 + lane);
-#pragma unroll
-    for (int j = 0; j < width; ++j) sums[i * width + j] = (add ? sums[i * width + j] : Real(0)) + pack.at[j];
-  }
-}
-
-// Called by one warp for each chain with that chain's sums. True for the one warp that ends with the total in `sums`.
-//   partials  room for `chains.count` partial results of this tile, `stride` numbers apart
-//   arrivals  chain_groups + 1 counters of this tile, all 0
-template <typename Real, int Count>
-DEVICE bool reduce_chains(Real (&sums)[Count], Real* partials, int64 stride, unsigned* arrivals, Chains chains, int chain) {
-  if (chains.count == 1) return true;
-  const int group = chain / chains.group_size, first = group * chains.group_size, groups = chain_groups(chains);
-  const int members = min(chains.group_size, chains.count - first);
-
-  store_partial(partials + chain * stride, sums);
-  if (!arrive_last(arrivals + group, members)) return false;
-  for (int i = 0; i < members; ++i) load_partial(partials + (first + i) * stride, sums, i > 0);
-  if (groups == 1) return true;
-
-  store_partial(partials + first * stride, sums);  // nobody else reads this group's partial results
-  if (!arrive_last(arrivals + groups, groups)) return false;
-  for (int i = 0; i < groups; ++i) load_partial(partials + i * chains.group_size * stride, sums, i > 0);
-  return true;
+    for (int j = 0; j < width; ++j) write(i * width + j, pack.at[j]);
+  };
+  if (!arrive_last(arrivals + group, members)) return;
+  if (groups == 1) return add_partials<AT_ONCE>(group_sum, stride, members, packs, write_pack);
+  add_partials<AT_ONCE>(group_sum, stride, members, packs,
+               [&](int i, const Pack<Real>& pack) { ((Pack<Real>*)group_sum)[i * 32 + lane] = pack; });
+  if (!arrive_last(arrivals + groups, groups)) return;
+  add_partials<AT_ONCE>(partials, chains.group_size * stride, groups, packs, write_pack);
 }

@@ -3,139 +3,194 @@
 //     A (M x K)                      B (K x N)
 //     stored [m][k] or, transposed, [k][m]        stored [k][n] or, transposed, [n][k]
 //
-// 256 threads as 16 x 16. A step takes 8 of K: its slices of A and B lie in shared memory with k outside,
+// A step takes 16 of K: its slices of A and B lie in shared memory with k outside,
 //
-//     a_tile[k][m]  pitch M + 16 bytes      b_tile[k][n]  pitch N + 16 bytes
+//     a_slice[k][m]  pitch M + 4      b_slice[k][n]  pitch N + 4
 //
-// and thread (row, column) of the 16 x 16 adds the outer products of its M/16 numbers of A and N/16 of B, four
-// neighbours at a time, 64 apart: with M = 128 rows 4 row ... 4 row + 3 and 64 + 4 row .... The pitch puts
-// the 8 k of 4 neighbouring m into 32 different banks, so that a slice stored [m][k], which threads read along k and write
-// along m, is turned without conflicts. There are two slices: while one is multiplied, the next is on its way in registers.
+// in two places: while one slice is multiplied, the next is on its way in registers. 8 warps as 4 x 2 hold M/4 x N/2 of C
+// each, and their lanes as 4 x 8 groups of neighbours (16 bytes: 4 float or 2 double) in both directions. With 128 x 128 and
+// float a thread holds 8 x 8: 2 x 2 groups, 16 rows and 32 columns apart, for which a step of K reads 4 x 16 bytes and does 64
+// multiplications. Lanes l and l ^ 1 differ in their row, l and l ^ 2 in their column: so half a warp's 16-byte reads are of at
+// most 128 different bytes, one wavefront.
 //
-// Every 128 of K the sums are added to the totals and begin at 0, so that no number passes through more than 128 + K / 128
-// additions.
+// Every 128 of K the sums are added to the tile of totals, in shared memory too, and begin at 0, so that no number passes
+// through more than 128 + K / 128 additions.
 #pragma once
-#include "types.cuh"
+#include "fragments.cuh"
 
 template <typename T, int M, int N>
 struct SimtTile {
-  static constexpr int STEP = 8, CHAIN = 128, THREADS = 256;
-  static constexpr int PAD = 16 / sizeof(T);
-  static constexpr int PITCH_A = M + PAD, PITCH_B = N + PAD;
-  static constexpr int ROWS = M / 16, COLUMNS = N / 16;  // of C, held by a thread
-  static constexpr int BLOCKS = ROWS * COLUMNS * sizeof(T) <= 64 ? 2 : 1;  // in flight on a multiprocessor: registers allow it
-  static constexpr int SLICE = STEP * (PITCH_A + PITCH_B);
-  static constexpr int SHARED = 2 * SLICE > M * N ? 2 * SLICE : M * N;  // numbers
-  static_assert(M % 64 == 0 && N % 64 == 0, "threads hold four neighbours, 64 apart");
+  static constexpr int THREADS = 256, STEP = 16, CHAIN = 128;
+  static constexpr int WIDTH = Pack<T>::count;  // neighbours
+  static constexpr int PITCH_A = M + 4, PITCH_B = N + 4, SLICE = STEP * (PITCH_A + PITCH_B);
+  static constexpr int SHARED = M * N + 2 * SLICE;                      // numbers
+  static constexpr int WARP_M = M / 4, WARP_N = N / 2;                  // of C, held by a warp
+  static constexpr int ROWS = WARP_M / 4, COLUMNS = WARP_N / 8;         // by a thread
+  static constexpr int HELD = ROWS * COLUMNS * sizeof(T) / 4;           // registers for that
+  static constexpr int BLOCKS = HELD > 16 ? 2 : 3;      // in flight on a multiprocessor: registers allow them
+  static_assert(ROWS % WIDTH == 0 && COLUMNS % WIDTH == 0, "threads hold groups of neighbours");
+  static_assert(M * STEP % (THREADS * WIDTH) == 0 && N * STEP % (THREADS * WIDTH) == 0, "every thread fetches as much");
+
+
+  typedef Group<T, WIDTH> Neighbours;
+
+  static DEVICE int warp() { return threadIdx.x / 32; }
+  static DEVICE int lane_row() { return threadIdx.x / 16 % 2 * 2 + threadIdx.x % 2; }
+  static DEVICE int lane_column() { return threadIdx.x / 2 % 8; }
+  static DEVICE int offset_row(int i) { return i / WIDTH * 4 * WIDTH + i % WIDTH; }
+  static DEVICE int offset_column(int j) { return j / WIDTH * 8 * WIDTH + j % WIDTH; }
 
   // Where this thread's i-th row and j-th column lie in the tile.
-  static DEVICE int row(int i) { return (int)threadIdx.x / 16 * 4 + i / 4 * 64 + i % 4; }
-  static DEVICE int column(int j) { return (int)threadIdx.x % 16 * 4 + j / 4 * 64 + j % 4; }
+  static DEVICE int row(int i) { return warp() / 2 * WARP_M + lane_row() * WIDTH + offset_row(i); }
+  static DEVICE int column(int j) { return warp() % 2 * WARP_N + lane_column() * WIDTH + offset_column(j); }
 
-  T* shared;  // SHARED numbers: two slices; later the tile of C
-  T totals[ROWS][COLUMNS];
+  T* shared;  // SHARED numbers: the tile of totals, then two slices
   T row_sum;
 
-  // totals = A[m0 ..][k0 .. k1) B[k0 .. k1)[n0 ..], elements outside the matrices counting as 0.
-  // If asked for, row_sum of the threads below M becomes the sum over k of A's row m0 + threadIdx.x.
-  template <bool TRANSPOSED_A, bool TRANSPOSED_B>
-  DEVICE void multiply(Matrix<T> a, Matrix<T> b, int m0, int n0, int k0, int k1, bool with_row_sum) {
-    T sums[ROWS][COLUMNS], next_a[M * STEP / THREADS], next_b[N * STEP / THREADS];
-    T slice_sum = 0;
-#pragma unroll
-    for (int i = 0; i < ROWS; ++i)
-#pragma unroll
-      for (int j = 0; j < COLUMNS; ++j) totals[i][j] = sums[i][j] = 0;
-    row_sum = 0;
-
-    fetch<M, TRANSPOSED_A>(a, m0, k0, k1, next_a);
-    fetch<N, !TRANSPOSED_B>(b, n0, k0, k1, next_b);
-    for (int k = k0, slice = 0; k < k1; k += STEP, slice ^= 1) {
-      T* a_tile = shared + slice * SLICE;
-      T* b_tile = a_tile + STEP * PITCH_A;
-      put<M, TRANSPOSED_A, PITCH_A>(a_tile, next_a);
-      put<N, !TRANSPOSED_B, PITCH_B>(b_tile, next_b);
-      __syncthreads();  // the slice is complete; and nobody still reads the one that the next step overwrites
-      if (k + STEP < k1) {
-        fetch<M, TRANSPOSED_A>(a, m0, k + STEP, k1, next_a);
-        fetch<N, !TRANSPOSED_B>(b, n0, k + STEP, k1, next_b);
-      }
-#pragma unroll
-      for (int kk = 0; kk < STEP; ++kk) {
-        T a_part[ROWS], b_part[COLUMNS];
-        neighbours<ROWS>(a_tile + kk * PITCH_A + threadIdx.x / 16 * 4, a_part);
-        neighbours<COLUMNS>(b_tile + kk * PITCH_B + threadIdx.x % 16 * 4, b_part);
-#pragma unroll
-        for (int i = 0; i < ROWS; ++i)
-#pragma unroll
-          for (int j = 0; j < COLUMNS; ++j) sums[i][j] += a_part[i] * b_part[j];
-      }
-      if (with_row_sum && threadIdx.x < M)
-#pragma unroll
-        for (int kk = 0; kk < STEP; ++kk) slice_sum += a_tile[kk * PITCH_A + threadIdx.x];
-      if ((k - k0) % CHAIN == CHAIN - STEP || k + STEP >= k1) {
-#pragma unroll
-        for (int i = 0; i < ROWS; ++i)
-#pragma unroll
-          for (int j = 0; j < COLUMNS; ++j) totals[i][j] += sums[i][j], sums[i][j] = 0;
-        row_sum += slice_sum, slice_sum = 0;
-      }
-    }
-    __syncthreads();  // shared memory is free again
+  // Where neighbours lie in the tile of totals: row by row, and in every other group of rows 16 columns changed place with
+  // the next 16 (float), so that lanes of two rows reach all banks.
+  DEVICE Neighbours* totals(int row, int column) const {
+    return (Neighbours*)(shared + row * N + (column ^ (row & WIDTH) * 4));
   }
 
-  // The totals into shared memory, row by row, for threads to walk along rows.
-  DEVICE void share() {
-    const int width = Pack<T>::count;
+  // The same for a thread's own i-th row and j-th column, at a constant distance from its first.
+  DEVICE Neighbours* held(int i, int j) const {
+    return (Neighbours*)((T*)totals(row(0), column(0)) + offset_row(i) * N + offset_column(j));
+  }
+
+  // totals = A[m0 ..][k0 .. k1) B[k0 .. k1)[n0 ..], elements outside the matrices counting as 0; k0 < k1.
+  // If asked for, row_sum of the threads below M becomes the sum over k of A's row m0 + threadIdx.x.
+  template <bool TRANSPOSED_A, bool TRANSPOSED_B>
+  DEVICE void multiply(const Matrix<T>& a, const Matrix<T>& b, int m0, int n0, int k0, int k1, bool with_row_sum) {
+    Operand<M, TRANSPOSED_A, PITCH_A> operand_a(a, m0, k0);
+    Operand<N, !TRANSPOSED_B, PITCH_B> operand_b(b, n0, k0);
+    operand_a.fetch(slice(0), k0, k1);
+    operand_b.fetch(slice(0) + STEP * PITCH_A, k0, k1);
+    cp_async_commit();
+    row_sum = 0;
+    int k = k0, which = 0;
+#pragma unroll 1
+    while (k < k1) {
+      const bool first = k == k0;
+      const int end = min(k + CHAIN, k1);
+      T sums[ROWS][COLUMNS], chain_sum = 0;
 #pragma unroll
-    for (int i = 0; i < ROWS; ++i)
+      for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-      for (int j = 0; j < COLUMNS; j += width) {
-        Pack<T> pack;
+        for (int j = 0; j < COLUMNS; ++j) sums[i][j] = 0;
+#pragma unroll 1
+      for (; k < end; k += STEP, which ^= 1) {
+        T* a_slice = slice(which);
+        T* b_slice = a_slice + STEP * PITCH_A;
+        operand_a.put(a_slice);
+        operand_b.put(b_slice);
+        cp_async_wait<0>();
+        __syncthreads();  // the slice is complete; and nobody still reads the one that is fetched next
+        if (k + STEP < k1) {
+          operand_a.fetch(slice(which ^ 1), k + STEP, k1);
+          operand_b.fetch(slice(which ^ 1) + STEP * PITCH_A, k + STEP, k1);
+          cp_async_commit();
+        }
+        multiply_slice(a_slice + row(0), b_slice + column(0), sums);
+        if (with_row_sum && threadIdx.x < M)
 #pragma unroll
-        for (int p = 0; p < width; ++p) pack.at[p] = totals[i][j + p];
-        *(Pack<T>*)(shared + row(i) * N + column(j)) = pack;
+          for (int kk = 0; kk < STEP; ++kk) chain_sum += a_slice[kk * PITCH_A + threadIdx.x];
       }
-    __syncthreads();  // the tile is complete
+      add_to_totals(sums, first);
+      row_sum += chain_sum;
+    }
+    __syncthreads();  // the tile of totals is complete
   }
 
  private:
-  // One slice of an operand from global memory into registers: STEP of k, WIDTH of the other index from `first` on.
-  // K_OUTSIDE: the operand is stored [k][.], else [.][k]. Neighbouring threads read neighbouring addresses.
-  template <int WIDTH, bool K_OUTSIDE>
-  static DEVICE void fetch(const Matrix<T>& matrix, int first, int k0, int k1, T (&next)[WIDTH * STEP / THREADS]) {
+  static DEVICE void load_fragments(const T* a_slice, const T* b_slice, int k, Neighbours (&a)[ROWS / WIDTH],
+                                    Neighbours (&b)[COLUMNS / WIDTH]) {
 #pragma unroll
-    for (int i = 0; i < WIDTH * STEP / THREADS; ++i) {
-      const int index = threadIdx.x + i * THREADS;
-      const int k = k0 + (K_OUTSIDE ? index / WIDTH : index % STEP);
-      const int other = first + (K_OUTSIDE ? index % WIDTH : index / STEP);
-      const int row = K_OUTSIDE ? k : other, column = K_OUTSIDE ? other : k;
-      const bool inside = k < k1 && row < matrix.rows && column < matrix.columns;
-      next[i] = inside ? matrix.at[(int64)row * matrix.pitch + column] : T(0);
+    for (int i = 0; i < ROWS; i += WIDTH) a[i / WIDTH] = *(const Neighbours*)(a_slice + k * PITCH_A + offset_row(i));
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j += WIDTH) b[j / WIDTH] = *(const Neighbours*)(b_slice + k * PITCH_B + offset_column(j));
+  }
+
+  static DEVICE void multiply_slice(const T* a_slice, const T* b_slice, T (&sums)[ROWS][COLUMNS]) {
+    Neighbours a[2][ROWS / WIDTH], b[2][COLUMNS / WIDTH];
+    load_fragments(a_slice, b_slice, 0, a[0], b[0]);
+#pragma unroll
+    for (int k = 0; k < STEP; ++k) {
+      if (k + 1 < STEP) load_fragments(a_slice, b_slice, k + 1, a[(k + 1) % 2], b[(k + 1) % 2]);
+#pragma unroll
+      for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+        for (int j = 0; j < COLUMNS; ++j) sums[i][j] += a[k % 2][i / WIDTH].at[i % WIDTH] * b[k % 2][j / WIDTH].at[j % WIDTH];
     }
   }
 
-  // The same slice from registers into shared memory, k outside.
-  template <int WIDTH, bool K_OUTSIDE, int PITCH>
-  static DEVICE void put(T* tile, const T (&next)[WIDTH * STEP / THREADS]) {
+  // Each thread adds to what it holds, so no barrier is needed.
+  DEVICE void add_to_totals(const T (&sums)[ROWS][COLUMNS], bool first) const {
 #pragma unroll
-    for (int i = 0; i < WIDTH * STEP / THREADS; ++i) {
-      const int index = threadIdx.x + i * THREADS;
-      const int k = K_OUTSIDE ? index / WIDTH : index % STEP;
-      const int other = K_OUTSIDE ? index % WIDTH : index / STEP;
-      tile[k * PITCH + other] = next[i];
-    }
+    for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+      for (int j = 0; j < COLUMNS; j += WIDTH) {
+        Neighbours total = {};
+        if (!first) total = *held(i, j);
+#pragma unroll
+        for (int p = 0; p < WIDTH; ++p) total.at[p] += sums[i][j + p];
+        *held(i, j) = total;
+      }
   }
 
-  // Groups of four neighbours, 64 apart, 16 bytes at a time.
-  template <int COUNT>
-  static DEVICE void neighbours(const T* first, T (&part)[COUNT]) {
-    const int width = Pack<T>::count;
-#pragma unroll
-    for (int i = 0; i < COUNT; i += width) {
-      const Pack<T> pack = *(const Pack<T>*)(first + i / 4 * 64 + i % 4);
-#pragma unroll
-      for (int j = 0; j < width; ++j) part[i + j] = pack.at[j];
+  DEVICE T* slice(int which) const { return shared + M * N + which * SLICE; }
+
+  // What a thread brings of an operand's slices, STEP of k and SIZE of the other index from `first` on. K_OUTSIDE: that is how the
+  // operand is stored, and slices are copied, 512 bytes by a warp. Else a thread fetches neighbours along k, a warp 32 bytes
+  // of 16 rows, into registers, and puts them into shared memory turned, in 32 different banks.
+  template <int SIZE, bool K_OUTSIDE, int PITCH>
+  struct Operand {
+    static constexpr int SHARE = SIZE * STEP / (THREADS * WIDTH), AT_ONCE = THREADS * WIDTH / SIZE;  // neighbours; k copied at once
+
+    Matrix<T> matrix;
+    int first;
+    bool aligned, inside;  // 16 bytes at a time; for every k, the whole SIZE lies in the matrix
+    const T* from;         // what the next fetch begins with
+    Neighbours next[SHARE];
+
+    DEVICE Operand(const Matrix<T>& matrix, int first, int k0) : matrix(matrix), first(first) {
+      aligned = aligned_rows(matrix.at, matrix.pitch);
+      inside = first + SIZE <= (K_OUTSIDE ? matrix.columns : matrix.rows);
+      const int row = K_OUTSIDE ? k0 + k() : first + other(), column = K_OUTSIDE ? first + other() : k0 + k();
+      from = matrix.at + (int64)row * matrix.pitch + column;
     }
-  }
+
+    // The first neighbours' place in a slice. Others follow, K_OUTSIDE, AT_ONCE rows below; else 4 packs apart along k.
+    static DEVICE int k() { return K_OUTSIDE ? threadIdx.x / (SIZE / WIDTH) : threadIdx.x / (2 * SIZE) * 2 * WIDTH + threadIdx.x % 2 * WIDTH; }
+    static DEVICE int other() { return K_OUTSIDE ? threadIdx.x % (SIZE / WIDTH) * WIDTH : threadIdx.x / 2 % SIZE; }
+
+    DEVICE void fetch(T* slice, int k0, int k1) {
+      const bool whole = aligned && inside && k0 + STEP <= k1;
+      if (K_OUTSIDE) {
+        if (whole) {
+#pragma unroll
+          for (int i = 0; i < SHARE; ++i)
+            cp_async_16(slice + (k() + i * AT_ONCE) * PITCH + other(), from + (int64)(i * AT_ONCE) * matrix.pitch, 16);
+        } else {
+          load_tile<STEP, SIZE, PITCH, THREADS>(slice, matrix, k0, first, aligned);
+        }
+        from += (int64)STEP * matrix.pitch;
+      } else {
+        const int valid = first + other() < matrix.rows ? k1 - k0 - k() : 0;
+#pragma unroll
+        for (int i = 0; i < SHARE; ++i)
+          next[i] = whole ? *(const Neighbours*)(from + i * AT_ONCE) : load_group<WIDTH>(from + i * AT_ONCE, valid - i * AT_ONCE, aligned);
+        from += STEP;
+      }
+    }
+
+    DEVICE void put(T* slice) const {
+      if (K_OUTSIDE) return;
+      T* to = slice + k() * PITCH + other();
+#pragma unroll
+      for (int i = 0; i < SHARE; ++i)
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) to[(i * AT_ONCE + j) * PITCH] = next[i].at[j];
+    }
+  };
 };

@@ -1,1 +1,1 @@
-"""Everything that knows CUDA: kernel sources, their compilation, launch plans, launches. Importing it imports no CuPy."""
+"""Everything that knows CUDA: kernel sources, their compilation, plans and launches. Importing it imports no CuPy."""

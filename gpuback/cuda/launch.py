@@ -107,7 +107,8 @@ class ArgumentBlock:
         if value is None:
             return ctypes.c_void_p()
         if isinstance(value, np.generic):
-            return np.ctypeslib.as_ctypes_type(value.dtype)(value.item())
+            dtype: Any = value.dtype
+            return np.ctypeslib.as_ctypes_type(dtype)(value.item())
         if isinstance(value, (int, float, bool)):
             raise TypeError(f"a kernel argument: expected an array or a NumPy scalar, got the Python number {value!r}")
         return ctypes.c_void_p(self._address(value))

@@ -17,10 +17,19 @@ from gpuback.errors import BackendError
 from gpuback.precision import Precision
 
 THREADS = 256
-"""In a block, for every kernel."""
+"""In a block, but for those on tensor cores."""
+
+NARROW_WARPS = 16
+"""In a block of `layer_mma_narrow`."""
+
+MMA_THREADS = 128
+"""In a block of `layer_mma` and `forward_mma`."""
 
 ITEMS_WANTED = 264
 """Work for every multiprocessor of the largest GPUs (132, two blocks each). Bits depend on it: it does not follow the device."""
+
+SIMT_ITEMS_WANTED, SIMT_SMALLEST_CHAIN = 256, 128
+"""The same for kernels without tensor cores, whose items take longer: a batch of 2048 through 1024 x 1024 makes 256 equal items."""
 
 SMALLEST_CHAIN, LONGEST_CHAIN = 256, 8192
 """Rows of the batch that one partial result adds up. Below the first, partial results are more work than they save. Above the
@@ -30,7 +39,8 @@ NARROW = 128
 """A layer up to this wide on both sides goes through `layer_mma_narrow`."""
 
 
-class Chains(NamedTuple):
+@dataclass(frozen=True)
+class Chains:
     """How a sum over the batch is cut: how many partial sums, each over how many rows, added in groups of what size."""
 
     count: int
@@ -94,9 +104,8 @@ def uses_tensor_cores(precision: Precision) -> bool:
 
 
 def _simt_shared(real: str, rows: int, columns: int) -> int:
-    size = 8 if real == "double" else 4
-    slices = 2 * 8 * (rows + columns + 2 * 16 // size)
-    return size * max(slices, rows * columns) + 16
+    slices = 2 * 16 * (rows + 4 + columns + 4)
+    return (8 if real == "double" else 4) * (rows * columns + slices)
 
 
 def _mma_shared(operand: str, tile: int) -> int:
@@ -117,8 +126,8 @@ class _Slabs:
 
     def shared_bytes(self, operand: str) -> int:
         size, pad_w = (4, 4) if operand == "float" else (2, 8)
-        share = self.max_in // (8 // (self.rows // 16))
-        staged = 8 * 16 * (min(share, 32) + 8) * 4
+        share = max(self.max_in // (NARROW_WARPS // (self.rows // 16)), 16)
+        staged = NARROW_WARPS * 16 * (min(share, 32) + 8) * 4
         w = self.max_out * (self.max_in + pad_w)
         return size * (w + self.count * self.rows * (self.max_out + self.max_in + 16)) + staged
 
@@ -133,11 +142,10 @@ class _Slabs:
 
 def _slab_choices(operand: str, max_out: int, max_in: int) -> list[_Slabs]:
     """From deep to shallow: the first that has room in shared memory is taken."""
-    rows = 32 if operand == "float" else 64
+    size = 4 if operand == "float" else 2
     if max_out == max_in == 64:
-        return [_Slabs(64, 64, rows, 3)]
-    shallow = _Slabs(max_out, max_in, 32 if max_out == max_in else rows, 2)
-    return [_Slabs(max_out, max_in, rows, 3), shallow]
+        return [_Slabs(64, 64, 256 // size, 3), _Slabs(64, 64, 128 // size, 3)]
+    return [_Slabs(max_out, max_in, 128 // size, 3), _Slabs(128, 128, 32, 2)]
 
 
 def _require_tensor_cores(precision: Precision, limits: DeviceLimits) -> None:
@@ -169,25 +177,28 @@ def layer_plan(
     return _mma_layer(batch_size, n_out, n_in, precision, limits, need_da_prev)
 
 
+def _held(of_dw: int, fragments: int) -> int:
+    """Numbers that a lane brings to a reduction: its part of dW, and two of db for each row of fragments, by fours."""
+    return of_dw + -(-2 * fragments // 4) * 4
+
+
 def _narrow_layer(
     batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits
 ) -> LayerPlan | None:
     """One block to a chain; None where shared memory has no room for it."""
     operand = _operand(precision)
     max_out, max_in = (64 if width <= 64 else 128 for width in (n_out, n_in))
-    fitting = [s for s in _slab_choices(operand, max_out, max_in) if s.shared_bytes(operand) <= limits.shared_bytes]
-    if not fitting:
+    choices = _slab_choices(operand, max_out, max_in)
+    slabs = next((s for s in choices if s.shared_bytes(operand) <= limits.shared_bytes), None)
+    if slabs is None:
         return None
-    wanted = ITEMS_WANTED if max_out == max_in == 64 else ITEMS_WANTED // 2
-    chains = _chains(batch_size, wanted, 64, LONGEST_CHAIN)
-    upright = max_out > max_in
-    warps_o = 4 if upright else 2
-    held, held_db = max_out * max_in, (max_out // warps_o // 16) * 4 * 32 * 8
+    chains = _chains(batch_size, ITEMS_WANTED // 2, 64, LONGEST_CHAIN)
+    per_lane = _held(slabs.max_out * slabs.max_in // (32 * NARROW_WARPS), slabs.max_out // 64)
     return LayerPlan(
-        LaunchPlan(fitting[0].variant(operand), chains.count, THREADS, fitting[0].shared_bytes(operand)),
+        LaunchPlan(slabs.variant(operand), chains.count, 32 * NARROW_WARPS, slabs.shared_bytes(operand)),
         chains,
-        partials=chains.count * (held + held_db) if chains.count > 1 else 0,
-        counters=2 * 8 * chains.counters,
+        partials=chains.count * NARROW_WARPS * 32 * per_lane,
+        counters=NARROW_WARPS * chains.counters,
         draws=False,
         why=f"one launch on tensor cores: each of {chains.count} blocks reads its rows once for dW, db and da",
     )
@@ -204,16 +215,15 @@ def _mma_layer(
         items = chains.count * tiles_o * tiles_i + need_da_prev * -(-batch_size // tile) * tiles_i
         if items >= ITEMS_WANTED // 2:
             break
-    fragments_o = tile // 64
-    partials = 8 * (tiles_o * tiles_i * tile * tile // 8 + tiles_o * 32 * fragments_o * 4)
+    per_lane = _held(tile * tile // MMA_THREADS, tile // 32)
     variant = Variant("layer_mma.cu", "layer_mma", (f"OPERAND={operand}", f"TILE={tile}"))
     shared = _mma_shared(operand, tile)
     in_flight = limits.multiprocessors * (2 if 2 * (shared + 1024) <= limits.shared_bytes else 1)
     return LayerPlan(
-        LaunchPlan(variant, min(items, in_flight), THREADS, shared),
+        LaunchPlan(variant, min(items, in_flight), MMA_THREADS, shared),
         chains,
-        partials=chains.count * partials if chains.count > 1 else 0,
-        counters=8 * (tiles_o * tiles_i + tiles_o) * chains.counters,
+        partials=chains.count * tiles_o * tiles_i * MMA_THREADS * per_lane,
+        counters=MMA_THREADS // 32 * tiles_o * tiles_i * chains.counters,
         draws=True,
         why=f"one launch on tensor cores: {items} tiles of {tile} x {tile} of dW ({chains.count} chains) and da",
     )
@@ -223,27 +233,30 @@ def _simt_layer(
     batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, need_da_prev: bool
 ) -> LayerPlan:
     real = _real(precision)
-    for rows, columns in _simt_tiles(real):
+    for rows, columns in _simt_tiles(real, n_out, n_in):
         tiles_o, tiles_i = -(-n_out // rows), -(-n_in // columns)
-        chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, LONGEST_CHAIN)
+        # dW and da are as much work each, and an item of dW may be as long as da's items take one after the other.
+        wanted = SIMT_ITEMS_WANTED // 2 // (tiles_o * tiles_i)
+        chains = _chains(batch_size, max(1, wanted), SIMT_SMALLEST_CHAIN, LONGEST_CHAIN)
         items = chains.count * tiles_o * tiles_i + need_da_prev * -(-batch_size // rows) * tiles_i
-        if items >= ITEMS_WANTED // 2:
+        if items >= SIMT_ITEMS_WANTED:
             break
     per_thread = rows * columns // THREADS + (2 if real == "double" else 4)
     variant = Variant("layer_simt.cu", "layer_simt", _simt_defines(real, rows, columns))
     return LayerPlan(
-        LaunchPlan(variant, min(items, 2 * limits.multiprocessors), THREADS, _simt_shared(real, rows, columns)),
+        LaunchPlan(variant, items, THREADS, _simt_shared(real, rows, columns)),
         chains,
         partials=chains.count * tiles_o * tiles_i * THREADS * per_thread if chains.count > 1 else 0,
         counters=8 * tiles_o * tiles_i * chains.counters,
-        draws=True,
+        draws=False,
         why=f"one launch: {items} tiles of {rows} x {columns} of dW ({chains.count} chains) and da",
     )
 
 
-def _simt_tiles(real: str) -> list[tuple[int, int]]:
-    """From large to small: the first that makes enough work is taken."""
-    return [(64, 64)] if real == "double" else [(128, 64), (64, 64)]
+def _simt_tiles(real: str, rows: int = 128, columns: int = 128) -> list[tuple[int, int]]:
+    """For a matrix so large, from large to small: the first that makes enough work is taken."""
+    tiles = [(64, 64)] if real == "double" else [(128, 128), (128, 64), (64, 64)]
+    return [tile for tile in tiles if tile == (64, 64) or (tile[0] <= rows and tile[1] <= columns)]
 
 
 def _simt_defines(real: str, rows: int, columns: int) -> tuple[str, ...]:
@@ -263,15 +276,15 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
         wide = -(-batch_size // 128) * -(-n_out // 128) >= ITEMS_WANTED // 2 and n_out > 64
         rows = columns = 128 if wide else 64
         variant = Variant("forward_mma.cu", "forward_mma", (f"OPERAND={operand}", f"TILE={rows}"))
-        shared = _mma_shared(operand, rows)
+        shared, threads = _mma_shared(operand, rows), MMA_THREADS
     else:
         real = _real(precision)
-        rows, columns = 64, 64
-        if real == "float" and -(-batch_size // 128) * -(-n_out // 64) >= ITEMS_WANTED // 2:
-            rows = 128
+        for rows, columns in _simt_tiles(real, batch_size, n_out):
+            if -(-batch_size // rows) * -(-n_out // columns) >= SIMT_ITEMS_WANTED:
+                break
         variant = Variant("forward_simt.cu", "forward_simt", _simt_defines(real, rows, columns))
-        shared = _simt_shared(real, rows, columns)
-    return LaunchPlan(variant, -(-batch_size // rows) * -(-n_out // columns), THREADS, shared)
+        shared, threads = _simt_shared(real, rows, columns), THREADS
+    return LaunchPlan(variant, -(-batch_size // rows) * -(-n_out // columns), threads, shared)
 
 
 # Rows and elements
@@ -334,11 +347,11 @@ def _variants() -> Iterator[CompiledKernel]:
         for max_out in (64, 128):
             for max_in in (64, 128):
                 for slabs in _slab_choices(operand, max_out, max_in):
-                    yield CompiledKernel(slabs.variant(operand), THREADS, slabs.shared_bytes(operand), True)
+                    yield CompiledKernel(slabs.variant(operand), 32 * NARROW_WARPS, slabs.shared_bytes(operand), True)
         for source, entry in (("layer_mma.cu", "layer_mma"), ("forward_mma.cu", "forward_mma")):
             for tile in (128, 64):
                 variant = Variant(source, entry, (f"OPERAND={operand}", f"TILE={tile}"))
-                yield CompiledKernel(variant, THREADS, _mma_shared(operand, tile), True)
+                yield CompiledKernel(variant, MMA_THREADS, _mma_shared(operand, tile), True)
     for real in ("float", "double"):
         for source, entry in (("layer_simt.cu", "layer_simt"), ("forward_simt.cu", "forward_simt")):
             for rows, columns in _simt_tiles(real):

@@ -1,0 +1,208 @@
+"""A Launcher whose device is the emulator."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emulator import structs
+from emulator.build import KERNELS
+from emulator.counts import Counts, Tally
+from emulator.kernel import Kernel, load_kernel, load_runtime
+from gpuback.cuda.launch import Argument, ArgumentBlock, DeviceLimits, Launch, LaunchPlan, Slot
+
+ORDERS = ("fifo", "lifo", "random")
+LANDINGS = ("late", "early", "random")
+HOPPER = DeviceLimits((9, 0), 232448, 132)
+
+
+class EmulationError(Exception):
+    """A kernel did what no kernel may; the message says which thread did what, and where."""
+
+
+class EmulatorLauncher:
+    """Runs kernels on NumPy arrays.
+
+    Args:
+        order: which of the threads that could run goes on: the one that waits longest, the one that came last, or any.
+            Blocks begin in ascending, descending or any order.
+        seed: of what is random.
+        resident_blocks: how many blocks run at once.
+        copies: when asynchronous copies land: late (when they are waited for), early (at once) or either.
+        checked: finds races, accesses outside arrays, reads of shared memory that nobody wrote; counts. Slower.
+        truncate: tensor cores cut off instead of rounding, as hardware does.
+        limits: of the device that is played.
+        folder: where the sources of kernels lie.
+
+    Attributes:
+        launches: the entry points launched so far, in order.
+    """
+
+    def __init__(
+        self,
+        order: str = "fifo",
+        *,
+        seed: int = 0,
+        resident_blocks: int = 2,
+        copies: str = "late",
+        checked: bool = False,
+        truncate: bool = False,
+        limits: DeviceLimits = HOPPER,
+        folder: Path = KERNELS,
+    ) -> None:
+        for name, value, known in (("order", order, ORDERS), ("copies", copies, LANDINGS)):
+            if value not in known:
+                raise ValueError(f"{name} {value!r}: expected one of {', '.join(known)}")
+        if resident_blocks < 1:
+            raise ValueError(f"resident_blocks {resident_blocks}: at least one block has to run")
+        self.limits = limits
+        self.launches: list[str] = []
+        self._folder = folder
+        self._tally = Tally()
+        self._settings = structs.Settings(
+            order=ORDERS.index(order),
+            landing=LANDINGS.index(copies),
+            resident_blocks=resident_blocks,
+            checked=checked,
+            truncate=truncate,
+            random_state=(seed * 0x9E3779B97F4A7C15 + 0x2545F4914F6CDD1D) % 2**64 or 1,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What kernels did since `reset_counts`. Bytes, atomics and conflicts are counted in checked launches only."""
+        return self._tally.counts(self._settings.counters)
+
+    def reset_counts(self) -> None:
+        self._settings.counters = structs.Counters()
+        self._tally = Tally()
+
+    def bind(self, plan: LaunchPlan, arguments: Sequence[Argument]) -> Launch:
+        """A launch with its arguments laid out; arguments that the kernel would misread are refused."""
+        self._check_plan(plan)
+        kernel = load_kernel(plan.variant, self._folder, self.limits.capability, self._settings.checked)
+        if len(arguments) != len(kernel.parameters):
+            names = ", ".join(parameter.name for parameter in kernel.parameters)
+            raise TypeError(f"{plan.variant.entry}: {len(arguments)} arguments for the parameters {names}")
+        for parameter, argument in zip(kernel.parameters, arguments, strict=True):
+            parameter.check(argument)
+        block = ArgumentBlock(arguments, _address)
+        description = structs.Launch(
+            entry=ctypes.pointer(kernel.entry),
+            grid=plan.grid,
+            block=plan.block,
+            shared_bytes=plan.shared_bytes,
+            arguments=block.pointer,
+            settings=ctypes.pointer(self._settings),
+        )
+        entry = plan.variant.entry
+        pointer = ctypes.addressof(description)
+        run = load_runtime().emulator_launch
+        record = self.launches.append
+
+        def launch(*values: Any) -> None:
+            block.fill(values)
+            record(entry)
+            if run(pointer):
+                raise EmulationError(_explain(kernel, _filled(arguments, values)))
+
+        def checked_launch(*values: Any) -> None:
+            filled = _filled(arguments, values)
+            arrays = _extents(kernel, filled)
+            description.arrays = arrays
+            description.array_count = len(arrays)
+            launch(*values)
+            self._tally.add(kernel, filled, arrays)
+
+        # Whatever the description points to lives as long as the launch.
+        launch.keeps = (description, block, kernel)
+        return checked_launch if self._settings.checked else launch
+
+    def _check_plan(self, plan: LaunchPlan) -> None:
+        if not 1 <= plan.block <= 1024:
+            raise ValueError(f"{plan.variant.entry}: blocks of {plan.block} threads; a device takes 1 to 1024")
+        if plan.grid < 1:
+            raise ValueError(f"{plan.variant.entry}: a grid of {plan.grid} blocks")
+        if not 0 <= plan.shared_bytes <= self.limits.shared_bytes:
+            raise ValueError(
+                f"{plan.variant.entry}: {plan.shared_bytes} bytes of shared memory; "
+                f"this device has {self.limits.shared_bytes} for a block"
+            )
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def _filled(arguments: Sequence[Argument], values: Sequence[Any]) -> list[Any]:
+    """The arguments with each slot replaced by its value."""
+    remaining = iter(values)
+    return [next(remaining, None) if isinstance(argument, Slot) else argument for argument in arguments]
+
+
+def _bounds(array: np.ndarray) -> tuple[int, int]:
+    """From an array's first byte to one past its last."""
+    if array.size == 0:
+        return _address(array), _address(array)
+    return np.lib.array_utils.byte_bounds(array)
+
+
+def _extents(kernel: Kernel, arguments: Sequence[Any]) -> ctypes.Array:
+    """What a launch may touch: an entry for each parameter, empty for scalars and null pointers."""
+    arrays = (structs.Array * len(arguments))()
+    for array, parameter, argument in zip(arrays, kernel.parameters, arguments, strict=True):
+        if parameter.is_pointer and argument is not None:
+            array.begin, array.end = _bounds(argument)
+            array.writable = not parameter.is_const
+    return arrays
+
+
+def _explain(kernel: Kernel, arguments: Sequence[Any]) -> str:
+    """The failure of the latest launch in words."""
+    failure = load_runtime().emulator_failure().contents
+    where = [kernel.variant.entry]
+    if failure.block >= 0:
+        where += [f"block {failure.block}", f"thread {failure.thread}"]
+    if failure.code:
+        where += kernel.lines([failure.code])
+    message = f"{', '.join(where)}: {_with_lines(kernel, failure.message.decode())}"
+    return f"{message}: {_place(kernel, arguments, failure.address)}" if failure.address else message
+
+
+def _with_lines(kernel: Kernel, message: str) -> str:
+    """The message with lines of source in place of addresses of code."""
+    codes = sorted(set(re.findall(r"\(code (0x\w+)\)", message)))
+    for code, line in zip(codes, kernel.lines(int(code, 16) for code in codes), strict=True):
+        message = message.replace(f"(code {code})", f"({line})")
+    return message
+
+
+def _place(kernel: Kernel, arguments: Sequence[Any], address: int) -> str:
+    """Where an address lies, told by the array that holds it or is nearest to it."""
+    nearest: tuple[int, str] | None = None
+    for parameter, argument in zip(kernel.parameters, arguments, strict=True):
+        if not parameter.is_pointer or argument is None:
+            continue
+        begin, end = _bounds(argument)
+        if begin <= address < end:
+            return f"{parameter.name!r} at {_element(argument, address - _address(argument))}"
+        distance, words = (begin - address, "before the start") if address < begin else (address - end, "past the end")
+        if nearest is None or distance < nearest[0]:
+            nearest = distance, f"{distance} bytes {words} of {parameter.name!r}"
+    return nearest[1] if nearest and nearest[0] < 1 << 20 else f"address {address:#x}, near no array"
+
+
+def _element(array: np.ndarray, offset: int) -> str:
+    """The index of the element at an offset, where the strides descend as in C; else the offset itself."""
+    index, rest = [], offset
+    for stride, length in zip(array.strides, array.shape, strict=True):
+        position, rest = divmod(rest, stride) if stride > 0 else (-1, rest)
+        if not 0 <= position < length:
+            return f"byte {offset}"
+        index.append(position)
+    return f"[{', '.join(map(str, index))}]"
