@@ -7,8 +7,9 @@ works with several threads, each takes some of the blocks and has sums of its ow
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gpuback._typing import Array
 from gpuback.architecture import Architecture
@@ -23,8 +24,7 @@ class Backprop:
     def __init__(
         self,
         architecture: Architecture,
-        weights: Sequence[Array],
-        biases: Sequence[Array],
+        theta: Array,
         ops: Ops,
         batch_size: int,
         *,
@@ -32,7 +32,9 @@ class Backprop:
     ) -> None:
         precision = architecture.precision
         self._batch_size = batch_size
-        operands, self._refresh_weights = zip(*(ops.bind_weights(W, precision) for W in weights), strict=True)
+        self._ops = ops
+        _, biases = architecture.layout.split(theta)
+        operands, self._refresh_weights = ops.bind_weights(theta, architecture.layout, precision)
 
         def block(rows: int) -> _Block:
             return _Block(architecture, operands, biases, ops, rows, batch_size, need_input_grad)
@@ -45,7 +47,7 @@ class Backprop:
             full, mine = block(rows), []
             for start in starts[first : first + share]:
                 end = min(start + rows, batch_size)
-                mine.append((full if end - start == rows else block(end - start), slice(start, end)))
+                mine.append((full if end - start == rows else block(end - start), _Rows(start, end, batch_size)))
             self._shares.append(mine)
         parameters = [ops.empty(architecture.layout.n_parameters, precision.total) for _ in self._shares[1:]]
         self._partials = [architecture.layout.split(partial) for partial in parameters]
@@ -55,23 +57,22 @@ class Backprop:
 
         def work(share: int) -> None:
             for block, rows in self._shares[share]:
-                block.forward(x[rows])
-                block.apply_output()
-                out[rows] = block.output
+                block.forward(rows.of(x))
+                block.apply_output(rows.of(out))
 
         self._run(work)
 
-    def loss(self, x: Array, y: Array, weight: Array | None) -> float:
+    def loss(self, x: Array, y: Array, weight: Array | None) -> Array | float:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b)."""
 
-        def work(share: int) -> float:
-            total = 0.0
+        def work(share: int) -> list[Any]:
+            parts = []
             for block, rows in self._shares[share]:
-                block.forward(x[rows])
-                total += block.loss(y[rows], None if weight is None else weight[rows])
-            return total
+                block.forward(rows.of(x))
+                parts.append(block.loss(rows.of(y), rows.of(weight)))
+            return parts
 
-        return sum(self._run(work)) / self._batch_size
+        return self._mean(self._run(work))
 
     def value_and_grad(
         self,
@@ -83,33 +84,49 @@ class Backprop:
         dx: Array | None = None,
         *,
         accumulate: bool = False,
-    ) -> float:
+    ) -> Array | float:
         """The loss; and its gradients into (or, accumulating, onto) dW and db, and into dx."""
 
-        def work(share: int) -> float:
-            total = 0.0
+        def work(share: int) -> list[Any]:
+            parts = []
             dW_sum, db_sum = self._partials[share - 1] if share else (dW, db)
             add = accumulate and share == 0
             for block, rows in self._shares[share]:
-                block.forward(x[rows])
-                total += block.loss(y[rows], None if weight is None else weight[rows])
+                block.forward(rows.of(x))
+                parts.append(block.loss(rows.of(y), rows.of(weight)))
                 block.backward(dW_sum, db_sum, add)
                 if dx is not None:
-                    dx[rows] = block.input_gradient
+                    rows.of(dx)[...] = block.input_gradient
                 add = True
-            return total
+            return parts
 
-        total = sum(self._run(work))
+        parts = self._run(work)
         for partial in self._partials:
             for whole, part in zip((*dW, *db), (*partial[0], *partial[1]), strict=True):
                 whole += part
-        return total / self._batch_size
+        return self._mean(parts)
+
+    def _mean(self, parts: list[list[Any]]) -> Array | float:
+        return self._ops.mean_loss(list(itertools.chain.from_iterable(parts)), self._batch_size)
 
     def _run(self, work: Callable[[int], Result]) -> list[Result]:
         """The results of `work` on each share, with the weights as products read them up to date with θ."""
-        for refresh in self._refresh_weights:
-            refresh()
+        self._refresh_weights()
         return self._team.run(work, len(self._shares))
+
+
+class _Rows(NamedTuple):
+    """Rows start … end of a batch."""
+
+    start: int
+    end: int
+    batch_size: int
+
+    def of(self, array: Array) -> Array:
+        """These rows of an array; the array itself where that is all of them."""
+        if array is None or self.end - self.start == self.batch_size:
+            return array
+        return array[self.start : self.end]
 
 
 class _Block:
@@ -144,26 +161,27 @@ class _Block:
                 weights, biases, [*self._hidden, output], [*kept, None], [*activations, None], strict=True
             )
         ]
-        build = architecture.loss_row.outputs[architecture.output]
-        self.loss = ops.bind_loss(build, output, batch_size / scale, workspace)
+        da_top = workspace.output_delta(output)
+        self.loss = ops.bind_loss(
+            architecture.loss_row, architecture.output, output, da_top, batch_size / scale, workspace
+        )
         self.apply_output = ops.bind_output(architecture.output, output, workspace)
-        self.output = output
 
         self._backward: list[Callable[[Array, Array, Array, bool], None]] = []
         self.input_gradient = workspace.delta(0, sizes[0]) if need_input_grad else None
         da_below = [self.input_gradient, *(workspace.delta(k, width) for k, width in enumerate(sizes[1:-1], 1))]
         sources = [None, *(h if a is None else a for h, a in zip(self._hidden, kept, strict=True))]
         below = [None, *activations]
-        for W, da, da_prev, g, source in zip(weights, [*da_below[1:], output], da_below, below, sources, strict=True):
+        for W, da, da_prev, g, source in zip(weights, [*da_below[1:], da_top], da_below, below, sources, strict=True):
             self._backward.append(ops.bind_backward(da, W, da_prev, g, source, scale, workspace))
 
     def forward(self, x: Array) -> None:
-        """Up to the output layer's pre-activations a_L, in `output`; `loss` or `apply_output` goes on from there."""
+        """Up to the output layer's pre-activations a_L; `loss` or `apply_output` goes on from there."""
         self._inputs = [self._load(x), *self._hidden]
         for layer, h in zip(self._forward, self._inputs, strict=True):
             layer(h)
 
     def backward(self, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
-        """From da_L, which `loss` left in `output`, down: each layer's dW, db and the da of the layer below."""
+        """From da_L, which `loss` left behind, down: each layer's dW, db and the da of the layer below."""
         for k in range(len(self._backward) - 1, -1, -1):
             self._backward[k](self._inputs[k], dW[k], db[k], accumulate)

@@ -66,7 +66,8 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
         n_in, n_out = sizes[k - 1], sizes[k]
         then = f"bias and {architecture.activations[k - 1]}" if k < depth else "bias"
         moved = word * (batch_size * (n_in + n_out) + n_out * (n_in + 1))
-        steps.append(Step(f"forward {k}", f"BLAS GEMM, then {then}", 2 * batch_size * n_in * n_out, moved))
+        what = f"{ops.explain_forward(batch_size, n_out, n_in, precision)}, then {then}"
+        steps.append(Step(f"forward {k}", what, 2 * batch_size * n_in * n_out, moved))
     n_top = sizes[-1]
     steps.append(
         Step("loss", f"{architecture.output} + {architecture.loss}: value and da", 0, word * 2 * batch_size * n_top)
@@ -74,9 +75,9 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
     for k in range(depth, 0, -1):
         n_in, n_out = sizes[k - 1], sizes[k]
         products = 2 if k > 1 else 1
-        what = "BLAS GEMM for dW, chained sums for db"
+        what = ops.explain_backward(batch_size, n_out, n_in, precision, need_da_prev=k > 1)
         if k > 1:
-            what += f", GEMM for dh, times {architecture.activations[k - 2]}'"
+            what += f", times {architecture.activations[k - 2]}'"
         moved = word * (batch_size * (n_out + n_in * products) + n_out * (n_in * products + 1))
         steps.append(Step(f"backward {k}", what, products * 2 * batch_size * n_in * n_out, moved))
     steps.append(

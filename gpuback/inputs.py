@@ -31,10 +31,9 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
         LabelError: a label outside 0 … n_L − 1, or a probability outside [0, 1].
     """
     width, kind = architecture.sizes[-1], architecture.loss_row.targets
-    targets = ops.asarray(y, None, "y")
+    targets = ops.received(y, "y")
     if kind == "classes" and targets.ndim == 1:
         return _as_labels(targets, width, batch_size, ops)
-    targets = ops.asarray(targets, architecture.precision.total, "y")
     if kind != "classes" and width == 1 and targets.ndim == 1:
         targets = targets[:, None]
     if targets.shape != (batch_size, width):
@@ -49,7 +48,7 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
             f"y: expected probabilities in [0, 1] for loss {architecture.loss!r}, "
             f"got {targets.min()} to {targets.max()}"
         )
-    return targets
+    return ops.asarray(targets, architecture.precision.total, "y")
 
 
 def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
@@ -58,15 +57,14 @@ def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
             f"y: expected integer labels 0 … {n_classes - 1}, shape ({batch_size},), or probability rows "
             f"({batch_size}, {n_classes}); got shape ({len(y)},) of {y.dtype}"
         )
-    labels = ops.asarray(y, np.dtype(np.intp), "y")
-    if labels.shape != (batch_size,):
-        raise ShapeError(f"y: expected {batch_size} labels, one per sample of x, got {len(labels)}")
-    if ops.any_outside(labels, n_classes - 1):
+    if y.shape != (batch_size,):
+        raise ShapeError(f"y: expected {batch_size} labels, one per sample of x, got {len(y)}")
+    if ops.any_outside(y, n_classes - 1):
         raise LabelError(
             f"y: expected labels 0 … {n_classes - 1} for an output layer of width {n_classes}, "
-            f"got labels from {labels.min()} to {labels.max()}"
+            f"got labels from {y.min()} to {y.max()}"
         )
-    return labels
+    return ops.asarray(y, np.dtype(np.intp), "y")
 
 
 def as_sample_weight(weight: ArrayLike | None, architecture: Architecture, batch_size: int, ops: Ops) -> Array | None:

@@ -187,14 +187,14 @@ class MLP:
         """
         samples = as_samples(x, self._architecture, self._ops)
         outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
-        with np.errstate(all="ignore"), self.borrowed_passes(len(samples)) as passes:
+        with self._ops.scope(), self.borrowed_passes(len(samples)) as passes:
             passes.forward(samples, outputs)
         return outputs
 
     def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
         samples, targets, weight = self.checked(x, y, sample_weight)
-        with np.errstate(all="ignore"), self.borrowed_passes(len(samples)) as passes:
+        with self._ops.scope(), self.borrowed_passes(len(samples)) as passes:
             return self._scalar(passes.loss(samples, targets, weight))
 
     def value_and_grad(
@@ -234,7 +234,7 @@ class MLP:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
         gradients = self.empty_gradients() if out is None else self._fitting(out)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
-        with np.errstate(all="ignore"), self.borrowed_passes(len(samples), need_input_grad) as passes:
+        with self._ops.scope(), self.borrowed_passes(len(samples), need_input_grad) as passes:
             value = passes.value_and_grad(
                 samples, targets, weight, gradients.weights, gradients.biases, gradients.inputs, accumulate=accumulate
             )
@@ -246,8 +246,8 @@ class MLP:
         Arguments and errors as `value_and_grad`'s.
         """
         samples, targets, weight = self.checked(x, y, sample_weight)
-        with np.errstate(all="ignore"):
-            return trace(self._architecture, self._weights, self._biases, self._ops, samples, targets, weight)
+        with self._ops.scope():
+            return trace(self._architecture, self._theta, self._ops, samples, targets, weight)
 
     def explain(self, batch_size: int) -> Explanation:
         """Which operation runs for each step of training on such a batch and why, with FLOPs and bytes; print it."""
@@ -321,9 +321,7 @@ class MLP:
 
     def passes(self, batch_size: int, need_input_grad: bool = False) -> Backprop:
         """The passes of this network for one batch size, with buffers of their own."""
-        return Backprop(
-            self._architecture, self._weights, self._biases, self._ops, batch_size, need_input_grad=need_input_grad
-        )
+        return Backprop(self._architecture, self._theta, self._ops, batch_size, need_input_grad=need_input_grad)
 
     def borrowed_passes(self, batch_size: int, need_input_grad: bool = False) -> _Borrowed:
         """A context: the passes for one batch size, kept for the next call when it ends."""
@@ -346,7 +344,7 @@ class MLP:
         out.weights, out.biases = self._architecture.layout.split(out.theta)
         return out
 
-    def _scalar(self, value: float) -> Array:
+    def _scalar(self, value: Array | float) -> Array:
         return self._ops.scalar(value, self._theta.dtype)
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from gpuback._typing import Array
 from gpuback.errors import OptionError, ShapeError
-from gpuback.ops import Ops
+from gpuback.ops import Ops, Update
 
 
 class Network(Protocol):
@@ -37,7 +37,6 @@ class Optimizer(ABC):
     """What the optimizers share. An optimizer belongs to the first network that it steps.
 
     Attributes:
-        step_count: how many steps it has made.
         state: its arrays by name, each (n_parameters,), in θ's dtype; empty before the first step.
     """
 
@@ -47,10 +46,9 @@ class Optimizer(ABC):
         self.learning_rate = learning_rate
         self._first_learning_rate = self.learning_rate
         self.weight_decay = _in_range("weight_decay", weight_decay, 0.0)
-        self.step_count = 0
         self.state: dict[str, Array] = {}
         self._net: Network | None = None
-        self._step: Callable[..., None]
+        self._update: Update | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -60,6 +58,11 @@ class Optimizer(ABC):
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         self._learning_rate = _in_range("learning_rate", value, 0.0)
+
+    @property
+    def step_count(self) -> int:
+        """How many steps it has made."""
+        return 0 if self._update is None else self._update.steps
 
     def step(self, net: Network, gradients: HasTheta) -> None:
         """One update of `net.theta`, in place.
@@ -77,13 +80,20 @@ class Optimizer(ABC):
                 f"gradients: expected shape {net.theta.shape} of {net.theta.dtype}, "
                 f"got {gradients.theta.shape} of {gradients.theta.dtype}"
             )
-        self.update(net, gradients.theta, 1.0)
-
-    def update(self, net: Network, gradient: Array, gradient_factor: float) -> None:
-        """`step` with the flat gradient times a factor (from clipping), unchecked."""
         self.bind(net)
-        self.step_count += 1
-        self._apply(gradient, gradient_factor)
+        self._apply(gradients.theta)
+
+    def guarded_step(
+        self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool
+    ) -> None:
+        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`."""
+        self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
+
+    @property
+    def update(self) -> Update:
+        """The backend's update, once the optimizer belongs to a network."""
+        assert self._update is not None
+        return self._update
 
     def bind(self, net: Network) -> None:
         """Makes the optimizer this network's: its state starts at zero."""
@@ -97,23 +107,22 @@ class Optimizer(ABC):
         for name in self._state_names:
             self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
             self.state[name].fill(0)
-        self._step = self._bind_step(net.ops, net.theta)
+        self._update = self._bind_update(net.ops, net.theta, 0)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle, together with the network: not the update, which is bound to this θ."""
-        return {name: value for name, value in self.__dict__.items() if name != "_step"}
+        return {**self.__dict__, "_update": self.step_count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._net is not None:
-            self._step = self._bind_step(self._net.ops, self._net.theta)
+        self._update = self._bind_update(self._net.ops, self._net.theta, state["_update"]) if self._net else None
 
     def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
         """Takes up the state of an optimizer of the same kind after `step_count` steps."""
         self.bind(net)
         for name in self._state_names:
             self.state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
-        self.step_count = step_count
+        self._update = self._bind_update(net.ops, net.theta, step_count)
 
     def options(self) -> dict[str, Any]:
         """Kind and hyper-parameters, as JSON can hold them; the learning rate as it was given, before any schedule."""
@@ -124,12 +133,12 @@ class Optimizer(ABC):
         return {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
 
     @abstractmethod
-    def _bind_step(self, ops: Ops, theta: Array) -> Callable[..., None]:
+    def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
         """The backend's update, bound to θ and to the state."""
 
-    @abstractmethod
-    def _apply(self, gradient: Array, gradient_factor: float) -> None:
+    def _apply(self, gradient: Array, **decision: Any) -> None:
         """One update, with the hyper-parameters as they are now."""
+        self.update(gradient, **decision, **self._hyper_parameters())
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
@@ -167,18 +176,8 @@ class SGD(Optimizer):
             "weight_decay": self.weight_decay,
         }
 
-    def _bind_step(self, ops: Ops, theta: Array) -> Callable[..., None]:
-        return ops.bind_sgd(theta, self.state.get("velocity"))
-
-    def _apply(self, gradient: Array, gradient_factor: float) -> None:
-        self._step(
-            gradient,
-            gradient_factor,
-            learning_rate=self._learning_rate,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
-        )
+    def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
+        return ops.bind_sgd(theta, self.state.get("velocity"), step_count)
 
 
 class Adam(Optimizer):
@@ -213,22 +212,6 @@ class Adam(Optimizer):
             raise OptionError(f"betas: expected two numbers in [0, 1), got {betas!r}") from None
         self.betas = (_in_range("betas[0]", first, 0.0, 1.0), _in_range("betas[1]", second, 0.0, 1.0))
         self.eps = positive("eps", eps)
-        self._beta_powers = (1.0, 1.0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle, together with the network: not the update, which is bound to this θ."""
-        return {name: value for name, value in self.__dict__.items() if name != "_step"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self._net is not None:
-            self._step = self._bind_step(self._net.ops, self._net.theta)
-
-    def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
-        super().restore(net, state, step_count)
-        self._beta_powers = (1.0, 1.0)
-        for _ in range(step_count):
-            self._advance_beta_powers()
 
     def _hyper_parameters(self) -> dict[str, Any]:
         return {
@@ -238,27 +221,11 @@ class Adam(Optimizer):
             "weight_decay": self.weight_decay,
         }
 
-    def _advance_beta_powers(self) -> None:
-        """(β₁ᵗ, β₂ᵗ) by multiplication, which IEEE fixes to the bit; a library's pow may vary."""
-        first, second = self._beta_powers
-        self._beta_powers = (first * self.betas[0], second * self.betas[1])
+    def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
+        return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"], step_count)
 
-    def _bind_step(self, ops: Ops, theta: Array) -> Callable[..., None]:
-        return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"])
-
-    def _apply(self, gradient: Array, gradient_factor: float) -> None:
-        self._advance_beta_powers()
-        first, second = self._beta_powers
-        self._step(
-            gradient,
-            gradient_factor,
-            learning_rate=self._learning_rate,
-            betas=self.betas,
-            bias_corrections=(1.0 - first, 1.0 - second),
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            decoupled=self._decoupled,
-        )
+    def _apply(self, gradient: Array, **decision: Any) -> None:
+        super()._apply(gradient, decoupled=self._decoupled, **decision)
 
 
 class AdamW(Adam):

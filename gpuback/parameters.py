@@ -31,14 +31,21 @@ class Layout:
         """(nI, nO) of each layer."""
         return list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
 
+    @cached_property
+    def weight_starts(self) -> list[int]:
+        """Where each layer's weights begin in θ."""
+        starts = [0]
+        for n_in, n_out in self.shapes[:-1]:
+            starts.append(starts[-1] + n_out * (n_in + 1))
+        return starts
+
     def split(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,)."""
-        weights, biases, start = [], [], 0
-        for n_in, n_out in self.shapes:
+        weights, biases = [], []
+        for start, (n_in, n_out) in zip(self.weight_starts, self.shapes, strict=True):
             end = start + n_out * n_in
             weights.append(flat[start:end].reshape(n_out, n_in))
             biases.append(flat[end : end + n_out])
-            start = end + n_out
         return tuple(weights), tuple(biases)
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from gpuback.errors import missing_extra
 
+SECONDS_BETWEEN_LOOKS = 0.1
+"""How often the loss that is shown is brought up to date."""
+
 
 @contextlib.contextmanager
-def progress_bar(wanted: bool | None, total: int, done: int) -> Iterator[Callable[[float], None]]:
+def progress_bar(wanted: bool | None, total: int, done: int) -> Iterator[Callable[[Any], None]]:
     """Yields a function to call with the loss after each step.
 
     Args:
@@ -41,11 +46,17 @@ def progress_bar(wanted: bool | None, total: int, done: int) -> Iterator[Callabl
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=total, completed=done, loss="")
 
-        def advance(loss: float) -> None:
-            bar.update(task, advance=1, loss=f"loss {loss:.4g}")
+        next_look = 0.0
+
+        def advance(loss: Any) -> None:
+            nonlocal next_look
+            bar.update(task, advance=1)
+            if time.monotonic() >= next_look:  # a loss on a GPU has to be waited for
+                bar.update(task, loss=f"loss {float(loss):.4g}")
+                next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
 
         yield advance
 
 
-def _ignore(loss: float) -> None:
+def _ignore(loss: Any) -> None:
     return None

@@ -52,7 +52,7 @@ def _require_finite(net: MLP, name: str, array: Array, dtype: np.dtype[Any]) -> 
     """Every number is finite, in `dtype` too."""
     limit = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
     flat = array.reshape(-1)
-    with np.errstate(all="ignore"):
+    with net.ops.scope():
         if net.ops.all_finite(flat) and (dtype == array.dtype or net.ops.norm(flat) <= limit):
             return
         largest = np.abs(net.ops.to_numpy(array)).reshape(len(array), -1).max(axis=1)
@@ -108,6 +108,7 @@ class Batches:
     def each(self, order: Any) -> Iterator[Samples]:
         """The samples in that order (None: as they stand), `size` at a time, what is left over last."""
         count = len(self._samples.x)
+        order = None if order is None else self._ops.indices(order)
         for start in range(0, count, self._size):
             rows = slice(start, min(start + self._size, count))
             if order is None:

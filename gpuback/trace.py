@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpuback._typing import Array
@@ -48,8 +47,7 @@ class Trace:
 
 def trace(
     architecture: Architecture,
-    weights: Sequence[Array],
-    biases: Sequence[Array],
+    theta: Array,
     ops: Ops,
     x: Array,
     y: Array,
@@ -60,47 +58,46 @@ def trace(
     depth, total, scale = len(sizes) - 1, precision.total, precision.gradient_scale(batch_size)
     workspace = ops.workspace(batch_size, sizes, precision)
     activations = [None, *architecture.hidden_activations, None]
-    operands = [None]
-    for W in weights:
-        operand, refresh = ops.bind_weights(W, precision)
-        refresh()
-        operands.append(operand)
+    _, biases = architecture.layout.split(theta)
+    operands, refresh = ops.bind_weights(theta, architecture.layout, precision)
+    refresh()
 
-    h: list[Array] = [_copy(ops, ops.bind_load(sizes[0], precision, workspace)(x))]
+    h: list[Array] = [ops.bind_load(sizes[0], precision, workspace)(x)]
     a: list[Array] = [None]
     for k in range(1, depth):
         h.append(workspace.hidden(sizes[k]))
         a.append(workspace.hidden(sizes[k]))
-        ops.bind_forward(operands[k], biases[k - 1], h[k], a[k], activations[k], workspace)(h[k - 1])
+        ops.bind_forward(operands[k - 1], biases[k - 1], h[k], a[k], activations[k], workspace)(h[k - 1])
     top = workspace.output(sizes[depth])
-    ops.bind_forward(operands[depth], biases[depth - 1], top, None, None, workspace)(h[depth - 1])
-    a.append(_copy(ops, top))
-    ops.bind_output(architecture.output, top, workspace)()
-    output = _copy(ops, top)
+    ops.bind_forward(operands[depth - 1], biases[depth - 1], top, None, None, workspace)(h[depth - 1])
+    a.append(ops.shown(top, total))
+    output = ops.empty(a[depth].shape, total)
+    ops.bind_output(architecture.output, top, workspace)(output)
 
     top[...] = a[depth]
-    build = architecture.loss_row.outputs[architecture.output]
-    loss = ops.bind_loss(build, top, batch_size / scale, workspace)(y, sample_weight) / batch_size
-    da: list[Array] = [None] * depth + [top]
+    da: list[Array] = [None] * depth + [workspace.output_delta(top)]
+    loss = ops.bind_loss(
+        architecture.loss_row, architecture.output, top, da[depth], batch_size / scale, workspace
+    )(y, sample_weight)
     dh, dW, db = ([None] * (depth + 1) for _ in range(3))
     for k in range(depth, 0, -1):
         dh[k - 1] = ops.empty((batch_size, sizes[k - 1]), total)
         dW[k], db[k] = ops.empty((sizes[k], sizes[k - 1]), total), ops.empty(sizes[k], total)
-        ops.bind_backward(da[k], operands[k], dh[k - 1], None, None, scale, workspace)(h[k - 1], dW[k], db[k], False)
+        backward = ops.bind_backward(da[k], operands[k - 1], dh[k - 1], None, None, scale, workspace)
+        backward(h[k - 1], dW[k], db[k], False)
         below = activations[k - 1]
         if below is not None:  # once more, now with g': training goes to da directly and never holds dh
             da[k - 1] = workspace.hidden(sizes[k - 1])
             source = h[k - 1] if below.derivative_from == "h" else a[k - 1]
-            backward = ops.bind_backward(da[k], operands[k], da[k - 1], below, source, scale, workspace)
+            backward = ops.bind_backward(da[k], operands[k - 1], da[k - 1], below, source, scale, workspace)
             backward(h[k - 1], dW[k], db[k], False)
-    shown = [None if d is None else _copy(ops, d, 1.0 / scale) for d in da]
-    return Trace(output, loss, a, [*h, None], dh, shown, dW, db)
-
-
-def _copy(ops: Ops, array: Array, factor: float = 1.0) -> Array:
-    """A fresh C-ordered copy, times a power of two."""
-    copy = ops.empty(array.shape, array.dtype)
-    copy[...] = array
-    if factor != 1.0:
-        copy *= factor
-    return copy
+    return Trace(
+        output,
+        float(ops.mean_loss([loss], batch_size)),
+        [None, *(ops.shown(array, total) for array in a[1:])],
+        [*(ops.shown(array, total) for array in h), None],
+        dh,
+        [None, *(ops.shown(array, total, 1.0 / scale) for array in da[1:])],
+        dW,
+        db,
+    )

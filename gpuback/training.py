@@ -19,9 +19,6 @@ from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
 from gpuback.samples import Batches, Samples, held_out, split
 
-SMALLEST_FACTOR = 2.0**-100
-"""A smaller factor might not be a normal number in float32; it is applied in two parts."""
-
 
 class TrainStep:
     """One step of training: forward, loss, backward, update of θ, by the fastest path there is.
@@ -36,9 +33,6 @@ class TrainStep:
         clip_norm: gradients whose Euclidean norm over all of θ is larger are scaled down to it, as
             torch.nn.utils.clip_grad_norm_ does.
 
-    Attributes:
-        diverged_at: how many updates the optimizer had made when a loss or gradient was first not finite; None so far.
-
     Example:
         >>> step = TrainStep(MLP([2, 8, 2], seed=0), Adam())
         >>> loss = float(step([[0.0, 1.0], [1.0, 0.0]], [0, 1]))
@@ -50,8 +44,13 @@ class TrainStep:
             raise OptionError(f"optimizer: expected one such as gpuback.Adam(), got {optimizer!r}")
         optimizer.bind(net)
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
-        self.diverged_at: int | None = None
+        optimizer.update.diverged_at = None
         self._gradients = net.empty_gradients()
+
+    @property
+    def diverged_at(self) -> int | None:
+        """How many updates the optimizer had made when a loss or gradient was first not finite; None so far."""
+        return self.optimizer.update.diverged_at
 
     def __call__(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
         """One step on a batch; arguments and errors as `MLP.value_and_grad`'s.
@@ -62,36 +61,16 @@ class TrainStep:
         net = self.net
         return net.ops.scalar(self.run(*net.checked(x, y, sample_weight)), net.theta.dtype)
 
-    def run(self, samples: Array, targets: Array, weight: Array | None) -> float:
-        """The step itself, on arrays that are already checked, on the backend, and in θ's dtype."""
-        gradients, ops = self._gradients, self.net.ops
-        with np.errstate(all="ignore"), self.net.borrowed_passes(len(samples)) as passes:
-            loss = passes.value_and_grad(samples, targets, weight, gradients.weights, gradients.biases)
-            if not (np.isfinite(loss) and ops.all_finite(gradients.theta)):
-                if self.diverged_at is None:
-                    self.diverged_at = self.optimizer.step_count
-                return loss
-            factor = 1.0 if self.clip_norm is None else self._clip(self.clip_norm)
-            self.optimizer.update(self.net, gradients.theta, factor)
-        return loss
+    def run(self, samples: Array, targets: Array, weight: Array | None, *, halt: bool = False) -> Array | float:
+        """The step itself, on arrays that are already checked, on the backend, and in θ's dtype.
 
-    def _clip(self, clip_norm: float) -> float:
-        """The factor that brings the gradient down to a norm of clip_norm.
-
-        Where float32 cannot hold that factor, the gradient is scaled by a part of it here.
+        With `halt` there are no more updates once a loss or gradient was not finite.
         """
-        theta, ops = self._gradients.theta, self.net.ops
-        norm = ops.norm(theta)
-        unscaled = 1.0
-        if math.isinf(norm):
-            theta *= SMALLEST_FACTOR
-            unscaled /= SMALLEST_FACTOR
-            norm = ops.norm(theta)
-        factor = min(unscaled, clip_norm / (norm + 1e-6))
-        while 0 < factor < SMALLEST_FACTOR:
-            theta *= SMALLEST_FACTOR
-            factor /= SMALLEST_FACTOR
-        return factor
+        gradients, net = self._gradients, self.net
+        with net.ops.scope(), net.borrowed_passes(len(samples)) as passes:
+            loss = passes.value_and_grad(samples, targets, weight, gradients.weights, gradients.biases)
+            self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
+        return loss
 
 
 @dataclass
@@ -248,30 +227,37 @@ def fit(
     return history
 
 
+LOOK_EVERY = 16
+"""Steps between two looks at whether training has diverged: on a GPU they run far ahead of what the host knows."""
+
+
 def _train_epoch(step: TrainStep, batches: Iterator[Samples], epoch: int, advance: Callable[[float], None]) -> float:
     """A step on each batch; the mean loss over the samples, each at the θ its batch met."""
-    total, count = 0.0, 0
+    net, update = step.net, step.optimizer.update
+    first_step, losses, counts = update.steps, [], []
     for batch in batches:
-        loss = step.run(batch.x, batch.y, batch.weight)
-        if step.diverged_at is not None:
-            finite = _theta_is_finite(step.net)
-            state = "the network holds the state after the last finite step"
-            if not finite:
-                state = "the update before it overflowed, and θ is what that left"
-            what = "gradient" if np.isfinite(loss) else "loss"
-            raise _diverged(f"the {what} was not finite at step {step.diverged_at}", state, step.diverged_at, epoch)
-        total += loss * len(batch.x)
-        count += len(batch.x)
-        advance(loss)
+        losses.append(step.run(batch.x, batch.y, batch.weight, halt=True))
+        counts.append(len(batch.x))
+        if len(losses) % LOOK_EVERY == 0 and update.glance() is not None:
+            break
+        advance(losses[-1])
+    values = net.ops.to_floats(losses)
+    diverged_at = step.diverged_at
+    if diverged_at is not None:
+        state = "the network holds the state after the last finite step"
+        if not _theta_is_finite(net):
+            state = "the update before it overflowed, and θ is what that left"
+        what = "gradient" if math.isfinite(values[diverged_at - first_step]) else "loss"
+        raise _diverged(f"the {what} was not finite at step {diverged_at}", state, diverged_at, epoch)
     # An update that overflows shows in the next step's loss; after the last step of an epoch there is none.
-    if not _theta_is_finite(step.net):
+    if not _theta_is_finite(net):
         steps = step.optimizer.step_count
         raise _diverged(f"the update of step {steps - 1} overflowed", "θ is what it left", steps - 1, epoch)
-    return total / count
+    return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
 
 
 def _theta_is_finite(net: MLP) -> bool:
-    with np.errstate(all="ignore"):
+    with net.ops.scope():
         return net.ops.all_finite(net.theta)
 
 

@@ -14,7 +14,7 @@
 
 typedef SimtTile<REAL, TILE_M, TILE_N> Tile;
 
-KERNEL __launch_bounds__(256, Tile::BLOCKS) forward_simt(const REAL* h_bi, int h_pitch, const REAL* w_oi, int w_pitch, const REAL* bias_o,
+KERNEL __launch_bounds__(Tile::THREADS, Tile::BLOCKS) forward_simt(const REAL* h_bi, int h_pitch, const REAL* w_oi, int w_pitch, const REAL* bias_o,
                                            REAL* a_bo, int a_pitch, REAL* out_bo, int out_pitch, int n_batch, int n_out,
                                            int n_in, int activation) {
   SHARED_MEMORY(memory);

@@ -100,7 +100,7 @@ DEVICE void delta_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> w, const REAL* 
   }
 }
 
-KERNEL __launch_bounds__(256, Tile::BLOCKS) layer_simt(
+KERNEL __launch_bounds__(Tile::THREADS, Tile::BLOCKS) layer_simt(
     const REAL* da_bo, int da_pitch, const REAL* h_bi, int h_pitch, const REAL* w_oi, int w_pitch, const REAL* source_bi,
     int source_pitch, REAL* da_prev_bi, int prev_pitch, REAL* dw_oi, REAL* db_o, int n_batch, int n_out, int n_in,
     int activation, REAL prev_factor, REAL factor, int accumulate, int chains, int group_size, int chain_rows,

@@ -20,17 +20,16 @@
 
 template <typename T, int M, int N>
 struct SimtTile {
-  static constexpr int THREADS = 256, STEP = 16, CHAIN = 128;
+  static constexpr int THREADS = M > 64 ? 128 : 256, STEP = 16, CHAIN = 128;
   static constexpr int WIDTH = Pack<T>::count;  // neighbours
   static constexpr int PITCH_A = M + 4, PITCH_B = N + 4, SLICE = STEP * (PITCH_A + PITCH_B);
-  static constexpr int SHARED = M * N + 2 * SLICE;                      // numbers
-  static constexpr int WARP_M = M / 4, WARP_N = N / 2;                  // of C, held by a warp
-  static constexpr int ROWS = WARP_M / 4, COLUMNS = WARP_N / 8;         // by a thread
-  static constexpr int HELD = ROWS * COLUMNS * sizeof(T) / 4;           // registers for that
-  static constexpr int BLOCKS = HELD > 16 ? 2 : 3;      // in flight on a multiprocessor: registers allow them
+  static constexpr int SHARED = M * N + 2 * SLICE;                            // numbers
+  static constexpr int WARPS_N = THREADS / 32 / 4;                            // beside each other, 4 on top of each other
+  static constexpr int WARP_M = M / 4, WARP_N = N / WARPS_N;                  // of C, held by a warp
+  static constexpr int ROWS = WARP_M / 4, COLUMNS = WARP_N / 8;               // by a thread
+  static constexpr int BLOCKS = sizeof(T) == 8 ? 2 : 3;                       // in flight on a multiprocessor: registers allow them
   static_assert(ROWS % WIDTH == 0 && COLUMNS % WIDTH == 0, "threads hold groups of neighbours");
   static_assert(M * STEP % (THREADS * WIDTH) == 0 && N * STEP % (THREADS * WIDTH) == 0, "every thread fetches as much");
-
 
   typedef Group<T, WIDTH> Neighbours;
 
@@ -41,8 +40,8 @@ struct SimtTile {
   static DEVICE int offset_column(int j) { return j / WIDTH * 8 * WIDTH + j % WIDTH; }
 
   // Where this thread's i-th row and j-th column lie in the tile.
-  static DEVICE int row(int i) { return warp() / 2 * WARP_M + lane_row() * WIDTH + offset_row(i); }
-  static DEVICE int column(int j) { return warp() % 2 * WARP_N + lane_column() * WIDTH + offset_column(j); }
+  static DEVICE int row(int i) { return warp() / WARPS_N * WARP_M + lane_row() * WIDTH + offset_row(i); }
+  static DEVICE int column(int j) { return warp() % WARPS_N * WARP_N + lane_column() * WIDTH + offset_column(j); }
 
   T* shared;  // SHARED numbers: the tile of totals, then two slices
   T row_sum;
@@ -68,7 +67,7 @@ struct SimtTile {
     operand_b.fetch(slice(0) + STEP * PITCH_A, k0, k1);
     cp_async_commit();
     row_sum = 0;
-    int k = k0, which = 0;
+    int k = k0;
 #pragma unroll 1
     while (k < k1) {
       const bool first = k == k0;
@@ -79,7 +78,8 @@ struct SimtTile {
 #pragma unroll
         for (int j = 0; j < COLUMNS; ++j) sums[i][j] = 0;
 #pragma unroll 1
-      for (; k < end; k += STEP, which ^= 1) {
+      for (; k < end; k += STEP) {
+        const int which = (k - k0) / STEP % 2;
         T* a_slice = slice(which);
         T* b_slice = a_slice + STEP * PITCH_A;
         operand_a.put(a_slice);
@@ -120,7 +120,10 @@ struct SimtTile {
 #pragma unroll
       for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-        for (int j = 0; j < COLUMNS; ++j) sums[i][j] += a[k % 2][i / WIDTH].at[i % WIDTH] * b[k % 2][j / WIDTH].at[j % WIDTH];
+        for (int n = 0; n < COLUMNS; ++n) {
+          const int j = i % 2 ? COLUMNS - 1 - n : n;  // back and forth: each multiplication shares an operand with the one before it
+          sums[i][j] += a[k % 2][i / WIDTH].at[i % WIDTH] * b[k % 2][j / WIDTH].at[j % WIDTH];
+        }
     }
   }
 
@@ -145,12 +148,13 @@ struct SimtTile {
   // of 16 rows, into registers, and puts them into shared memory turned, in 32 different banks.
   template <int SIZE, bool K_OUTSIDE, int PITCH>
   struct Operand {
-    static constexpr int SHARE = SIZE * STEP / (THREADS * WIDTH), AT_ONCE = THREADS * WIDTH / SIZE;  // neighbours; k copied at once
+    static constexpr int SHARE = SIZE * STEP / (THREADS * WIDTH);  // neighbours that a thread brings
+    static constexpr int REPEAT = 2 * SIZE > THREADS ? 2 * SIZE / THREADS : 1;  // how often along the other index, if not K_OUTSIDE
 
     Matrix<T> matrix;
     int first;
     bool aligned, inside;  // 16 bytes at a time; for every k, the whole SIZE lies in the matrix
-    const T* from;         // what the next fetch begins with
+    const T* from;         // the first neighbours of the next fetch
     Neighbours next[SHARE];
 
     DEVICE Operand(const Matrix<T>& matrix, int first, int k0) : matrix(matrix), first(first) {
@@ -160,26 +164,35 @@ struct SimtTile {
       from = matrix.at + (int64)row * matrix.pitch + column;
     }
 
-    // The first neighbours' place in a slice. Others follow, K_OUTSIDE, AT_ONCE rows below; else 4 packs apart along k.
-    static DEVICE int k() { return K_OUTSIDE ? threadIdx.x / (SIZE / WIDTH) : threadIdx.x / (2 * SIZE) * 2 * WIDTH + threadIdx.x % 2 * WIDTH; }
+    // Where in a slice a thread's first neighbours lie, and its i-th ones behind these.
+    static DEVICE int k() { return K_OUTSIDE ? threadIdx.x / (SIZE / WIDTH) : (threadIdx.x / (2 * SIZE) * 2 + threadIdx.x % 2) * WIDTH; }
     static DEVICE int other() { return K_OUTSIDE ? threadIdx.x % (SIZE / WIDTH) * WIDTH : threadIdx.x / 2 % SIZE; }
+    static DEVICE int k_behind(int i) { return K_OUTSIDE ? i * (THREADS * WIDTH / SIZE) : i / REPEAT * (THREADS * REPEAT / SIZE * WIDTH); }
+    static DEVICE int other_behind(int i) { return K_OUTSIDE ? 0 : i % REPEAT * (THREADS / 2); }
 
     DEVICE void fetch(T* slice, int k0, int k1) {
       const bool whole = aligned && inside && k0 + STEP <= k1;
       if (K_OUTSIDE) {
+        T* to = slice + k() * PITCH + other();
         if (whole) {
 #pragma unroll
-          for (int i = 0; i < SHARE; ++i)
-            cp_async_16(slice + (k() + i * AT_ONCE) * PITCH + other(), from + (int64)(i * AT_ONCE) * matrix.pitch, 16);
+          for (int i = 0; i < SHARE; ++i) cp_async_16(to + k_behind(i) * PITCH, from + (int64)k_behind(i) * matrix.pitch, 16);
         } else {
           load_tile<STEP, SIZE, PITCH, THREADS>(slice, matrix, k0, first, aligned);
         }
         from += (int64)STEP * matrix.pitch;
       } else {
-        const int valid = first + other() < matrix.rows ? k1 - k0 - k() : 0;
+        if (whole) {
 #pragma unroll
-        for (int i = 0; i < SHARE; ++i)
-          next[i] = whole ? *(const Neighbours*)(from + i * AT_ONCE) : load_group<WIDTH>(from + i * AT_ONCE, valid - i * AT_ONCE, aligned);
+          for (int i = 0; i < SHARE; ++i)
+            next[i] = *(const Neighbours*)(from + (int64)other_behind(i) * matrix.pitch + k_behind(i));
+        } else {
+#pragma unroll
+          for (int i = 0; i < SHARE; ++i) {
+            const int valid = first + other() + other_behind(i) < matrix.rows ? k1 - k0 - k() - k_behind(i) : 0;
+            next[i] = load_group<WIDTH>(from + (int64)other_behind(i) * matrix.pitch + k_behind(i), valid, aligned);
+          }
+        }
         from += STEP;
       }
     }
@@ -190,7 +203,7 @@ struct SimtTile {
 #pragma unroll
       for (int i = 0; i < SHARE; ++i)
 #pragma unroll
-        for (int j = 0; j < WIDTH; ++j) to[(i * AT_ONCE + j) * PITCH] = next[i].at[j];
+        for (int j = 0; j < WIDTH; ++j) to[(k_behind(i) + j) * PITCH + other_behind(i)] = next[i].at[j];
     }
   };
 };

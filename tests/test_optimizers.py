@@ -12,7 +12,7 @@ import pytest
 
 from gpuback import MLP, SGD, Adam, AdamW
 from gpuback.errors import GpubackError, OptionError, ShapeError
-from gpuback.ops.numpy_ops import CHUNK
+from gpuback.ops.numpy_updates import CHUNK
 
 STEPS = 60
 UNIT = {"float32": 2.0**-24, "float64": 2.0**-53}

@@ -246,6 +246,7 @@ CASTING_BUFFERS = 2 * 8192 * 8 + 20_000
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
+@pytest.mark.numpy_only
 def test_a_narrow_network_allocates_less_than_a_number_per_row(precision: Any, options: Any) -> None:
     """Of so narrow a network some 100,000 rows are worked on at a time: 400 KB for a float32 of each."""
     step = TrainStep(network(**options, **precision), Adam(), clip_norm=1.0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpuback._typing import Array
 from gpuback.cuda.compiler import Compiled, compile_variant, title
 from gpuback.cuda.launch import Argument, ArgumentBlock, DeviceLimits, Launch, LaunchPlan, Slot, Variant
 from gpuback.errors import BackendError, DeviceError
@@ -91,6 +92,30 @@ class CudaLauncher:
             _require_parameters(plan.variant, arguments, loaded.compiled.resources.parameter_sizes)
             self._prepare(plan, loaded)
         return self._launch(plan, loaded, ArgumentBlock(arguments, operator.attrgetter("data.ptr")))
+
+    def address(self, array: Array) -> int:
+        """Where its first element lies in the device's memory."""
+        return int(array.data.ptr)
+
+    def watch(self, array: Array) -> Callable[[], Any]:
+        """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet.
+
+        Each call takes up the copy that the one before it sent on its way, if it has arrived, and sends the next.
+        """
+        cupy = self._cupy
+        memory = cupy.cuda.alloc_pinned_memory(array.nbytes)
+        host = np.frombuffer(memory, array.dtype, array.size)
+        arrived = cupy.cuda.Event(disable_timing=True)
+        latest: list[Any] = []
+
+        def look() -> Any:
+            if not latest or arrived.done:
+                latest[:] = [host.copy()] if latest else [None]
+                array.get(out=host, blocking=False)
+                arrived.record()
+            return latest[0]
+
+        return look
 
     def _launch(self, plan: LaunchPlan, loaded: _Loaded, block: ArgumentBlock) -> Launch:
         launch_kernel = self._cupy.cuda.driver.launchKernel

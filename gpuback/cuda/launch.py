@@ -84,6 +84,14 @@ class Launcher(Protocol):
         """A launch with its arguments laid out. Arrays are kept alive by it."""
         ...
 
+    def address(self, array: Array) -> int:
+        """Where its first element lies in the device's memory."""
+        ...
+
+    def watch(self, array: Array) -> Callable[[], Any]:
+        """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet."""
+        ...
+
 
 class ArgumentBlock:
     """Kernel arguments laid out in memory as a launch wants them: an array of pointers to values.

@@ -28,8 +28,9 @@ MMA_THREADS = 128
 ITEMS_WANTED = 264
 """Work for every multiprocessor of the largest GPUs (132, two blocks each). Bits depend on it: it does not follow the device."""
 
-SIMT_ITEMS_WANTED, SIMT_SMALLEST_CHAIN = 256, 128
-"""The same for kernels without tensor cores, whose items take longer: a batch of 2048 through 1024 x 1024 makes 256 equal items."""
+SIMT_ITEMS_WANTED, SIMT_TILES_WANTED, SIMT_SMALLEST_CHAIN = 256, 192, 128
+"""The same for kernels without tensor cores, of which a multiprocessor holds three blocks: items of dW; tiles of da, each as much
+work as half of what 132 multiprocessors do meanwhile, so that no tile outlasts the rest; rows."""
 
 SMALLEST_CHAIN, LONGEST_CHAIN = 256, 8192
 """Rows of the batch that one partial result adds up. Below the first, partial results are more work than they save. Above the
@@ -233,30 +234,32 @@ def _simt_layer(
     batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, need_da_prev: bool
 ) -> LayerPlan:
     real = _real(precision)
-    for rows, columns in _simt_tiles(real, n_out, n_in):
-        tiles_o, tiles_i = -(-n_out // rows), -(-n_in // columns)
-        # dW and da are as much work each, and an item of dW may be as long as da's items take one after the other.
-        wanted = SIMT_ITEMS_WANTED // 2 // (tiles_o * tiles_i)
-        chains = _chains(batch_size, max(1, wanted), SIMT_SMALLEST_CHAIN, LONGEST_CHAIN)
-        items = chains.count * tiles_o * tiles_i + need_da_prev * -(-batch_size // rows) * tiles_i
-        if items >= SIMT_ITEMS_WANTED:
+    for rows, columns in _simt_tiles(real, n_out):
+        tiles_o, tiles_i, tiles_da = -(-n_out // rows), -(-n_in // columns), -(-batch_size // rows) * -(-n_in // columns)
+        if tiles_da >= SIMT_TILES_WANTED:
             break
-    per_thread = rows * columns // THREADS + (2 if real == "double" else 4)
+    chains = _chains(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), SIMT_SMALLEST_CHAIN, LONGEST_CHAIN)
+    items = chains.count * tiles_o * tiles_i + need_da_prev * tiles_da
+    threads = _simt_threads(rows)
+    partials = rows * columns + threads * (2 if real == "double" else 4)
     variant = Variant("layer_simt.cu", "layer_simt", _simt_defines(real, rows, columns))
     return LayerPlan(
-        LaunchPlan(variant, items, THREADS, _simt_shared(real, rows, columns)),
+        LaunchPlan(variant, items, threads, _simt_shared(real, rows, columns)),
         chains,
-        partials=chains.count * tiles_o * tiles_i * THREADS * per_thread if chains.count > 1 else 0,
-        counters=8 * tiles_o * tiles_i * chains.counters,
+        partials=chains.count * tiles_o * tiles_i * partials if chains.count > 1 else 0,
+        counters=threads // 32 * tiles_o * tiles_i * chains.counters,
         draws=False,
         why=f"one launch: {items} tiles of {rows} x {columns} of dW ({chains.count} chains) and da",
     )
 
 
-def _simt_tiles(real: str, rows: int = 128, columns: int = 128) -> list[tuple[int, int]]:
-    """For a matrix so large, from large to small: the first that makes enough work is taken."""
-    tiles = [(64, 64)] if real == "double" else [(128, 128), (128, 64), (64, 64)]
-    return [tile for tile in tiles if tile == (64, 64) or (tile[0] <= rows and tile[1] <= columns)]
+def _simt_tiles(real: str, rows: int = 128) -> list[tuple[int, int]]:
+    """For so many rows, from large to small: the first that makes enough work is taken."""
+    return [(64, 64)] if real == "double" or rows <= 64 else [(128, 64), (64, 64)]
+
+
+def _simt_threads(rows: int) -> int:
+    return 128 if rows > 64 else 256
 
 
 def _simt_defines(real: str, rows: int, columns: int) -> tuple[str, ...]:
@@ -279,11 +282,11 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
         shared, threads = _mma_shared(operand, rows), MMA_THREADS
     else:
         real = _real(precision)
-        for rows, columns in _simt_tiles(real, batch_size, n_out):
-            if -(-batch_size // rows) * -(-n_out // columns) >= SIMT_ITEMS_WANTED:
+        for rows, columns in _simt_tiles(real):
+            if -(-batch_size // rows) * -(-n_out // columns) >= SIMT_TILES_WANTED:
                 break
         variant = Variant("forward_simt.cu", "forward_simt", _simt_defines(real, rows, columns))
-        shared, threads = _simt_shared(real, rows, columns), THREADS
+        shared, threads = _simt_shared(real, rows, columns), _simt_threads(rows)
     return LaunchPlan(variant, -(-batch_size // rows) * -(-n_out // columns), threads, shared)
 
 
@@ -356,7 +359,7 @@ def _variants() -> Iterator[CompiledKernel]:
         for source, entry in (("layer_simt.cu", "layer_simt"), ("forward_simt.cu", "forward_simt")):
             for rows, columns in _simt_tiles(real):
                 variant = Variant(source, entry, _simt_defines(real, rows, columns))
-                yield CompiledKernel(variant, THREADS, _simt_shared(real, rows, columns), False)
+                yield CompiledKernel(variant, _simt_threads(rows), _simt_shared(real, rows, columns), False)
     for name in ("bfloat16", "float16", "float32", "float64"):
         precision = Precision.of(name)
         plans = [loss_plan(1, precision), output_plan(1, precision)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,10 +13,48 @@ from numpy.typing import NDArray
 from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
 from gpuback.errors import BackendError, DeviceError, DtypeError, OptionError, ShapeError, require_known
-from gpuback.losses import Build
+from gpuback.losses import Loss
 from gpuback.ops.numpy_ops import NumpyOps
 from gpuback.ops.team import Team
+from gpuback.parameters import Layout
 from gpuback.precision import DTYPES, Precision
+
+
+class Update(Protocol):
+    """An optimizer's step on a backend: the decision whether to make it, and the count of those made."""
+
+    diverged_at: int | None
+    """How many updates there were when a loss or gradient was first not finite; None so far. On a GPU, reading it waits
+    for what is under way."""
+
+    @property
+    def steps(self) -> int:
+        """Updates made so far; waits likewise."""
+        ...
+
+    def __call__(
+        self,
+        gradient: Array,
+        *,
+        loss: Any = None,
+        clip_norm: float | None = None,
+        halt: bool = False,
+        **hyper_parameters: Any,
+    ) -> None:
+        """One update of θ and of the optimizer's state, unless `loss` or the gradient is not finite.
+
+        Args:
+            gradient: ∇θ, (n_parameters,).
+            loss: the loss it belongs to; None makes the update whatever the gradient is.
+            clip_norm: the gradient's norm is brought down to it.
+            halt: no more updates once a loss or gradient was not finite.
+            hyper_parameters: of this kind of optimizer.
+        """
+        ...
+
+    def glance(self) -> int | None:
+        """`diverged_at` as of some moment not long ago, without waiting."""
+        ...
 
 
 class Ops(Protocol):
@@ -26,18 +65,25 @@ class Ops(Protocol):
 
     name: str
 
+    def scope(self) -> AbstractContextManager[object]:
+        """What every computation runs in: no warnings about infinities; the right device."""
+        ...
+
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Any: ...
     def share_out(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> tuple[int, Team]: ...
 
-    def bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]: ...
+    def bind_weights(
+        self, theta: Array, layout: Layout, precision: Precision
+    ) -> tuple[list[Array], Callable[[], object]]: ...
     def bind_load(self, width: int, precision: Precision, workspace: Any) -> Callable[[Array], Array]: ...
     def bind_forward(
         self, W: Array, b: Array, h: Array, a: Array | None, activation: Activation | None, workspace: Any
     ) -> Callable[[Array], None]: ...
     def bind_loss(
-        self, build: Build, a: Array, divisor: float, workspace: Any
-    ) -> Callable[[Array, Array | None], float]: ...
-    def bind_output(self, name: str, a: Array, workspace: Any) -> Callable[[], object]: ...
+        self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: Any
+    ) -> Callable[[Array, Array | None], Any]: ...
+    def mean_loss(self, parts: list[Any], batch_size: int) -> Array | float: ...
+    def bind_output(self, name: str, a: Array, workspace: Any) -> Callable[[Array], object]: ...
     def bind_backward(
         self,
         da: Array,
@@ -49,17 +95,41 @@ class Ops(Protocol):
         workspace: Any,
     ) -> Callable[[Array, Array, Array, bool], None]: ...
 
-    def bind_sgd(self, theta: Array, velocity: Array | None) -> Callable[..., None]: ...
-    def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array) -> Callable[..., None]: ...
+    def layer_backward(
+        self,
+        da: Array,
+        h_prev: Array,
+        W: Array,
+        source: Array | None,
+        activation_prev: Activation,
+        precision: Precision,
+        dW: Array,
+        db: Array,
+        da_prev: Array | None,
+        accumulate: bool,
+    ) -> None: ...
+    def may_overlap(self, array: Array, other: Array) -> bool: ...
+
+    def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> Update: ...
+    def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> Update: ...
     def norm(self, array: Array) -> float: ...
     def all_finite(self, array: Array) -> bool: ...
     def any_outside(self, array: Array, highest: int) -> bool: ...
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
-    def scalar(self, value: float, dtype: np.dtype[Any]) -> Array: ...
+    def scalar(self, value: Array | float, dtype: np.dtype[Any]) -> Array: ...
+    def shown(self, array: Array, dtype: np.dtype[Any], factor: float = 1.0) -> Array: ...
+    def to_floats(self, values: Sequence[Array | float]) -> list[float]: ...
+    def received(self, value: ArrayLike, what: str) -> Array: ...
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array: ...
-    def take_rows(self, array: Array, indices: NDArray[np.intp], out: Array) -> None: ...
+    def indices(self, order: NDArray[np.intp]) -> Array: ...
+    def take_rows(self, array: Array, indices: Array, out: Array) -> None: ...
     def to_numpy(self, array: Array) -> NDArray[Any]: ...
+
+    def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str: ...
+    def explain_backward(
+        self, batch_size: int, n_out: int, n_in: int, precision: Precision, *, need_da_prev: bool
+    ) -> str: ...
 
 
 class BackendStatus(NamedTuple):
@@ -67,6 +137,10 @@ class BackendStatus(NamedTuple):
 
     available: bool
     reason: str
+
+
+def _numpy_status() -> BackendStatus:
+    return BackendStatus(True, f"NumPy {np.__version__}, always there")
 
 
 @functools.cache
@@ -81,35 +155,59 @@ def _cupy_status() -> BackendStatus:
         if not cupy.is_available():
             return BackendStatus(False, "CuPy is installed, but finds no CUDA device or no driver")
         cupy.empty(1)
+        name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
     except RuntimeError as error:
         return BackendStatus(False, f"CuPy finds a CUDA device, but cannot use it: {error}")
-    return BackendStatus(False, "CuPy and a CUDA device are there, but this version of gpuback has no CUDA kernels")
+    return BackendStatus(True, f"CuPy {cupy.__version__} on {name}")
+
+
+def _cupy_ops() -> Ops:
+    """On CuPy's current device."""
+    import cupy
+
+    return _cupy_ops_on(cupy.cuda.runtime.getDevice())
+
+
+@functools.cache
+def _cupy_ops_on(device_id: int) -> Ops:
+    import cupy
+
+    from gpuback.cuda.device import CudaLauncher
+    from gpuback.ops.cuda_ops import CudaOps
+
+    several = cupy.cuda.runtime.getDeviceCount() > 1
+    return CudaOps(cupy, CudaLauncher(device_id), device=cupy.cuda.Device(device_id) if several else None)
+
+
+class Backend(NamedTuple):
+    """How to make a backend's operations, and whether they can be used here."""
+
+    make: Callable[[], Ops]
+    status: Callable[[], BackendStatus]
+
+
+BACKENDS = {"numpy": Backend(NumpyOps, _numpy_status), "cupy": Backend(_cupy_ops, _cupy_status)}
 
 
 def backends() -> dict[str, BackendStatus]:
     """Every backend that gpuback knows, whether this machine can use it, and why or why not."""
-    return {"numpy": BackendStatus(True, f"NumPy {np.__version__}, always there"), "cupy": _cupy_status()}
+    return {name: backend.status() for name, backend in BACKENDS.items()}
 
 
-IMPLEMENTATIONS: dict[str, Callable[[], Ops]] = {"numpy": NumpyOps}
-
-
-def ops_for(backend: str) -> Ops:
+def ops_for(name: str) -> Ops:
     """The backend of that name; "auto" is the fastest that can be used here.
 
     Raises:
         OptionError: an unknown name.
         BackendError: it cannot be used on this machine; the message says why.
     """
-    status = backends()
-    require_known("backend", backend, (*status, "auto"))
-    if backend == "auto":
-        backend = next(name for name in reversed(status) if status[name].available)
-    if not status[backend].available:
-        raise BackendError(
-            f"backend {backend!r} cannot be used here: {status[backend].reason}. backend='numpy' always works"
-        )
-    return IMPLEMENTATIONS[backend]()
+    require_known("backend", name, (*BACKENDS, "auto"))
+    if name == "auto":
+        name = "cupy" if BACKENDS["cupy"].status().available else "numpy"
+    status = BACKENDS[name].status()
+    if not status.available:
+        raise BackendError(f"backend {name!r} cannot be used here: {status.reason}. backend='numpy' always works")
+    return BACKENDS[name].make()
 
 
 def fused_backward(
@@ -157,7 +255,7 @@ def fused_backward(
             input.
     """
     named = {"da": da, "h_prev": h_prev, "W": W, "a_prev": a_prev, "dW": dW, "db": db, "da_prev": da_prev}
-    _require_numpy({name: array for name, array in named.items() if array is not None or name in ("da", "h_prev", "W")})
+    ops = ops_of({name: array for name, array in named.items() if array is not None or name in ("da", "h_prev", "W")})
     require_known("activation", activation_prev, ACTIVATIONS)
     activation = ACTIVATIONS[activation_prev]
     precision = _common_precision(da, h_prev, W, allow_tf32)
@@ -171,43 +269,50 @@ def fused_backward(
     if da_prev is not None and not need_da_prev:
         raise OptionError("da_prev was given, but need_da_prev=False says that it is not wanted")
 
-    ops = NumpyOps()
     dW = _output(ops, dW, "dW", (n_out, n_in), precision.total, named)
     db = _output(ops, db, "db", (n_out,), precision.total, named)
     if need_da_prev:
         da_prev = _output(ops, da_prev, "da_prev", (batch_size, n_in), precision.operand, named)
-
-    da, h_prev, W = (_carrier(array, precision) for array in (da, h_prev, W))
-    source = _carrier(a_prev if activation.derivative_from == "a" else h_prev, precision) if need_da_prev else None
-    workspace = ops.workspace(batch_size, (n_in, n_out), precision)
-    # BLAS writes aligned float32 or float64 only; whatever else was given gets the result copied in.
-    dW_sum, db_sum = (np.require(array, requirements="A") for array in (dW, db))
-    product = da_prev
-    if da_prev is not None and (precision.sixteen_bit or not da_prev.flags.aligned):
-        product = ops.empty(da_prev.shape, precision.total)
-    with np.errstate(all="ignore"):
-        if precision.tf32:
-            W, refresh = ops.bind_weights(W, precision)
-            refresh()
-        ops.bind_backward(da, W, product, activation, source, 1.0, workspace)(h_prev, dW_sum, db_sum, accumulate)
-        for given, result in ((dW, dW_sum), (db, db_sum), (da_prev, product)):
-            if given is not None and given is not result:
-                given[...] = result
+    source = None
+    if need_da_prev:
+        source = a_prev if activation.derivative_from == "a" else h_prev
+    with ops.scope():
+        ops.layer_backward(da, h_prev, W, source, activation, precision, dW, db, da_prev, accumulate)
     return dW, db, da_prev
 
 
-def _require_numpy(arrays: dict[str, Array]) -> None:
+def ops_of(arrays: dict[str, Array]) -> Ops:
+    """The backend that all arrays belong to.
+
+    Raises:
+        DtypeError: something that is no array.
+        DeviceError: arrays of different backends or devices, or of a library that is none of them.
+    """
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            if not hasattr(array, "__dlpack__"):
-                raise DtypeError(
-                    f"{name}: expected a numpy.ndarray (nothing is converted here), got {type(array).__name__}"
-                )
-            others = ", ".join(f"{other} {type(value).__name__}" for other, value in arrays.items() if other != name)
-            raise DeviceError(
-                f"{name}: expected a numpy.ndarray, got {type(array).__module__}.{type(array).__name__} "
-                f"(beside {others})"
+        if not hasattr(array, "__dlpack__"):
+            raise DtypeError(
+                f"{name}: expected a numpy.ndarray or a cupy.ndarray (nothing is converted here), "
+                f"got {type(array).__name__}"
             )
+    homes = {name: _home(array) for name, array in arrays.items()}
+    if len(set(homes.values())) > 1 or "other" in next(iter(homes.values())):
+        raise DeviceError(
+            "expected arrays of NumPy, or of CuPy on one device, got "
+            + ", ".join(f"{name}: {home}" for name, home in homes.items())
+        )
+    if next(iter(homes.values())) == "numpy.ndarray":
+        return NumpyOps()
+    return _cupy_ops_on(next(iter(arrays.values())).device.id)
+
+
+def _home(array: Array) -> str:
+    """Where an array lives, in words."""
+    if isinstance(array, np.ndarray):
+        return "numpy.ndarray"
+    kind = f"{type(array).__module__.partition('.')[0]}.{type(array).__name__}"
+    if kind == "cupy.ndarray":
+        return f"{kind} on device {array.device.id}"
+    return f"{kind}, another library's"
 
 
 def _common_precision(da: Array, h_prev: Array, W: Array, allow_tf32: bool) -> Precision:
@@ -250,17 +355,11 @@ def _output(
     if array is None:
         return ops.empty(shape, dtype)
     _require(array, name, shape, dtype)
-    if not array.flags.writeable:
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
         raise OptionError(f"{name}: expected a writeable array, got a read-only one")
     if not array.flags.c_contiguous:
         raise ShapeError(f"{name}: expected a C-contiguous array, got strides {array.strides} for shape {shape}")
     for other, value in named.items():
-        if other != name and value is not None and np.may_share_memory(array, value):
+        if other != name and value is not None and ops.may_overlap(array, value):
             raise OptionError(f"{name}: expected an array of its own, got one that shares memory with {other}")
     return array
-
-
-def _carrier(array: Array, precision: Precision) -> Array:
-    """16-bit values in float32, which holds them exactly; strides that sums cannot walk are copied out."""
-    array = array.astype(precision.total, copy=False)
-    return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)

@@ -11,7 +11,8 @@ sums.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
 
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
-from gpuback.losses import Build, Softmax
+from gpuback.losses import Loss, Softmax
 from gpuback.ops.host_arrays import as_host_array
-from gpuback.ops.numpy_updates import CHUNK, bind_adam, bind_sgd
+from gpuback.ops.numpy_updates import AdamUpdate, SGDUpdate, all_finite, norm
 from gpuback.ops.numpy_workspace import Workspace, aligned_empty, itself, nothing
 from gpuback.ops.team import Team, blas_threads
+from gpuback.parameters import Layout
 from gpuback.precision import Precision, round_to_tf32
 from gpuback.sums import bind_sum_columns
 
@@ -44,6 +46,9 @@ class NumpyOps:
     """Every operation on NumPy arrays."""
 
     name = "numpy"
+
+    def scope(self) -> AbstractContextManager[object]:
+        return np.errstate(all="ignore")
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Workspace:
         return Workspace(rows, sizes, precision)
@@ -66,8 +71,21 @@ class NumpyOps:
         rows = -(-batch_size // blocks)  # of one size, but for the last
         return rows, Team(min(threads, blocks), blas_alone=OPENBLAS_SHARES < rows * max(flops) < WORTH_BLAS_SHARING)
 
-    def bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]:
-        """W as products read it (W itself if nothing is rounded), and a function that brings that up to date with θ."""
+    def bind_weights(
+        self, theta: Array, layout: Layout, precision: Precision
+    ) -> tuple[list[Array], Callable[[], object]]:
+        """Each W as products read it (W itself if nothing is rounded), and a function that brings them up to date
+        with θ.
+        """
+        bound = [self._bind_weights(W, precision) for W in layout.split(theta)[0]]
+
+        def refresh() -> None:
+            for _, refresh_one in bound:
+                refresh_one()
+
+        return [operand for operand, _ in bound], refresh
+
+    def _bind_weights(self, weights: Array, precision: Precision) -> tuple[Array, Callable[[], object]]:
         if precision.sixteen_bit:
             operand, rounded = aligned_empty(weights.shape, weights.dtype), np.empty(weights.shape, precision.operand)
 
@@ -133,20 +151,21 @@ class NumpyOps:
         return forward
 
     def bind_loss(
-        self, build: Build, a: Array, divisor: float, workspace: Workspace
+        self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: Workspace
     ) -> Callable[[Array, Array | None], float]:
-        """Σ_b w_b ℓ_b over a block's rows, and a ← da_L = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w.
+        """Σ_b w_b ℓ_b over a block's rows, and da = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w.
 
         Args:
-            build: the entry of the table of losses.
-            a: (rows, n_L) the output layer's pre-activations; overwritten.
+            loss, output: entries of the table of losses.
+            a: (rows, n_L) the output layer's pre-activations.
+            da: (rows, n_L), written: here a itself.
             divisor: B, the number of samples in the whole batch, over the scale that da carries.
         """
         losses = np.empty(len(a), a.dtype)
-        run = build(a, losses, workspace.scratch_like(a))
+        run = loss.outputs[output](a, losses, workspace.scratch_like(a))
         round_da = workspace.bind_round(a)
 
-        def loss(y: Array, weight: Array | None) -> float:
+        def loss_and_delta(y: Array, weight: Array | None) -> float:
             run(y)
             if weight is not None:
                 np.multiply(losses, weight, out=losses)
@@ -155,20 +174,30 @@ class NumpyOps:
             round_da()
             return float(np.add.reduce(losses, dtype=np.float64))
 
-        return loss
+        return loss_and_delta
 
-    def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[], object]:
-        """a ← ŷ = O(a)."""
+    def mean_loss(self, parts: list[float], batch_size: int) -> float:
+        """The batch's loss from what `bind_loss` gave for its blocks."""
+        return sum(parts) / batch_size
+
+    def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[Array], object]:
+        """out = ŷ = O(a), as a function of out; a is overwritten."""
         if name == "softmax":
             softmax = Softmax(a, a)
 
-            def apply_softmax() -> None:
+            def apply_softmax(out: Array) -> None:
                 softmax.shift()
                 softmax.normalise()
+                np.copyto(out, a)
 
             return apply_softmax
         output, scratch = ACTIVATIONS[name].forward, workspace.scratch_like(a)
-        return lambda: output(a, a, scratch)
+
+        def apply(out: Array) -> None:
+            output(a, a, scratch)
+            np.copyto(out, a)
+
+        return apply
 
     def bind_backward(
         self,
@@ -233,43 +262,98 @@ class NumpyOps:
 
         return finish
 
-    def all_finite(self, array: Array) -> bool:
-        """Whether no element is infinite or NaN: the squares' sum tells at the speed of memory, unless it overflows."""
-        return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
+    def layer_backward(
+        self,
+        da: Array,
+        h_prev: Array,
+        W: Array,
+        source: Array | None,
+        activation_prev: Activation,
+        precision: Precision,
+        dW: Array,
+        db: Array,
+        da_prev: Array | None,
+        accumulate: bool,
+    ) -> None:
+        """`gpuback.fused_backward`, its arguments checked."""
+        da, h_prev, W = (_carrier(array, precision) for array in (da, h_prev, W))
+        source = None if source is None else _carrier(source, precision)
+        workspace = self.workspace(len(da), (W.shape[1], len(W)), precision)
+        # BLAS writes aligned float32 or float64 only; whatever else was given gets the result copied in.
+        dW_sum, db_sum = (np.require(array, requirements="A") for array in (dW, db))
+        product = da_prev
+        if da_prev is not None and (precision.sixteen_bit or not da_prev.flags.aligned):
+            product = self.empty(da_prev.shape, precision.total)
+        if precision.tf32:
+            W, refresh = self._bind_weights(W, precision)
+            refresh()
+        run = self.bind_backward(da, W, product, activation_prev, source, 1.0, workspace)
+        run(h_prev, dW_sum, db_sum, accumulate)
+        for given, result in ((dW, dW_sum), (db, db_sum), (da_prev, product)):
+            if given is not None and given is not result:
+                given[...] = result
+
+    def may_overlap(self, array: Array, other: Array) -> bool:
+        """Whether two arrays may share memory."""
+        return np.may_share_memory(array, other)
 
     def any_outside(self, array: Array, highest: int) -> bool:
         """Whether an element lies outside 0 … highest. NaN does not count."""
-        if array.dtype.kind == "i":  # as an unsigned number a negative one is huge: one maximum finds both kinds
+        if array.dtype == np.intp:  # as an unsigned number a negative one is huge: one maximum finds both kinds
             return bool(np.maximum.reduce(array.view(np.uintp)) > highest)
         return bool(array.min() < 0 or array.max() > highest)
 
-    def norm(self, array: Array) -> float:
-        """√Σ x², without overflow or underflow on the way."""
-        largest = float(max(np.max(array), -np.min(array)))
-        if largest == 0.0 or not math.isfinite(largest):
-            return largest
-        total = 0.0
-        for start in range(0, len(array), CHUNK):
-            scaled = array[start : start + CHUNK] / array.dtype.type(largest)
-            total += float(np.add.reduce(np.multiply(scaled, scaled, out=scaled), dtype=np.float64))
-        return largest * math.sqrt(total)
-
-    bind_sgd, bind_adam = staticmethod(bind_sgd), staticmethod(bind_adam)
+    all_finite, norm = staticmethod(all_finite), staticmethod(norm)
+    bind_sgd, bind_adam = SGDUpdate, AdamUpdate
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return aligned_empty(shape, dtype)
 
-    def scalar(self, value: float, dtype: np.dtype[Any]) -> Array:
+    def scalar(self, value: Array | float, dtype: np.dtype[Any]) -> Array:
         """A 0-d array."""
         return np.array(value, dtype)
 
-    def take_rows(self, array: Array, indices: NDArray[np.intp], out: Array) -> None:
+    def shown(self, array: Array, dtype: np.dtype[Any], factor: float = 1.0) -> Array:
+        """A fresh C-ordered copy in `dtype`, which holds every value of array's, times a power of two."""
+        copy = np.array(array, dtype, order="C")
+        if factor != 1.0:
+            copy *= factor
+        return copy
+
+    def to_floats(self, values: Sequence[Array | float]) -> list[float]:
+        return [float(value) for value in values]
+
+    def indices(self, order: NDArray[np.intp]) -> Array:
+        """Row numbers as `take_rows` wants them."""
+        return order
+
+    def take_rows(self, array: Array, indices: Array, out: Array) -> None:
         """out = array[indices]. Indices are in range; "raise" would make NumPy buffer the output."""
         np.take(array, indices, axis=0, out=out, mode="clip")
 
     def to_numpy(self, array: Array) -> NDArray[Any]:
         return np.asarray(array)
 
+    def received(self, value: ArrayLike, what: str) -> Array:
+        """Real numbers of any kind as an array, of whatever dtype, where they are: for a look before `asarray`."""
+        return as_host_array(value, None, what)
+
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
         """Real numbers of any kind as a C-contiguous array of `dtype` (None: their own); see `as_host_array`."""
         return as_host_array(value, dtype, what)
+
+    def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
+        """What runs a layer's forward pass."""
+        return "BLAS GEMM"
+
+    def explain_backward(
+        self, batch_size: int, n_out: int, n_in: int, precision: Precision, *, need_da_prev: bool
+    ) -> str:
+        """What runs a layer's backward pass."""
+        return "BLAS GEMM for dW, chained sums for db" + (", GEMM for dh" if need_da_prev else "")
+
+
+def _carrier(array: Array, precision: Precision) -> Array:
+    """16-bit values in float32, which holds them exactly; strides that sums cannot walk are copied out."""
+    array = array.astype(precision.total, copy=False)
+    return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)

@@ -49,9 +49,13 @@ class Workspace:
         return aligned_empty((self.rows, width), self._precision.total)
 
     def output(self, width: int) -> Array:
-        """The output layer's buffer: pre-activations, then da_L."""
+        """The output layer's buffer: pre-activations, then ŷ or da_L."""
         order: Literal["C", "F"] = "F" if width <= CLASS_FIRST else "C"
         return aligned_empty((self.rows, width), self._precision.total, order)
+
+    def output_delta(self, output: Array) -> Array:
+        """The buffer for da_L: the output layer's own."""
+        return output
 
     def delta(self, layer: int, width: int) -> Array:
         """The buffer for a hidden layer's da. Layers take two in turn: da_k is done with when da_{k−1} is."""

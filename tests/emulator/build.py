@@ -23,6 +23,7 @@ KERNELS = EMULATOR.parents[1] / "kernels"
 _LANGUAGE = (
     *("-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-fPIC", "-Wno-unknown-pragmas"),
     "-fstack-clash-protection",  # a large frame cannot jump over the inaccessible page below the stack
+    "-fno-gnu-unique",  # libraries of one kernel's variants must not share what templates hold
 )
 _RUNTIME = (*_LANGUAGE, "-O3", "-g1", "-fvisibility=hidden", "-Wall", "-Wextra")
 # A function that ends with a call returns to its own caller, not to that one's: messages name the right line.

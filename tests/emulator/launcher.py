@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from emulator.build import KERNELS
 from emulator.counts import Counts, Tally
 from emulator.kernel import Kernel, load_kernel, load_runtime
 from gpuback.cuda.launch import Argument, ArgumentBlock, DeviceLimits, Launch, LaunchPlan, Slot
+
+_ONE_AT_A_TIME = threading.Lock()  # the emulator has one device
 
 ORDERS = ("fifo", "lifo", "random")
 LANDINGS = ("late", "early", "random")
@@ -82,6 +85,12 @@ class EmulatorLauncher:
         self._settings.counters = structs.Counters()
         self._tally = Tally()
 
+    def address(self, array: np.ndarray) -> int:
+        return _address(array)
+
+    def watch(self, array: np.ndarray) -> Callable[[], np.ndarray]:
+        return array.copy
+
     def bind(self, plan: LaunchPlan, arguments: Sequence[Argument]) -> Launch:
         """A launch with its arguments laid out; arguments that the kernel would misread are refused."""
         self._check_plan(plan)
@@ -108,7 +117,9 @@ class EmulatorLauncher:
         def launch(*values: Any) -> None:
             block.fill(values)
             record(entry)
-            if run(pointer):
+            with _ONE_AT_A_TIME:
+                failed = run(pointer)
+            if failed:
                 raise EmulationError(_explain(kernel, _filled(arguments, values)))
 
         def checked_launch(*values: Any) -> None:
