@@ -300,7 +300,7 @@ class NumpyOps:
     def any_outside(self, array: Array, highest: int) -> bool:
         """Whether an element lies outside 0 … highest. NaN does not count."""
         if array.dtype == np.intp:  # as an unsigned number a negative one is huge: one maximum finds both kinds
-            return bool(np.maximum.reduce(array.view(np.uintp)) > highest)
+            return bool(np.maximum.reduce(array.view(np.uintp), axis=None) > highest)
         return bool(array.min() < 0 or array.max() > highest)
 
     all_finite, norm = staticmethod(all_finite), staticmethod(norm)
