@@ -45,7 +45,7 @@ DEVICE void weights_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matri
 #pragma unroll
   for (int i = 0; i < (held_db + 3) / 4 * 4; ++i) sums[held + i] = i < held_db ? tile.row_sums[i / 2][i % 2 * 2] : 0.0f;
   const int64 size = sizeof(sums) / sizeof(float) * 32, place = which * warps + warp;
-  reduce_chains<6>(sums, used, partials + place * size, tiles * warps * size, arrivals + place * (chain_groups(chains) + 1), chains,
+  reduce_chains<2, 2>(sums, used, partials + place * size, tiles * warps * size, arrivals + place * (chain_groups(chains) + 1), chains,
                 chain, [&](int index, float sum) {
     if (index < held) {
       const int i = index / 4 / Tile::FRAGMENTS_N, j = index / 4 % Tile::FRAGMENTS_N, e = index % 4;
@@ -69,14 +69,14 @@ DEVICE void delta_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matrix<
 
   // A warp to a row (or two), four columns a lane, four rows at a time: their sources are on their way together.
   const bool aligned_source = aligned_rows(source.at, source.pitch), aligned_prev = aligned_rows<OPERAND>(da_prev);
-  const int lanes = TILE / 4, rows = Tile::THREADS / lanes, column = (int)threadIdx.x % lanes * 4, i = i0 + column;
+  const int AT_ONCE = 4, lanes = TILE / 4, rows = Tile::THREADS / lanes, column = (int)threadIdx.x % lanes * 4, i = i0 + column;
   if (i >= da_prev.columns) return;
 #pragma unroll 1
-  for (int row = (int)threadIdx.x / lanes; row < TILE; row += 4 * rows) {
-    Four d[4];
-    Group<OPERAND, 4> s[4];
+  for (int row = (int)threadIdx.x / lanes; row < TILE; row += AT_ONCE * rows) {
+    Four d[AT_ONCE];
+    Group<OPERAND, 4> s[AT_ONCE];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < AT_ONCE; ++k) {
       const int b = b0 + row + k * rows;
       if (activation != IDENTITY && b < da_prev.rows)
         s[k] = load_group<4>(source.at + (int64)b * source.pitch + i, da_prev.columns - i, aligned_source);
@@ -84,7 +84,7 @@ DEVICE void delta_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matrix<
     }
     finish_delta(d, s, activation, factor);
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
+    for (int k = 0; k < AT_ONCE; ++k)
       if (b0 + row + k * rows < da_prev.rows) store<OPERAND>(da_prev, b0 + row + k * rows, i, d[k], aligned_prev);
   }
 }

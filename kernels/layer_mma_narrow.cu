@@ -193,7 +193,7 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
   const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
   const Chains all = {chains, group_size};
   const int64 size = sizeof(sums) / sizeof(float) * 32;
-  reduce_chains<12>(sums, warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held, partials + warp * size, WARPS * size,
+  reduce_chains<4, 3>(sums, warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held, partials + warp * size, WARPS * size,
                 arrivals + warp * (chain_groups(all) + 1), all, chain, [&](int index, float sum) {
     if (index < held) {
       const int i = index / 4 / FRAGMENTS_I, j = index / 4 % FRAGMENTS_I, e = index % 4;

@@ -39,31 +39,39 @@ DEVICE bool arrive_last(unsigned* arrivals, int expected) {
 }
 
 // take(i, pack): pack i (0 ... packs - 1) of this lane's sum of `count` partial results, `stride` numbers apart, added in this
-// order. AT_ONCE loads are on their way at a time: the way to the level-2 cache is long, and nothing else is left to do.
-template <int AT_ONCE, typename Real, typename Take>
+// order. MEMBERS x PACKS loads are on their way at a time: the way to the level-2 cache is long, and nothing else is left to do.
+template <int MEMBERS, int PACKS, typename Real, typename Take>
 DEVICE void add_partials(const Real* partials, int64 stride, int count, int packs, Take take) {
   const int width = Pack<Real>::count, lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int i = 0; i < packs; ++i) {
+  for (int i = 0; i < packs; i += PACKS) {
     const Pack<Real>* next = (const Pack<Real>*)partials + i * 32 + lane;
-    Pack<Real> total;
+    Pack<Real> totals[PACKS];
 #pragma unroll
-    for (int j = 0; j < width; ++j) total.at[j] = 0;
+    for (int p = 0; p < PACKS; ++p)
+#pragma unroll
+      for (int j = 0; j < width; ++j) totals[p].at[j] = 0;
 #pragma unroll 1
-    for (int left = count; left > 0; left -= AT_ONCE) {
-      Pack<Real> loaded[AT_ONCE];
+    for (int left = count; left > 0; left -= MEMBERS) {
+      Pack<Real> loaded[MEMBERS][PACKS];
 #pragma unroll
-      for (int k = 0; k < AT_ONCE; ++k) {
-        if (k < left) loaded[k] = load_cg_pack(next);
+      for (int k = 0; k < MEMBERS; ++k) {
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p)
+          if (k < left && i + p < packs) loaded[k][p] = load_cg_pack(next + p * 32);
         next += stride / width;
       }
 #pragma unroll
-      for (int k = 0; k < AT_ONCE; ++k)
-        if (k < left)
+      for (int k = 0; k < MEMBERS; ++k)
 #pragma unroll
-          for (int j = 0; j < width; ++j) total.at[j] += loaded[k].at[j];
+        for (int p = 0; p < PACKS; ++p)
+          if (k < left && i + p < packs)
+#pragma unroll
+            for (int j = 0; j < width; ++j) totals[p].at[j] += loaded[k][p].at[j];
     }
-    take(i, total);
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p)
+      if (i + p < packs) take(i + p, totals[p]);
   }
 }
 
@@ -71,7 +79,7 @@ DEVICE void add_partials(const Real* partials, int64 stride, int count, int pack
 // warps ends with the totals: write(index, total) is called for each of its lanes' numbers.
 //   partials  room for `chains.count` partial results of this tile, `stride` numbers apart
 //   arrivals  chain_groups + 1 counters of this tile, all 0
-template <int AT_ONCE, typename Real, int Count, typename Write>
+template <int MEMBERS, int PACKS, typename Real, int Count, typename Write>
 DEVICE void reduce_chains(const Real (&sums)[Count], int used, Real* partials, int64 stride, unsigned* arrivals, Chains chains,
                           int chain, Write write) {
   const int width = Pack<Real>::count, lane = threadIdx.x % 32;
@@ -92,9 +100,9 @@ DEVICE void reduce_chains(const Real (&sums)[Count], int used, Real* partials, i
     for (int j = 0; j < width; ++j) write(i * width + j, pack.at[j]);
   };
   if (!arrive_last(arrivals + group, members)) return;
-  if (groups == 1) return add_partials<AT_ONCE>(group_sum, stride, members, packs, write_pack);
-  add_partials<AT_ONCE>(group_sum, stride, members, packs,
+  if (groups == 1) return add_partials<MEMBERS, PACKS>(group_sum, stride, members, packs, write_pack);
+  add_partials<MEMBERS, PACKS>(group_sum, stride, members, packs,
                [&](int i, const Pack<Real>& pack) { ((Pack<Real>*)group_sum)[i * 32 + lane] = pack; });
   if (!arrive_last(arrivals + groups, groups)) return;
-  add_partials<AT_ONCE>(partials, chains.group_size * stride, groups, packs, write_pack);
+  add_partials<MEMBERS, PACKS>(partials, chains.group_size * stride, groups, packs, write_pack);
 }

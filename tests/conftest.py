@@ -1,52 +1,102 @@
-"""Every test of networks, losses, optimizers and fused_backward runs on NumPy and on the emulated CUDA backend."""
+"""Modules marked `on_each_backend` run on NumPy, and a part of their cases on the CUDA backend in the emulator."""
 
+from __future__ import annotations
 
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import pytest
+from emulator import EmulatorLauncher
+from emulator_requirements import require_emulator
 
 import gpuback.network
 import gpuback.ops
 from gpuback.ops import Backend, BackendStatus
+from gpuback.ops.cuda_ops import CudaOps
+
+BACKENDS = ("numpy", "emulated")
+MOST_CASES = 25
+"""Of one test function, in the emulator."""
 
 
-def pytest_addoption(parser):
-    parser.addoption("--backend", default="numpy", help="what backend='auto' stands for: numpy or emulated")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", choices=BACKENDS, help="run tests of this backend only")
 
 
-def pytest_configure(config):
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "on_each_backend: backend='auto' is one after the other")
     config.addinivalue_line("markers", "numpy_only: about how NumPy does it, or too large for the emulator")
 
 
-def pytest_collection_modifyitems(config, items):
-    if config.getoption("--backend") != "numpy":
-        skip = pytest.mark.skip(reason="about NumPy")
-        for item in items:
-            if item.get_closest_marker("numpy_only"):
-                item.add_marker(skip)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("on_each_backend"):
+        backends = BACKENDS[:1] if metafunc.definition.get_closest_marker("numpy_only") else BACKENDS
+        metafunc.parametrize("_backend", backends, indirect=True)
 
 
-def emulated_ops():
-    import numpy as np
-    from emulator import EmulatorLauncher
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted, emulated = config.getoption("--backend"), defaultdict(list)
+    for item in items:
+        if _backend_of(item) == "emulated" and not item.get_closest_marker("numpy_only"):
+            emulated[item.parent, item.originalname].append(item)
+    kept = {item for cases in emulated.values() for item in _well_spread(cases)}
+    chosen, left_out = [], []
+    for item in items:
+        backend = _backend_of(item)
+        runs = item in kept if backend == "emulated" else True
+        (chosen if runs and wanted in (None, backend or "numpy") else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
 
-    from gpuback.ops.cuda_ops import CudaOps
 
-    launcher = EmulatorLauncher("random", copies="random", resident_blocks=3)
-    return CudaOps(np, launcher, name="emulated")
+def _backend_of(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("_backend") if callspec else None
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _chosen_backend(request):
-    if request.config.getoption("--backend") == "numpy":
-        yield
+def _well_spread(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """A few cases of a test: every value of every parameter, then every pair of values as far as `MOST_CASES` reach.
+
+    Among equally good ones the first, so that it is always the same.
+    """
+    chosen: list[pytest.Item] = []
+    for together in (1, 2):
+        wanted = [set(itertools.combinations(sorted(case.callspec.indices.items()), together)) for case in cases]
+        missing = set().union(*wanted).difference(
+            *(set(itertools.combinations(sorted(case.callspec.indices.items()), together)) for case in chosen)
+        )
+        while missing and (together == 1 or len(chosen) < MOST_CASES):
+            best = max(range(len(cases)), key=lambda i: len(wanted[i] & missing))
+            chosen.append(cases[best])
+            missing -= wanted[best]
+    return chosen
+
+
+@functools.cache
+def emulated_ops() -> CudaOps:
+    return CudaOps(np, EmulatorLauncher("random", copies="random", resident_blocks=3), name="emulated")
+
+
+@pytest.fixture(autouse=True)
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What backend="auto" stands for, and who runs `fused_backward` on NumPy arrays."""
+    if getattr(request, "param", "numpy") == "numpy":
         return
-    gpuback.ops.BACKENDS["emulated"] = Backend(emulated_ops, lambda: BackendStatus(True, "the emulator"))
-    ops = emulated_ops()
-    original = gpuback.ops.ops_for, gpuback.ops.ops_of
-    def ops_for(name):
-        return ops if name in ("auto", "emulated") else original[0](name)
+    require_emulator()
+    ops, plain_for, plain_of = emulated_ops(), gpuback.ops.ops_for, gpuback.ops.ops_of
 
-    gpuback.ops.ops_for = gpuback.network.ops_for = ops_for
-    gpuback.ops.ops_of = lambda arrays: original[1](arrays) and ops
-    yield
-    gpuback.ops.ops_for, gpuback.ops.ops_of = original
-    gpuback.network.ops_for = original[0]
+    def ops_for(name: str) -> gpuback.ops.Ops:
+        return ops if name == "auto" else plain_for(name)
+
+    def ops_of(arrays: dict) -> gpuback.ops.Ops:
+        plain_of(arrays)  # refuses what is refused
+        return ops
+
+    monkeypatch.setitem(gpuback.ops.BACKENDS, "emulated", Backend(emulated_ops, lambda: BackendStatus(True, "emulated")))
+    monkeypatch.setattr(gpuback.ops, "ops_for", ops_for)
+    monkeypatch.setattr(gpuback.network, "ops_for", ops_for)
+    monkeypatch.setattr(gpuback.ops, "ops_of", ops_of)

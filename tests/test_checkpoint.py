@@ -21,6 +21,8 @@ import gpuback
 from gpuback import MLP, SGD, Adam, AdamW, DivergedError, History, checkpoint, persistence
 from gpuback.errors import FileFormatError, GpubackError, MissingFolderError, OptionError
 
+pytestmark = pytest.mark.on_each_backend
+
 EPOCHS = 6
 
 
@@ -479,6 +481,7 @@ def last_line(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.numpy_only
 def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(tmp_path: Path) -> None:
     """Killed as nothing can prepare for, now while it trains, now while it writes the file or renames it."""
     epochs = 20 * KILLS + 10

@@ -14,6 +14,8 @@ from gpuback import MLP, SGD, Adam, AdamW, History, TrainStep
 from gpuback.errors import DataError, DivergedError, DtypeError, LabelError, OptionError, ShapeError
 from gpuback.parameters import permutation
 
+pytestmark = pytest.mark.on_each_backend
+
 
 def blobs(n: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Three clusters in the plane, far apart."""

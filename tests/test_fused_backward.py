@@ -34,7 +34,10 @@ SCALES = {"float16": [1e-6, 1e-3, 1.0, 4.0]}  # the others hold 1e-6 … 1e6
 ACTIVATIONS = ["identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus", "gelu", "silu"]
 LAYOUTS = ["C", "F", "every other", "reversed", "transposed slice", "broadcast", "unaligned"]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # the oracle's 1/(1 + e^1000)
+pytestmark = [
+    pytest.mark.on_each_backend,
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp"),  # the oracle's 1/(1 + e^1000)
+]
 
 # --- the formulas
 

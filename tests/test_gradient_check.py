@@ -10,6 +10,8 @@ from gpuback.activations import ACTIVATIONS
 from gpuback.losses import LOSSES
 from gpuback.testing import random_batch
 
+pytestmark = pytest.mark.on_each_backend
+
 PAIRS = [(loss, output) for loss, row in LOSSES.items() for output in row.outputs]
 
 

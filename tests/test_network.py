@@ -10,6 +10,8 @@ import pytest
 import gpuback
 from gpuback.testing import random_batch
 
+pytestmark = pytest.mark.on_each_backend
+
 
 def test_theta_is_one_buffer_and_weights_and_biases_are_views_of_it():
     net = gpuback.MLP([3, 5, 2], seed=0)

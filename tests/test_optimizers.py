@@ -14,6 +14,8 @@ from gpuback import MLP, SGD, Adam, AdamW
 from gpuback.errors import GpubackError, OptionError, ShapeError
 from gpuback.ops.numpy_updates import CHUNK
 
+pytestmark = pytest.mark.on_each_backend
+
 STEPS = 60
 UNIT = {"float32": 2.0**-24, "float64": 2.0**-53}
 

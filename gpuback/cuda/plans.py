@@ -25,16 +25,19 @@ NARROW_WARPS = 16
 MMA_THREADS = 128
 """In a block of `layer_mma` and `forward_mma`."""
 
-ITEMS_WANTED = 264
-"""Work for every multiprocessor of the largest GPUs (132, two blocks each). Bits depend on it: it does not follow the device."""
+ITEMS_WANTED = 132
+"""Items of dW, enough for every multiprocessor of the largest GPUs. Bits depend on it: it does not follow the device."""
 
-SIMT_ITEMS_WANTED, SIMT_TILES_WANTED, SIMT_SMALLEST_CHAIN = 256, 192, 128
-"""The same for kernels without tensor cores, of which a multiprocessor holds three blocks: items of dW; tiles of da, each as much
-work as half of what 132 multiprocessors do meanwhile, so that no tile outlasts the rest; rows."""
+SIMT_ITEMS_WANTED, SIMT_TILES_WANTED, SIMT_SMALLEST_CHAIN = 256, 96, 128
+"""For kernels without tensor cores: items of dW, beside which da's run; large tiles of da or of a forward pass, below
+which small ones balance better; rows of a chain. By measurements on an H200 with 132 multiprocessors."""
 
 SMALLEST_CHAIN, LONGEST_CHAIN = 256, 8192
 """Rows of the batch that one partial result adds up. Below the first, partial results are more work than they save. Above the
 second, tensor cores, which cut off what does not fit as they add 16 products at a time, lose more than √K allows."""
+
+NARROW_SMALLEST_CHAIN = 128
+"""The same for `layer_mma_narrow`, which otherwise spends more time on partial results than on samples."""
 
 NARROW = 128
 """A layer up to this wide on both sides goes through `layer_mma_narrow`."""
@@ -104,9 +107,8 @@ def uses_tensor_cores(precision: Precision) -> bool:
 # Tiles, as in kernels/simt_tile.cuh and kernels/mma_tile.cuh
 
 
-def _simt_shared(real: str, rows: int, columns: int) -> int:
-    slices = 2 * 16 * (rows + 4 + columns + 4)
-    return (8 if real == "double" else 4) * (rows * columns + slices)
+def _simt_shared(real: str, tile: int) -> int:
+    return (8 if real == "double" else 4) * (tile * tile + 2 * 16 * 2 * (tile + 4))
 
 
 def _mma_shared(operand: str, tile: int) -> int:
@@ -193,7 +195,7 @@ def _narrow_layer(
     slabs = next((s for s in choices if s.shared_bytes(operand) <= limits.shared_bytes), None)
     if slabs is None:
         return None
-    chains = _chains(batch_size, ITEMS_WANTED // 2, 64, LONGEST_CHAIN)
+    chains = _chains(batch_size, ITEMS_WANTED, NARROW_SMALLEST_CHAIN, LONGEST_CHAIN)
     per_lane = _held(slabs.max_out * slabs.max_in // (32 * NARROW_WARPS), slabs.max_out // 64)
     return LayerPlan(
         LaunchPlan(slabs.variant(operand), chains.count, 32 * NARROW_WARPS, slabs.shared_bytes(operand)),
@@ -214,7 +216,7 @@ def _mma_layer(
         tiles_o, tiles_i = -(-n_out // tile), -(-n_in // tile)
         chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, longest)
         items = chains.count * tiles_o * tiles_i + need_da_prev * -(-batch_size // tile) * tiles_i
-        if items >= ITEMS_WANTED // 2:
+        if items >= ITEMS_WANTED:
             break
     per_lane = _held(tile * tile // MMA_THREADS, tile // 32)
     variant = Variant("layer_mma.cu", "layer_mma", (f"OPERAND={operand}", f"TILE={tile}"))
@@ -234,36 +236,35 @@ def _simt_layer(
     batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, need_da_prev: bool
 ) -> LayerPlan:
     real = _real(precision)
-    for rows, columns in _simt_tiles(real, n_out):
-        tiles_o, tiles_i, tiles_da = -(-n_out // rows), -(-n_in // columns), -(-batch_size // rows) * -(-n_in // columns)
-        if tiles_da >= SIMT_TILES_WANTED:
-            break
-    chains = _chains(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), SIMT_SMALLEST_CHAIN, LONGEST_CHAIN)
+    tile = _simt_tile(real, min(n_out, n_in), batch_size, n_in)
+    tiles_o, tiles_i, tiles_da = -(-n_out // tile), -(-n_in // tile), -(-batch_size // tile) * -(-n_in // tile)
+    # No shorter than an item of da, which nothing can cut: that would only add partial results.
+    shortest = max(SIMT_SMALLEST_CHAIN, n_out)
+    chains = _chains(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), shortest, LONGEST_CHAIN)
     items = chains.count * tiles_o * tiles_i + need_da_prev * tiles_da
-    threads = _simt_threads(rows)
-    partials = rows * columns + threads * (2 if real == "double" else 4)
-    variant = Variant("layer_simt.cu", "layer_simt", _simt_defines(real, rows, columns))
+    partials = tile * tile + THREADS * (2 if real == "double" else 4)
     return LayerPlan(
-        LaunchPlan(variant, items, threads, _simt_shared(real, rows, columns)),
+        LaunchPlan(_simt_variant("layer_simt", real, tile), items, THREADS, _simt_shared(real, tile)),
         chains,
         partials=chains.count * tiles_o * tiles_i * partials if chains.count > 1 else 0,
-        counters=threads // 32 * tiles_o * tiles_i * chains.counters,
+        counters=8 * tiles_o * tiles_i * chains.counters,
         draws=False,
-        why=f"one launch: {items} tiles of {rows} x {columns} of dW ({chains.count} chains) and da",
+        why=f"one launch: {items} tiles of {tile} x {tile} of dW ({chains.count} chains) and da",
     )
 
 
-def _simt_tiles(real: str, rows: int = 128) -> list[tuple[int, int]]:
-    """For so many rows, from large to small: the first that makes enough work is taken."""
-    return [(64, 64)] if real == "double" or rows <= 64 else [(128, 64), (64, 64)]
+def _simt_tiles(real: str) -> tuple[int, ...]:
+    return (64,) if real == "double" else (128, 64)
 
 
-def _simt_threads(rows: int) -> int:
-    return 128 if rows > 64 else 256
+def _simt_tile(real: str, narrowest: int, rows: int, columns: int) -> int:
+    """For so many rows and columns of da or of a forward pass."""
+    enough = -(-rows // 128) * -(-columns // 128) >= SIMT_TILES_WANTED
+    return 128 if narrowest > 64 and enough and 128 in _simt_tiles(real) else 64
 
 
-def _simt_defines(real: str, rows: int, columns: int) -> tuple[str, ...]:
-    return f"REAL={real}", f"TILE_M={rows}", f"TILE_N={columns}"
+def _simt_variant(entry: str, real: str, tile: int) -> Variant:
+    return Variant(f"{entry}.cu", entry, (f"REAL={real}", f"TILE={tile}"))
 
 
 @functools.cache
@@ -276,17 +277,15 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
     if uses_tensor_cores(precision):
         _require_tensor_cores(precision, limits)
         operand = _operand(precision)
-        wide = -(-batch_size // 128) * -(-n_out // 128) >= ITEMS_WANTED // 2 and n_out > 64
+        wide = -(-batch_size // 128) * -(-n_out // 128) >= ITEMS_WANTED and n_out > 64
         rows = columns = 128 if wide else 64
         variant = Variant("forward_mma.cu", "forward_mma", (f"OPERAND={operand}", f"TILE={rows}"))
         shared, threads = _mma_shared(operand, rows), MMA_THREADS
     else:
         real = _real(precision)
-        for rows, columns in _simt_tiles(real):
-            if -(-batch_size // rows) * -(-n_out // columns) >= SIMT_TILES_WANTED:
-                break
-        variant = Variant("forward_simt.cu", "forward_simt", _simt_defines(real, rows, columns))
-        shared, threads = _simt_shared(real, rows, columns), _simt_threads(rows)
+        rows = columns = _simt_tile(real, n_out, batch_size, n_out)
+        variant = _simt_variant("forward_simt", real, rows)
+        shared, threads = _simt_shared(real, rows), THREADS
     return LaunchPlan(variant, -(-batch_size // rows) * -(-n_out // columns), threads, shared)
 
 
@@ -356,15 +355,16 @@ def _variants() -> Iterator[CompiledKernel]:
                 variant = Variant(source, entry, (f"OPERAND={operand}", f"TILE={tile}"))
                 yield CompiledKernel(variant, MMA_THREADS, _mma_shared(operand, tile), True)
     for real in ("float", "double"):
-        for source, entry in (("layer_simt.cu", "layer_simt"), ("forward_simt.cu", "forward_simt")):
-            for rows, columns in _simt_tiles(real):
-                variant = Variant(source, entry, _simt_defines(real, rows, columns))
-                yield CompiledKernel(variant, _simt_threads(rows), _simt_shared(real, rows, columns), False)
+        for entry in ("layer_simt", "forward_simt"):
+            for tile in _simt_tiles(real):
+                yield CompiledKernel(_simt_variant(entry, real, tile), THREADS, _simt_shared(real, tile), False)
     for name in ("bfloat16", "float16", "float32", "float64"):
         precision = Precision.of(name)
         plans = [loss_plan(1, precision), output_plan(1, precision)]
         if name != "float64":
-            plans += [copy_plan("copy_rows", 1, precision), copy_plan("copy_weights", 1, precision)]
+            plans.append(copy_plan("copy_weights", 1, precision))
+        if precision.sixteen_bit:
+            plans.append(copy_plan("copy_rows", 1, precision))
         for plan in plans:
             yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
     for real in ("float", "double"):

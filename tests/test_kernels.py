@@ -1,0 +1,297 @@
+"""Every kernel that plans can ask for, run by the checking emulator: no race, no access out of bounds, no shared memory
+read before it is written; results within the contract's tolerance, and the same bits whoever runs first and wherever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator import EmulatorLauncher, GuardedNumpy
+from emulator_requirements import require_emulator
+from kernel_layers import A10, A100, H200, PRECISIONS, Layer, laid_out
+
+import gpuback.ops
+from gpuback import MLP, SGD, Adam, TrainStep
+from gpuback.cuda import plans
+from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
+from gpuback.losses import LOSSES
+from gpuback.ops import Backend, BackendStatus
+from gpuback.ops.cuda_ops import CudaOps
+from gpuback.testing import random_batch
+
+require_emulator()
+
+SIXTEEN_BIT = ("bfloat16", "float16")
+SCHEDULES = [("fifo", "late"), ("lifo", "early"), ("random", "random")]
+
+
+@pytest.fixture
+def plan_for(monkeypatch):
+    """A function that makes plans want so few items of work that small shapes get large tiles and long chains."""
+
+    def plan_for(items: int | None) -> None:
+        if items is not None:
+            for name in ("ITEMS_WANTED", "SIMT_ITEMS_WANTED", "SIMT_TILES_WANTED"):
+                monkeypatch.setattr(plans, name, items)
+        _forget_plans()
+
+    yield plan_for
+    monkeypatch.undo()
+    _forget_plans()
+
+
+def _forget_plans() -> None:
+    plans.layer_plan.cache_clear()
+    plans.forward_plan.cache_clear()
+
+
+class Recorder(EmulatorLauncher):
+    """Remembers which variants it was asked for."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.variants: list[Variant] = []
+
+    def bind(self, plan: LaunchPlan, arguments: Any) -> Any:
+        self.variants.append(plan.variant)
+        return super().bind(plan, arguments)
+
+
+# ---- Every variant of the layers' kernels
+
+
+def layer_cases() -> dict[Variant, tuple[str, Layer, DeviceLimits, int | None]]:
+    """For each variant: a pass, a ragged layer, a device, and how many items of work a plan shall want."""
+    cases: list[tuple[str, Layer, DeviceLimits, int | None]] = []
+    for name in (*SIXTEEN_BIT, "tf32"):
+        for n_out in (61, 101):
+            for n_in in (50, 123):
+                layer = Layer(801, n_out, n_in, name, "gelu" if n_out == n_in - 22 else "tanh")
+                cases += [("backward", layer, limits, 6) for limits in (H200, A100, A10)]
+        for wanted in (None, 16):
+            cases += [(which, Layer(541, 150, 137, name, "tanh"), H200, wanted) for which in ("backward", "forward")]
+    for name in ("float32", "float64"):
+        for wanted in (None, 8):
+            cases += [(which, Layer(391, 150, 137, name, "tanh"), H200, wanted) for which in ("backward", "forward")]
+    found = {}
+    for which, layer, limits, wanted in cases:
+        shape = layer.batch_size, layer.n_out, layer.n_in, PRECISIONS[layer.precision], limits
+        with pytest.MonkeyPatch.context() as patch:
+            for constant in ("ITEMS_WANTED", "SIMT_ITEMS_WANTED", "SIMT_TILES_WANTED"):
+                patch.setattr(plans, constant, wanted or getattr(plans, constant))
+            _forget_plans()
+            plan = plans.layer_plan(*shape).launch if which == "backward" else plans.forward_plan(*shape)
+        found.setdefault(plan.variant, (which, layer, limits, wanted))
+    _forget_plans()
+    return found
+
+
+LAYER_CASES = layer_cases()
+
+
+def variant_id(variant: Variant) -> str:
+    return "-".join([variant.entry, *(define.partition("=")[2] for define in variant.defines)])
+
+
+def run_case(variant: Variant, layout: str = "padded", **choices: Any) -> tuple[bytes, ...]:
+    """Runs a variant's case, checks its results, and returns their bits."""
+    which, layer, limits, _ = LAYER_CASES[variant]
+    launcher = Recorder(**({"checked": True, "limits": limits} | choices))
+    if which == "forward":
+        out = layer.forward(launcher, layout=layout)
+        layer.check_forward(out)
+        bits = (out.tobytes(),)
+    else:
+        gradients = layer.backward(launcher, layout=layout)
+        layer.check(gradients)
+        bits = gradients.bits()
+    assert launcher.variants == [variant]
+    return bits
+
+
+@pytest.mark.parametrize("variant", LAYER_CASES, ids=variant_id)
+def test_a_layers_kernel_in_every_schedule_and_at_any_alignment(variant, plan_for):
+    plan_for(LAYER_CASES[variant][-1])
+    bits = {
+        run_case(variant, order=order, copies=copies, resident_blocks=resident)
+        for (order, copies), resident in zip(SCHEDULES, (1, 3, 4), strict=True)
+    }
+    bits.add(run_case(variant, "odd", order="random", seed=1))  # by plain loads, element by element
+    assert len(bits) == 1
+
+
+def test_no_variant_is_left_out():
+    """The cases above, and the network below, together run whatever plans can ask for."""
+    layers = {kernel.variant for kernel in plans.variants() if kernel.variant.entry.startswith(("layer_", "forward_"))}
+    assert set(LAYER_CASES) == layers
+    rows = {kernel.variant for kernel in plans.variants()} - layers
+    recorder = Recorder()
+    for name in PRECISIONS:
+        train(recorder, name, Adam(0.01))
+        train(recorder, name, SGD(0.01))
+    assert rows <= set(recorder.variants) <= rows | layers
+
+
+# ---- Bits
+
+
+CHAINS = {
+    "layer_mma_narrow": Layer(900, 64, 40, "bfloat16"),
+    "layer_mma": Layer(900, 130, 70, "bfloat16"),
+    "layer_mma tf32": Layer(900, 130, 70, "tf32"),
+    "layer_simt": Layer(900, 70, 40, "float32"),
+    "layer_simt float64": Layer(900, 70, 40, "float64"),
+}
+
+
+@pytest.mark.parametrize("layer", CHAINS.values(), ids=CHAINS)
+def test_bits_do_not_depend_on_the_device_or_on_who_runs_when(layer):
+    devices = [DeviceLimits((9, 0), 232448, count) for count in (1, 7, 132)] + [A100, A10]
+    bits = set()
+    for limits in devices:
+        for (order, copies), resident in zip(SCHEDULES, (1, 2, 5), strict=True):
+            launcher = EmulatorLauncher(order, copies=copies, resident_blocks=resident, limits=limits, seed=len(bits))
+            gradients = layer.backward(launcher)
+            bits.add(gradients.bits())
+    layer.check(gradients)
+    assert len(bits) == 1
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("n_out, n_in", [(64, 40), (130, 70)])
+def test_small_integers_are_exact(precision, n_out, n_in):
+    layer = Layer(900, n_out, n_in, precision, "identity", "integers")
+    dW, db, da_prev = layer.backward(EmulatorLauncher("random", copies="random"), before=3.0)
+    da, h_prev, W = (x.astype(np.int64) for x in (layer.operands.da, layer.operands.h_prev, layer.operands.W))
+    np.testing.assert_array_equal(dW, da.T @ h_prev + 3)
+    np.testing.assert_array_equal(db, da.sum(axis=0) + 3)
+    np.testing.assert_array_equal(da_prev, (da @ W).astype(da_prev.dtype))
+
+
+# ---- Corners of the layers' kernels
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 130, 1), (2, 1, 130), (65, 17, 3), (3, 129, 131)], ids=str)
+def test_the_smallest_shapes(shape, precision):
+    layer = Layer(*shape, precision, "relu")
+    for layout in ("padded", "odd"):
+        launcher = EmulatorLauncher("lifo", copies="random", checked=True)
+        layer.check(layer.backward(launcher, layout=layout))
+        layer.check_forward(layer.forward(launcher, layout=layout))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("n_in", [40, 200])
+@pytest.mark.parametrize("need_da_prev", [True, False])
+def test_gradients_are_added_to(precision, n_in, need_da_prev):
+    layer = Layer(300, 40, n_in, precision, "gelu")
+    launcher = EmulatorLauncher("random", copies="random", checked=True)
+    layer.check(layer.backward(launcher, need_da_prev=need_da_prev, before=0.5), before=0.5)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["mixed", "positive"])
+@pytest.mark.parametrize("n_out, n_in, wanted", [(40, 24, 2), (140, 24, 2)], ids=["narrow", "wide"])
+def test_tensor_cores_that_cut_off(precision, kind, n_out, n_in, wanted, plan_for):
+    """As hardware does; in chains of thousands of rows, their losses stay within the contract."""
+    plan_for(wanted)
+    layer = Layer(4096, n_out, n_in, precision, "identity", kind)
+    layer.check(layer.backward(EmulatorLauncher(truncate=True)))
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["mixed", "positive"])
+def test_tensor_cores_that_cut_off_over_many_inputs_and_outputs(precision, kind):
+    layer = Layer(20, 3000, 10, precision, "identity", kind)
+    layer.check(layer.backward(EmulatorLauncher(truncate=True)))
+    layer = replace(layer, n_out=10, n_in=3000)
+    layer.check_forward(layer.forward(EmulatorLauncher(truncate=True)))
+
+
+# ---- Losses
+
+
+def loss_rows(a: Any, y: Any, precision: str = "float32", loss: str = "cross_entropy", **choices: Any) -> tuple:
+    """(mean loss, da) of one launch; da is not divided by anything."""
+    xp, n = GuardedNumpy(), a.shape[1]
+    launcher = EmulatorLauncher(**({"checked": True} | choices))
+    ops = CudaOps(xp, launcher)
+    workspace = ops.workspace(len(a), (4, n), PRECISIONS[precision])
+    held, targets = laid_out(a.astype(PRECISIONS[precision].total), "tight"), xp.empty(y.shape, y.dtype)
+    targets[...] = y
+    da = workspace.output_delta(held)
+    bound = ops.bind_loss(LOSSES[loss], LOSSES[loss].default_output, held, da, 1.0, workspace)
+    return bound(targets, None), da
+
+
+@pytest.mark.parametrize("wrong", [-1, 7, 2**31, -(2**62), 2**62])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_label_out_of_range_makes_its_row_nan_and_reads_nothing(wrong, precision):
+    a = np.random.default_rng(0).standard_normal((41, 7))
+    y = np.random.default_rng(1).integers(7, size=41)
+    _, right = loss_rows(a, y, precision)
+    y[17] = wrong
+    loss, da = loss_rows(a, y, precision, order="random")
+    assert np.isnan(loss)
+    assert np.isnan(da[17].astype(np.float64)).all()
+    np.testing.assert_array_equal(np.delete(da, 17, axis=0), np.delete(right, 17, axis=0))
+
+
+@pytest.mark.parametrize("batch_size, n", [(1, 1), (7, 33), (9000, 3)])
+def test_the_mean_loss_has_the_same_bits_in_every_schedule(batch_size, n):
+    rng = np.random.default_rng(0)
+    a, y = rng.standard_normal((batch_size, n)), rng.integers(n, size=batch_size)
+    results = [
+        loss_rows(a, y, order=order, resident_blocks=resident, checked=batch_size < 100)
+        for order, resident in (("fifo", 1), ("lifo", 3), ("random", 5))
+    ]
+    assert len({(loss.tobytes(), da.tobytes()) for loss, da in results}) == 1
+    z = a.astype(np.float32).astype(np.float64)
+    exact = np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(batch_size), y])
+    assert abs(results[0][0] - exact) <= 20 * 2.0**-24 * np.abs(z).sum(axis=1).max()
+
+
+# ---- A network, all of whose launches are checked
+
+
+def train(launcher: EmulatorLauncher, precision: str, optimizer: Any, steps: int = 3) -> tuple[MLP, list[float], Any]:
+    """A network after a few steps, its losses, and its outputs."""
+    ops = CudaOps(GuardedNumpy(), launcher, name="checked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(gpuback.ops.BACKENDS, "checked", Backend(lambda: ops, lambda: BackendStatus(True, "emulated")))
+        net = network(precision, "checked")
+        step = TrainStep(net, optimizer, clip_norm=1.0)
+        x, y = random_batch(net, 37)
+        losses = [float(step(x, y)) for _ in range(steps)]
+        net.value_and_grad(x, y, need_input_grad=True)
+        ops.norm(net.theta)
+        return net, losses, net.forward(x)
+
+
+def network(precision: str, backend: str) -> MLP:
+    dtype = precision.replace("tf32", "float32")
+    options = {"dtype": dtype, "allow_tf32": precision == "tf32", "backend": backend}
+    return MLP([9, 70, 11, 3], activation=["gelu", "tanh"], seed=0, **options)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("make", [lambda: SGD(0.1, 0.9, True, 0.01), lambda: Adam(0.01)], ids=["SGD", "Adam"])
+def test_training_a_network(precision, make):
+    launchers = [
+        EmulatorLauncher(order, copies=copies, resident_blocks=resident, checked=True)
+        for (order, copies), resident in zip(SCHEDULES, (1, 3, 2), strict=True)
+    ]
+    runs = [train(launcher, precision, make()) for launcher in launchers]
+    assert len({(net.theta.tobytes(), *losses, out.tobytes()) for net, losses, out in runs}) == 1
+
+    twin = network(precision, "numpy")
+    x, y = random_batch(twin, 37)
+    step = TrainStep(twin, make(), clip_norm=1.0)
+    digits = {"float64": 1e-12, "float32": 1e-5, "tf32": 3e-3, "bfloat16": 3e-2, "float16": 3e-3}[precision]
+    _, losses, out = runs[0]
+    np.testing.assert_allclose(losses, [float(step(x, y)) for _ in range(3)], rtol=digits)
+    np.testing.assert_allclose(out, twin.forward(x), rtol=10 * digits, atol=digits)
