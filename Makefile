@@ -4,9 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: train test test-peers check bench bench-pytest figures dist clean
+.PHONY: train test test-peers kernels check bench bench-pytest figures dist clean
 
-train: .venv/.cli
+# On a machine with an NVIDIA driver, the CuPy for the CUDA version that it speaks of: training runs on the GPU then.
+CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
+
+train: .venv/.cli $(addprefix .venv/.cuda,$(filter 12 13,$(CUDA)))
 	$(BIN)/gpuback train digits
 
 test: .venv/.test
@@ -15,6 +18,10 @@ test: .venv/.test
 # Against other libraries, in the same environment; PyTorch's CPU build is a large download.
 test-peers: .venv/.peers
 	$(BIN)/python -m pytest tests/peers
+
+# All CUDA kernels for every architecture, with a table of what they need; fails on spills and missing matrix instructions.
+kernels: .venv/.gates
+	$(BIN)/python -m gpuback.cuda.gates --all
 
 check: .venv/.dev
 	$(BIN)/ruff check

@@ -39,10 +39,12 @@ template <typename T> struct Mma16Bit {
       ldmatrix_x4_trans(b, tile + (k0 + lane % 16) * pitch + n0 + lane / 16 * 8);
     first[0] = b[0], first[1] = b[1], second[0] = b[2], second[1] = b[3];
   }
+
+  static DEVICE void finish_row_sums(float (&)[4]) {}
 };
 
-// Products of a warp, by the operands' type. `add_row_sums` adds the sums over k of A's rows, in every column of a fragment: A times
-// ones, in the same order as a product.
+// Products of a warp, by the operands' type. `add_row_sums` adds what a step of K brings to the sums of A's rows: 16-bit operands
+// are multiplied by ones. After the last step `finish_row_sums` leaves row r's sum in element 0 or 2 of the lanes of row r.
 template <typename T> struct Mma;
 
 template <> struct Mma<bfloat16> : Mma16Bit<bfloat16> {
@@ -79,20 +81,21 @@ template <> struct Mma<float> {
     for (int e = 0; e < 4; ++e) a[e] = cvt_rna_tf32(values[e]);
   }
 
-  // Products may be rounded to TF32, but a sum of A's rows is no product: what rounding took away is added, too.
+  // Products may be rounded to TF32, but a sum of A's rows is no product: each lane adds its own numbers in float32.
   template <bool TRANSPOSED>
-  static DEVICE void add_row_sums(float (&sums)[4], const uint32 (&a)[4], const float* tile, int pitch, int m0, int k0) {
-    const uint32 ones[2] = {0x3f800000u, 0x3f800000u};
-    multiply(sums, a, ones);
+  static DEVICE void add_row_sums(float (&sums)[4], const uint32 (&)[4], const float* tile, int pitch, int m0, int k0) {
     float values[4];
-    uint32 rest[4];
     load_unrounded<TRANSPOSED>(values, tile, pitch, m0, k0);
+    sums[0] += values[0] + values[2];
+    sums[2] += values[1] + values[3];
+  }
+
+  static DEVICE void finish_row_sums(float (&sums)[4]) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float rounded = __uint_as_float(a[e]);
-      rest[e] = cvt_rna_tf32(is_finite(rounded) ? values[e] - rounded : 0.0f);
+    for (int e = 0; e < 4; e += 2) {
+      sums[e] += __shfl_xor_sync(0xffffffffu, sums[e], 1);
+      sums[e] += __shfl_xor_sync(0xffffffffu, sums[e], 2);
     }
-    multiply(sums, rest, ones);
   }
 
   template <bool TRANSPOSED_A, bool TRANSPOSED_B>

@@ -76,7 +76,7 @@ DEVICE void add_weights(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], float (&db)[FR
 // da_prev = da w of a slab.
 DEVICE void write_delta(const Slab& slab, const OPERAND* w_tile, float* staged, const Matrix<OPERAND>& source,
                         bool source_in_slab, bool aligned_source, int activation, float factor, const Output& da_prev,
-                        bool aligned_prev, int n_out) {
+                        bool aligned_prev) {
   if (warp_index() >= ROW_GROUPS * COLUMN_GROUPS) return;
   const int row = warp_index() / COLUMN_GROUPS * 16, first = warp_index() % COLUMN_GROUPS * SHARE, lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -88,7 +88,6 @@ DEVICE void write_delta(const Slab& slab, const OPERAND* w_tile, float* staged, 
       for (int e = 0; e < 4; ++e) d[j][e] = 0;
 #pragma unroll
     for (int k = 0; k < MAX_OUT; k += Unit::K) {
-      if (k >= n_out) break;
       uint32 a[4];
       Unit::load_a<false>(a, slab.da, PITCH_DA, row, k);
 #pragma unroll
@@ -111,24 +110,32 @@ DEVICE void write_delta(const Slab& slab, const OPERAND* w_tile, float* staged, 
 
     // PASS / 4 lanes to a row. Rows r and r + 4 follow each other: their pieces of h lie in different banks.
     const int lanes = PASS / 4, at_once = 32 / lanes, STEPS = 16 / at_once, c = lane % lanes * 4, i = i0 + c;
-    Four v[STEPS];
-    Group<OPERAND, 4> s[STEPS];
-    int rows[STEPS];
+    const auto row_of = [=](int step) {
+      const int index = step * at_once + lane / lanes;
+      return index / 8 * 8 + index % 2 * 4 + index / 2 % 4;
+    };
+    const int TOGETHER = 2;
 #pragma unroll
-    for (int step = 0; step < STEPS; ++step) {
-      const int index = step * at_once + lane / lanes, r = index / 8 * 8 + index % 2 * 4 + index / 2 % 4;
-      rows[step] = slab.row0 + row + r;
-      v[step] = *(const Four*)(staged + r * PITCH_PASS + c);
-      if (activation == IDENTITY) continue;
-      if (source_in_slab)
-        s[step] = *(const Group<OPERAND, 4>*)(slab.h + (row + r) * PITCH_H + i);
-      else if (rows[step] < da_prev.rows)
-        s[step] = load_group<4>(source.at + (int64)rows[step] * source.pitch + i, da_prev.columns - i, aligned_source);
+    for (int first_step = 0; first_step < STEPS; first_step += TOGETHER) {
+      Four v[TOGETHER];
+      Group<OPERAND, 4> s[TOGETHER];
+#pragma unroll
+      for (int k = 0; k < TOGETHER; ++k) {
+        const int r = row_of(first_step + k), b = slab.row0 + row + r;
+        v[k] = *(const Four*)(staged + r * PITCH_PASS + c);
+        if (activation == IDENTITY) continue;
+        if (source_in_slab)
+          s[k] = *(const Group<OPERAND, 4>*)(slab.h + (row + r) * PITCH_H + i);
+        else if (b < da_prev.rows)
+          s[k] = load_group<4>(source.at + (int64)b * source.pitch + i, da_prev.columns - i, aligned_source);
+      }
+      finish_delta(v, s, activation, factor);
+#pragma unroll
+      for (int k = 0; k < TOGETHER; ++k) {
+        const int b = slab.row0 + row + row_of(first_step + k);
+        if (b < da_prev.rows && i < da_prev.columns) store<OPERAND>(da_prev, b, i, v[k], aligned_prev);
+      }
     }
-    finish_delta(v, s, activation, factor);
-#pragma unroll
-    for (int step = 0; step < STEPS; ++step)
-      if (rows[step] < da_prev.rows && i < da_prev.columns) store<OPERAND>(da_prev, rows[step], i, v[step], aligned_prev);
   }
 }
 
@@ -179,9 +186,12 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
     const Slab slab = {now, now + SLAB_ROWS * PITCH_DA, row0 + (step - (SLABS - 1)) * SLAB_ROWS};
     add_weights(dw, db, slab);
     if (da_prev_bi)
-      write_delta(slab, w_tile, staged, source, source_in_slab, aligned_source, activation, prev_factor, da_prev, aligned_prev,
-                  n_out);
+      write_delta(slab, w_tile, staged, source, source_in_slab, aligned_source, activation, prev_factor, da_prev, aligned_prev);
   }
+
+  if (warp_i() == 0)
+#pragma unroll
+    for (int i = 0; i < FRAGMENTS_O; ++i) Unit::finish_row_sums(db[i]);
 
   // What this warp holds of dw, and some of them of db: one number for each row of a fragment.
   const int held = FRAGMENTS_O * FRAGMENTS_I * 4, held_db = FRAGMENTS_O * 2, warp = warp_index();
@@ -193,7 +203,7 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
   const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
   const Chains all = {chains, group_size};
   const int64 size = sizeof(sums) / sizeof(float) * 32;
-  reduce_chains<4, 3>(sums, warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held, partials + warp * size, WARPS * size,
+  reduce_chains<6, 2>(sums, warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held, partials + warp * size, WARPS * size,
                 arrivals + warp * (chain_groups(all) + 1), all, chain, [&](int index, float sum) {
     if (index < held) {
       const int i = index / 4 / FRAGMENTS_I, j = index / 4 % FRAGMENTS_I, e = index % 4;

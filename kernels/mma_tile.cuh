@@ -24,7 +24,7 @@ struct MmaTile {
   static_assert(M % 32 == 0 && N % 32 == 0, "a warp holds whole pairs of fragments");
 
   float sums[FRAGMENTS_M][FRAGMENTS_N][4];
-  float row_sums[FRAGMENTS_M][4];  // sum over k of A's rows, in every column of a fragment
+  float row_sums[FRAGMENTS_M][4];  // sums over k of A's rows, in elements 0 and 2
 
   static DEVICE int warp_m() { return (int)threadIdx.x / 32 / 2 * WARP_M; }
   static DEVICE int warp_n() { return (int)threadIdx.x / 32 % 2 * WARP_N; }
@@ -59,6 +59,9 @@ struct MmaTile {
       cp_async_commit();
       multiply_stage(shared + step % STAGES * STAGE, with_row_sums);
     }
+    if (with_row_sums)
+#pragma unroll
+      for (int i = 0; i < FRAGMENTS_M; ++i) Unit::finish_row_sums(row_sums[i]);
     cp_async_wait<0>();
     __syncthreads();  // shared memory is free again
   }
