@@ -37,6 +37,10 @@ class DeviceError(GpubackError, ValueError):
     """Arrays live on different backends or devices, or on one that the network does not use."""
 
 
+class DeviceMemoryError(GpubackError, MemoryError):
+    """The GPU has no room for what is needed; the message says how much."""
+
+
 class DataError(GpubackError, ValueError):
     """Data cannot be trained on: not finite, empty, or of the wrong kind."""
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from emulator import EmulatorLauncher
-from emulator_requirements import require_emulator
 
 import gpuback.network
 import gpuback.ops
@@ -65,19 +63,19 @@ def _well_spread(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
     """
     chosen: list[pytest.Item] = []
     for together in (1, 2):
-        wanted = [set(itertools.combinations(sorted(case.callspec.indices.items()), together)) for case in cases]
-        missing = set().union(*wanted).difference(
-            *(set(itertools.combinations(sorted(case.callspec.indices.items()), together)) for case in chosen)
-        )
+        offers = {case: set(itertools.combinations(sorted(case.callspec.indices.items()), together)) for case in cases}
+        missing = set().union(*offers.values()).difference(*(offers[case] for case in chosen))
         while missing and (together == 1 or len(chosen) < MOST_CASES):
-            best = max(range(len(cases)), key=lambda i: len(wanted[i] & missing))
-            chosen.append(cases[best])
-            missing -= wanted[best]
+            best = max(cases, key=lambda case: len(offers[case] & missing))
+            chosen.append(best)
+            missing -= offers[best]
     return chosen
 
 
 @functools.cache
 def emulated_ops() -> CudaOps:
+    from emulator import EmulatorLauncher
+
     return CudaOps(np, EmulatorLauncher("random", copies="random", resident_blocks=3), name="emulated")
 
 
@@ -86,6 +84,8 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """What backend="auto" stands for, and who runs `fused_backward` on NumPy arrays."""
     if getattr(request, "param", "numpy") == "numpy":
         return
+    from emulator_requirements import require_emulator  # the emulator cannot be imported everywhere
+
     require_emulator()
     ops, plain_for, plain_of = emulated_ops(), gpuback.ops.ops_for, gpuback.ops.ops_of
 
@@ -96,7 +96,8 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         plain_of(arrays)  # refuses what is refused
         return ops
 
-    monkeypatch.setitem(gpuback.ops.BACKENDS, "emulated", Backend(emulated_ops, lambda: BackendStatus(True, "emulated")))
+    backend = Backend(emulated_ops, lambda: BackendStatus(True, "the emulator"))
+    monkeypatch.setitem(gpuback.ops.BACKENDS, "emulated", backend)
     monkeypatch.setattr(gpuback.ops, "ops_for", ops_for)
     monkeypatch.setattr(gpuback.network, "ops_for", ops_for)
     monkeypatch.setattr(gpuback.ops, "ops_of", ops_of)

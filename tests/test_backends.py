@@ -12,6 +12,7 @@ import gpuback
 import gpuback.ops
 from gpuback.activations import ACTIVATIONS
 from gpuback.losses import LOSSES
+from gpuback.ops import cuda_ops, cuda_updates
 
 
 @pytest.fixture
@@ -73,3 +74,26 @@ def test_kernel_ids_stand_in_the_kernels_table():
         assert cells[cells.index(row.name) + 2] == row.derivative_from
     for rows in (ACTIVATIONS, LOSSES):
         assert sorted(row.kernel_id for row in rows.values()) == list(range(len(rows)))
+
+
+def enumerators(source: str, name: str) -> dict[str, int]:
+    """NAME = number of an enum in a kernel source."""
+    text = Path(__file__, "../../kernels", source).resolve().read_text(encoding="utf-8")
+    body = re.search(rf"enum {name} {{(.*?)}};", text, re.DOTALL).group(1)
+    return {key: int(value) for key, value in re.findall(r"(\w+) = (-?\d+)", re.sub("//.*", "", body))}
+
+
+def test_kernels_and_tables_agree_on_numbers():
+    assert enumerators("activations.cuh", "Activation") == {
+        row.name.upper(): row.kernel_id for row in ACTIVATIONS.values()
+    }
+    assert enumerators("losses.cu", "Loss") == {row.name.upper(): row.kernel_id for row in LOSSES.values()}
+    assert enumerators("losses.cu", "Output") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
+    state = enumerators("optimizers.cu", "State")
+    assert state == {name.upper(): place for place, name in enumerate(cuda_updates.STATE)}
+
+
+def test_kernels_know_which_derivatives_come_from_a():
+    from_a = [row.kernel_id for row in ACTIVATIONS.values() if row.derivative_from == "a"]
+    assert min(from_a) == enumerators("activations.cuh", "Activation")["GELU"]
+    assert from_a == list(range(min(from_a), len(ACTIVATIONS)))

@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import gc
 import math
-import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -14,15 +13,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from emulator import EmulationError, EmulatorLauncher, GuardedNumpy, compiler_missing
+from emulator import EmulationError, EmulatorLauncher, GuardedNumpy
 from emulator.build import EMULATOR, CompileError, kernel_library
+from emulator_requirements import require_emulator
 
 from gpuback.cuda.launch import LaunchPlan, Slot, Variant
 
-if reason := compiler_missing():
-    if os.environ.get("CI") == "true":
-        raise RuntimeError(f"on CI the kernels must be tested: {reason}")
-    pytest.skip(reason, allow_module_level=True)
+require_emulator()
 
 i32, u32, f32, f64 = np.int32, np.uint32, np.float32, np.float64
 ORDERS = ("fifo", "lifo", "random")

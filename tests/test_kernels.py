@@ -4,6 +4,7 @@ read before it is written; results within the contract's tolerance, and the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from kernel_layers import A10, A100, H200, PRECISIONS, Layer, laid_out
 
 import gpuback.ops
 from gpuback import MLP, SGD, Adam, TrainStep
+from gpuback.activations import ACTIVATIONS
 from gpuback.cuda import plans
 from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
 from gpuback.losses import LOSSES
@@ -193,6 +195,49 @@ def test_gradients_are_added_to(precision, n_in, need_da_prev):
     layer.check(layer.backward(launcher, need_da_prev=need_da_prev, before=0.5), before=0.5)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", [(256, 1267, 1638), (2048, 1983, 977), (8192, 83, 531), (300, 40, 24)], ids=str)
+@pytest.mark.parametrize("need_da_prev", [True, False])
+def test_a_workspace_has_room_for_every_plan(shape, precision, need_da_prev):
+    """A plan without da_prev has fewer items, so perhaps smaller tiles, and more of them to count."""
+    batch_size, n_out, n_in = shape
+    ops = CudaOps(np, EmulatorLauncher())
+    workspace = ops.workspace(batch_size, (n_in, n_out), PRECISIONS[precision])
+    plan = plans.layer_plan(*shape, PRECISIONS[precision], ops.launcher.limits, need_da_prev=need_da_prev)
+    assert workspace.partials.size >= plan.partials
+    assert workspace.counters.size >= plan.counters
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "tf32"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_and_slopes_far_out(name, precision):
+    """One input, one output, weight 1: out = g(x), da_prev = g'; against the table in wider arithmetic."""
+    activation, precision = ACTIVATIONS[name], PRECISIONS[precision]
+    wide = np.longdouble if precision.name == "float64" else np.float64
+    x = np.concatenate(
+        [np.linspace(-30, 30, 301), [0.0, -0.0, 2.0**10, -(2.0**10), 2.0**100, -(2.0**100), np.inf, -np.inf, np.nan]]
+    )
+    if precision.tf32:
+        x = np.round(x * 16) / 16  # what TF32 holds
+    a = x.astype(precision.operand)[:, None]
+    expected = a.astype(wide)
+    with np.errstate(all="ignore"):
+        activation.forward(a.astype(wide), expected, (np.empty_like(expected), np.empty_like(expected)))
+        slope = np.ones_like(expected)
+        source = a if activation.derivative_from == "a" else expected.astype(a.dtype)
+        activation.backward(slope, source.astype(wide), (np.empty_like(expected), np.empty_like(expected)))
+
+    ops = CudaOps(GuardedNumpy(), EmulatorLauncher(checked=True))
+    one, zero = np.ones((1, 1), a.dtype), np.zeros(1, precision.total)
+    out, da, da_prev = np.empty_like(a), np.ones_like(a), np.empty_like(a)
+    workspace = ops.workspace(len(a), (1, 1), precision)
+    ops.bind_forward(one, zero, out, np.empty_like(a), activation, workspace)(a)
+    ops.layer_backward(da, a, one, source, activation, precision, one.copy(), zero.copy(), da_prev, False)
+    u = 2.0**-53 if precision.name == "float64" else 2.0**-24
+    np.testing.assert_allclose(out.astype(wide), expected, rtol=16 * u, atol=16 * u)
+    np.testing.assert_allclose(da_prev.astype(wide), slope, rtol=16 * u, atol=100 * u)
+
+
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["mixed", "positive"])
 @pytest.mark.parametrize("n_out, n_in", [(40, 24), (140, 24)], ids=["narrow", "wide"])
@@ -265,37 +310,43 @@ def test_the_mean_loss_has_the_same_bits_in_every_schedule(batch_size, n):
 # ---- A network, all of whose launches are checked
 
 
-def train(launcher: EmulatorLauncher, precision: str, optimizer: Any, steps: int = 3) -> tuple[MLP, list[float], Any]:
+def train(
+    launcher: EmulatorLauncher, precision: str, optimizer: Any, sizes: Sequence[int] = (9, 70, 11, 3)
+) -> tuple[MLP, list[float], Any]:
     """A network after a few steps, its losses, and its outputs."""
     ops = CudaOps(GuardedNumpy(), launcher, name="checked")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(gpuback.ops.BACKENDS, "checked", Backend(lambda: ops, lambda: BackendStatus(True, "emulated")))
-        net = network(precision, "checked")
+        net = network(precision, sizes, "checked")
         step = TrainStep(net, optimizer, clip_norm=1.0)
         x, y = random_batch(net, 37)
-        losses = [float(step(x, y)) for _ in range(steps)]
+        losses = [float(step(x, y)) for _ in range(3)]
         net.value_and_grad(x, y, need_input_grad=True)
         ops.norm(net.theta)
         return net, losses, net.forward(x)
 
 
-def network(precision: str, backend: str) -> MLP:
+def network(precision: str, sizes: Sequence[int], backend: str) -> MLP:
     dtype = precision.replace("tf32", "float32")
     options = {"dtype": dtype, "allow_tf32": precision == "tf32", "backend": backend}
-    return MLP([9, 70, 11, 3], activation=["gelu", "tanh"], seed=0, **options)
+    return MLP(sizes, activation=["gelu", "tanh"][: len(sizes) - 2], seed=0, **options)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("make", [lambda: SGD(0.1, 0.9, True, 0.01), lambda: Adam(0.01)], ids=["SGD", "Adam"])
-def test_training_a_network(precision, make):
+@pytest.mark.parametrize(
+    "make, sizes",
+    [(lambda: SGD(0.1, 0.9, True, 0.01), (9, 70, 11, 3)), (lambda: Adam(0.01), (150, 135, 4))],
+    ids=["SGD", "Adam"],
+)
+def test_training_a_network(precision, make, sizes):
     launchers = [
         EmulatorLauncher(order, copies=copies, resident_blocks=resident, checked=True)
         for (order, copies), resident in zip(SCHEDULES, (1, 3, 2), strict=True)
     ]
-    runs = [train(launcher, precision, make()) for launcher in launchers]
+    runs = [train(launcher, precision, make(), sizes) for launcher in launchers]
     assert len({(net.theta.tobytes(), *losses, out.tobytes()) for net, losses, out in runs}) == 1
 
-    twin = network(precision, "numpy")
+    twin = network(precision, sizes, "numpy")
     x, y = random_batch(twin, 37)
     step = TrainStep(twin, make(), clip_norm=1.0)
     digits = {"float64": 1e-12, "float32": 1e-5, "tf32": 3e-3, "bfloat16": 3e-2, "float16": 3e-3}[precision]

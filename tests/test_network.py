@@ -244,7 +244,9 @@ class OnAGpu:
 def test_device_data_for_a_numpy_network_is_refused():
     with pytest.raises(gpuback.GpubackError, match=r"x: expected data in host memory .*device \(2, 0\)"):
         NET.forward(OnAGpu())
-    with pytest.raises(gpuback.GpubackError, match=r"da: numpy\.ndarray, h_prev: test_network\.OnAGpu, another library's"):
+    with pytest.raises(
+        gpuback.GpubackError, match=r"da: numpy\.ndarray, h_prev: test_network\.OnAGpu, another library's"
+    ):
         gpuback.fused_backward(X, OnAGpu(), X)
 
 

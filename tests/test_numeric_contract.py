@@ -342,7 +342,11 @@ def check_integer_network(activation: str, sizes: list[int], batch_size: int, dt
     _, again = net.value_and_grad(x, y, sample_weight=weight, out=result, accumulate=True)
     assert np.array_equal(again.theta, 2 * theta)
     trace = net.trace(x, y, sample_weight=weight)
-    assert np.array_equal(trace.output, output) and value.dtype.type(trace.loss) == value and np.array_equal(trace.dh[0], dh)
+    assert (
+        np.array_equal(trace.output, output)
+        and value.dtype.type(trace.loss) == value
+        and np.array_equal(trace.dh[0], dh)
+    )
     pairs = zip(trace.dW[1:], trace.db[1:], strict=True)
     assert np.array_equal(np.concatenate([part.ravel() for pair in pairs for part in pair]), theta)
 

@@ -84,7 +84,10 @@ FOUND = {
     "arrival published before the partial result": Bug(
         "reduce.cuh",
         [
-            ("  Real* own = partials", "  const bool last = arrive_last(arrivals + group, members);\n  Real* own = partials"),
+            (
+                "  Real* own = partials",
+                "  const bool last = arrive_last(arrivals + group, members);\n  Real* own = partials",
+            ),
             ("if (!arrive_last(arrivals + group, members)) return;", "if (!last) return;"),
         ],
         NARROW,

@@ -6,6 +6,7 @@ import functools
 import operator
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,12 +35,13 @@ class CudaLauncher:
 
     Args:
         device_id: which device; CuPy's current one by default.
+        folder: where the kernels' sources lie; gpuback's kernels by default.
 
     Raises:
         BackendError: CuPy cannot be imported, or there is no such device.
     """
 
-    def __init__(self, device_id: int | None = None) -> None:
+    def __init__(self, device_id: int | None = None, *, folder: Path | None = None) -> None:
         try:
             import cupy
         except ImportError as error:
@@ -48,6 +50,7 @@ class CudaLauncher:
                 "pip install 'gpuback[cuda12]' or 'gpuback[cuda13]'"
             ) from error
         self._cupy = cupy
+        self._folder = folder
         runtime = cupy.cuda.runtime
         try:
             self.device_id: int = runtime.getDevice() if device_id is None else operator.index(device_id)
@@ -147,7 +150,7 @@ class CudaLauncher:
         """The variant's function, loaded once."""
         loaded = self._functions.get(variant)
         if loaded is None:
-            compiled = compile_variant(variant, self.limits.arch)
+            compiled = compile_variant(variant, self.limits.arch, folder=self._folder)
             try:
                 kernel = self._cupy.RawModule(path=str(compiled.path)).get_function(variant.entry)
                 loaded = _Loaded(compiled, kernel, kernel.kernel.ptr)

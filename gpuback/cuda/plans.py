@@ -1,7 +1,7 @@
 """Launch plans: pure functions from shape, number format and device limits to what is launched.
 
-In which order sums are added follows from the shape alone, never from the device: how a batch is cut into chains, and so
-how many partial results there are. The device decides only which variant has room and how many blocks are in flight.
+In which order sums are added follows from the shape alone, never from the device: how a batch is cut into chains, and
+so how many partial results there are. The device decides only which variant has room and how many blocks are in flight.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ SIMT_ITEMS_WANTED, SIMT_TILES_WANTED, SIMT_SMALLEST_CHAIN = 256, 96, 128
 which small ones balance better; rows of a chain. By measurements on an H200 with 132 multiprocessors."""
 
 SMALLEST_CHAIN, LONGEST_CHAIN = 256, 8192
-"""Rows of the batch that one partial result adds up. Below the first, partial results are more work than they save. Above the
-second, tensor cores, which cut off what does not fit as they add 16 products at a time, lose more than √K allows."""
+"""Rows of the batch that one partial result adds up. Below the first, partial results are more work than they save.
+Above the second, tensor cores, which cut off what does not fit as they add 16 products at a time, lose more than √K
+allows."""
 
 NARROW_SMALLEST_CHAIN = 128
 """The same for `layer_mma_narrow`, which otherwise spends more time on partial results than on samples."""
@@ -341,7 +342,7 @@ class CompiledKernel(NamedTuple):
 
 def variants() -> list[CompiledKernel]:
     """Every kernel that the plans above can ask for."""
-    return list(_variants())
+    return list(dict.fromkeys(_variants()))
 
 
 def _variants() -> Iterator[CompiledKernel]:

@@ -85,7 +85,7 @@ def _beside(includer: str, included: str) -> str:
     """The included file's name as seen from the folder; ".." goes up one level."""
     parts: list[str] = []
     for part in (PurePosixPath(includer).parent / included).parts:
-        if part == ".." and parts:
+        if part == ".." and parts and parts[-1] != "..":
             parts.pop()
         else:
             parts.append(part)

@@ -294,13 +294,16 @@ def ops_of(arrays: dict[str, Array]) -> Ops:
                 f"{name}: expected a numpy.ndarray or a cupy.ndarray (nothing is converted here), "
                 f"got {type(array).__name__}"
             )
+    kinds = {type(array) for array in arrays.values()}
+    if kinds == {np.ndarray}:
+        return NumpyOps()
     homes = {name: _home(array) for name, array in arrays.items()}
     if len(set(homes.values())) > 1 or "other" in next(iter(homes.values())):
         raise DeviceError(
             "expected arrays of NumPy, or of CuPy on one device, got "
             + ", ".join(f"{name}: {home}" for name, home in homes.items())
         )
-    if next(iter(homes.values())) == "numpy.ndarray":
+    if next(iter(homes.values())) == "numpy.ndarray":  # of a subclass
         return NumpyOps()
     return _cupy_ops_on(next(iter(arrays.values())).device.id)
 

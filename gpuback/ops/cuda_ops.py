@@ -23,7 +23,7 @@ from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
 from gpuback.cuda import plans
 from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
-from gpuback.errors import DeviceError
+from gpuback.errors import DeviceError, DeviceMemoryError
 from gpuback.losses import Loss
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
 from gpuback.ops.host_arrays import as_host_array, is_real
@@ -282,7 +282,7 @@ class CudaOps:
             launches[key] = launch, plan
         launch, plan = launches[key]
         # Fresh for each call: calls on different streams may be under way together.
-        partials = self.xp.empty(plan.partials, precision.total)
+        partials = self.empty(plan.partials, precision.total)
         counters = self.xp.zeros(plan.counters + 1, np.uint32)
         given = [array for array in (da, h_prev, W, source, da_prev) if array is not None]
         launch(*given, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.draws else []))
@@ -298,8 +298,19 @@ class CudaOps:
         return self.xp.ascontiguousarray(array)
 
     def may_overlap(self, array: Array, other: Array) -> bool:
-        """Whether two arrays may share memory."""
-        return bool(self.xp.may_share_memory(array, other))
+        """Whether two arrays may share memory: whether the bytes from the first to the last of each do."""
+        first, after = self._extent(array)
+        other_first, other_after = self._extent(other)
+        return first < other_after and other_first < after
+
+    def _extent(self, array: Array) -> tuple[int, int]:
+        first = after = self.launcher.address(array)
+        for length, stride in zip(array.shape, array.strides, strict=True):
+            if stride < 0:
+                first += (length - 1) * stride
+            else:
+                after += (length - 1) * stride
+        return first, after + array.itemsize
 
     # Updates
 
@@ -333,11 +344,23 @@ class CudaOps:
     # Arrays
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return self.xp.empty(shape, dtype)
+        """An array, not yet written to.
+
+        Raises:
+            DeviceMemoryError: the device has no room for it.
+        """
+        try:
+            return self.xp.empty(shape, dtype)
+        except MemoryError as error:
+            needed = math.prod((shape,) if isinstance(shape, int) else shape) * np.dtype(dtype).itemsize
+            raise DeviceMemoryError(
+                f"{needed:,} bytes of the device's memory are needed for an array of shape {shape}, and there is no "
+                f"room: {error}. Remedy: a smaller batch"
+            ) from error
 
     def padded(self, rows: int, columns: int, dtype: np.dtype[Any]) -> Array:
         """A matrix whose rows start at multiples of 16 bytes."""
-        return self.xp.empty((rows, _pitch_for(columns, dtype)), dtype)[:, :columns]
+        return self.empty((rows, _pitch_for(columns, dtype)), dtype)[:, :columns]
 
     def scalar(self, value: Array | float, dtype: np.dtype[Any]) -> Array:
         """A 0-d array: the loss itself, which every step makes anew."""
@@ -425,14 +448,17 @@ class CudaWorkspace:
         self._ops = ops
         self.rows = rows
         self.precision = precision
-        limits = ops.launcher.limits
-        layers = [plans.layer_plan(rows, n_out, n_in, precision, limits) for n_in, n_out in pairwise(sizes)]
-        self.partials = ops.xp.empty(max(plan.partials for plan in layers), precision.total)
+        layers = [
+            plans.layer_plan(rows, n_out, n_in, precision, ops.launcher.limits, need_da_prev=needed)
+            for n_in, n_out in pairwise(sizes)
+            for needed in (True, False)  # without it a layer's plan may be cut into more and smaller tiles
+        ]
+        self.partials = ops.empty(max(plan.partials for plan in layers), precision.total)
         self.counters = ops.xp.zeros(max(plan.counters for plan in layers), np.uint32)
         self.tickets = ops.xp.zeros(1, np.uint32)
         widest = max(sizes)
         pitch = _pitch_for(widest, precision.operand)
-        self._deltas = [ops.xp.empty(rows * pitch, precision.operand) for _ in range(2)]
+        self._deltas = [ops.empty(rows * pitch, precision.operand) for _ in range(2)]
 
     def hidden(self, width: int) -> Array:
         """A buffer of its own for a hidden layer, (rows, width)."""
