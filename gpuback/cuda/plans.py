@@ -26,7 +26,7 @@ MMA_THREADS = 128
 """In a block of `layer_mma` and `forward_mma`."""
 
 ITEMS_WANTED = 132
-"""Items of dW, enough for every multiprocessor of the largest GPUs. Bits depend on it: it does not follow the device."""
+"""Items of dW: enough for the largest GPUs. Bits depend on it, so it does not follow the device."""
 
 SIMT_ITEMS_WANTED, SIMT_TILES_WANTED, SIMT_SMALLEST_CHAIN = 256, 96, 128
 """For kernels without tensor cores: items of dW, beside which da's run; large tiles of da or of a forward pass, below

@@ -418,7 +418,7 @@ class CudaOps:
         return self._converted(array, dtype, what)
 
     def _converted(self, array: Array, dtype: np.dtype[Any], what: str) -> Array:
-        """Floats by way of the host, for CuPy's own conversions take subnormal numbers for 0; integers on the device."""
+        """Floats by way of the host: CuPy's own conversions take subnormal numbers for 0. Integers on the device."""
         if array.dtype.kind in "biu":
             return self.xp.ascontiguousarray(array.astype(dtype))
         return self.xp.asarray(as_host_array(self.to_numpy(array), dtype, what))
