@@ -337,7 +337,8 @@ class MLP:
             raise ShapeError(
                 f"out: expected Gradients with theta {self._theta.shape} of {self._theta.dtype}, got {came}"
             )
-        if not (out.theta.flags.c_contiguous and out.theta.flags.aligned and out.theta.flags.writeable):
+        flags = out.theta.flags  # CuPy's know only the first of these
+        if not (flags.c_contiguous and getattr(flags, "aligned", True) and getattr(flags, "writeable", True)):
             raise OptionError(
                 "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
             )

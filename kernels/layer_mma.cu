@@ -44,9 +44,11 @@ DEVICE void weights_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matri
   for (int i = 0; i < held; ++i) sums[i] = tile.sums[i / 4 / Tile::FRAGMENTS_N][i / 4 % Tile::FRAGMENTS_N][i % 4];
 #pragma unroll
   for (int i = 0; i < (held_db + 3) / 4 * 4; ++i) sums[held + i] = i < held_db ? tile.row_sums[i / 2][i % 2 * 2] : 0.0f;
+  const int DEPTH = TILE == 128 ? 32 : 16;  // shared memory is free, and has room for 4 rings of 512 DEPTH bytes
+  static_assert(4 * 512 * DEPTH <= 4 * Tile::STAGE * sizeof(OPERAND), "four stages hold the rings");
   const int64 size = sizeof(sums) / sizeof(float) * 32, place = which * warps + warp;
-  reduce_chains<2, 2>(sums, used, partials + place * size, tiles * warps * size, arrivals + place * (chain_groups(chains) + 1), chains,
-                chain, [&](int index, float sum) {
+  reduce_chains<DEPTH>(sums, used, partials + place * size, tiles * warps * size, arrivals + place * (chain_groups(chains) + 1), chains,
+                chain, (Pack<float>*)shared + warp * DEPTH * 32, [&](int index, float sum) {
     if (index < held) {
       const int i = index / 4 / Tile::FRAGMENTS_N, j = index / 4 % Tile::FRAGMENTS_N, e = index % 4;
       add_weight(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e), i0 + Tile::warp_n() + j * 8 + fragment_column(e), sum);

@@ -39,6 +39,10 @@ const int COLUMN_GROUPS = WARPS / ROW_GROUPS < MOST_COLUMN_GROUPS ? WARPS / ROW_
 const int SHARE = MAX_IN / COLUMN_GROUPS;
 const int PASS = SHARE < 32 ? SHARE : 32, PITCH_PASS = PASS + 8;
 
+// The reduction: a ring of DEPTH times 512 bytes for each warp, in the same shared memory.
+const int SHARED_BYTES = (MAX_OUT * PITCH_W + SLABS * SLAB) * (int)sizeof(OPERAND) + WARPS * 16 * PITCH_PASS * 4;
+const int DEPTH = SHARED_BYTES / (WARPS * 512) < 12 ? SHARED_BYTES / (WARPS * 512) : 12;
+
 struct Slab {
   const OPERAND* da;
   const OPERAND* h;
@@ -189,6 +193,7 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
       write_delta(slab, w_tile, staged, source, source_in_slab, aligned_source, activation, prev_factor, da_prev, aligned_prev);
   }
 
+  __syncthreads();  // everyone is done with the last slab: shared memory is free for the reduction
   if (warp_i() == 0)
 #pragma unroll
     for (int i = 0; i < FRAGMENTS_O; ++i) Unit::finish_row_sums(db[i]);
@@ -203,8 +208,8 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
   const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
   const Chains all = {chains, group_size};
   const int64 size = sizeof(sums) / sizeof(float) * 32;
-  reduce_chains<6, 2>(sums, warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held, partials + warp * size, WARPS * size,
-                arrivals + warp * (chain_groups(all) + 1), all, chain, [&](int index, float sum) {
+  reduce_chains<DEPTH>(sums, warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held, partials + warp * size, WARPS * size,
+                arrivals + warp * (chain_groups(all) + 1), all, chain, (Pack<float>*)memory + warp * DEPTH * 32, [&](int index, float sum) {
     if (index < held) {
       const int i = index / 4 / FRAGMENTS_I, j = index / 4 % FRAGMENTS_I, e = index % 4;
       add_weight(gradient, warp_o() + i * 16 + fragment_row(e), warp_i() + j * 8 + fragment_column(e), sum);

@@ -31,20 +31,51 @@ typedef unsigned long long uint64;
 
 DEVICE uint32 shared_address(const void* pointer) { return (uint32)__cvta_generic_to_shared(pointer); }
 
-// ---- Asynchronous copies from global to shared memory (sm_80 and later)
+// ---- Global memory
+
+// Reads through the level-2 cache only: for what other blocks of this launch have written.
+DEVICE double load_cg(const double* address) {
+  double value;
+  asm volatile("ld.global.cg.f64 %0, [%1];" : "=d"(value) : "l"(address) : "memory");
+  return value;
+}
+
+DEVICE uint4 load_cg(const uint4* address) {
+  uint4 value;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(address) : "memory");
+  return value;
+}
+
+// ---- Asynchronous copies from global to shared memory (sm_80 and later; before, they are done on return)
 
 // Copies 16 bytes: the first `valid` (0 ... 16) from `source`, zeros for the rest. Both addresses are multiples of 16.
 DEVICE void cp_async_16(void* destination, const void* source, int valid) {
+#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :: "r"(shared_address(destination)), "l"(source), "r"(valid) : "memory");
+#else
+  if (valid == 16)
+    *(uint4*)destination = load_cg((const uint4*)source);
+  else
+    for (int i = 0; i < 16; ++i) ((unsigned char*)destination)[i] = i < valid ? ((const unsigned char*)source)[i] : 0;
+#endif
 }
 
 // Closes this thread's group of copies.
-DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+DEVICE void cp_async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
 
 // Waits until at most `Pending` of this thread's latest groups are still under way.
 template <int Pending>
-DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(Pending) : "memory"); }
+DEVICE void cp_async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" :: "n"(Pending) : "memory");
+#endif
+}
 
 // ---- Fragments from shared memory (16-bit elements)
 
@@ -116,23 +147,6 @@ DEVICE float cvt_f32_bf16(uint16 bits) { return __uint_as_float((uint32)bits << 
 DEVICE float cvt_f32_f16(uint16 bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-  return value;
-}
-
-// ---- Global memory
-
-// Reads through the level-2 cache only: for what other blocks of this launch have written.
-DEVICE double load_cg(const double* address) {
-  double value;
-  asm volatile("ld.global.cg.f64 %0, [%1];" : "=d"(value) : "l"(address) : "memory");
-  return value;
-}
-
-
-DEVICE uint4 load_cg(const uint4* address) {
-  uint4 value;
-  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(address) : "memory");
   return value;
 }
 

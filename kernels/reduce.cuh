@@ -39,49 +39,63 @@ DEVICE bool arrive_last(unsigned* arrivals, int expected) {
 }
 
 // take(i, pack): pack i (0 ... packs - 1) of this lane's sum of `count` partial results, `stride` numbers apart, added in this
-// order. MEMBERS x PACKS loads are on their way at a time: the way to the level-2 cache is long, and nothing else is left to do.
-template <int MEMBERS, int PACKS, typename Real, typename Take>
-DEVICE void add_partials(const Real* partials, int64 stride, int count, int packs, Take take) {
-  const int width = Pack<Real>::count, lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (int i = 0; i < packs; i += PACKS) {
-    const Pack<Real>* next = (const Pack<Real>*)partials + i * 32 + lane;
-    Pack<Real> totals[PACKS];
+// order. The way to the level-2 cache is long and there is nothing else to do, so DEPTH packs are on their way at a time, by
+// asynchronous copies into `ring`, this warp's own 512 DEPTH bytes of shared memory, of which each lane uses its own part. They
+// come in four groups; a group holds neighbours in one pack's sum.
+template <int DEPTH, typename Real, typename Take>
+DEVICE void add_partials(const Real* partials, int64 stride, int count, int packs, Pack<Real>* ring, Take take) {
+  const int width = Pack<Real>::count, GROUPS = 4, SIZE = DEPTH / GROUPS;
+  static_assert(SIZE > 0, "a group holds something");
+  const Pack<Real>* source = (const Pack<Real>*)partials + threadIdx.x % 32;
+  const int64 step = stride / width;
+  ring += threadIdx.x % 32;
+
+  int asked_pack = 0, asked_member = 0;
+  const auto ask = [&](int group) {
+    if (asked_pack < packs) {
+      const Pack<Real>* from = source + asked_pack * 32 + asked_member * step;
 #pragma unroll
-    for (int p = 0; p < PACKS; ++p)
-#pragma unroll
-      for (int j = 0; j < width; ++j) totals[p].at[j] = 0;
-#pragma unroll 1
-    for (int left = count; left > 0; left -= MEMBERS) {
-      Pack<Real> loaded[MEMBERS][PACKS];
-#pragma unroll
-      for (int k = 0; k < MEMBERS; ++k) {
-#pragma unroll
-        for (int p = 0; p < PACKS; ++p)
-          if (k < left && i + p < packs) loaded[k][p] = load_cg_pack(next + p * 32);
-        next += stride / width;
-      }
-#pragma unroll
-      for (int k = 0; k < MEMBERS; ++k)
-#pragma unroll
-        for (int p = 0; p < PACKS; ++p)
-          if (k < left && i + p < packs)
-#pragma unroll
-            for (int j = 0; j < width; ++j) totals[p].at[j] += loaded[k][p].at[j];
+      for (int k = 0; k < SIZE; ++k)
+        if (asked_member + k < count) cp_async_16(ring + (group * SIZE + k) * 32, from + k * step, 16);
+      asked_member += SIZE;
+      if (asked_member >= count) asked_member = 0, ++asked_pack;
     }
+    cp_async_commit();  // empty ones too, so that the count is the count of groups
+  };
+#pragma unroll 1
+  for (int group = 0; group < GROUPS; ++group) ask(group);
+
+  int group = 0;
+#pragma unroll 1
+  for (int pack = 0; pack < packs; ++pack) {
+    Pack<Real> total;
 #pragma unroll
-    for (int p = 0; p < PACKS; ++p)
-      if (i + p < packs) take(i + p, totals[p]);
+    for (int j = 0; j < width; ++j) total.at[j] = 0;
+#pragma unroll 1
+    for (int member = 0; member < count; member += SIZE, group = (group + 1) % GROUPS) {
+      cp_async_wait<GROUPS - 1>();
+#pragma unroll
+      for (int k = 0; k < SIZE; ++k)
+        if (member + k < count) {
+          const Pack<Real> one = ring[(group * SIZE + k) * 32];
+#pragma unroll
+          for (int j = 0; j < width; ++j) total.at[j] += one.at[j];
+        }
+      ask(group);
+    }
+    take(pack, total);
   }
+  cp_async_wait<0>();
 }
 
 // Called by one warp for each chain with that chain's sums, of which the first `used` (a multiple of 16 bytes) count. One of these
 // warps ends with the totals: write(index, total) is called for each of its lanes' numbers.
 //   partials  room for `chains.count` partial results of this tile, `stride` numbers apart
 //   arrivals  chain_groups + 1 counters of this tile, all 0
-template <int MEMBERS, int PACKS, typename Real, int Count, typename Write>
+//   ring      512 DEPTH bytes of shared memory for this warp
+template <int DEPTH, typename Real, int Count, typename Write>
 DEVICE void reduce_chains(const Real (&sums)[Count], int used, Real* partials, int64 stride, unsigned* arrivals, Chains chains,
-                          int chain, Write write) {
+                          int chain, Pack<Real>* ring, Write write) {
   const int width = Pack<Real>::count, lane = threadIdx.x % 32;
   static_assert(Count % width == 0, "lanes store 16 bytes at a time");
   const int group = chain / chains.group_size, first = group * chains.group_size, groups = chain_groups(chains);
@@ -100,9 +114,9 @@ DEVICE void reduce_chains(const Real (&sums)[Count], int used, Real* partials, i
     for (int j = 0; j < width; ++j) write(i * width + j, pack.at[j]);
   };
   if (!arrive_last(arrivals + group, members)) return;
-  if (groups == 1) return add_partials<MEMBERS, PACKS>(group_sum, stride, members, packs, write_pack);
-  add_partials<MEMBERS, PACKS>(group_sum, stride, members, packs,
-               [&](int i, const Pack<Real>& pack) { ((Pack<Real>*)group_sum)[i * 32 + lane] = pack; });
+  if (groups == 1) return add_partials<DEPTH>(group_sum, stride, members, packs, ring, write_pack);
+  add_partials<DEPTH>(group_sum, stride, members, packs, ring,
+                      [&](int i, const Pack<Real>& pack) { ((Pack<Real>*)group_sum)[i * 32 + lane] = pack; });
   if (!arrive_last(arrivals + groups, groups)) return;
-  add_partials<MEMBERS, PACKS>(partials, chains.group_size * stride, groups, packs, write_pack);
+  add_partials<DEPTH>(partials, chains.group_size * stride, groups, packs, ring, write_pack);
 }

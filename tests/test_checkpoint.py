@@ -301,19 +301,20 @@ def test_a_write_that_fails_leaves_the_earlier_file(file: Path, monkeypatch: pyt
         ({"batch_size": None}, "batch_size is 8 there and None here"),
         ({"shuffle": False}, "shuffle is True there and False here"),
         ({"clip_norm": 1.0}, "clip_norm is None there and 1.0 here"),
-        ({"net": MLP([4, 8, 2])}, "architecture is"),
-        ({"net": network(activation="relu")}, "architecture is"),
-        ({"net": network(dtype="float64")}, "architecture is"),
+        ({"make_net": lambda: MLP([4, 8, 2])}, "architecture is"),
+        ({"make_net": lambda: network(activation="relu")}, "architecture is"),
+        ({"make_net": lambda: network(dtype="float64")}, "architecture is"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_runs_file_is_refused_by_name(changed: Any, named: str, file: Path) -> None:
     train(file, epochs=2)
     content = file.read_bytes()
-    net = changed.pop("net", None) or network(seed=3)
+    options = {"make_net": lambda: network(seed=3)} | changed
+    net = options.pop("make_net")()
     before = net.theta.tobytes()
     with pytest.raises(OptionError, match=rf"{file.name} is another run's: {named}"):
-        train(file, **changed, net=net, resume=True)
+        train(file, **options, net=net, resume=True)
     assert net.theta.tobytes() == before
     assert file.read_bytes() == content
 

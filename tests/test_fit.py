@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import count
 from typing import Any
@@ -62,7 +63,7 @@ def test_it_learns_iris(optimizer: Any) -> None:
     x, y = pytest.importorskip("sklearn.datasets").load_iris(return_X_y=True)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     net = MLP([4, 16, 3], seed=0)
-    gpuback.fit(net, x, y, optimizer=optimizer, epochs=100, batch_size=16, seed=0)
+    gpuback.fit(net, x, y, optimizer=copy.deepcopy(optimizer), epochs=100, batch_size=16, seed=0)
     assert accuracy(net, x, y) > 0.95
 
 

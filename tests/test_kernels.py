@@ -4,9 +4,9 @@ read before it is written; results within the contract's tolerance, and the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,14 +26,12 @@ from gpuback.testing import random_batch
 
 require_emulator()
 
-SIXTEEN_BIT = ("bfloat16", "float16")
 SCHEDULES = [("fifo", "late"), ("lifo", "early"), ("random", "random")]
 
 
 @pytest.fixture
 def plan_for(monkeypatch):
     """A function that makes plans want so few items of work that small shapes get large tiles and long chains."""
-
     yield lambda items: want(items, monkeypatch)
     monkeypatch.undo()
     forget_plans()
@@ -67,31 +65,37 @@ class Recorder(EmulatorLauncher):
 # ---- Every variant of the layers' kernels
 
 
-def layer_cases() -> dict[Variant, tuple[str, Layer, DeviceLimits, int | None]]:
-    """For each variant: a pass, a ragged layer, a device, and how many items of work a plan shall want."""
-    cases: list[tuple[str, Layer, DeviceLimits, int | None]] = []
-    for name in (*SIXTEEN_BIT, "tf32"):
-        for n_out in (61, 101):
-            for n_in in (50, 123):
-                layer = Layer(801, n_out, n_in, name, "gelu" if n_out == n_in - 22 else "tanh")
-                cases += [("backward", layer, limits, 3) for limits in (H200, A100, A10)]
-        for wanted in (None, 12):
-            cases += [(which, Layer(701, 150, 137, name, "tanh"), H200, wanted) for which in ("backward", "forward")]
-    for name in ("float32", "float64"):
-        for wanted in (None, 12):
-            cases += [(which, Layer(391, 150, 137, name, "tanh"), H200, wanted) for which in ("backward", "forward")]
-    found = {}
-    for which, layer, limits, wanted in cases:
-        shape = layer.batch_size, layer.n_out, layer.n_in, PRECISIONS[layer.precision], limits
+class Case(NamedTuple):
+    """A pass of a ragged layer on a device, and how many items of work a plan shall want (None: as many as ever)."""
+
+    direction: str
+    layer: Layer
+    limits: DeviceLimits
+    items: int | None
+
+    @property
+    def variant(self) -> Variant:
+        layer = self.layer
+        shape = layer.batch_size, layer.n_out, layer.n_in, PRECISIONS[layer.precision], self.limits
         with pytest.MonkeyPatch.context() as patch:
-            want(wanted, patch)
-            plan = plans.layer_plan(*shape).launch if which == "backward" else plans.forward_plan(*shape)
-        found.setdefault(plan.variant, (which, layer, limits, wanted))
-    forget_plans()
-    return found
+            want(self.items, patch)
+            plan = plans.layer_plan(*shape).launch if self.direction == "backward" else plans.forward_plan(*shape)
+        forget_plans()
+        return plan.variant
 
 
-LAYER_CASES = layer_cases()
+def layer_cases() -> Iterator[Case]:
+    for precision in ("bfloat16", "float16", "tf32"):
+        for n_out, n_in, activation in [(61, 50, "tanh"), (61, 123, "tanh"), (101, 50, "tanh"), (101, 123, "gelu")]:
+            for limits in (H200, A100, A10):
+                yield Case("backward", Layer(801, n_out, n_in, precision, activation), limits, items=3)
+    for precision in PRECISIONS:
+        for direction in ("backward", "forward"):
+            for items in (None, 12):
+                yield Case(direction, Layer(701, 150, 137, precision, "tanh"), H200, items)
+
+
+LAYER_CASES = {case.variant: case for case in reversed(list(layer_cases()))}
 
 
 def variant_id(variant: Variant) -> str:
@@ -100,9 +104,9 @@ def variant_id(variant: Variant) -> str:
 
 def run_case(variant: Variant, layout: str = "padded", **choices: Any) -> tuple[bytes, ...]:
     """Runs a variant's case, checks its results, and returns their bits."""
-    which, layer, limits, _ = LAYER_CASES[variant]
-    launcher = Recorder(**({"checked": True, "limits": limits} | choices))
-    if which == "forward":
+    direction, layer, limits, _ = LAYER_CASES[variant]
+    launcher = Recorder(checked=True, limits=limits, **choices)
+    if direction == "forward":
         out = layer.forward(launcher, layout=layout)
         layer.check_forward(out)
         bits = (out.tobytes(),)
@@ -116,7 +120,7 @@ def run_case(variant: Variant, layout: str = "padded", **choices: Any) -> tuple[
 
 @pytest.mark.parametrize("variant", LAYER_CASES, ids=variant_id)
 def test_a_layers_kernel_in_every_schedule_and_at_any_alignment(variant, plan_for):
-    plan_for(LAYER_CASES[variant][-1])
+    plan_for(LAYER_CASES[variant].items)
     bits = {
         run_case(variant, order=order, copies=copies, resident_blocks=resident)
         for (order, copies), resident in zip(SCHEDULES, (1, 3, 4), strict=True)
@@ -130,7 +134,7 @@ def test_no_variant_is_left_out():
     layers = {kernel.variant for kernel in plans.variants() if kernel.variant.entry.startswith(("layer_", "forward_"))}
     assert set(LAYER_CASES) == layers
     rows = {kernel.variant for kernel in plans.variants()} - layers
-    recorder = Recorder()
+    recorder = Recorder(checked=True)
     for name in PRECISIONS:
         train(recorder, name, Adam(0.01))
         train(recorder, name, SGD(0.01))
@@ -151,11 +155,11 @@ CHAINS = {
 
 @pytest.mark.parametrize("layer", CHAINS.values(), ids=CHAINS)
 def test_bits_do_not_depend_on_the_device_or_on_who_runs_when(layer):
-    devices = [DeviceLimits((9, 0), 232448, count) for count in (1, 7, 132)] + [A100, A10]
+    devices = [replace(H200, multiprocessors=count) for count in (1, 7, 132)] + [A100, A10]
     bits = set()
-    for limits in devices:
+    for seed, limits in enumerate(devices):
         for (order, copies), resident in zip(SCHEDULES, (1, 2, 5), strict=True):
-            launcher = EmulatorLauncher(order, copies=copies, resident_blocks=resident, limits=limits, seed=len(bits))
+            launcher = EmulatorLauncher(order, copies=copies, resident_blocks=resident, limits=limits, seed=seed)
             gradients = layer.backward(launcher)
             bits.add(gradients.bits())
     layer.check(gradients)
@@ -252,7 +256,7 @@ def test_tensor_cores_that_cut_off(precision, kind, n_out, n_in):
 def test_tensor_cores_that_cut_off_in_one_long_chain(precision, n_out, n_in, plan_for):
     plan_for(1)
     layer = Layer(4096, n_out, n_in, precision, "identity", "mixed")
-    layer.check(layer.backward(EmulatorLauncher(truncate=True)))
+    layer.check(layer.backward(EmulatorLauncher(checked=True, truncate=True)))
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])

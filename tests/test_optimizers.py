@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -312,7 +313,7 @@ def test_the_gradient_is_only_read(optimizer: Any) -> None:
     _, gradients = net.value_and_grad(np.ones((2, 3)), [0, 1])
     before = gradients.theta.tobytes()
     gradients.theta.flags.writeable = False
-    optimizer.step(net, gradients)
+    copy.deepcopy(optimizer).step(net, gradients)
     assert gradients.theta.tobytes() == before
 
 
@@ -324,7 +325,7 @@ def test_sgd_without_momentum_keeps_no_state() -> None:
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.1, momentum=0.5), Adam(), AdamW()], ids=repr)
 def test_an_optimizer_refuses_a_second_network(optimizer: Any) -> None:
-    first, twin = network(5), network(5)
+    first, twin, optimizer = network(5), network(5), copy.deepcopy(optimizer)
     step(optimizer, first, np.ones(5))
     before, state = twin.theta.tobytes(), {name: array.copy() for name, array in optimizer.state.items()}
     with pytest.raises(OptionError, match=rf"{type(optimizer).__name__} has stepped another network"):

@@ -36,19 +36,19 @@ FOUND = {
         "layer_mma_narrow.cu",
         [("__syncthreads();  // this slab has arrived for everyone", "//")],
         NARROW,
-        r"race \(read after write\): .* nothing orders the two: shared memory",
+        r"race \(read after write.* nothing orders the two: shared memory",
     ),
     "dropped block barrier behind a tile": Bug(
         "mma_tile.cuh",
         [("__syncthreads();  // shared memory is free again", "")],
         WIDE,
-        r"layer_mma, .* race \(write after read\): .* shared memory",
+        r"layer_mma, .* race \(write after read.* shared memory",
     ),
     "dropped block barrier around what one thread draws": Bug(
         "schedule.cuh",
         [("__syncthreads();  // everyone sees the item", "")],
         WIDE,
-        r"layer_mma, .* schedule.cuh:\d+: (race \(read after write\): .*|reads what nobody has written): shared memory",
+        r"layer_mma, .* schedule.cuh:\d+: (race \(read after write.*|reads what nobody has written): shared memory",
     ),
     "dropped wait for asynchronous copies": Bug(
         "layer_mma_narrow.cu",
@@ -97,19 +97,19 @@ FOUND = {
         "reduce.cuh",
         [("__threadfence();  // and those before its arrival", "")],
         NARROW,
-        r"race \(read after write\): .*'partials'",
+        r"race \(read after write.*'partials'",
     ),
     "missing fence after the arrival": Bug(
         "reduce.cuh",
         [("__threadfence();\n    if (last)", "if (last)")],
         NARROW,
-        r"race \(read after write\): .*'partials'",
+        r"race \(read after write.*'partials'",
     ),
     "only one lane's writes are fenced": Bug(
         "reduce.cuh",
         [("__syncwarp();  // the lanes' writes come before lane 0's fence", "")],
         NARROW,
-        r"race \(read after write\): .*'partials'",
+        r"race \(read after write.*'partials'",
     ),
     "shared memory read before it is written": Bug(
         "layer_mma_narrow.cu",
@@ -203,7 +203,7 @@ def test_the_checker_finds_a_missing_warp_barrier_before_staged_memory_is_used_a
         "layer_mma_narrow.cu",
         [("__syncwarp();  // everyone has read what this warp staged last", "")],
         Layer(301, 60, 120, "bfloat16", "tanh"),
-        r"race \(write after read\): .* shared memory",
+        r"race \(write after read.* shared memory",
     )
     monkeypatch.setattr(plans, "_slab_choices", lambda *layer: [plans._Slabs(64, 128, 128, 2)])
     plans.layer_plan.cache_clear()

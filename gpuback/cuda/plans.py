@@ -19,6 +19,9 @@ from gpuback.precision import Precision
 THREADS = 256
 """In a block, but for those on tensor cores."""
 
+SHARED_RESERVED = 1024
+"""Bytes of shared memory that the system takes for itself with each block."""
+
 NARROW_WARPS = 16
 """In a block of `layer_mma_narrow`."""
 
@@ -76,7 +79,7 @@ class LayerPlan:
     Attributes:
         launch: what is launched.
         chains: how the sum over the batch is cut.
-        partials: numbers of workspace for partial results, 0 if there is one chain.
+        partials: numbers of workspace for partial results.
         counters: how many arrival counters, all 0 before and after.
         draws: whether blocks draw items of work, and the kernel takes a counter for that.
         why: in words, for `explain`.
@@ -216,13 +219,15 @@ def _mma_layer(
     for tile in (128, 64):
         tiles_o, tiles_i = -(-n_out // tile), -(-n_in // tile)
         chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, longest)
-        items = chains.count * tiles_o * tiles_i + need_da_prev * -(-batch_size // tile) * tiles_i
-        if items >= ITEMS_WANTED:
+        dw_items, da_items = chains.count * tiles_o * tiles_i, -(-batch_size // tile) * tiles_i
+        if dw_items + da_items >= ITEMS_WANTED:  # with da in any case: dW has the same bits without
             break
+    items = dw_items + need_da_prev * da_items
     per_lane = _held(tile * tile // MMA_THREADS, tile // 32)
     variant = Variant("layer_mma.cu", "layer_mma", (f"OPERAND={operand}", f"TILE={tile}"))
     shared = _mma_shared(operand, tile)
-    in_flight = limits.multiprocessors * (2 if 2 * (shared + 1024) <= limits.shared_bytes else 1)
+    room = (limits.shared_bytes + SHARED_RESERVED) // (shared + SHARED_RESERVED)
+    in_flight = limits.multiprocessors * max(1, min(2 if tile == 128 else 3, room))
     return LayerPlan(
         LaunchPlan(variant, min(items, in_flight), MMA_THREADS, shared),
         chains,

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# All that needs a GPU, from the bare source tree on a machine with CUDA and CuPy: nothing is installed.
+#
+#     OUT=folder benchmarks/on_device.sh [--quick]
+#
+# Tests of ptx.cuh, parity of the backends, benchmark, compute-sanitizer; at the end a table. Under 9 minutes. What each part
+# printed, the benchmark's figures (JSON) and tables (Markdown) are left in OUT. Fails if a part fails.
+set -u
+cd "$(dirname "$0")/.."
+OUT=$(mkdir -p "${OUT:=on_device}" && cd "$OUT" && pwd)
+export OUT PYTHONPATH=. PYTHONUNBUFFERED=1
+export GPUBACK_CACHE_DIR=${GPUBACK_CACHE_DIR:-$(mktemp -d)}
+python=${PYTHON:-python3}
+summary=() failed=0
+
+# part NAME SECONDS COMMAND...: at most so long; the last line of what it prints goes into the table.
+part() {
+  local name=$1 limit=$2 started=$SECONDS code
+  shift 2
+  echo "== $name"
+  timeout "$limit" "$@" 2>&1 | tee "$OUT/$name.txt"
+  code=${PIPESTATUS[0]}
+  [ "$code" = 0 ] && local verdict=passed || { local verdict="FAILED ($code)"; failed=1; }
+  summary+=("$(printf '%-12s %-12s %4d s   %s' "$name" "$verdict" $((SECONDS - started)) "$(tail -n 1 "$OUT/$name.txt" | cut -c 1-110)")")
+}
+
+pytest="$python -m pytest -q -p no:cacheprovider -W default"
+workers=$($python -c 'import xdist' 2>/dev/null && echo "-n 6")
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+part compile 60 $python -m benchmarks.compile_kernels
+CUPY_TF32=1 part ptx 60 $pytest -s tests/test_ptx_on_gpu.py
+CUPY_TF32=1 part parity 120 $pytest $workers tests/test_gpu_parity.py tests/test_cuda_device.py -m gpu
+part benchmark 200 $python -m benchmarks.fused_backward --json "$OUT/benchmark.json" "$@"
+SECONDS_EACH=45 part sanitize 100 tests/gpu_kernels/sanitize.sh
+
+echo
+printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"
+exit $failed

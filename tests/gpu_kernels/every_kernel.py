@@ -1,0 +1,75 @@
+"""Runs every kernel on small ragged layers, and says which it ran: for compute-sanitizer.
+
+compute-sanitizer --tool memcheck python tests/gpu_kernels/every_kernel.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cupy
+import numpy as np
+
+import gpuback
+from gpuback import SGD, Adam, TrainStep
+from gpuback.cuda import plans
+from gpuback.ops import ops_for
+from gpuback.testing import random_batch, random_layer
+
+DTYPES = (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False), ("float64", False))
+NARROW = [(n_out, n_in) for n_out in (61, 101) for n_in in (50, 123)]
+SHARED_BYTES = (None, 166912, 101376)
+"""Of this device, of an A100 and of an A10: smaller ones get shallower rings of slabs."""
+
+
+def layer(rows: int, n_out: int, n_in: int, dtype: str, allow_tf32: bool) -> None:
+    case = random_layer(np.random.default_rng(0), rows, n_out, n_in, activation_prev="gelu", dtype=dtype)
+    da, h_prev, W, a_prev = (cupy.asarray(x) for x in (case.da, case.h_prev, case.W, case.a_prev))
+    gpuback.fused_backward(da, h_prev, W, activation_prev="gelu", a_prev=a_prev, allow_tf32=allow_tf32)
+
+
+def network(sizes: tuple[int, ...], rows: int, dtype: str, allow_tf32: bool) -> None:
+    for optimizer in (Adam(), SGD(0.1)):
+        net = gpuback.MLP(sizes, dtype=dtype, allow_tf32=allow_tf32, activation="silu", backend="cupy", seed=0)
+        x, y = random_batch(net, rows)
+        TrainStep(net, optimizer, clip_norm=1.0)(x, y)
+        net.forward(x)
+        net.ops.norm(net.theta)
+
+
+def want(items: int) -> None:
+    """Makes plans content with so few items of work that small layers get large tiles and long chains."""
+    plans.ITEMS_WANTED = plans.SIMT_ITEMS_WANTED = items
+    plans.SIMT_TILES_WANTED = items // 2
+    plans.layer_plan.cache_clear()
+    plans.forward_plan.cache_clear()
+
+
+def main() -> None:
+    cupy.cuda.set_allocator(None)  # each array an allocation of its own, with ends that a sanitizer knows
+    launcher = ops_for("cupy").launcher  # type: ignore[attr-defined]
+    limits = launcher.limits
+    for dtype, allow_tf32 in DTYPES:
+        for shared_bytes in SHARED_BYTES:
+            launcher.limits = replace(
+                limits, shared_bytes=min(shared_bytes or limits.shared_bytes, limits.shared_bytes)
+            )
+            for n_out, n_in in NARROW:
+                layer(200 + (shared_bytes or 0) % 7, n_out, n_in, dtype, allow_tf32)
+        launcher.limits = limits
+        layer(150, 150, 137, dtype, allow_tf32)
+        network((33, 150, 10), 150, dtype, allow_tf32)
+    want(4)
+    for dtype, allow_tf32 in DTYPES:
+        layer(301, 150, 137, dtype, allow_tf32)
+        network((33, 150, 140, 10), 301, dtype, allow_tf32)
+    cupy.cuda.runtime.deviceSynchronize()
+    ran = set(launcher._functions)
+    known = {kernel.variant for kernel in plans.variants()}
+    print(f"ran {len(ran & known)} of {len(known)} kernels")
+    for variant in sorted(known - ran):
+        print("not run:", variant.source, variant.entry, *variant.defines)
+
+
+if __name__ == "__main__":
+    main()
