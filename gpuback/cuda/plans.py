@@ -31,11 +31,11 @@ MMA_THREADS = 128
 ITEMS_WANTED = 132
 """Items of dW: enough for the largest GPUs. Bits depend on it, so it does not follow the device."""
 
-SIMT_ITEMS_WANTED, SIMT_TILES_WANTED, SIMT_SMALLEST_CHAIN = 256, 96, 128
+SIMT_ITEMS_WANTED, SIMT_TILES_WANTED, SIMT_SMALLEST_CHAIN, SIMT_LONGEST_CHAIN = 256, 96, 128, 8192
 """For kernels without tensor cores: items of dW, beside which da's run; large tiles of da or of a forward pass, below
 which small ones balance better; rows of a chain. By measurements on an H200 with 132 multiprocessors."""
 
-SMALLEST_CHAIN, LONGEST_CHAIN = 256, 8192
+SMALLEST_CHAIN, LONGEST_CHAIN = 256, 2048
 """Rows of the batch that one partial result adds up. Below the first, partial results are more work than they save.
 Above the second, tensor cores, which cut off what does not fit as they add 16 products at a time, lose more than √K
 allows."""
@@ -184,6 +184,10 @@ def layer_plan(
     return _mma_layer(batch_size, n_out, n_in, precision, limits, need_da_prev)
 
 
+def _narrow_chains(batch_size: int) -> Chains:
+    return _chains(batch_size, ITEMS_WANTED, NARROW_SMALLEST_CHAIN, LONGEST_CHAIN)
+
+
 def _held(of_dw: int, fragments: int) -> int:
     """Numbers that a lane brings to a reduction: its part of dW, and two of db for each row of fragments, by fours."""
     return of_dw + -(-2 * fragments // 4) * 4
@@ -199,7 +203,7 @@ def _narrow_layer(
     slabs = next((s for s in choices if s.shared_bytes(operand) <= limits.shared_bytes), None)
     if slabs is None:
         return None
-    chains = _chains(batch_size, ITEMS_WANTED, NARROW_SMALLEST_CHAIN, LONGEST_CHAIN)
+    chains = _narrow_chains(batch_size)
     per_lane = _held(slabs.max_out * slabs.max_in // (32 * NARROW_WARPS), slabs.max_out // 64)
     return LayerPlan(
         LaunchPlan(slabs.variant(operand), chains.count, 32 * NARROW_WARPS, slabs.shared_bytes(operand)),
@@ -215,10 +219,12 @@ def _mma_layer(
     batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, need_da_prev: bool
 ) -> LayerPlan:
     operand = _operand(precision)
-    longest = LONGEST_CHAIN // 2 if precision.tf32 else LONGEST_CHAIN  # 8 products at a time instead of 16
     for tile in (128, 64):
         tiles_o, tiles_i = -(-n_out // tile), -(-n_in // tile)
-        chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, longest)
+        if max(n_out, n_in) <= NARROW:  # where only the device keeps a layer from `layer_mma_narrow`: the same bits
+            chains = _narrow_chains(batch_size)
+        else:
+            chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, LONGEST_CHAIN)
         dw_items, da_items = chains.count * tiles_o * tiles_i, -(-batch_size // tile) * tiles_i
         if dw_items + da_items >= ITEMS_WANTED:  # with da in any case: dW has the same bits without
             break
@@ -246,7 +252,7 @@ def _simt_layer(
     tiles_o, tiles_i, tiles_da = -(-n_out // tile), -(-n_in // tile), -(-batch_size // tile) * -(-n_in // tile)
     # No shorter than an item of da, which nothing can cut: that would only add partial results.
     shortest = max(SIMT_SMALLEST_CHAIN, n_out)
-    chains = _chains(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), shortest, LONGEST_CHAIN)
+    chains = _chains(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), shortest, SIMT_LONGEST_CHAIN)
     items = chains.count * tiles_o * tiles_i + need_da_prev * tiles_da
     partials = tile * tile + THREADS * (2 if real == "double" else 4)
     return LayerPlan(
