@@ -83,9 +83,7 @@ class Optimizer(ABC):
         self.bind(net)
         self._apply(gradients.theta)
 
-    def guarded_step(
-        self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool
-    ) -> None:
+    def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
         """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`."""
         self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
 

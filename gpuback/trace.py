@@ -76,9 +76,9 @@ def trace(
 
     top[...] = a[depth]
     da: list[Array] = [None] * depth + [workspace.output_delta(top)]
-    loss = ops.bind_loss(
-        architecture.loss_row, architecture.output, top, da[depth], batch_size / scale, workspace
-    )(y, sample_weight)
+    loss = ops.bind_loss(architecture.loss_row, architecture.output, top, da[depth], batch_size / scale, workspace)(
+        y, sample_weight
+    )
     dh, dW, db = ([None] * (depth + 1) for _ in range(3))
     for k in range(depth, 0, -1):
         dh[k - 1] = ops.empty((batch_size, sizes[k - 1]), total)
