@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: train test test-peers kernels check bench bench-pytest figures dist clean
+.PHONY: train test test-peers kernels sanitize check bench bench-pytest figures dist clean
 
 # On a machine with an NVIDIA driver, the CuPy for the CUDA version that it speaks of: training runs on the GPU then.
 CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
@@ -22,6 +22,10 @@ test-peers: .venv/.peers
 # All CUDA kernels for every architecture, with a table of what they need; fails on spills and missing matrix instructions.
 kernels: .venv/.gates
 	$(BIN)/python -m gpuback.cuda.gates --all
+
+# compute-sanitizer over every kernel, on a machine with a GPU; where the tool is missing or refused, it says so.
+sanitize: .venv/.cli $(addprefix .venv/.cuda,$(filter 12 13,$(CUDA)))
+	PYTHON=$(BIN)/python tests/gpu_kernels/sanitize.sh
 
 check: .venv/.dev
 	$(BIN)/ruff check

@@ -214,6 +214,7 @@ def peers(case: Case, sets: list[Buffers], compiled: bool) -> tuple[dict[str, St
         ready["PyTorch eager"] = by_torch(torch_layer, gpu_clock.wall_clock)
         ready["PyTorch graph"] = by_torch(torch_layer, gpu_clock.torch_graph)
         if compiled:
+            torch.compiler.reset()  # after eight shapes of a function PyTorch compiles no more
             layer = torch.compile(torch_layer, dynamic=False)
             ready["PyTorch compiled, graph"] = by_torch(layer, gpu_clock.torch_graph)
 

@@ -106,7 +106,7 @@ def heading(content: dict[str, Any]) -> str:
     return (
         f"{content['device']}, {content['multiprocessors']} multiprocessors; {content['date']}; "
         f"commit {content['commit'] or 'unknown'}.\n{versions}, CUDA {content['cuda']['runtime']}, driver "
-        f"{content['cuda']['driver']}.\nCeilings measured in the same run: {', '.join(ceilings)}."
+        f"{content['cuda']['driver']}.\nCeilings: {', '.join(ceilings)}."
     )
 
 
@@ -186,7 +186,7 @@ and CuPy round 16-bit layers' dW to 16 bits; gpuback keeps it in float32.
 
 
 def markdown(content: dict[str, Any]) -> str:
-    parts = [f"# {content['device']}\n", heading(content) + "\n", NOTES]
+    parts = [f"# {content['device']}\n", heading(content) + "\n", *content.get("notes", []), NOTES]
     for title, (head, *rows) in sections(content):
         parts.append(f"## {title}\n")
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]) + "\n")

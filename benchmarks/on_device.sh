@@ -27,11 +27,11 @@ part() {
 pytest="$python -m pytest -q -p no:cacheprovider -W default"
 workers=$($python -c 'import xdist' 2>/dev/null && echo "-n 6")
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-part compile 60 $python -m benchmarks.compile_kernels
+part compile 40 $python -m benchmarks.compile_kernels
 CUPY_TF32=1 part ptx 60 $pytest -s tests/test_ptx_on_gpu.py
-CUPY_TF32=1 part parity 120 $pytest $workers tests/test_gpu_parity.py tests/test_cuda_device.py -m gpu
+CUPY_TF32=1 part parity 90 $pytest $workers tests/test_gpu_parity.py tests/test_cuda_device.py -m gpu
 part benchmark 200 $python -m benchmarks.fused_backward --json "$OUT/benchmark.json" "$@"
-SECONDS_EACH=45 part sanitize 100 tests/gpu_kernels/sanitize.sh
+SECONDS_EACH=55 part sanitize 140 tests/gpu_kernels/sanitize.sh
 
 echo
 printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"

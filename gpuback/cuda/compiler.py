@@ -26,7 +26,10 @@ OPTIONS = (
     "-fmad=true",
     "--ptxas-options=-v",
 )
-_RECORD_VERSION = 1
+# From then on, where there is a driver, NVRTC keeps what it compiled, and gives it again without the log that says what
+# kernels take.
+_CACHES_SINCE = (12, 9)
+_RECORD_VERSION = 2
 # The second is how ptxas says, as mere information, that it has undone the overlap of wgmma instructions.
 _WARNING = re.compile(r"\bwarning\s*[:#]|Potential Performance Loss", re.IGNORECASE)
 
@@ -83,7 +86,8 @@ def compile_variant(variant: Variant, arch: str, *, folder: Path | None = None) 
     """
     source = flatten(variant.source, folder)
     nvrtc, version = load_nvrtc()
-    options = (f"-arch={arch}", *OPTIONS, *(f"-D{define}" for define in variant.defines))
+    own_cache = ("--no-cache",) if version >= _CACHES_SINCE else ()
+    options = (f"-arch={arch}", *OPTIONS, *own_cache, *(f"-D{define}" for define in variant.defines))
     key = cache.key_of(_RECORD_VERSION, source, options, version)
     entry = cache.find(key, ".cubin")
     if entry is None:

@@ -23,7 +23,7 @@ from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
 from gpuback.cuda import plans
 from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
-from gpuback.errors import DeviceError, DeviceMemoryError
+from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
 from gpuback.ops.host_arrays import as_host_array, is_real
@@ -258,6 +258,8 @@ class CudaOps:
         accumulate: bool,
     ) -> None:
         """`gpuback.fused_backward`, its arguments checked. What is laid out for a shape is kept for the next call."""
+        for array in (da, h_prev, W, source, dW, db, da_prev):
+            self._require_aligned(array)
         da, h_prev, W, source = (self._walkable(array) for array in (da, h_prev, W, source))
         pitches = [None if array is None else _pitch(array) for array in (da, h_prev, W, source, da_prev)]
         key = (len(da), *W.shape, precision, activation_prev.name, *pitches)
@@ -286,6 +288,16 @@ class CudaOps:
         counters = self.xp.zeros(plan.counters + 1, np.uint32)
         given = [array for array in (da, h_prev, W, source, da_prev) if array is not None]
         launch(*given, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.draws else []))
+
+    def _require_aligned(self, array: Array | None) -> None:
+        """GPUs read a number only at a multiple of its size."""
+        if array is not None and not isinstance(array, np.ndarray):
+            address = self.launcher.address(array)
+            if address % array.itemsize:
+                raise OptionError(
+                    f"expected arrays whose elements lie at multiples of their size, got one of {array.dtype} at address "
+                    f"{address:#x}"
+                )
 
     def _walkable(self, array: Array | None) -> Array | None:
         """A matrix whose rows are contiguous and lie one after the other: itself, or a copy."""
@@ -408,6 +420,7 @@ class CudaOps:
         array = self._on_device(value)
         if array is None:
             return self.xp.asarray(as_host_array(value, dtype, what))
+        self._require_aligned(array)
         device = getattr(self.launcher, "device_id", None)
         if device is not None and array.device.id != device:
             raise DeviceError(f"{what}: expected data on CUDA device {device}, got an array on {array.device.id}")
