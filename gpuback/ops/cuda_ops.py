@@ -38,6 +38,9 @@ KEPT_LAUNCHES = 64
 SOFTMAX = -1
 """How kernels know the output function that is no activation."""
 
+DLPACK_CUDA = 2
+"""DLPack's number for a CUDA device."""
+
 
 class CudaOps:
     """Every operation on CuPy arrays of one device.
@@ -295,8 +298,8 @@ class CudaOps:
             address = self.launcher.address(array)
             if address % array.itemsize:
                 raise OptionError(
-                    f"expected arrays whose elements lie at multiples of their size, got one of {array.dtype} at address "
-                    f"{address:#x}"
+                    f"expected arrays whose elements lie at multiples of their size, "
+                    f"got one of {array.dtype} at address {address:#x}"
                 )
 
     def _walkable(self, array: Array | None) -> Array | None:
@@ -449,9 +452,6 @@ class CudaOps:
         """What runs a layer's backward pass."""
         plan = plans.layer_plan(batch_size, n_out, n_in, precision, self.launcher.limits, need_da_prev=need_da_prev)
         return f"{plan.launch.variant.entry}, {plan.why}"
-
-
-DLPACK_CUDA = 2
 
 
 class CudaWorkspace:
