@@ -530,7 +530,11 @@ def test_tables_are_plain_off_terminals(run: Run, monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c_and_a_closed_pipe(tmp_path: Path) -> None:
     """Both at once, since processes take their time to start."""
     MLP((64, 10), seed=0).save(tmp_path / "net")
-    training = start("train", "digits", "--epochs", "1000000", "--checkpoint", "state", folder=tmp_path)
+    training = start(
+        *("train", "digits", "--epochs", "1000000", "--checkpoint", "state"),
+        folder=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     predicting = start("predict", "net", "digits", folder=tmp_path)
     assert predicting.stdout is not None
     predicting.stdout.close()

@@ -44,7 +44,7 @@ def chains(batch_size: int, width: int) -> plans.Chains:
 
 @pytest.mark.parametrize(
     "batch_size, width, activation",
-    [(4096, 64, "tanh"), (4096, 128, "tanh"), (65536, 64, "tanh"), (65536, 128, "tanh"), (65536, 64, "gelu")],
+    [(4096, 64, "tanh"), (4096, 128, "tanh"), (65536, 64, "tanh"), (16384, 128, "gelu")],
 )
 def test_a_narrow_layer_reads_and_writes_everything_once(batch_size, width, activation):
     matrix = BYTES * batch_size * width  # da, h, a and da_prev alike
