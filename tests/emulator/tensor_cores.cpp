@@ -155,27 +155,31 @@ static float toward_zero(double value) {
   return is_beyond ? std::nextafterf(nearest, 0.0f) : nearest;
 }
 
-// c + Σ a b much as tensor cores add: all terms are aligned to the largest, cut off 24 bits below its leading one,
-// summed exactly, and the sum is cut off to float32. README.md says where that comes from.
+// A double's exponent bits alone are the power of two at its leading one.
+static Doubles leading_power(const Doubles& values) {
+  return (Doubles)((LongIntegers)values & 0x7ff0000000000000);
+}
+
+// c + Σ a b to the bits of Hopper's tensor cores: all terms are aligned to the largest, whose power of two is that of its
+// operands' leading ones, cut off 25 bits below it, summed exactly, and the sum is cut off to float32.
 template <class Operand>
 static void add_products_truncating(Tile<Operand>& tile) {
   constexpr int terms = Operand::depth + 1;
   for (int i = 0; i < 16; ++i) {
-    Doubles term[terms], largest{}, plain_sums{};
-    for (int k = 0; k < Operand::depth; ++k)
-      term[k] = (double)tile.a[i][k] * __builtin_convertvector(tile.b[k], Doubles);
+    Doubles term[terms], plain_sums{};
     term[Operand::depth] = __builtin_convertvector(tile.c[i], Doubles);
-    for (const Doubles& values : term) {
-      const Doubles magnitudes = values < 0 ? -values : values;
-      largest = magnitudes > largest ? magnitudes : largest;
-      plain_sums += values;
+    Doubles largest = leading_power(term[Operand::depth]);
+    for (int k = 0; k < Operand::depth; ++k) {
+      const Doubles a = Doubles{} + (double)tile.a[i][k], b = __builtin_convertvector(tile.b[k], Doubles);
+      term[k] = a * b;
+      const Doubles power = leading_power(a) * leading_power(b);
+      largest = power > largest ? power : largest;
     }
-    // A double's exponent bits alone are the power of two at its leading one. Terms divided by the unit stay below
-    // 2^25, their sum below 2^30.
-    const Doubles power = (Doubles)((LongIntegers)largest & 0x7ff0000000000000);
-    const Doubles unit = power * 0x1p-24;
-    Integers sums{};
-    for (const Doubles& values : term) sums += __builtin_convertvector(values / unit, Integers);
+    for (const Doubles& values : term) plain_sums += values;
+    // Terms divided by the unit stay below 2^27, for a product's leading one may stand one above its operands'.
+    const Doubles unit = largest * 0x1p-25;
+    LongIntegers sums{};
+    for (const Doubles& values : term) sums += __builtin_convertvector(values / unit, LongIntegers);
     const Doubles results = __builtin_convertvector(sums, Doubles) * unit;
     for (int j = 0; j < 8; ++j) {
       const bool ordinary = std::isfinite(plain_sums[j]) && largest[j] > 0;
