@@ -13,7 +13,6 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
+from gpuback.ops.cuda_workspace import CudaWorkspace, pitch_for, pitch_of
 from gpuback.ops.host_arrays import as_host_array, is_real
 from gpuback.ops.team import Team
 from gpuback.parameters import Layout
@@ -86,7 +86,7 @@ class CudaOps:
             return list(layout.split(theta)[0]), _nothing
         table, row, place = [], 0, 0
         for (n_in, n_out), start in zip(layout.shapes, layout.weight_starts, strict=True):
-            pitch = _pitch_for(n_in, precision.operand)
+            pitch = pitch_for(n_in, precision.operand)
             table.append((row, n_in, start, place, pitch))
             row, place = row + n_out, place + n_out * pitch
         table.append((row, 0, 0, 0, 0))
@@ -106,7 +106,7 @@ class CudaOps:
         rows = workspace.rows
         launch = self.launcher.bind(
             plans.copy_plan("copy_rows", rows, precision),
-            [Slot(), _int(width), h_0, _pitch(h_0), _int(rows), _int(width)],
+            [Slot(), _int(width), h_0, pitch_of(h_0), _int(rows), _int(width)],
         )
 
         def load(x: Array) -> Array:
@@ -126,13 +126,13 @@ class CudaOps:
         launches: dict[np.int32, Launch] = {}
 
         def forward(h_prev: Array) -> None:
-            pitch = _pitch(h_prev)
+            pitch = pitch_of(h_prev)
             launch = launches.get(pitch)
             if launch is None:
-                out = [h, _pitch(h)] + ([_int(activation is None)] if tensor_cores else [])
-                kept = [a, _int(0) if a is None else _pitch(a)]
+                out = [h, pitch_of(h)] + ([_int(activation is None)] if tensor_cores else [])
+                kept = [a, _int(0) if a is None else pitch_of(a)]
                 shape = [_int(len(h)), _int(n_out), _int(n_in), _int(kind)]
-                launch = self.launcher.bind(plan, [Slot(), pitch, W, _pitch(W), b, *kept, *out, *shape])
+                launch = self.launcher.bind(plan, [Slot(), pitch, W, pitch_of(W), b, *kept, *out, *shape])
                 launches[pitch] = launch
             launch(h_prev)
 
@@ -151,9 +151,9 @@ class CudaOps:
         launch = self.launcher.bind(
             plan,
             [
-                *(a, _pitch(a)),
+                *(a, pitch_of(a)),
                 *(Slot(), Slot(), Slot()),  # labels, targets, weight
-                *(da, _pitch(da)),
+                *(da, pitch_of(da)),
                 Slot(),  # the mean loss
                 *(_int(rows), _int(width), _int(loss.kernel_id), _int(_output_id(output)), total(divisor)),
                 *(self.xp.empty(plan.grid, np.float64), workspace.counters),
@@ -178,7 +178,7 @@ class CudaOps:
         rows, width = a.shape
         return self.launcher.bind(
             plans.output_plan(rows, workspace.precision),
-            [a, _pitch(a), Slot(), _int(width), _int(rows), _int(width), _int(_output_id(name))],
+            [a, pitch_of(a), Slot(), _int(width), _int(rows), _int(width), _int(_output_id(name))],
         )
 
     def bind_backward(
@@ -210,7 +210,7 @@ class CudaOps:
             )
 
         def backward(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
-            pitch = _pitch(h_prev)
+            pitch = pitch_of(h_prev)
             launch = launches.get(pitch)
             if launch is None:
                 launch = launches[pitch] = bind(pitch)
@@ -264,7 +264,7 @@ class CudaOps:
         for array in (da, h_prev, W, source, dW, db, da_prev):
             self._require_aligned(array)
         da, h_prev, W, source = (self._walkable(array) for array in (da, h_prev, W, source))
-        pitches = [None if array is None else _pitch(array) for array in (da, h_prev, W, source, da_prev)]
+        pitches = [None if array is None else pitch_of(array) for array in (da, h_prev, W, source, da_prev)]
         key = (len(da), *W.shape, precision, activation_prev.name, *pitches)
         launches: dict[Any, tuple[Launch, plans.LayerPlan]] = self._laid_out.__dict__.setdefault("launches", {})
         if key not in launches:
@@ -375,7 +375,7 @@ class CudaOps:
 
     def padded(self, rows: int, columns: int, dtype: np.dtype[Any]) -> Array:
         """A matrix whose rows start at multiples of 16 bytes."""
-        return self.empty((rows, _pitch_for(columns, dtype)), dtype)[:, :columns]
+        return self.empty((rows, pitch_for(columns, dtype)), dtype)[:, :columns]
 
     def scalar(self, value: Array | float, dtype: np.dtype[Any]) -> Array:
         """A 0-d array: the loss itself, which every step makes anew."""
@@ -454,66 +454,13 @@ class CudaOps:
         return f"{plan.launch.variant.entry}, {plan.why}"
 
 
-class CudaWorkspace:
-    """The buffers that the layers of one batch size share."""
-
-    def __init__(self, ops: CudaOps, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
-        self._ops = ops
-        self.rows = rows
-        self.precision = precision
-        layers = [
-            plans.layer_plan(rows, n_out, n_in, precision, ops.launcher.limits, need_da_prev=needed)
-            for n_in, n_out in pairwise(sizes)
-            for needed in (True, False)  # without it a layer's plan may be cut into more and smaller tiles
-        ]
-        self.partials = ops.empty(max(plan.partials for plan in layers), precision.total)
-        self.counters = ops.xp.zeros(max(plan.counters for plan in layers), np.uint32)
-        self.tickets = ops.xp.zeros(1, np.uint32)
-        widest = max(sizes)
-        pitch = _pitch_for(widest, precision.operand)
-        self._deltas = [ops.empty(rows * pitch, precision.operand) for _ in range(2)]
-
-    def hidden(self, width: int) -> Array:
-        """A buffer of its own for a hidden layer, (rows, width)."""
-        return self._ops.padded(self.rows, width, self.precision.operand)
-
-    def output(self, width: int) -> Array:
-        """The output layer's pre-activations, (rows, width)."""
-        return self._ops.empty((self.rows, width), self.precision.total)
-
-    def output_delta(self, output: Array) -> Array:
-        """The buffer for da_L."""
-        return self.hidden(output.shape[1])
-
-    def delta(self, layer: int, width: int) -> Array:
-        """The buffer for a layer's da. Layers take two in turn: da_k is done with when da_{k−1} is.
-
-        At the network's input it is ∂loss/∂x, of the sums' dtype.
-        """
-        if layer == 0:
-            return self._ops.empty((self.rows, width), self.precision.total)
-        pitch = _pitch_for(width, self.precision.operand)
-        return self._deltas[layer % 2][: self.rows * pitch].reshape(self.rows, pitch)[:, :width]
-
-
 def _int(value: int) -> np.int32:
     return np.int32(value)
 
 
-def _pitch(matrix: Array) -> np.int32:
-    """Elements from one row to the next."""
-    return np.int32(matrix.strides[0] // matrix.itemsize if len(matrix) > 1 else matrix.shape[1])
-
-
 def _rows(matrix: Array | None) -> list[Argument]:
     """A matrix as kernels take it: where it begins, and its pitch."""
-    return [None, _int(0)] if matrix is None else [matrix, _pitch(matrix)]
-
-
-def _pitch_for(columns: int, dtype: np.dtype[Any]) -> int:
-    """The smallest number of elements, no fewer than `columns`, that fills whole 16 bytes."""
-    width = 16 // dtype.itemsize
-    return -(-columns // width) * width
+    return [None, _int(0)] if matrix is None else [matrix, pitch_of(matrix)]
 
 
 def _output_id(name: str) -> int:
