@@ -47,11 +47,14 @@ DEVICE void weights_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matri
   const int DEPTH = TILE == 128 ? 32 : 16;  // shared memory is free, and has room for 4 rings of 512 DEPTH bytes
   static_assert(4 * 512 * DEPTH <= 4 * Tile::STAGE * sizeof(OPERAND), "four stages hold the rings");
   const int64 size = sizeof(sums) / sizeof(float) * 32, place = which * warps + warp;
-  reduce_chains<DEPTH>(sums, used, partials + place * size, tiles * warps * size, arrivals + place * (chain_groups(chains) + 1), chains,
-                chain, (Pack<float>*)shared + warp * DEPTH * 32, [&](int index, float sum) {
+  Pack<float>* ring = (Pack<float>*)shared + warp * DEPTH * 32;
+  unsigned* arrived = arrivals + place * (chain_groups(chains) + 1);
+  reduce_chains<DEPTH>(sums, used, partials + place * size, tiles * warps * size, arrived, chains, chain, ring,
+                       [&](int index, float sum) {
     if (index < held) {
       const int i = index / 4 / Tile::FRAGMENTS_N, j = index / 4 % Tile::FRAGMENTS_N, e = index % 4;
-      add_weight(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e), i0 + Tile::warp_n() + j * 8 + fragment_column(e), sum);
+      add_weight(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e),
+                 i0 + Tile::warp_n() + j * 8 + fragment_column(e), sum);
     } else if (index < held + held_db && fragment_column(0) == 0) {
       const int i = (index - held) / 2, e = (index - held) % 2 * 2;
       add_bias(gradient, o0 + Tile::warp_m() + i * 16 + fragment_row(e), sum);

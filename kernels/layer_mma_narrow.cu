@@ -208,8 +208,11 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
   const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
   const Chains all = {chains, group_size};
   const int64 size = sizeof(sums) / sizeof(float) * 32;
-  reduce_chains<DEPTH>(sums, warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held, partials + warp * size, WARPS * size,
-                arrivals + warp * (chain_groups(all) + 1), all, chain, (Pack<float>*)memory + warp * DEPTH * 32, [&](int index, float sum) {
+  const int used = warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held;
+  Pack<float>* ring = (Pack<float>*)memory + warp * DEPTH * 32;
+  unsigned* arrived = arrivals + warp * (chain_groups(all) + 1);
+  reduce_chains<DEPTH>(sums, used, partials + warp * size, WARPS * size, arrived, all, chain, ring,
+                       [&](int index, float sum) {
     if (index < held) {
       const int i = index / 4 / FRAGMENTS_I, j = index / 4 % FRAGMENTS_I, e = index % 4;
       add_weight(gradient, warp_o() + i * 16 + fragment_row(e), warp_i() + j * 8 + fragment_column(e), sum);

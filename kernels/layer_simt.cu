@@ -71,8 +71,11 @@ DEVICE void weights_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> h, REAL* dw_o
   sums[held] = tile.row_sum;
   const int DEPTH = 2 * Tile::SLICE * sizeof(REAL) / (warps * 512);  // the slices hold a ring for each warp
   const int64 stride = (int64)tiles * warps * 32 * with_sum;
-  reduce_chains<DEPTH>(sums, with_db ? with_sum : held, partials + ((int64)which * warps + warp) * 32 * with_sum, stride,
-                arrivals + (which * warps + warp) * (chain_groups(chains) + 1), chains, chain, (Pack<REAL>*)(tile.shared + TILE * TILE) + warp * DEPTH * 32, [&](int index, REAL sum) {
+  const int64 place = (int64)which * warps + warp;
+  Pack<REAL>* ring = (Pack<REAL>*)(tile.shared + TILE * TILE) + warp * DEPTH * 32;
+  unsigned* arrived = arrivals + place * (chain_groups(chains) + 1);
+  reduce_chains<DEPTH>(sums, with_db ? with_sum : held, partials + place * 32 * with_sum, stride, arrived, chains, chain, ring,
+                       [&](int index, REAL sum) {
     if (index < held)
       write(o0 + Tile::row(index / Tile::COLUMNS), i0 + Tile::column(index % Tile::COLUMNS), sum);
     else if (index == held && with_db)
