@@ -226,7 +226,8 @@ class MLP:
 
         Raises:
             ShapeError, DtypeError, DeviceError: an argument does not fit the network.
-            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1].
+            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1]. Targets that lie on a GPU are not
+                looked at, for it would have to be waited for: there a label outside makes the loss NaN.
             OptionError: accumulate without out.
         """
         samples, targets, weight = self.checked(x, y, sample_weight)

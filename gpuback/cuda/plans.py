@@ -10,11 +10,19 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
 
 from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
 from gpuback.errors import BackendError
 from gpuback.precision import Precision
+
+Real = Literal["float", "double"]
+"""The C++ name of what sums are kept in."""
+
+VectorEntry = Literal["begin_step", "vector_norm", "sgd", "adam"]
+"""The kernels over flat vectors."""
 
 THREADS = 256
 """In a block, but for those on tensor cores."""
@@ -98,9 +106,14 @@ def _operand(precision: Precision) -> str:
     return precision.name if precision.sixteen_bit else _real(precision)
 
 
-def _real(precision: Precision) -> str:
+def _real(precision: Precision) -> Real:
     """The C++ name of what sums are kept in."""
-    return "double" if precision.name == "float64" else "float"
+    return real_of(precision.total)
+
+
+def real_of(dtype: np.dtype[Any]) -> Real:
+    """The C++ name of float32 or float64."""
+    return "double" if dtype == np.float64 else "float"
 
 
 def uses_tensor_cores(precision: Precision) -> bool:
@@ -330,9 +343,7 @@ def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision:
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
-def vector_plan(
-    entry: Literal["begin_step", "vector_norm", "sgd", "adam"], length: int, real: Literal["float", "double"]
-) -> LaunchPlan:
+def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
     """Kernels over flat vectors: four numbers a thread at a time."""
     sums = entry in ("begin_step", "vector_norm")
     blocks = min(-(-length // (4 * THREADS)), 256 if sums else LARGEST_ROW_GRID)
@@ -379,7 +390,7 @@ def _variants() -> Iterator[CompiledKernel]:
             plans.append(copy_plan("copy_rows", 1, precision))
         for plan in plans:
             yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
-    for real in ("float", "double"):
-        for entry in ("begin_step", "vector_norm", "sgd", "adam"):
-            plan = vector_plan(entry, 1, real)  # type: ignore[arg-type]
+    for real in get_args(Real):
+        for entry in get_args(VectorEntry):
+            plan = vector_plan(entry, 1, real)
             yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)

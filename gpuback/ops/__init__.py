@@ -249,8 +249,9 @@ def fused_backward(
         (dW, db, da_prev); da_prev is None if it was not wanted.
 
     Raises:
-        DeviceError: arrays of different backends.
+        DeviceError: arrays of different backends or devices.
         DtypeError, ShapeError: an array does not fit the others; an output is not C-contiguous.
+        BackendError: the GPU has no tensor cores for these operands, or the kernel cannot be compiled.
         OptionError: an unknown activation, a_prev missing, accumulate without dW and db, an output that overlaps an
             input.
     """
@@ -298,24 +299,26 @@ def ops_of(arrays: dict[str, Array]) -> Ops:
     if kinds == {np.ndarray}:
         return NumpyOps()
     homes = {name: _home(array) for name, array in arrays.items()}
-    if len(set(homes.values())) > 1 or "other" in next(iter(homes.values())):
+    home = next(iter(homes.values()))
+    if len(set(homes.values())) > 1 or not home.startswith((NUMPY_HOME, CUPY_HOME)):
         raise DeviceError(
             "expected arrays of NumPy, or of CuPy on one device, got "
             + ", ".join(f"{name}: {home}" for name, home in homes.items())
         )
-    if next(iter(homes.values())) == "numpy.ndarray":  # of a subclass
+    if home == NUMPY_HOME:  # of a subclass
         return NumpyOps()
     return _cupy_ops_on(next(iter(arrays.values())).device.id)
+
+
+NUMPY_HOME, CUPY_HOME = "numpy.ndarray", "cupy.ndarray on device"
 
 
 def _home(array: Array) -> str:
     """Where an array lives, in words."""
     if isinstance(array, np.ndarray):
-        return "numpy.ndarray"
+        return NUMPY_HOME
     kind = f"{type(array).__module__.partition('.')[0]}.{type(array).__name__}"
-    if kind == "cupy.ndarray":
-        return f"{kind} on device {array.device.id}"
-    return f"{kind}, another library's"
+    return f"{CUPY_HOME} {array.device.id}" if kind == "cupy.ndarray" else f"{kind}, another library's"
 
 
 def _common_precision(da: Array, h_prev: Array, W: Array, allow_tf32: bool) -> Precision:

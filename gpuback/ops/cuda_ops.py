@@ -337,8 +337,7 @@ class CudaOps:
 
     def norm(self, array: Array) -> float:
         """√Σ x², without overflow or underflow on the way; waits for it."""
-        real = "double" if array.dtype == np.float64 else "float"
-        plan = plans.vector_plan("vector_norm", array.size, real)  # type: ignore[arg-type]
+        plan = plans.vector_plan("vector_norm", array.size, plans.real_of(array.dtype))
         result = self.xp.empty((), np.float64)
         partials, arrivals = self.xp.empty(3 * plan.grid, np.float64), self.xp.zeros(1, np.uint32)
         self.launcher.bind(plan, [array, np.int64(array.size), result, partials, arrivals])()

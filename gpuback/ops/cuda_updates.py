@@ -30,7 +30,7 @@ class CudaUpdate(ABC):
 
     def __init__(self, xp: Any, launcher: Launcher, theta: Array, steps: int) -> None:
         self._xp, self._launcher, self._theta = xp, launcher, theta
-        self._real: Literal["float", "double"] = "double" if theta.dtype == np.float64 else "float"
+        self._real = plans.real_of(theta.dtype)
         self._state = xp.zeros(len(STATE), np.float64)
         for name, value in (("steps", steps), ("diverged_at", NEVER), ("beta_power_1", 1.0), ("beta_power_2", 1.0)):
             self._put(name, value)
