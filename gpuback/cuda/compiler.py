@@ -14,6 +14,7 @@ from gpuback.cuda import cache
 from gpuback.cuda.cubin import complete, parameter_sizes
 from gpuback.cuda.launch import Variant
 from gpuback.cuda.sources import flatten
+from gpuback.elementary import DEFINES as COEFFICIENTS
 from gpuback.errors import BackendError
 
 # IEEE arithmetic is NVRTC's default; it is written out because results depend on it.
@@ -219,8 +220,13 @@ def _log(nvrtc: ModuleType, program: Any) -> str:
 
 
 def title(variant: Variant) -> str:
-    """What messages call a variant: its file, its kernel and its macros."""
-    return " ".join((variant.source, variant.entry, *variant.defines))
+    """What messages call a variant: its file, its kernel and its choices."""
+    return " ".join((variant.source, variant.entry, *choices(variant)))
+
+
+def choices(variant: Variant) -> tuple[str, ...]:
+    """The macros that tell variants of a kernel apart. Coefficients are the same in all of them, and long."""
+    return tuple(define for define in variant.defines if define not in COEFFICIENTS)
 
 
 def require_known(nvrtc: ModuleType, version: tuple[int, int], arch: str) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gpuback.cuda.compiler import Resources, compile_variant
+from gpuback.cuda.compiler import Resources, choices, compile_variant
 from gpuback.cuda.disassembly import matrix_instructions
 from gpuback.cuda.launch import Variant
 from gpuback.cuda.occupancy import Occupancy, occupancy
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        return " ".join((self.variant.entry, *self.variant.defines))
+        return " ".join((self.variant.entry, *choices(self.variant)))
 
 
 def check(cases: Iterable[Case], archs: Iterable[str], *, folder: Path | None = None) -> list[Row]:
