@@ -1,54 +1,60 @@
 // A few sums over everything that a launch reads: losses over a batch, squares over a gradient. In double, in an order that
-// depends on the number of blocks alone; whoever launches takes that number from the shape.
+// depends on the number of blocks alone; whoever launches takes that number from the shape. The largest of them likewise.
 #pragma once
 #include "types.cuh"
 
-// `values` summed over the lanes of a warp, in every lane.
-template <typename Real>
-DEVICE Real warp_sum(Real value) {
+struct Add {
+  template <typename Real>
+  DEVICE Real operator()(Real a, Real b) const { return a + b; }
+};
+
+struct Larger {
+  template <typename Real>
+  DEVICE Real operator()(Real a, Real b) const { return b > a || b != b ? b : a; }  // NaN wins
+};
+
+// Values of the lanes of a warp, combined in every lane.
+template <typename Real, typename Combine>
+DEVICE Real warp_combined(Real value, Combine combine) {
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+  for (int step = 16; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(0xffffffffu, value, step));
   return value;
 }
 
 template <typename Real>
-DEVICE Real warp_max(Real value) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    const Real other = __shfl_xor_sync(0xffffffffu, value, step);
-    value = other > value || other != other ? other : value;  // NaN wins
-  }
-  return value;
-}
+DEVICE Real warp_sum(Real value) { return warp_combined(value, Add()); }
 
-// `values` summed over a block of 256 threads, in thread 0. `shared` holds 8 N doubles.
-template <int N>
-DEVICE void block_sum(double (&values)[N], double* shared) {
+template <typename Real>
+DEVICE Real warp_max(Real value) { return warp_combined(value, Larger()); }
+
+// `values` combined over a block of 256 threads, in thread 0, beginning with 0. `shared` holds 8 N doubles.
+template <int N, typename Combine>
+DEVICE void block_combine(double (&values)[N], double* shared, Combine combine) {
 #pragma unroll
-  for (int n = 0; n < N; ++n) values[n] = warp_sum(values[n]);
+  for (int n = 0; n < N; ++n) values[n] = warp_combined(values[n], combine);
   if (threadIdx.x % 32 == 0)
 #pragma unroll
     for (int n = 0; n < N; ++n) shared[n * 8 + threadIdx.x / 32] = values[n];
-  __syncthreads();  // every warp's sum is there
+  __syncthreads();  // every warp's result is there
   if (threadIdx.x == 0)
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       values[n] = 0;
-      for (int warp = 0; warp < 8; ++warp) values[n] += shared[n * 8 + warp];
+      for (int warp = 0; warp < 8; ++warp) values[n] = combine(values[n], shared[n * 8 + warp]);
     }
   __syncthreads();  // shared memory is free again
 }
 
-// `values` summed over all blocks of the launch. True in thread 0 of the last block to arrive, which has the sums.
+// `values` combined over all blocks of the launch. True in thread 0 of the last block to arrive, which has the results.
 //   partials  N numbers for each block; arrivals: one counter, 0
-template <int N>
-DEVICE bool grid_sum(double (&values)[N], double* shared, double* partials, unsigned* arrivals) {
-  block_sum(values, shared);
+template <int N, typename Combine>
+DEVICE bool grid_combine(double (&values)[N], double* shared, double* partials, unsigned* arrivals, Combine combine) {
+  block_combine(values, shared, combine);
   if (gridDim.x == 1) return threadIdx.x == 0;
   int* last = (int*)shared;
   if (threadIdx.x == 0) {
     for (int n = 0; n < N; ++n) partials[blockIdx.x * N + n] = values[n];
-    __threadfence();  // the partial sums come before the arrival
+    __threadfence();  // the partial results come before the arrival
     *last = atomicAdd(arrivals, 1u) == gridDim.x - 1;
     __threadfence();
     if (*last) atomicExch(arrivals, 0u);  // ready for the next launch
@@ -59,7 +65,17 @@ DEVICE bool grid_sum(double (&values)[N], double* shared, double* partials, unsi
   if (!here) return false;
   for (int n = 0; n < N; ++n) values[n] = 0;
   for (int block = threadIdx.x; block < gridDim.x; block += 256)
-    for (int n = 0; n < N; ++n) values[n] += load_cg(partials + block * N + n);
-  block_sum(values, shared);
+    for (int n = 0; n < N; ++n) values[n] = combine(values[n], load_cg(partials + block * N + n));
+  block_combine(values, shared, combine);
   return threadIdx.x == 0;
+}
+
+template <int N>
+DEVICE bool grid_sum(double (&values)[N], double* shared, double* partials, unsigned* arrivals) {
+  return grid_combine(values, shared, partials, arrivals, Add());
+}
+
+// Of numbers that are not negative; NaN wins.
+DEVICE bool grid_max(double (&value)[1], double* shared, double* partials, unsigned* arrivals) {
+  return grid_combine(value, shared, partials, arrivals, Larger());
 }

@@ -1,4 +1,8 @@
-"""The optimizers' updates on NumPy: one pass over θ, its gradient and the optimizer's state, in place."""
+"""The optimizers' updates on NumPy: one pass over θ, its gradient and the optimizer's state, in place.
+
+Each is a fixed sequence of + − × ÷ √, rounded one by one in θ's dtype; hyper-parameters, and what is computed from them
+in float64, are rounded to it first. kernels/optimizers.cu makes the same sequence, and so gets the same bits.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from gpuback._typing import Array
+from gpuback.ops.exact_sums import norm as norm
 from gpuback.ops.numpy_workspace import aligned_empty
 
 CHUNK = 1 << 16
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
 
 SMALLEST_FACTOR = 2.0**-100
-"""A smaller factor might not be a normal number in float32; it is applied in two parts."""
+"""A smaller factor might not be a normal number in float32; it is applied in several parts."""
 
 
 def all_finite(array: Array) -> bool:
@@ -23,24 +28,15 @@ def all_finite(array: Array) -> bool:
     return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
 
 
-def norm(array: Array) -> float:
-    """√Σ x², without overflow or underflow on the way."""
-    largest = float(max(np.max(array), -np.min(array)))
-    if largest == 0.0 or not math.isfinite(largest):
-        return largest
-    total = 0.0
-    for start in range(0, len(array), CHUNK):
-        scaled = array[start : start + CHUNK] / array.dtype.type(largest)
-        total += float(np.add.reduce(np.multiply(scaled, scaled, out=scaled), dtype=np.float64))
-    return largest * math.sqrt(total)
-
-
 class NumpyUpdate(ABC):
     """What the updates share: whether to make one, how many were made, by what the gradient is multiplied."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, theta: Array, *state: Array | None) -> None:
         self.steps = steps
         self.diverged_at: int | None = None
+        self._arrays = [array for array in (theta, *state) if array is not None]
+        self._parts = _parts(theta, *state)
+        self._invalid = False
 
     def __call__(
         self,
@@ -62,7 +58,19 @@ class NumpyUpdate(ABC):
             if clip_norm is not None:
                 factor = clip(gradient, clip_norm)
         self.steps += 1
-        self.apply(gradient, factor, **hyper_parameters)
+        with np.errstate(invalid="call", call=self._note_invalid):
+            self.apply(gradient, factor, **hyper_parameters)
+        if self._invalid:
+            self._settle_nan()
+
+    def _note_invalid(self, *_: Any) -> None:
+        self._invalid = True
+
+    def _settle_nan(self) -> None:
+        """∞ − ∞ and the like leave a NaN with the processor's bits: all get the one that other backends store."""
+        for array in self._arrays:
+            array[np.isnan(array)] = np.nan
+        self._invalid = False
 
     def glance(self) -> int | None:
         return self.diverged_at
@@ -70,6 +78,11 @@ class NumpyUpdate(ABC):
     @abstractmethod
     def apply(self, gradient: Array, factor: float, **hyper_parameters: Any) -> None:
         """The update itself, with `factor` times the gradient."""
+
+
+def _scaled(gradient: Array, factor: float, out: Array) -> Array:
+    """factor · gradient, in `out` unless that is the gradient itself."""
+    return gradient if factor == 1.0 else np.multiply(gradient, factor, out=out)
 
 
 def clip(gradient: Array, clip_norm: float) -> float:
@@ -92,12 +105,11 @@ def clip(gradient: Array, clip_norm: float) -> float:
 
 class SGDUpdate(NumpyUpdate):
     """θ ← θ − η (v, or g + μv with Nesterov, or g without momentum), v ← μv + g, g = c ∇θ + λθ, with learning_rate η,
-    momentum μ, nesterov, weight_decay λ.
+    momentum μ, nesterov, weight_decay λ. Without weight decay nothing is added to c ∇θ, not even 0.
     """
 
     def __init__(self, theta: Array, velocity: Array | None, steps: int) -> None:
-        super().__init__(steps)
-        self._parts = _parts(theta, velocity)
+        super().__init__(steps, theta, velocity)
 
     def apply(  # type: ignore[override]
         self,
@@ -109,29 +121,25 @@ class SGDUpdate(NumpyUpdate):
         nesterov: bool,
         weight_decay: float,
     ) -> None:
-        for where, t, v, g, spare in self._parts:
-            if v is None and not weight_decay:
-                np.multiply(gradient[where], factor * learning_rate, out=g)
-                np.subtract(t, g, out=t)
-                continue
-            np.multiply(gradient[where], factor, out=g)
+        for where, t, v, spare, other in self._parts:
+            g = _scaled(gradient[where], factor, spare)
             if weight_decay:
-                np.multiply(t, weight_decay, out=spare)
-                np.add(g, spare, out=g)
+                np.multiply(t, weight_decay, out=other)
+                g = np.add(g, other, out=spare)
             if v is not None:
                 np.multiply(v, momentum, out=v)
                 np.add(v, g, out=v)
                 if nesterov:
-                    np.multiply(v, momentum, out=spare)
-                    np.add(g, spare, out=g)
+                    np.multiply(v, momentum, out=other)
+                    g = np.add(g, other, out=spare)
                 else:
-                    np.copyto(g, v)
-            np.multiply(g, learning_rate, out=g)
-            np.subtract(t, g, out=t)
+                    g = v
+            np.multiply(g, learning_rate, out=spare)
+            np.subtract(t, spare, out=t)
 
 
 class AdamUpdate(NumpyUpdate):
-    """m ← m + (1 − β₁)(g − m), v ← β₂v + (1 − β₂)g², θ ← θ − (η/c₁) m / (√v/√c₂ + ε), c = 1 − βᵗ, g = c ∇θ, with
+    """m ← m + (1 − β₁)(g − m), v ← β₂v + (1 − β₂)g², θ ← θ − (η/c₁) (m / (√v/√c₂ + ε)), c = 1 − βᵗ, g = c ∇θ, with
     learning_rate η, betas, eps ε, weight_decay λ, decoupled.
 
     Weight decay adds λθ to g, or (decoupled: AdamW) first shrinks θ by 1 − ηλ. βᵗ is by multiplication, which IEEE
@@ -139,8 +147,7 @@ class AdamUpdate(NumpyUpdate):
     """
 
     def __init__(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> None:
-        super().__init__(steps)
-        self._parts = _parts(theta, first_moment, second_moment)
+        super().__init__(steps, theta, first_moment, second_moment)
         self._beta_powers: tuple[float, float] | None = None
 
     def apply(  # type: ignore[override]
@@ -157,26 +164,26 @@ class AdamUpdate(NumpyUpdate):
         first, second = self._beta_powers or beta_powers(betas, self.steps - 1)
         self._beta_powers = first * betas[0], second * betas[1]
         correction_1, root_correction_2 = 1.0 - self._beta_powers[0], math.sqrt(1.0 - self._beta_powers[1])
-        for where, t, m, v, g, spare in self._parts:
-            np.multiply(gradient[where], factor, out=g)
+        for where, t, m, v, spare, other in self._parts:
+            g = _scaled(gradient[where], factor, spare)
             if weight_decay and decoupled:
                 np.multiply(t, 1.0 - learning_rate * weight_decay, out=t)
             elif weight_decay:
-                np.multiply(t, weight_decay, out=spare)
-                np.add(g, spare, out=g)
-            np.subtract(g, m, out=spare)
-            np.multiply(spare, 1.0 - betas[0], out=spare)
-            np.add(m, spare, out=m)
+                np.multiply(t, weight_decay, out=other)
+                g = np.add(g, other, out=spare)
+            np.subtract(g, m, out=other)
+            np.multiply(other, 1.0 - betas[0], out=other)
+            np.add(m, other, out=m)
             np.multiply(v, betas[1], out=v)
-            np.multiply(g, g, out=g)
-            np.multiply(g, 1.0 - betas[1], out=g)
-            np.add(v, g, out=v)
-            np.sqrt(v, out=g)
-            np.divide(g, root_correction_2, out=g)
-            np.add(g, eps, out=g)
-            np.divide(m, g, out=g)
-            np.multiply(g, learning_rate / correction_1, out=g)
-            np.subtract(t, g, out=t)
+            square = np.multiply(g, g, out=spare)
+            np.multiply(square, 1.0 - betas[1], out=square)
+            np.add(v, square, out=v)
+            step = np.sqrt(v, out=spare)
+            np.divide(step, root_correction_2, out=step)
+            np.add(step, eps, out=step)
+            np.divide(m, step, out=step)
+            np.multiply(step, learning_rate / correction_1, out=step)
+            np.subtract(t, step, out=t)
 
 
 def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
