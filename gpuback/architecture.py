@@ -39,11 +39,13 @@ class Architecture:
         loss: str = "cross_entropy",
         dtype: object = "float32",
         allow_tf32: bool = False,
+        reproducible: bool = False,
     ) -> Architecture:
         """Checks what a user asked for and fills in the defaults.
 
         Raises:
-            OptionError: an unknown name, an output function that the loss does not go with, allow_tf32 without float32.
+            OptionError: an unknown name, an output function that the loss does not go with, allow_tf32 without float32,
+                reproducible with float64 or allow_tf32.
             ShapeError: fewer than two sizes, a width below 1, or a number of activations other than the number of
                 hidden layers.
         """
@@ -67,7 +69,8 @@ class Architecture:
             raise OptionError(
                 f"loss {loss!r} goes with output {' or '.join(map(repr, row.outputs))}, not with {output!r}"
             )
-        return cls(widths, names, output, loss, Precision.of(dtype, allow_tf32=allow_tf32))
+        precision = Precision.of(dtype, allow_tf32=allow_tf32, reproducible=bool(reproducible))
+        return cls(widths, names, output, loss, precision)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: the fields, without what was derived from them and cached."""
@@ -94,6 +97,7 @@ class Architecture:
             "loss": self.loss,
             "dtype": self.precision.name,
             "allow_tf32": self.precision.tf32,
+            "reproducible": self.precision.reproducible,
         }
 
     @classmethod

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from gpuback.architecture import Architecture
 from gpuback.ops import Ops
 
+EXACT_PRODUCTS = 3
+"""What a product takes with `reproducible=True`: P, and the two parts of Q."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -55,11 +58,22 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
         why = f"{blocks} blocks of up to {rows} rows, each forward and backward in turn while it is in cache"
     if team.size > 1:
         why += f", shared out between {team.size} threads"
+    how = f"products of {operands} operands, sums in {precision.total.name}"
+    if precision.reproducible:
+        how = f"products of {operands} operands, each by {EXACT_PRODUCTS} exact float64 ones of their slices"
     header = (
         f"{ops.name} backend, batch of {batch_size}: {why}\n"
-        f"products of {operands} operands, sums in {precision.total.name}; θ and ∇θ in {precision.total.name}\n"
+        f"{how}; θ and ∇θ in {precision.total.name}\n"
         f"FLOPs of matrix products and of the update; bytes of arrays read and written once"
     )
+
+    def product(m: int, k: int, n: int) -> tuple[int, int]:
+        """FLOPs of (m, k) times (k, n), and the bytes of what stands between operands and result."""
+        if not precision.reproducible:
+            return 2 * m * k * n, 0
+        slices, sums = 2 * (m * k + k * n), 2 * m * n
+        return EXACT_PRODUCTS * 2 * m * k * n, 2 * 8 * (slices + sums)
+
     depth = len(sizes) - 1
     steps = []
     for k in range(1, depth + 1):
@@ -67,7 +81,8 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
         then = f"bias and {architecture.activations[k - 1]}" if k < depth else "bias"
         moved = word * (batch_size * (n_in + n_out) + n_out * (n_in + 1))
         what = f"{ops.explain_forward(batch_size, n_out, n_in, precision)}, then {then}"
-        steps.append(Step(f"forward {k}", what, 2 * batch_size * n_in * n_out, moved))
+        flops, between = product(batch_size, n_in, n_out)
+        steps.append(Step(f"forward {k}", what, flops, moved + between))
     n_top = sizes[-1]
     steps.append(
         Step("loss", f"{architecture.output} + {architecture.loss}: value and da", 0, word * 2 * batch_size * n_top)
@@ -75,11 +90,16 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
     for k in range(depth, 0, -1):
         n_in, n_out = sizes[k - 1], sizes[k]
         products = 2 if k > 1 else 1
+        flops, between = product(n_out, batch_size, n_in)
+        if k > 1:
+            flops, between = (
+                sum(both) for both in zip((flops, between), product(batch_size, n_out, n_in), strict=True)
+            )
         what = ops.explain_backward(batch_size, n_out, n_in, precision, need_da_prev=k > 1)
         if k > 1:
             what += f", times {architecture.activations[k - 2]}'"
         moved = word * (batch_size * (n_out + n_in * products) + n_out * (n_in * products + 1))
-        steps.append(Step(f"backward {k}", what, products * 2 * batch_size * n_in * n_out, moved))
+        steps.append(Step(f"backward {k}", what, flops, moved + between))
     steps.append(
         Step(
             "update",

@@ -142,7 +142,7 @@ def check_gradients(
 
 def _float64_twin(net: MLP) -> MLP:
     """The same function in float64: parameters as the network's products read them."""
-    options = net.architecture.as_options() | {"dtype": "float64", "allow_tf32": False}
+    options = net.architecture.as_options() | {"dtype": "float64", "allow_tf32": False, "reproducible": False}
     twin = MLP(**options, backend="numpy", seed=0)
     twin.theta[:] = net.ops.to_numpy(net.theta)
     if net.architecture.precision.sixteen_bit:

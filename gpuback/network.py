@@ -56,7 +56,9 @@ class MLP:
             float64 for float64, else float32.
         allow_tf32: float32 products may round their operands to TF32 (11 significant bits).
         backend: "numpy", "cupy", or "auto" for the fastest that this machine can use.
-        reproducible: the same bits on every backend; this version does not have it yet and refuses True.
+        reproducible: loss, gradients and every step of training have the same bits on every backend, whatever the BLAS,
+            its threads, the GPU and the order of a batch's rows; float32, bfloat16 and float16. Products are exact
+            float64 ones of the operands' parts and take several times as long; docs/reproducible.md says how.
         seed: of the initial weights (He uniform for rectifiers, Glorot uniform for the rest; biases 0), the same on
             every backend and NumPy version. None takes one from the operating system.
 
@@ -83,22 +85,24 @@ class MLP:
         reproducible: bool = False,
         seed: int | None = None,
     ) -> None:
-        if reproducible:
-            raise OptionError(
-                "reproducible=True: this version of gpuback cannot promise equal bits across backends yet; use False"
-            )
         architecture = Architecture.create(
-            sizes, activation=activation, output=output, loss=loss, dtype=dtype, allow_tf32=allow_tf32
+            sizes,
+            activation=activation,
+            output=output,
+            loss=loss,
+            dtype=dtype,
+            allow_tf32=allow_tf32,
+            reproducible=reproducible,
         )
         if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
             raise OptionError(f"seed: expected an integer ≥ 0 or None, got {seed!r}")
         names = (*architecture.activations, architecture.output)
-        self._assemble(architecture, ops_for(backend), initial_parameters(architecture.layout, names, seed))
+        self._assemble(architecture, backend, initial_parameters(architecture.layout, names, seed))
 
-    def _assemble(self, architecture: Architecture, ops: Ops, theta: ArrayLike) -> None:
+    def _assemble(self, architecture: Architecture, backend: str, theta: ArrayLike) -> None:
         """Every way to make a network ends here: `theta` is copied into a fresh buffer."""
         self._architecture = architecture
-        self._ops = ops
+        self._ops = ops = ops_for(backend, reproducible=architecture.precision.reproducible)
         layout, total = architecture.layout, architecture.precision.total
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
@@ -106,9 +110,9 @@ class MLP:
         self._passes: dict[tuple[int, bool], Backprop] = {}
 
     @classmethod
-    def _of(cls, architecture: Architecture, ops: Ops, theta: ArrayLike) -> MLP:
+    def _of(cls, architecture: Architecture, backend: str, theta: ArrayLike) -> MLP:
         net = cls.__new__(cls)
-        net._assemble(architecture, ops, theta)
+        net._assemble(architecture, backend, theta)
         return net
 
     # What it is
@@ -264,7 +268,7 @@ class MLP:
         Raises:
             BackendError: it cannot be used here; the message says why.
         """
-        return MLP._of(self._architecture, ops_for(backend), self._ops.to_numpy(self._theta))
+        return MLP._of(self._architecture, backend, self._ops.to_numpy(self._theta))
 
     def save(self, path: PathLike) -> None:
         """Writes θ and the architecture to a safetensors file, written beside it and then renamed into place."""
@@ -298,14 +302,14 @@ class MLP:
                 f"{os.fspath(path)}: expected theta of shape {expected[0]} and dtype {expected[1]} for sizes "
                 f"{architecture.sizes}, got {theta.shape} and {theta.dtype}"
             )
-        return cls._of(architecture, ops_for(backend), theta)
+        return cls._of(architecture, backend, theta)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: not the buffers, whose views would still point into the original θ."""
         return {"architecture": self._architecture, "backend": self.backend, "theta": self._ops.to_numpy(self._theta)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._assemble(state["architecture"], ops_for(state["backend"]), state["theta"])
+        self._assemble(state["architecture"], state["backend"], state["theta"])
 
     # For its own use and its trainer's
 

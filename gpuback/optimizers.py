@@ -41,6 +41,8 @@ class Optimizer(ABC):
     """
 
     _state_names: tuple[str, ...] = ()
+    reproducible = False
+    """Whether its updates have the same bits on every backend."""
 
     def __init__(self, learning_rate: float, weight_decay: float) -> None:
         self.learning_rate = learning_rate
@@ -101,6 +103,11 @@ class Optimizer(ABC):
             raise OptionError(
                 f"this {type(self).__name__} has stepped another network and holds its state; make a new one"
             )
+        if net.ops.reproducible and not self.reproducible:
+            raise OptionError(
+                f"optimizer {type(self).__name__} has no reproducible form; "
+                f"with reproducible=True expected one of {', '.join(kind.__name__ for kind in OPTIMIZERS.values())}"
+            )
         self._net = net
         for name in self._state_names:
             self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
@@ -156,6 +163,8 @@ class SGD(Optimizer):
         torch.optim.SGD.
     """
 
+    reproducible = True
+
     def __init__(
         self, learning_rate: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     ) -> None:
@@ -193,6 +202,7 @@ class Adam(Optimizer):
     Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015; torch.optim.Adam.
     """
 
+    reproducible = True
     _state_names = ("first_moment", "second_moment")
     _decoupled = False
 

@@ -41,24 +41,37 @@ class Precision:
         operand: the dtype that the operands of a product are rounded to.
         total: the dtype of parameters, gradients and every sum: float64 for float64, else float32.
         tf32: products round their float32 operands to TF32 (11 significant bits) first.
+        reproducible: every result has the same bits on every backend.
     """
 
     operand: np.dtype[Any]
     total: np.dtype[Any]
     tf32: bool = False
+    reproducible: bool = False
 
     @classmethod
-    def of(cls, dtype: object, *, allow_tf32: bool = False) -> Precision:
+    def of(cls, dtype: object, *, allow_tf32: bool = False, reproducible: bool = False) -> Precision:
         """The precision for a dtype's name or NumPy type.
 
         Raises:
-            OptionError: an unknown name, or `allow_tf32` with anything but float32.
+            OptionError: an unknown name, `allow_tf32` with anything but float32, `reproducible` with float64 or
+                `allow_tf32`.
         """
         name = dtype_name(dtype)
+        if reproducible and name == "float64":
+            raise OptionError(
+                "reproducible=True goes with dtype float32, bfloat16 or float16, not with float64: products are made "
+                "exact by computing with pieces of the operands in float64, which has no room for its own"
+            )
+        if reproducible and allow_tf32:
+            raise OptionError(
+                "reproducible=True does not go with allow_tf32=True: how tensor cores add TF32 products differs from "
+                "GPU to GPU"
+            )
         if allow_tf32 and name != "float32":
             raise OptionError(f"allow_tf32=True goes with dtype float32 only, not with {name}")
         operand = DTYPES[name]
-        return cls(operand, operand if operand.itemsize == 8 else DTYPES["float32"], allow_tf32)
+        return cls(operand, operand if operand.itemsize == 8 else DTYPES["float32"], allow_tf32, reproducible)
 
     @property
     def name(self) -> str:

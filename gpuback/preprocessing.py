@@ -1,4 +1,7 @@
-"""Standardization of data, and how a trained network takes it in, so that what is saved reads raw features."""
+"""Standardization of data, and how a trained network takes it in, so that what is saved reads raw features.
+
+Sums are exact ones, so that no BLAS and no order of the samples has a say in the bits.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 from gpuback._typing import Array
 from gpuback.errors import DataError, OptionError
 from gpuback.network import MLP
+from gpuback.ops.exact_sums import exact_sum
 
 
 @dataclass(frozen=True, eq=False)  # a comparison of arrays has no single truth value
@@ -44,11 +48,11 @@ class Standardization:
         lowest, highest = (extreme(values, axis=0).astype(np.float64) for extreme in (np.min, np.max))
         constant = lowest == highest
         # The mean of equal numbers may miss them by a rounding.
-        mean = np.where(constant, lowest, np.mean(values, axis=0, dtype=np.float64))
+        mean = np.where(constant, lowest, _column_sums(values) / len(values))
         # Relative to the largest deviation, no square overflows or vanishes.
         largest = np.where(constant, 1.0, np.maximum(highest - mean, mean - lowest))
         deviations = cls(mean, largest).apply(values)
-        spread = largest * np.sqrt(np.square(deviations, out=deviations).mean(axis=0))
+        spread = largest * np.sqrt(_column_sums(np.square(deviations, out=deviations)) / len(values))
         return cls(mean, np.where(constant, constant_scale, spread))
 
     def apply(self, values: Array) -> NDArray[np.float64]:
@@ -72,6 +76,11 @@ class Standardization:
         return column, float(error[column])
 
 
+def _column_sums(values: Array) -> NDArray[np.float64]:
+    """Σ_i v_ij, (n,), each rounded once."""
+    return np.array([exact_sum(column.astype(np.float64)) for column in values.T])
+
+
 def fold(net: MLP, features: Standardization, targets: Standardization | None = None) -> None:
     """Turns a network of standardized features (and targets) into the same function of raw ones, in place.
 
@@ -93,7 +102,7 @@ def fold(net: MLP, features: Standardization, targets: Standardization | None = 
     weights, biases = net.architecture.layout.split(theta)
     with np.errstate(over="ignore", invalid="ignore"):
         weights[0][...] = weights[0] / features.scale
-        biases[0][...] -= weights[0].astype(np.float64) @ features.mean
+        biases[0][...] -= _column_sums((weights[0] * features.mean).T)
         if targets is not None:
             weights[-1][...] = weights[-1] * targets.scale[:, None]
             biases[-1][...] = biases[-1] * targets.scale + targets.mean

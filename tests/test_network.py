@@ -167,7 +167,7 @@ def test_explain_counts_what_a_step_costs():
         ({"dtype": object()}, TypeError, "expected one of float64"),
         ({"dtype": "float64", "allow_tf32": True}, ValueError, "float32 only, not with float64"),
         ({"backend": "cuda"}, ValueError, "unknown backend 'cuda'"),
-        ({"reproducible": True}, ValueError, "reproducible=True"),
+        ({"reproducible": True, "dtype": "float64"}, ValueError, "reproducible=True"),
         ({"seed": -1}, ValueError, "seed: expected an integer ≥ 0"),
         ({"seed": 1.5}, ValueError, "seed"),
     ],

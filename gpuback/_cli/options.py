@@ -115,6 +115,14 @@ Dtype: TypeAlias = Annotated[
     network_option("--dtype", help=f"Operands of products: {', '.join(DTYPES)}.", default="float32"),
 ]
 AllowTf32: TypeAlias = Annotated[bool, flag("--allow-tf32", panel=NETWORK, help="Let float32 products use TF32.")]
+Reproducible: TypeAlias = Annotated[
+    bool,
+    flag(
+        "--reproducible",
+        panel=NETWORK,
+        help="The same bits on every backend, BLAS and GPU; takes several times as long.",
+    ),
+]
 Backend: TypeAlias = Annotated[str, network_option("--backend", help="numpy, cupy, or auto: the fastest there is.")]
 
 Epochs: TypeAlias = Annotated[

@@ -10,6 +10,7 @@ from gpuback._cli.train import Files, Result
 from gpuback.gradient_check import FORMULA_LIMIT, GradientReport
 from gpuback.machine import OPTIONAL, Machine
 from gpuback.optimizers import Optimizer
+from gpuback.testing import fingerprint
 
 Rows = list[tuple[str, ...]]
 
@@ -51,6 +52,7 @@ def train_rows(result: Result, backend: str, files: Files) -> Rows:
         ("backend", f"{net.backend} ({backend_reason(backend, net.backend)})"),
         ("model", files.model),
     ]
+    rows += [("fingerprint of θ", fingerprint(net))] if architecture.precision.reproducible else []
     rows += [("learning curve", files.plot)] if files.plot else []
     rows += [("checkpoint", files.checkpoint)] if files.checkpoint else []
     return [*rows]
@@ -65,6 +67,7 @@ def train_document(result: Result, backend: str, files: Files, optimizer: Optimi
         "task": result.kind,
         "samples": {"training": result.n_training, "held_out": result.n_held_out},
         "network": {**net.architecture.as_options(), "parameters": net.n_parameters},
+        "fingerprint": fingerprint(net),
         "training": {**optimizer.options(), "seed": seed, "epochs": history.epochs, "steps": history.steps},
         "training_loss": result.training_loss,
         "held_out_loss": result.held_out_loss,

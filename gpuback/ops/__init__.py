@@ -64,6 +64,8 @@ class Ops(Protocol):
     """
 
     name: str
+    reproducible: bool
+    """Whether results have the bits that every backend gives with `reproducible=True`."""
 
     def scope(self) -> AbstractContextManager[object]:
         """What every computation runs in: no warnings about infinities; the right device."""
@@ -161,32 +163,45 @@ def _cupy_status() -> BackendStatus:
     return BackendStatus(True, f"CuPy {cupy.__version__} on {name}")
 
 
-def _cupy_ops() -> Ops:
+def _numpy_ops(reproducible: bool) -> Ops:
+    if reproducible:
+        from gpuback.ops.reproducible_numpy import ReproducibleNumpyOps
+
+        return ReproducibleNumpyOps()
+    return NumpyOps()
+
+
+def _cupy_ops(reproducible: bool) -> Ops:
     """On CuPy's current device."""
     import cupy
 
-    return _cupy_ops_on(cupy.cuda.runtime.getDevice())
+    return _cupy_ops_on(cupy.cuda.runtime.getDevice(), reproducible)
 
 
 @functools.cache
-def _cupy_ops_on(device_id: int) -> Ops:
+def _cupy_ops_on(device_id: int, reproducible: bool) -> Ops:
     import cupy
 
     from gpuback.cuda.device import CudaLauncher
     from gpuback.ops.cuda_ops import CudaOps
 
-    several = cupy.cuda.runtime.getDeviceCount() > 1
-    return CudaOps(cupy, CudaLauncher(device_id), device=cupy.cuda.Device(device_id) if several else None)
+    device = cupy.cuda.Device(device_id) if cupy.cuda.runtime.getDeviceCount() > 1 else None
+    if reproducible:
+        from gpuback.cuda.blas import bind_multiply
+        from gpuback.ops.reproducible_cuda import ReproducibleCudaOps
+
+        return ReproducibleCudaOps(cupy, CudaLauncher(device_id), bind_multiply(), device=device)
+    return CudaOps(cupy, CudaLauncher(device_id), device=device)
 
 
 class Backend(NamedTuple):
-    """How to make a backend's operations, and whether they can be used here."""
+    """How to make a backend's operations (reproducible ones or not), and whether they can be used here."""
 
-    make: Callable[[], Ops]
+    make: Callable[[bool], Ops]
     status: Callable[[], BackendStatus]
 
 
-BACKENDS = {"numpy": Backend(NumpyOps, _numpy_status), "cupy": Backend(_cupy_ops, _cupy_status)}
+BACKENDS = {"numpy": Backend(_numpy_ops, _numpy_status), "cupy": Backend(_cupy_ops, _cupy_status)}
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -194,8 +209,12 @@ def backends() -> dict[str, BackendStatus]:
     return {name: backend.status() for name, backend in BACKENDS.items()}
 
 
-def ops_for(name: str) -> Ops:
+def ops_for(name: str, *, reproducible: bool = False) -> Ops:
     """The backend of that name; "auto" is the fastest that can be used here.
+
+    Args:
+        name: of the backend.
+        reproducible: its operations that give the same bits as every other backend's.
 
     Raises:
         OptionError: an unknown name.
@@ -207,7 +226,7 @@ def ops_for(name: str) -> Ops:
     status = BACKENDS[name].status()
     if not status.available:
         raise BackendError(f"backend {name!r} cannot be used here: {status.reason}. backend='numpy' always works")
-    return BACKENDS[name].make()
+    return BACKENDS[name].make(reproducible)
 
 
 def fused_backward(
@@ -307,7 +326,7 @@ def ops_of(arrays: dict[str, Array]) -> Ops:
         )
     if home == NUMPY_HOME:  # of a subclass
         return NumpyOps()
-    return _cupy_ops_on(next(iter(arrays.values())).device.id)
+    return _cupy_ops_on(next(iter(arrays.values())).device.id, reproducible=False)
 
 
 NUMPY_HOME, CUPY_HOME = "numpy.ndarray", "cupy.ndarray on device"

@@ -46,6 +46,7 @@ class NumpyOps:
     """Every operation on NumPy arrays."""
 
     name = "numpy"
+    reproducible = False
 
     def scope(self) -> AbstractContextManager[object]:
         return np.errstate(all="ignore")

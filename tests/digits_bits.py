@@ -1,0 +1,122 @@
+"""Trains a small network on handwritten digits and prints the fingerprint of θ.
+
+With `--reproducible` it is the same one under every BLAS kernel and thread count, for every order of the rows in a
+batch, and on every backend. `python tests/digits_bits.py` goes through them all, with and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+import gpuback
+import gpuback.ops
+from gpuback.ops import Backend, BackendStatus
+from gpuback.parameters import permutation
+from gpuback.testing import fingerprint
+
+CORE_TYPES = (None, "Haswell", "SkylakeX")
+"""Of OpenBLAS: each has matrix products of its own, which add in an order of their own. None: what suits the CPU."""
+
+SIZES, ACTIVATIONS, BATCH_SIZE = (64, 48, 32, 10), ("gelu", "tanh"), 100
+
+
+def use_emulator() -> None:
+    """Makes backend="emulated" the CUDA backend, run on the CPU."""
+    from conftest import emulated_ops
+
+    gpuback.ops.BACKENDS["emulated"] = Backend(emulated_ops, lambda: BackendStatus(True, "the emulator"))
+
+
+def train(backend: str, *, steps: int, reproducible: bool, row_order: int, dtype: str = "float32") -> gpuback.MLP:
+    """A network after so many steps of Adam; `row_order` other than 0 shuffles the rows within each batch."""
+    digits = load_digits()
+    x, y = (digits.data / 16.0).astype(np.float32), digits.target
+    net = gpuback.MLP(SIZES, activation=ACTIVATIONS, dtype=dtype, backend=backend, reproducible=reproducible, seed=0)
+    step = gpuback.TrainStep(net, gpuback.Adam(3e-3), clip_norm=1.0)
+    for number in range(steps):
+        rows = permutation(len(x), 0, number)[:BATCH_SIZE]
+        if row_order:
+            rows = rows[permutation(BATCH_SIZE, row_order, number)]
+        step(x[rows], y[rows])
+    return net
+
+
+def in_a_process(
+    arguments: Sequence[str], *, core_type: str | None = None, threads: int = 1, wide_vectors: bool = True
+) -> str:
+    """The fingerprint that another Python comes to, with OpenBLAS and NumPy's own loops set up like that."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
+    }
+    environment["OPENBLAS_NUM_THREADS"] = str(threads)
+    if core_type is not None:
+        environment["OPENBLAS_CORETYPE"] = core_type
+    if not wide_vectors:
+        environment["NPY_DISABLE_CPU_FEATURES"] = " ".join(np.show_config("dicts")["SIMD Extensions"]["found"])
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout.strip()
+
+
+def all_of_them(steps: int) -> None:
+    backends = ["numpy", "emulated"] + ["cupy"] * gpuback.backends()["cupy"].available
+    for mode in ("--reproducible", "--plain"):
+        found = set()
+        for backend, core_type, threads, wide, order in itertools.product(
+            backends, CORE_TYPES, (1, 2), (True, False), (0, 1)
+        ):
+            if backend != "numpy" and (order, threads, wide) != (1, 2, True):
+                continue  # what does not matter there, and takes a while
+            started = time.perf_counter()
+            arguments = ["--backend", backend, "--steps", str(steps), "--row-order", str(order), mode]
+            bits = in_a_process(arguments, core_type=core_type, threads=threads, wide_vectors=wide)
+            found.add(bits)
+            print(
+                f"{mode[2:]:12}  {backend:8}  OpenBLAS for {core_type or 'this CPU':8}  threads {threads}  "
+                f"{'all SIMD' if wide else 'no SIMD ':8}  row order {order}  {bits}  "
+                f"{time.perf_counter() - started:6.1f} s",
+                flush=True,
+            )
+        print(f"{mode[2:]}: {len(found)} fingerprint{'s' * (len(found) > 1)}\n", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", help="one run on this backend; all runs without")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--row-order", type=int, default=0)
+    parser.add_argument("--dtype", default="float32")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--reproducible", action="store_true", default=True)
+    mode.add_argument("--plain", action="store_false", dest="reproducible")
+    chosen = parser.parse_args()
+    if chosen.backend is None:
+        all_of_them(chosen.steps)
+        return
+    if chosen.backend == "emulated":
+        use_emulator()
+    net = train(
+        chosen.backend,
+        steps=chosen.steps,
+        reproducible=chosen.reproducible,
+        row_order=chosen.row_order,
+        dtype=chosen.dtype,
+    )
+    print(fingerprint(net))
+
+
+if __name__ == "__main__":
+    main()
