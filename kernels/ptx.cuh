@@ -131,7 +131,9 @@ DEVICE uint16 cvt_rn_bf16(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 #else
-  return 0;  // 16-bit networks need sm_80; the host refuses them before anything is launched
+  const uint32 bits = __float_as_uint(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+  return (uint16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);  // half of the last kept bit, a little less where that is even
 #endif
 }
 

@@ -73,10 +73,15 @@ def _well_spread(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 
 @functools.cache
-def emulated_ops() -> CudaOps:
+def emulated_ops(reproducible: bool = False) -> CudaOps:
     from emulator import EmulatorLauncher
 
-    return CudaOps(np, EmulatorLauncher("random", copies="random", resident_blocks=3), name="emulated")
+    launcher = EmulatorLauncher("random", copies="random", resident_blocks=3)
+    if reproducible:
+        from gpuback.ops.reproducible_cuda import ReproducibleCudaOps
+
+        return ReproducibleCudaOps(np, launcher, np.dot, name="emulated")
+    return CudaOps(np, launcher, name="emulated")
 
 
 @pytest.fixture(autouse=True)
@@ -89,8 +94,8 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     require_emulator()
     ops, plain_for, plain_of = emulated_ops(), gpuback.ops.ops_for, gpuback.ops.ops_of
 
-    def ops_for(name: str) -> gpuback.ops.Ops:
-        return ops if name == "auto" else plain_for(name)
+    def ops_for(name: str, *, reproducible: bool = False) -> gpuback.ops.Ops:
+        return plain_for("emulated" if name == "auto" else name, reproducible=reproducible)
 
     def ops_of(arrays: dict) -> gpuback.ops.Ops:
         plain_of(arrays)  # refuses what is refused

@@ -1,4 +1,4 @@
-"""What the README and docs/numerics.md say, run: Python blocks in order, make targets and shell commands by name."""
+"""What the README and the docs say, run: Python blocks in order, make targets and shell commands by name."""
 
 import re
 import subprocess
@@ -26,6 +26,11 @@ EXAMPLES = [
 def test_python_examples_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {"__name__": "example"})
+
+
+def test_the_reproducible_page_runs_as_one(capsys):
+    exec(compile("\n".join(blocks("docs/reproducible.md", "python")), "example", "exec"), {"__name__": "example"})
+    assert re.fullmatch(r"[0-9a-f]{16}\n", capsys.readouterr().out)
 
 
 def test_the_first_example_is_twenty_lines_of_code():
@@ -63,7 +68,7 @@ def test_command_line_examples_run(tmp_path):
 
 
 def test_relative_links_lead_somewhere():
-    for document in ("README.md", "CONTRIBUTING.md", "docs/numerics.md", "kernels/README.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/numerics.md", "docs/reproducible.md", "kernels/README.md"):
         path = ROOT / document
         for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
             if "://" not in link:

@@ -14,14 +14,15 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from gpuback import elementary
 from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
-from gpuback.errors import BackendError
+from gpuback.errors import BackendError, ShapeError
 from gpuback.precision import Precision
 
 Real = Literal["float", "double"]
 """The C++ name of what sums are kept in."""
 
-VectorEntry = Literal["begin_step", "vector_norm", "sgd", "adam"]
+VectorEntry = Literal["begin_step", "vector_norm", "sgd", "adam", "largest", "exact_sum"]
 """The kernels over flat vectors."""
 
 THREADS = 256
@@ -319,6 +320,9 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
 LARGEST_ROW_GRID = 1024
 """Blocks of kernels that go over rows or elements. Sums over the batch depend on it."""
 
+LONGEST_EXACT_SUM = 2**31
+"""Terms of which limbs of 21 bits still add up exactly in float64."""
+
 
 def _row_blocks(rows: int) -> int:
     """Eight rows to a block at a time."""
@@ -344,10 +348,60 @@ def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision:
 
 
 def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
-    """Kernels over flat vectors: four numbers a thread at a time."""
-    sums = entry in ("begin_step", "vector_norm")
-    blocks = min(-(-length // (4 * THREADS)), 256 if sums else LARGEST_ROW_GRID)
-    return LaunchPlan(Variant("optimizers.cu", entry, (f"REAL={real}",)), blocks, THREADS, 3 * 8 * 8 if sums else 0)
+    """Kernels over flat vectors: four numbers a thread at a time.
+
+    Raises:
+        ShapeError: more terms than add up exactly.
+    """
+    exact, steps = entry in ("largest", "exact_sum"), entry in ("sgd", "adam")
+    if exact and length > LONGEST_EXACT_SUM:
+        raise ShapeError(f"an exact sum: expected at most {LONGEST_EXACT_SUM} terms, got {length}")
+    blocks = min(-(-length // (4 * THREADS)), LARGEST_ROW_GRID if steps else 256)
+    source = "exact_sums.cu" if exact else "optimizers.cu"
+    return LaunchPlan(Variant(source, entry, (f"REAL={real}",)), blocks, THREADS, 0 if steps else 3 * 8 * 8)
+
+
+# Exact products and losses
+
+ExactEntry = Literal[
+    "largest_of_rows",
+    "largest_of_columns",
+    "split",
+    "accumulate",
+    "add_block",
+    "finish_forward",
+    "finish_delta",
+    "finish_gradient",
+]
+"""The kernels over the operands and the sums of exact products."""
+
+COLUMNS_OF_A_WARP, ROWS_OF_A_BLOCK = 256, 64
+"""Columns of a row that a warp takes at a time; the fewest rows in which a block looks for the largest of a column."""
+
+
+def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision) -> LaunchPlan:
+    """A kernel over a matrix of so many rows and columns, a warp to a piece of a row. No grid changes a bit."""
+    operand = f"OPERAND={_operand(precision)}"
+    if entry in ("largest_of_rows", "largest_of_columns", "split"):
+        variant = Variant("split.cu", entry, (operand,))
+    else:
+        variant = Variant("combine.cu", entry, (operand, *elementary.DEFINES))
+    if entry == "largest_of_rows":
+        blocks = _row_blocks(rows)
+    elif entry == "largest_of_columns":
+        groups = -(-columns // 32)
+        blocks = groups * max(1, min(-(-rows // ROWS_OF_A_BLOCK), LARGEST_ROW_GRID // groups))
+    else:
+        blocks = _row_blocks(rows * -(-columns // COLUMNS_OF_A_WARP))
+    return LaunchPlan(variant, blocks, THREADS)
+
+
+def exact_row_plan(
+    entry: Literal["exact_loss_rows", "exact_output_rows"], rows: int, precision: Precision
+) -> LaunchPlan:
+    """The output layer: each row's loss and da, or ŷ."""
+    variant = Variant("exact_losses.cu", entry, (f"OPERAND={_operand(precision)}", *elementary.DEFINES))
+    return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
 # Everything that can be asked for
@@ -388,6 +442,12 @@ def _variants() -> Iterator[CompiledKernel]:
             plans.append(copy_plan("copy_weights", 1, precision))
         if precision.sixteen_bit:
             plans.append(copy_plan("copy_rows", 1, precision))
+        for plan in plans:
+            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
+    for name in ("bfloat16", "float16", "float32"):
+        precision = Precision.of(name)
+        plans = [exact_plan(entry, 1, 1, precision) for entry in get_args(ExactEntry)]
+        plans += [exact_row_plan(entry, 1, precision) for entry in ("exact_loss_rows", "exact_output_rows")]
         for plan in plans:
             yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
     for real in get_args(Real):

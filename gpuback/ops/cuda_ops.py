@@ -25,7 +25,7 @@ from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
-from gpuback.ops.cuda_workspace import CudaWorkspace, pitch_for, pitch_of
+from gpuback.ops.cuda_workspace import CudaBuffers, CudaWorkspace, pitch_for, pitch_of
 from gpuback.ops.host_arrays import as_host_array, is_real
 from gpuback.ops.team import Team
 from gpuback.parameters import Layout
@@ -51,6 +51,8 @@ class CudaOps:
         name: of the backend.
         device: a context in which `launcher`'s device is the current one.
     """
+
+    reproducible = False
 
     def __init__(
         self,
@@ -98,7 +100,7 @@ class CudaOps:
         arguments = [theta, flat, self.xp.asarray(table, np.int64), _int(len(layout.shapes))]
         return copies, self.launcher.bind(plans.copy_plan("copy_weights", row, precision), arguments)
 
-    def bind_load(self, width: int, precision: Precision, workspace: CudaWorkspace) -> Callable[[Array], Array]:
+    def bind_load(self, width: int, precision: Precision, workspace: CudaBuffers) -> Callable[[Array], Array]:
         """A function from the samples to the h_0 that products read: rounded to the operands' dtype."""
         if not precision.sixteen_bit:
             return _itself
@@ -155,7 +157,7 @@ class CudaOps:
                 *(Slot(), Slot(), Slot()),  # labels, targets, weight
                 *(da, pitch_of(da)),
                 Slot(),  # the mean loss
-                *(_int(rows), _int(width), _int(loss.kernel_id), _int(_output_id(output)), total(divisor)),
+                *(_int(rows), _int(width), _int(loss.kernel_id), _int(output_id(output)), total(divisor)),
                 *(self.xp.empty(plan.grid, np.float64), workspace.counters),
             ],
         )
@@ -178,7 +180,7 @@ class CudaOps:
         rows, width = a.shape
         return self.launcher.bind(
             plans.output_plan(rows, workspace.precision),
-            [a, pitch_of(a), Slot(), _int(width), _int(rows), _int(width), _int(_output_id(name))],
+            [a, pitch_of(a), Slot(), _int(width), _int(rows), _int(width), _int(output_id(name))],
         )
 
     def bind_backward(
@@ -462,7 +464,8 @@ def _rows(matrix: Array | None) -> list[Argument]:
     return [None, _int(0)] if matrix is None else [matrix, pitch_of(matrix)]
 
 
-def _output_id(name: str) -> int:
+def output_id(name: str) -> int:
+    """The kernels' number for an output function."""
     return SOFTMAX if name == "softmax" else ACTIVATIONS[name].kernel_id
 
 

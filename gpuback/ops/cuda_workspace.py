@@ -15,23 +15,14 @@ if TYPE_CHECKING:
     from gpuback.ops.cuda_ops import CudaOps
 
 
-class CudaWorkspace:
-    """The buffers that the layers of one batch size share."""
+class CudaBuffers:
+    """Room for the layers' activations and their gradients."""
 
     def __init__(self, ops: CudaOps, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
         self._ops = ops
         self.rows = rows
         self.precision = precision
-        layers = [
-            plans.layer_plan(rows, n_out, n_in, precision, ops.launcher.limits, need_da_prev=needed)
-            for n_in, n_out in pairwise(sizes)
-            for needed in (True, False)  # without it a layer's plan may be cut into more and smaller tiles
-        ]
-        self.partials = ops.empty(max(plan.partials for plan in layers), precision.total)
-        self.counters = ops.xp.zeros(max(plan.counters for plan in layers), np.uint32)
-        self.tickets = ops.xp.zeros(1, np.uint32)
-        widest = max(sizes)
-        pitch = pitch_for(widest, precision.operand)
+        pitch = pitch_for(max(sizes), precision.operand)
         self._deltas = [ops.empty(rows * pitch, precision.operand) for _ in range(2)]
 
     def hidden(self, width: int) -> Array:
@@ -55,6 +46,21 @@ class CudaWorkspace:
             return self._ops.empty((self.rows, width), self.precision.total)
         pitch = pitch_for(width, self.precision.operand)
         return self._deltas[layer % 2][: self.rows * pitch].reshape(self.rows, pitch)[:, :width]
+
+
+class CudaWorkspace(CudaBuffers):
+    """Those, and what the fused kernels need to add up over blocks."""
+
+    def __init__(self, ops: CudaOps, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
+        layers = [
+            plans.layer_plan(rows, n_out, n_in, precision, ops.launcher.limits, need_da_prev=needed)
+            for n_in, n_out in pairwise(sizes)
+            for needed in (True, False)  # without it a layer's plan may be cut into more and smaller tiles
+        ]
+        super().__init__(ops, rows, sizes, precision)
+        self.partials = ops.empty(max(plan.partials for plan in layers), precision.total)
+        self.counters = ops.xp.zeros(max(plan.counters for plan in layers), np.uint32)
+        self.tickets = ops.xp.zeros(1, np.uint32)
 
 
 def pitch_of(matrix: Array) -> np.int32:

@@ -14,7 +14,8 @@ import numpy as np
 import gpuback
 from gpuback import SGD, Adam, TrainStep
 from gpuback.cuda import plans
-from gpuback.ops import ops_for
+from gpuback.ops import exact_products, ops_for
+from gpuback.optimizers import Optimizer
 from gpuback.testing import random_batch, random_layer
 
 DTYPES = {
@@ -35,17 +36,26 @@ def layer(rows: int, n_out: int, n_in: int, dtype: str, allow_tf32: bool) -> Non
     gpuback.fused_backward(da, h_prev, W, activation_prev="gelu", a_prev=a_prev, allow_tf32=allow_tf32)
 
 
-def network(sizes: tuple[int, ...], rows: int, dtype: str, allow_tf32: bool) -> None:
+def networks(sizes: tuple[int, ...], rows: int, dtype: str, allow_tf32: bool) -> None:
+    options = {"dtype": dtype, "allow_tf32": allow_tf32, "activation": "silu", "backend": "cupy", "seed": 0}
     for optimizer in (Adam(), SGD(0.1)):
-        net = gpuback.MLP(sizes, dtype=dtype, allow_tf32=allow_tf32, activation="silu", backend="cupy", seed=0)
-        x, y = random_batch(net, rows)
-        TrainStep(net, optimizer, clip_norm=1.0)(x, y)
-        net.forward(x)
-        net.ops.norm(net.theta)
+        train(gpuback.MLP(sizes, **options), optimizer, rows)
+    if dtype != "float64" and not allow_tf32:
+        train(gpuback.MLP(sizes, **options, reproducible=True), Adam(), rows)
+
+
+def train(net: gpuback.MLP, optimizer: Optimizer, rows: int) -> None:
+    x, y = random_batch(net, rows)
+    TrainStep(net, optimizer, clip_norm=1.0)(x, y)
+    net.forward(x)
+    net.ops.norm(net.theta)
 
 
 def want(items: int) -> None:
-    """Makes plans content with so few items of work that small layers get large tiles and long chains."""
+    """Makes plans content with so few items of work that small layers get large tiles and long chains; and exact
+    products with so few terms in a block that there are several.
+    """
+    exact_products.BLOCK = 64
     plans.ITEMS_WANTED = plans.SIMT_ITEMS_WANTED = items
     plans.SIMT_TILES_WANTED = items // 2
     plans.layer_plan.cache_clear()
@@ -66,13 +76,13 @@ def main() -> None:
                 layer(200 + (shared_bytes or 0) % 7, n_out, n_in, dtype, allow_tf32)
         launcher.limits = limits
         layer(150, 150, 137, dtype, allow_tf32)
-        network((33, 150, 10), 150, dtype, allow_tf32)
+        networks((33, 150, 10), 150, dtype, allow_tf32)
     want(4)
     for dtype, allow_tf32 in chosen:
         layer(301, 150, 137, dtype, allow_tf32)
-        network((33, 150, 140, 10), 301, dtype, allow_tf32)
+        networks((33, 150, 140, 10), 301, dtype, allow_tf32)
     cupy.cuda.runtime.deviceSynchronize()
-    ran = set(launcher._functions)
+    ran = {*launcher._functions, *ops_for("cupy", reproducible=True).launcher._functions}  # type: ignore[attr-defined]
     known = {kernel.variant for kernel in plans.variants()}
     print(f"ran {len(ran & known)} of {len(known)} kernels")
     if chosen == [*DTYPES.values()]:

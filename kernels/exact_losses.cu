@@ -1,0 +1,134 @@
+// The output layer with the same bits on every backend, row by row: y^ = O(a), each sample's loss l(y^, y), and
+// da = w dl/da / divisor. In float64, by the fixed sequences of gpuback/ops/reproducible_losses.py, rounded where da is stored;
+// the equations are those of losses.cu.
+//
+// Shapes: a (B, n) floats, da (B, n) of operands, row by row with a pitch each; labels (B) or targets (B, n); weight (B) or null;
+// losses (B), which `exact_sum` adds up. A label outside 0 ... n - 1 is never used as an index: its loss and its row of da become
+// NaN.
+//
+// A warp takes a row, its lanes every 32nd column.
+//
+// Variants: OPERAND of da, and the coefficients of elementary.cuh. 256 threads.
+#include "block_sum.cuh"
+#include "elementary.cuh"
+#include "exact.cuh"
+
+enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
+enum Output { OUTPUT_SOFTMAX = -1 };  // else an Activation
+
+// The sum over a row of what `term` gives for each column, in every lane: each lane adds up its columns from +0 on, then lane i
+// and lane i + 16 are added, i + 8, ..., i + 1.
+template <typename Term>
+DEVICE Double row_sum(int n, Term term) {
+  Double sum = 0.0;
+  for (int j = threadIdx.x % 32; j < n; j += 32) sum = sum + term(j);
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) sum = sum + __shfl_xor_sync(0xffffffffu, sum.value, step);
+  return sum;
+}
+
+// y^ = e^z / total, z = a - max a, total = sum e^z.
+struct Softmax {
+  Double highest, total;
+
+  DEVICE Softmax(const float* a, int n) {
+    float most = a[threadIdx.x % 32 < n ? threadIdx.x % 32 : 0];
+    for (int j = threadIdx.x % 32; j < n; j += 32) most = Larger()(most, a[j]);
+    const Double shift = warp_max(most);
+    highest = shift;
+    total = row_sum(n, [=](int j) { return exp(Double(a[j]) - shift); });
+  }
+  DEVICE Double shifted(float a) const { return Double(a) - highest; }
+  DEVICE Double operator()(float a) const { return exp(shifted(a)) / total; }
+};
+
+// A row of da: weighted, scaled, rounded.
+struct Row {
+  OPERAND* da;
+  Double weight, divisor;
+
+  DEVICE void store(int j, Double gradient) const { settle(stored(gradient * weight / divisor), da[j]); }
+};
+
+DEVICE Double label_row(const float* a, int64 label, int n, const Row& row) {
+  if (label < 0 || label >= n) {
+    const Double nan = __longlong_as_double(0x7ff8000000000000);
+    for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, nan);
+    return nan;
+  }
+  const Softmax softmax(a, n);
+  for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, j == label ? softmax(a[j]) - 1.0 : softmax(a[j]));
+  return log(softmax.total) - softmax.shifted(a[label]);
+}
+
+DEVICE Double probability_row(const float* a, const float* y, int n, const Row& row) {
+  const Softmax softmax(a, n);
+  const Double log_total = log(softmax.total), mass = row_sum(n, [=](int j) { return Double(y[j]); });
+  return row_sum(n, [=](int j) {
+    row.store(j, mass * softmax(a[j]) - y[j]);
+    return Double(y[j]) * (log_total - softmax.shifted(a[j]));
+  });
+}
+
+DEVICE Double binary_row(const float* a, const float* y, int n, const Row& row) {
+  return row_sum(n, [=](int j) {
+    const Double x = a[j];
+    row.store(j, sigmoid(x) - y[j]);
+    return (Double(x < 0.0 ? 0.0 : x.value) - x * y[j]) + log1p(exp(Double(-fabs(x.value))));
+  });
+}
+
+DEVICE Double squared_row(const float* a, const float* y, int n, int output, const Row& row) {
+  const Double sum = row_sum(n, [=](int j) {
+    const Double predicted = activation_of(output, Double(a[j])), residual = predicted - y[j];
+    row.store(j, residual * slope_of(output, predicted));
+    return residual * residual;
+  });
+  return Double(0.5) * sum;
+}
+
+DEVICE Double squared_softmax_row(const float* a, const float* y, int n, const Row& row) {
+  const Softmax softmax(a, n);
+  const Double dot = row_sum(n, [=](int j) {
+    const Double predicted = softmax(a[j]);
+    return (predicted - y[j]) * predicted;
+  });
+  const Double sum = row_sum(n, [=](int j) {
+    const Double predicted = softmax(a[j]), residual = predicted - y[j];
+    row.store(j, predicted * (residual - dot));
+    return residual * residual;
+  });
+  return Double(0.5) * sum;
+}
+
+KERNEL __launch_bounds__(256, 4) exact_loss_rows(
+    const float* a_bj, int a_pitch, const int64* labels_b, const float* targets_bj, const float* weight_b, OPERAND* da_bj,
+    int da_pitch, double* losses_b, int n_batch, int n, int loss, int output, double divisor) {
+  for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {
+    const float *a = a_bj + (int64)b * a_pitch, *y = targets_bj + (int64)b * n;
+    const Row row = {da_bj + (int64)b * da_pitch, weight_b ? weight_b[b] : 1.0f, divisor};
+    Double value;
+    if (loss == CROSS_ENTROPY)
+      value = labels_b ? label_row(a, labels_b[b], n, row) : probability_row(a, y, n, row);
+    else if (loss == BINARY_CROSS_ENTROPY)
+      value = binary_row(a, y, n, row);
+    else
+      value = output == OUTPUT_SOFTMAX ? squared_softmax_row(a, y, n, row) : squared_row(a, y, n, output, row);
+    if (threadIdx.x % 32 == 0) losses_b[b] = (value * row.weight).value;
+  }
+}
+
+// y^ = O(a): (B, n) floats, row by row with a pitch each.
+KERNEL __launch_bounds__(256, 4) exact_output_rows(
+    const float* a_bj, int a_pitch, float* out_bj, int out_pitch, int n_batch, int n, int output) {
+  for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {
+    const float* a = a_bj + (int64)b * a_pitch;
+    float* out = out_bj + (int64)b * out_pitch;
+    if (output == OUTPUT_SOFTMAX) {
+      const Softmax softmax(a, n);
+      for (int j = threadIdx.x % 32; j < n; j += 32) out[j] = stored(softmax(a[j]));
+    } else {
+      for (int j = threadIdx.x % 32; j < n; j += 32) out[j] = stored(activation_of(output, Double(a[j])));
+    }
+  }
+}
