@@ -69,8 +69,8 @@ def check(name: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> None
 def measure(sizes: tuple[int, ...], batch_size: int, dtype: str, rounds: int) -> dict[str, Any]:
     """One row: seconds for a step, by contestant."""
 
-    def fresh() -> tuple[gpuback.MLP, Callable[[], Any]]:
-        net = gpuback.MLP(sizes, dtype=dtype, backend="cupy", seed=0)
+    def fresh(reproducible: bool = False) -> tuple[gpuback.MLP, Callable[[], Any]]:
+        net = gpuback.MLP(sizes, dtype=dtype, backend="cupy", reproducible=reproducible, seed=0)
         step = gpuback.TrainStep(net, gpuback.Adam(LEARNING_RATE))
         return net, lambda: step(x, y)
 
@@ -80,6 +80,8 @@ def measure(sizes: tuple[int, ...], batch_size: int, dtype: str, rounds: int) ->
         "gpuback graph": lambda: gpu_clock.cupy_graph(lambda _: ours(), 10),
     }
     net, ours = fresh()
+    _, exact = fresh(reproducible=True)
+    ready["gpuback reproducible"] = lambda: gpu_clock.wall_clock(lambda _: exact(), 1)
     if torch is not None:
         eager, graphed = (torch_step(net, x, y, capturable=capturable) for capturable in (False, True))
         check(dtype, ours, eager)

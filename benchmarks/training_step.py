@@ -1,10 +1,10 @@
-"""Time of one training step of gpuback beside plain allocating NumPy and the bare matrix products, in one run.
+"""Time of a training step of gpuback, with reproducible=True too, beside plain allocating NumPy and bare products.
 
     python -m benchmarks.training_step [--rounds N]
 
 The contestants take turns, round by round, so that a machine that speeds up or slows down does so for all; each runs
 for a while before the clock starts, so that none meets what another left behind. Figures are medians over rounds with
-the 20th and 80th percentile. Before the clock starts, both steps are checked against a float64 twin.
+the 20th and 80th percentile. Before the clock starts, all steps are checked against a float64 twin.
 """
 
 from __future__ import annotations
@@ -62,19 +62,22 @@ def bare_products(net: gpuback.MLP, x: np.ndarray) -> Callable[[], None]:
 
 
 def check(family: Family, x: np.ndarray, y: np.ndarray) -> None:
-    """Both steps make the float64 twin's update, to 1e-3 of its length.
+    """Every step makes the float64 twin's update, to 1e-3 of its length.
 
     Rounding alone stays below 1e-5, but among millions of pre-activations float32 puts a few on the other side of
     relu's kink, each worth about 1e-4. A dropped sample would show as 1/√B or more.
     """
-    ours, plain = (gpuback.MLP(family.sizes, backend="numpy", seed=0) for _ in range(2))
+    ours, plain, exact_sums = (
+        gpuback.MLP(family.sizes, backend="numpy", seed=0, reproducible=mode) for mode in (False, False, True)
+    )
     exact = gpuback.MLP(family.sizes, dtype="float64", backend="numpy")
     exact.theta[:] = start = ours.theta.astype(np.float64)
     gpuback.TrainStep(exact, gpuback.SGD(1.0))(x, y)
     gpuback.TrainStep(ours, gpuback.SGD(1.0))(x, y)
+    gpuback.TrainStep(exact_sums, gpuback.SGD(1.0))(x, y)
     plain_step(list(plain.weights), list(plain.biases), 1.0)(x, y)
     size = np.linalg.norm(exact.theta - start)
-    for name, net in (("gpuback", ours), ("plain NumPy", plain)):
+    for name, net in (("gpuback", ours), ("reproducible", exact_sums), ("plain NumPy", plain)):
         error = np.linalg.norm(net.theta - exact.theta) / size
         if error > 1e-3:
             raise SystemExit(f"{family.name}: {name}'s update differs from float64's by {error:.2g} of its length")
@@ -95,13 +98,18 @@ def measure(family: Family, rounds: int) -> dict[str, np.ndarray]:
     x = rng.standard_normal((family.batch_size, family.sizes[0]), dtype=np.float32)
     y = rng.integers(family.sizes[-1], size=family.batch_size)
     check(family, x, y)
-    net = gpuback.MLP(family.sizes, backend="numpy", seed=0)
-    step = gpuback.TrainStep(net, gpuback.SGD(LEARNING_RATE))
+    step, reproducible = (
+        gpuback.TrainStep(
+            gpuback.MLP(family.sizes, backend="numpy", seed=0, reproducible=mode), gpuback.SGD(LEARNING_RATE)
+        )
+        for mode in (False, True)
+    )
     other = gpuback.MLP(family.sizes, backend="numpy", seed=0)
     plain = plain_step(list(other.weights), list(other.biases), LEARNING_RATE)
-    products = bare_products(net, x)
+    products = bare_products(other, x)
     contestants: dict[str, Callable[[], object]] = {
         "gpuback": lambda: step(x, y),
+        "reproducible": lambda: reproducible(x, y),
         "plain NumPy": lambda: plain(x, y),
         "bare products": products,
     }
