@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 import gpuback
+import gpuback.datasets
 import gpuback.ops
 from gpuback.ops import Backend, BackendStatus
 from gpuback.parameters import permutation
@@ -38,8 +38,8 @@ def use_emulator() -> None:
 
 def train(backend: str, *, steps: int, reproducible: bool, row_order: int, dtype: str = "float32") -> gpuback.MLP:
     """A network after so many steps of Adam; `row_order` other than 0 shuffles the rows within each batch."""
-    digits = load_digits()
-    x, y = (digits.data / 16.0).astype(np.float32), digits.target
+    digits = gpuback.datasets.load("digits")
+    x, y = digits.x.astype(np.float32), digits.y
     net = gpuback.MLP(SIZES, activation=ACTIVATIONS, dtype=dtype, backend=backend, reproducible=reproducible, seed=0)
     step = gpuback.TrainStep(net, gpuback.Adam(3e-3), clip_norm=1.0)
     for number in range(steps):

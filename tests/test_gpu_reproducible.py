@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gpu_requirements import require_gpu
+from test_reproducible import KNOWN, trained
 
 import gpuback.ops
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep, datasets, fit
@@ -185,6 +186,11 @@ def test_fit_on_digits(dtype):
     histories = [fit(net, data.x, data.y, epochs=3, seed=0, validation=0.2) for net in nets]
     assert fingerprint(nets[0]) == fingerprint(nets[1])
     assert histories[0].loss == histories[1].loss and histories[0].validation_loss == histories[1].validation_loss
+
+
+@pytest.mark.parametrize("case", KNOWN, ids="-".join)
+def test_fingerprints_are_the_known_ones(case):
+    assert fingerprint(trained(*case, backend="cupy")) == KNOWN[case]
 
 
 def test_neither_streams_nor_the_order_of_rows_matter(cupy):

@@ -63,14 +63,14 @@ KNOWN = {
 }
 
 
-def trained(dtype: str, activation: str, loss: str, output: str, optimizer: str) -> MLP:
+def trained(dtype: str, activation: str, loss: str, output: str, optimizer: str, backend: str = "auto") -> MLP:
     """A network after a few clipped and weighted steps on data from a stream that NumPy promises."""
     kinds = {
         "sgd": lambda: SGD(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
         "adam": lambda: Adam(0.01),
         "adamw": lambda: AdamW(0.01, weight_decay=0.1),
     }
-    net = network((13, 33, 20, 5), activation=activation, dtype=dtype, loss=loss, output=output)
+    net = network((13, 33, 20, 5), activation=activation, dtype=dtype, loss=loss, output=output, backend=backend)
     step = TrainStep(net, kinds[optimizer](), clip_norm=0.5)
     uniform = np.random.PCG64(0).random_raw(STEPS * 40 * 18).reshape(STEPS, 40, 18) / 2.0**64
     for batch in uniform:
