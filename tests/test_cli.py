@@ -20,6 +20,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import gpuback
+import gpuback.testing
 from gpuback import cli, datasets, machine
 from gpuback.network import MLP
 from gpuback.preprocessing import Standardization
@@ -97,6 +98,26 @@ def small_csv(path: Path, rows: int = 90) -> tuple[np.ndarray, np.ndarray]:
 
 
 # train
+
+
+@pytest.mark.parametrize("core_type", ["Haswell", "SkylakeX"])
+def test_a_reproducible_run_comes_to_the_known_bits(core_type, tmp_path):
+    """Standardization and folding included."""
+    command = ["train", "iris", "--hidden", "8", "--epochs", "3", "--reproducible", "--no-plot", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(gpuback.__file__).parents[1]), "OPENBLAS_CORETYPE": core_type}
+    done = subprocess.run(
+        [sys.executable, "-m", "gpuback", *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    result = json.loads(done.stdout)
+    assert result["network"]["reproducible"] is True
+    assert result["fingerprint"] == "9d7148a4aa12155b"
+    assert gpuback.testing.fingerprint(MLP.load(tmp_path / "iris.safetensors")) == "9d7148a4aa12155b"
+
+
+def test_the_fingerprint_of_a_reproducible_run_is_shown(run: Run) -> None:
+    told = succeeded(run("train", "iris", "--epochs", "1", "--no-plot", "--reproducible")).out
+    assert gpuback.testing.fingerprint(MLP.load("iris.safetensors")) in told
+    assert "fingerprint" not in succeeded(run("train", "iris", "--epochs", "1", "--no-plot")).out
 
 
 @pytest.mark.parametrize("name", datasets.BUILT_IN)
@@ -385,6 +406,7 @@ def test_info(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         ("train iris --output-function tanh", "softmax"),
         ("train iris --dtype float8", "float16"),
         ("train iris --dtype float16 --allow-tf32", "float32"),
+        ("train iris --dtype float64 --reproducible", "not with float64"),
         ("train iris --backend cupy", "cupy"),
         ("train iris --optimizer adamm", "adamw"),
         ("train iris --momentum 0.9", "sgd"),
