@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Backprop:
-    """The passes of one network for one batch size."""
+    """The passes of one network for one batch size; without `need_gradient` only the forward pass and the loss."""
 
     def __init__(
         self,
@@ -28,6 +28,7 @@ class Backprop:
         ops: Ops,
         batch_size: int,
         *,
+        need_gradient: bool = True,
         need_input_grad: bool = False,
     ) -> None:
         precision = architecture.precision
@@ -37,9 +38,9 @@ class Backprop:
         operands, self._refresh_weights = ops.bind_weights(theta, architecture.layout, precision)
 
         def block(rows: int) -> _Block:
-            return _Block(architecture, operands, biases, ops, rows, batch_size, need_input_grad)
+            return _Block(architecture, operands, biases, ops, rows, batch_size, need_gradient, need_input_grad)
 
-        rows, self._team = ops.share_out(architecture.sizes, batch_size, precision)
+        rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
         starts = range(0, batch_size, rows)
         share = -(-len(starts) // self._team.size)
         self._shares = []  # for each member of the team: its blocks, one after the other, with the rows each takes
@@ -49,7 +50,8 @@ class Backprop:
                 end = min(start + rows, batch_size)
                 mine.append((full if end - start == rows else block(end - start), _Rows(start, end, batch_size)))
             self._shares.append(mine)
-        parameters = [ops.empty(architecture.layout.n_parameters, precision.total) for _ in self._shares[1:]]
+        others = self._shares[1:] if need_gradient else []
+        parameters = [ops.empty(architecture.layout.n_parameters, precision.total) for _ in others]
         self._partials = [architecture.layout.split(partial) for partial in parameters]
 
     def forward(self, x: Array, out: Array) -> None:
@@ -140,6 +142,7 @@ class _Block:
         ops: Ops,
         rows: int,
         batch_size: int,
+        need_gradient: bool,
         need_input_grad: bool,
     ) -> None:
         precision, sizes = architecture.precision, architecture.sizes
@@ -169,6 +172,8 @@ class _Block:
 
         self._backward: list[Callable[[Array, Array, Array, bool], None]] = []
         self.input_gradient = workspace.delta(0, sizes[0]) if need_input_grad else None
+        if not need_gradient:
+            return
         da_below = [self.input_gradient, *(workspace.delta(k, width) for k, width in enumerate(sizes[1:-1], 1))]
         sources = [None, *(h if a is None else a for h, a in zip(self._hidden, kept, strict=True))]
         below = [None, *activations]

@@ -21,7 +21,7 @@ from gpuback.parameters import initial_parameters
 from gpuback.trace import Trace, trace
 
 KEPT_PASSES = 4
-"""For how many batch sizes a network keeps its buffers; a block of rows is a few megabytes."""
+"""For how many batch sizes, with gradient and without, a network keeps its buffers; a block of rows is a few megabytes."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ class MLP:
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
-        self._passes: dict[tuple[int, bool], Backprop] = {}
+        self._passes: dict[tuple[int, bool, bool], Backprop] = {}
 
     @classmethod
     def _of(cls, architecture: Architecture, backend: str, theta: ArrayLike) -> MLP:
@@ -136,6 +136,11 @@ class MLP:
     def backend(self) -> str:
         """The name of the backend: numpy or cupy."""
         return self._ops.name
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether results have the same bits on every backend."""
+        return self._architecture.precision.reproducible
 
     @property
     def ops(self) -> Ops:
@@ -191,14 +196,14 @@ class MLP:
         """
         samples = as_samples(x, self._architecture, self._ops)
         outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
-        with self._ops.scope(), self.borrowed_passes(len(samples)) as passes:
+        with self._ops.scope(), self.borrowed_passes(len(samples), need_gradient=False) as passes:
             passes.forward(samples, outputs)
         return outputs
 
     def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
         samples, targets, weight = self.checked(x, y, sample_weight)
-        with self._ops.scope(), self.borrowed_passes(len(samples)) as passes:
+        with self._ops.scope(), self.borrowed_passes(len(samples), need_gradient=False) as passes:
             return self._scalar(passes.loss(samples, targets, weight))
 
     def value_and_grad(
@@ -239,7 +244,7 @@ class MLP:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
         gradients = self.empty_gradients() if out is None else self._fitting(out)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
-        with self._ops.scope(), self.borrowed_passes(len(samples), need_input_grad) as passes:
+        with self._ops.scope(), self.borrowed_passes(len(samples), need_input_grad=need_input_grad) as passes:
             value = passes.value_and_grad(
                 samples, targets, weight, gradients.weights, gradients.biases, gradients.inputs, accumulate=accumulate
             )
@@ -324,13 +329,16 @@ class MLP:
         targets = as_targets(y, self._architecture, len(samples), self._ops)
         return samples, targets, as_sample_weight(sample_weight, self._architecture, len(samples), self._ops)
 
-    def passes(self, batch_size: int, need_input_grad: bool = False) -> Backprop:
+    def passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Backprop:
         """The passes of this network for one batch size, with buffers of their own."""
-        return Backprop(self._architecture, self._theta, self._ops, batch_size, need_input_grad=need_input_grad)
+        needs = {"need_gradient": need_gradient, "need_input_grad": need_input_grad}
+        return Backprop(self._architecture, self._theta, self._ops, batch_size, **needs)
 
-    def borrowed_passes(self, batch_size: int, need_input_grad: bool = False) -> _Borrowed:
+    def borrowed_passes(
+        self, batch_size: int, *, need_gradient: bool = True, need_input_grad: bool = False
+    ) -> _Borrowed:
         """A context: the passes for one batch size, kept for the next call when it ends."""
-        return _Borrowed(self, (batch_size, need_input_grad))
+        return _Borrowed(self, (batch_size, need_gradient, need_input_grad))
 
     def _fitting(self, out: Gradients) -> Gradients:
         if (
@@ -357,7 +365,7 @@ class MLP:
 class _Borrowed:
     """Buffers taken out of a network's store while they are in use, so that a second thread makes its own."""
 
-    def __init__(self, net: MLP, key: tuple[int, bool]) -> None:
+    def __init__(self, net: MLP, key: tuple[int, bool, bool]) -> None:
         self._net, self._key = net, key
 
     def __enter__(self) -> Backprop:

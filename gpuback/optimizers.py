@@ -83,11 +83,12 @@ class Optimizer(ABC):
                 f"got {gradients.theta.shape} of {gradients.theta.dtype}"
             )
         self.bind(net)
-        self._apply(gradients.theta)
+        gradient = gradients.theta
+        self._apply(gradient if gradient.flags.c_contiguous else gradient.copy())
 
     def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
         """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`."""
-        self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
+        self._apply(gradient, loss=loss, clip_norm=_plain(clip_norm), halt=halt)
 
     @property
     def update(self) -> Update:
@@ -143,7 +144,8 @@ class Optimizer(ABC):
 
     def _apply(self, gradient: Array, **decision: Any) -> None:
         """One update, with the hyper-parameters as they are now."""
-        self.update(gradient, **decision, **self._hyper_parameters())
+        hyper_parameters = {name: _plain(value) for name, value in self._hyper_parameters().items()}
+        self.update(gradient, **decision, **hyper_parameters)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
@@ -254,6 +256,13 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(learning_rate, betas, eps, weight_decay)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, which take on an array's precision where NumPy's would raise it."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _in_range(name: str, value: float, lowest: float, below: float = math.inf) -> float:

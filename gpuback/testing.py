@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS
-from gpuback.errors import unknown_name
+from gpuback.errors import DtypeError, unknown_name
 from gpuback.gradient_check import BlockCheck as BlockCheck
 from gpuback.gradient_check import GradientReport as GradientReport
 from gpuback.gradient_check import check_gradients as check_gradients
-from gpuback.network import MLP
-from gpuback.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF, Precision, dtype_name
+from gpuback.network import MLP, Gradients
+from gpuback.precision import DTYPES, TF32_ROUNDOFF, UNIT_ROUNDOFF, Precision, dtype_name
 
 
 def tolerance(
@@ -66,23 +66,29 @@ def tolerance(
     return np.asarray(bound)
 
 
-def fingerprint(what: MLP | Array) -> str:
-    """A short hash of an array's bits, or of a network's θ: two that are equal are equal to the bit.
+def fingerprint(what: MLP | Gradients | Array) -> str:
+    """A short hash of an array's bits, or of the θ of a network or of gradients: what has the same is equal to the bit.
 
     With `MLP(..., reproducible=True)` a fingerprint that a GPU has produced can be asserted where there is none.
 
     Args:
-        what: a network, or an array of any backend; of an array dtype and shape count too, but not strides or device.
+        what: a network, gradients, or an array of numbers of any backend. Dtype and shape count too, strides and device
+            do not.
 
     Returns:
         16 hexadecimal digits.
 
+    Raises:
+        DtypeError: something else.
+
     Example:
         >>> fingerprint(MLP([2, 3, 2], seed=0, reproducible=True))
-        '6ef6ec5f6b5ae3c3'
+        '89d9ae4245055856'
     """
-    array = what.theta if isinstance(what, MLP) else what
-    host = array.get() if hasattr(array, "get") else np.asarray(array)  # CuPy's way to the host
+    array = what.theta if isinstance(what, (MLP, Gradients)) else what
+    host = array.get() if type(array).__module__.partition(".")[0] == "cupy" else np.asarray(array)
+    if host.dtype.kind not in "biuf" and host.dtype not in DTYPES.values():
+        raise DtypeError(f"expected a network, gradients or an array of numbers, got {type(what).__name__}")
     host = host.astype(host.dtype.newbyteorder("<"), order="C", copy=False)
     digest = hashlib.sha256(f"{host.dtype.name} {host.shape} ".encode())
     digest.update(host.tobytes())

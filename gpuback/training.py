@@ -253,7 +253,7 @@ def _train_epoch(step: TrainStep, batches: Iterator[Samples], epoch: int, advanc
     if not _theta_is_finite(net):
         steps = step.optimizer.step_count
         raise _diverged(f"the update of step {steps - 1} overflowed", "θ is what it left", steps - 1, epoch)
-    return sum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+    return math.fsum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
 
 
 def _theta_is_finite(net: MLP) -> bool:

@@ -27,14 +27,18 @@ DEVICE Double row_sum(int n, Term term) {
   return sum;
 }
 
+DEVICE Double row_max(const float* a, int n) {
+  float most = a[threadIdx.x % 32 < n ? threadIdx.x % 32 : 0];
+  for (int j = threadIdx.x % 32; j < n; j += 32) most = Larger()(most, a[j]);
+  return warp_max(most);
+}
+
 // y^ = e^z / total, z = a - max a, total = sum e^z.
 struct Softmax {
   Double highest, total;
 
   DEVICE Softmax(const float* a, int n) {
-    float most = a[threadIdx.x % 32 < n ? threadIdx.x % 32 : 0];
-    for (int j = threadIdx.x % 32; j < n; j += 32) most = Larger()(most, a[j]);
-    const Double shift = warp_max(most);
+    const Double shift = row_max(a, n);
     highest = shift;
     total = row_sum(n, [=](int j) { return exp(Double(a[j]) - shift); });
   }
@@ -50,15 +54,19 @@ struct Row {
   DEVICE void store(int j, Double gradient) const { settle(stored(gradient * weight / divisor), da[j]); }
 };
 
+// With rest = sum of e^z_j over the other classes: nothing cancels, however sure the prediction is.
 DEVICE Double label_row(const float* a, int64 label, int n, const Row& row) {
   if (label < 0 || label >= n) {
     const Double nan = __longlong_as_double(0x7ff8000000000000);
     for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, nan);
     return nan;
   }
-  const Softmax softmax(a, n);
-  for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, j == label ? softmax(a[j]) - 1.0 : softmax(a[j]));
-  return log(softmax.total) - softmax.shifted(a[label]);
+  const Double highest = row_max(a, n), z = Double(a[label]) - highest;
+  const Double rest = row_sum(n, [=](int j) { return j == label ? Double(0.0) : exp(Double(a[j]) - highest); });
+  const Double total = rest + exp(z);
+  for (int j = threadIdx.x % 32; j < n; j += 32)
+    row.store(j, (j == label ? -rest : exp(Double(a[j]) - highest)) / total);
+  return z.value == 0.0 ? log1p(rest) : log(total) - z;
 }
 
 DEVICE Double probability_row(const float* a, const float* y, int n, const Row& row) {
@@ -72,8 +80,8 @@ DEVICE Double probability_row(const float* a, const float* y, int n, const Row& 
 
 DEVICE Double binary_row(const float* a, const float* y, int n, const Row& row) {
   return row_sum(n, [=](int j) {
-    const Double x = a[j];
-    row.store(j, sigmoid(x) - y[j]);
+    const Double x = a[j], target = y[j];
+    row.store(j, (Double(1.0) - target) * sigmoid(x) - target * sigmoid(-x));
     return (Double(x < 0.0 ? 0.0 : x.value) - x * y[j]) + log1p(exp(Double(-fabs(x.value))));
   });
 }

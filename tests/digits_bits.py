@@ -23,10 +23,17 @@ from gpuback.ops import Backend, BackendStatus
 from gpuback.parameters import permutation
 from gpuback.testing import fingerprint
 
-CORE_TYPES = (None, "Haswell", "SkylakeX")
-"""Of OpenBLAS: each has matrix products of its own, which add in an order of their own. None: what suits the CPU."""
-
 SIZES, ACTIVATIONS, BATCH_SIZE = (64, 48, 32, 10), ("gelu", "tanh"), 100
+
+
+def core_types() -> tuple[str | None, ...]:
+    """Of OpenBLAS, as far as this processor can run them: each has matrix products of its own, which add in an order of
+    their own. None: what suits the processor.
+    """
+    has_avx512 = any(
+        "AVX512" in name or name == "X86_V4" for name in np.show_config("dicts")["SIMD Extensions"]["found"]
+    )
+    return (None, "Haswell", *(["SkylakeX"] if has_avx512 else []))
 
 
 def use_emulator() -> None:
@@ -76,7 +83,7 @@ def all_of_them(steps: int) -> None:
     for mode in ("--reproducible", "--plain"):
         found = set()
         for backend, core_type, threads, wide, order in itertools.product(
-            backends, CORE_TYPES, (1, 2), (True, False), (0, 1)
+            backends, core_types(), (1, 2), (True, False), (0, 1)
         ):
             if backend != "numpy" and (order, threads, wide) != (1, 2, True):
                 continue  # what does not matter there, and takes a while

@@ -281,7 +281,9 @@ def test_blocks_of_rows_are_what_the_next_tests_think(monkeypatch: pytest.Monkey
     """Networks ask their backend for the size of a block, and work on one block after the other."""
     asked = []
 
-    def share_out(self: NumpyOps, sizes: tuple[int, ...], batch_size: int, precision: object) -> tuple[int, Team]:
+    def share_out(
+        self: NumpyOps, sizes: tuple[int, ...], batch_size: int, precision: object, **options: bool
+    ) -> tuple[int, Team]:
         asked.append(batch_size)
         return 7, Team(1, blas_alone=False)
 
@@ -295,7 +297,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param != "its own blocks":
         alone = Team(1, blas_alone=False)
         monkeypatch.setattr(
-            NumpyOps, "share_out", lambda self, sizes, batch_size, precision: (min(7, batch_size), alone)
+            NumpyOps, "share_out", lambda self, sizes, batch_size, precision, **_: (min(7, batch_size), alone)
         )
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from digits_bits import in_a_process
+from digits_bits import core_types, in_a_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpuback
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep
 from gpuback.activations import ACTIVATIONS
-from gpuback.errors import OptionError, ShapeError
+from gpuback.errors import DtypeError, OptionError, ShapeError
 from gpuback.losses import LOSSES
 from gpuback.ops import exact_products
 from gpuback.ops.reproducible_losses import RULES, row_sums
@@ -90,6 +91,8 @@ def test_fingerprints_are_the_known_ones(case):
     [(None, 2, True, 0), ("Haswell", 1, False, 1), ("Haswell", 2, True, 2), ("SkylakeX", 1, True, 3)],
 )
 def test_digits_come_to_the_known_bits_whatever_the_processor(core_type, threads, wide_vectors, row_order):
+    if core_type not in core_types():
+        pytest.skip(f"this processor cannot run OpenBLAS's kernels for {core_type}")
     arguments = ["--backend", "numpy", "--steps", "200", "--row-order", str(row_order)]
     found = in_a_process(arguments, core_type=core_type, threads=threads, wide_vectors=wide_vectors)
     assert found == DIGITS_AFTER_200_STEPS
@@ -357,7 +360,90 @@ def test_accumulation_and_input_gradients():
     assert bits(trace.dW[2]) == bits(single[once.weights[0].size + len(once.biases[0]) :][: trace.dW[2].size])
 
 
+def test_explain_says_what_it_costs():
+    exact, plain = (network(reproducible=mode).explain(100) for mode in (True, False))
+    assert "3 exact float64" in str(exact) and "3 exact float64" not in str(plain)
+    update = plain.steps[-1].flops
+    assert exact.flops - update == 3 * (plain.flops - update)
+    assert exact.bytes > 5 * plain.bytes
+
+
+@pytest.mark.numpy_only
+def test_outputs_take_memory_for_a_part_of_the_batch_only():
+    net = network((8, 64, 64, 3))
+    x, y = random_batch(net, 100_000)
+    x = x.astype(np.float32)
+    tracemalloc.start()
+    net.forward(x)
+    net.loss(x, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6, f"{peak:,} bytes"  # all rows of the hidden layers would take 51 MB
+    order = np.random.default_rng(0).permutation(len(x))
+    assert bits(net.loss(x, y)) == bits(net.loss(x[order], y[order])) == bits(net.value_and_grad(x, y)[0])
+
+
+def test_numpys_scalars_as_hyper_parameters_change_nothing():
+    """A schedule may set them, and `np.float64` makes NumPy compute float32 arrays in float64."""
+
+    def trained(kind) -> MLP:
+        net = network()
+        x, y = random_batch(net, 20)
+        step = TrainStep(net, SGD(0.1, momentum=0.5), clip_norm=1.0)
+        step.optimizer.momentum, step.optimizer.weight_decay = kind(0.9), kind(1e-3)
+        step.clip_norm = kind(0.05)
+        adam = Adam(0.01)
+        for _ in range(3):
+            step(x, y)
+        other = MLP(net.sizes, seed=1, reproducible=True)
+        other.theta[...] = net.theta
+        adam.betas, adam.eps, adam.weight_decay = (kind(0.8), kind(0.9)), kind(1e-7), kind(1e-3)
+        for _ in range(3):
+            adam.step(other, other.value_and_grad(x, y)[1])
+        return other
+
+    assert fingerprint(trained(np.float64)) == fingerprint(trained(float))
+
+
+@pytest.mark.parametrize("gap", [1, 10, 30, 60, 200])
+def test_sure_predictions_keep_their_digits(gap):
+    net = network((2, 2), activation=())
+    net.theta[...] = np.array([1, 0, 0, 1, 0, 0])  # a = x
+    x, y = np.array([[float(gap), 0.0]]), np.array([0])
+    trace = net.trace(x, y)
+    assert trace.loss == pytest.approx(math.log1p(math.exp(-gap)), rel=1e-6, abs=1e-45)
+    share = math.exp(-gap) / (1.0 + math.exp(-gap))
+    np.testing.assert_allclose(trace.da[1], [[-share, share]], rtol=1e-6, atol=1e-45)
+
+
+@pytest.mark.parametrize("a", [-200.0, -40.0, -1.0, 0.0, 3.0, 40.0, 100.0])
+@pytest.mark.parametrize("target", [0.0, 1.0, 0.25])
+def test_sure_probabilities_keep_their_digits(a, target):
+    net = network((1, 1), activation=(), loss="binary_cross_entropy")
+    net.theta[...] = np.array([1.0, 0.0])
+    trace = net.trace(np.array([[a]]), np.array([[target]]))
+    sigmoid = {s: math.exp(min(s * a, 0.0)) / (1.0 + math.exp(-abs(a))) for s in (1, -1)}
+    expected = (1.0 - target) * sigmoid[1] - target * sigmoid[-1]
+    np.testing.assert_allclose(trace.da[1], [[expected]], rtol=1e-6, atol=1e-45)
+
+
 # ---- What is refused
+
+
+def test_a_loss_without_fixed_operations_is_refused_by_name(monkeypatch):
+    monkeypatch.delitem(RULES, ("squared_error", "tanh"))
+    net = network(loss="squared_error", output="tanh")
+    x, y = random_batch(net, 3)
+    with pytest.raises(OptionError, match="'squared_error' with output 'tanh' has no reproducible form"):
+        net.loss(x, y)
+
+
+def test_what_has_no_bits_has_no_fingerprint():
+    for what in (None, object(), Adam(), {}, [np.zeros(2), np.zeros(3, object)]):
+        with pytest.raises((DtypeError, ValueError)):
+            fingerprint(what)
+    net = network()
+    assert fingerprint(net.value_and_grad(*random_batch(net, 3))[1]) != fingerprint(net)
 
 
 @pytest.mark.parametrize(
@@ -386,13 +472,17 @@ def test_an_optimizer_without_fixed_operations_is_refused_by_name():
         TrainStep(network(), Sluggish(0.1, 0.0))
 
 
-def test_too_long_a_batch_is_refused(monkeypatch):
+def test_too_long_sums_are_refused(monkeypatch):
     monkeypatch.setattr(exact_products, "LONGEST", 9)
     net = network()
     x, y = random_batch(net, 10)
-    with pytest.raises(ShapeError, match="at most 9 rows with reproducible=True"):
-        net.loss(x, y)
-    net.loss(x[:9], y[:9])
+    with pytest.raises(ShapeError, match="a batch of at most 9 rows with reproducible=True"):
+        net.value_and_grad(x, y)
+    net.value_and_grad(x[:9], y[:9])
+    for sizes in ((10, 3, 2), (3, 10, 2)):
+        wide = network(sizes)
+        with pytest.raises(ShapeError, match="layers of at most 9 units"):
+            wide.forward(np.ones((2, sizes[0])))
 
 
 def test_every_pair_of_loss_and_output_has_a_rule():

@@ -74,7 +74,9 @@ class CudaOps:
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> CudaWorkspace:
         return CudaWorkspace(self, rows, sizes, precision)
 
-    def share_out(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> tuple[int, Team]:
+    def share_out(
+        self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
+    ) -> tuple[int, Team]:
         """The whole batch at once."""
         return batch_size, Team(1, blas_alone=False)
 

@@ -19,9 +19,12 @@ is the same integer again. What follows (one sum, multiplications by powers of t
 sequence of IEEE operations per element. Adding +0 makes −0 and 0 one.
 
 The error: a₁ and a₂ leave out at most 2⁻²ˢ⁻¹ σ_i of A_ik, and P + 2⁻ˢ Q leaves out Σ a₂ b₂ 2⁻²ˢ, so that with
-σ_i < 2 max|A_i| and τ_j likewise
+σ_i ≤ 2 max|A_i| and τ_j likewise
 
-    |C − AB| ≤ u |C| + 5 K 2⁻²ˢ max_k|A_ik| max_k|B_kj|,   2⁻²ˢ ≤ 2⁻⁴⁰,   u = 2⁻²⁴.
+    |C − AB| ≤ u |C| + 5 K 2⁻²ˢ max_k|A_ik| max_k|B_kj| + 2⁻¹⁵⁰,   2⁻²ˢ ≤ 2⁻⁴⁰,   u = 2⁻²⁴,
+
+where 2⁻¹⁵⁰ is half of float32's smallest number, and what sums of several blocks lose as they become float64 is far
+below the middle term. 16-bit results are rounded once more.
 
 A row of A or a column of B that holds a NaN or an infinity makes every C of it NaN.
 
@@ -31,6 +34,7 @@ A row of A or a column of B that holds a NaN or an infinity makes every C of it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -136,20 +140,20 @@ Pair = TypeVar("Pair", Slices, Sums)
 
 
 class Room(Generic[Pair]):
-    """Memory for pairs of matrices. Views of it are made once."""
+    """Memory for pairs of matrices. Views of it are made once; one that does not fit has memory of its own."""
 
     def __init__(self, kind: type[Pair], pieces: Pieces, size: int, dtype: np.dtype[Any]) -> None:
         self._kind: type[Pair] = kind
-        self._flats = [pieces.empty(size, dtype) for _ in range(2)]
+        self._empty = partial(pieces.empty, dtype=dtype)
+        self._flats = [self._empty(size) for _ in range(2)]
         self._views: dict[tuple[int, int, int], Pair] = {}
 
     def __call__(self, rows: int, columns: int, start: int = 0) -> Pair:
         """A pair of matrices, from a place on."""
-        key = rows, columns, start
+        key, end = (rows, columns, start), start + rows * columns
         if key not in self._views:
-            self._views[key] = self._kind(
-                *(flat[start : start + rows * columns].reshape(rows, columns) for flat in self._flats)
-            )
+            flats = self._flats if end <= self._flats[0].size else [self._empty(end) for _ in range(2)]
+            self._views[key] = self._kind(*(flat[start:end].reshape(rows, columns) for flat in flats))
         return self._views[key]
 
 
@@ -163,19 +167,22 @@ class SliceBuffers:
     """
 
     def __init__(self, pieces: Pieces, rows: int, sizes: tuple[int, ...]) -> None:
-        if rows > LONGEST:
-            raise ShapeError(
-                f"expected a batch of at most {LONGEST:,} rows with reproducible=True, whose sums over the batch are "
-                f"exact up to there, got {rows:,}"
-            )
+        for what, length in (("a batch", rows), ("layers", max(sizes))):
+            if length > LONGEST:
+                unit = "rows" if length == rows else "units"
+                raise ShapeError(
+                    f"expected {what} of at most {LONGEST:,} {unit} with reproducible=True, whose sums are exact up to "
+                    f"there, got {length:,}"
+                )
         double, single, whole = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.int64)
-        widest, layers = max(sizes), list(pairwise(sizes))
+        widest, of_weights = max(sizes), max(n_in * n_out for n_in, n_out in pairwise(sizes))
         self.pieces = pieces
         self.at_once = at_once = min(rows, pieces.rows_at_once(widest))
-        product = max(at_once * widest, *(n_in * n_out for n_in, n_out in layers))
+        # A result as wide as the network's input is rare: its gradient. Room for that is made when it is wanted.
+        product = max(at_once * max(sizes[1:]), of_weights)
         several_blocks = rows > at_once or max(sizes) > BLOCK
         self.left = Room(Slices, pieces, at_once * widest, double)
-        self.right = Room(Slices, pieces, product, double)
+        self.right = Room(Slices, pieces, max(at_once * widest, of_weights), double)
         self.sums = Room(Sums, pieces, product, double)
         self.totals = Room(Sums, pieces, product if several_blocks else 0, whole)
         self.bias_sums = Room(Sums, pieces, widest, double)
@@ -188,8 +195,9 @@ class SliceBuffers:
     def bind_multiply(self, left: Slices, right: Slices, sums: Sums) -> Callable[[], None]:
         """A function that computes P and Q of (M, K) times (K, N)."""
         multiply, accumulate = self.pieces.multiply, self.pieces.accumulate
-        rows, columns = sums.q.shape
-        addend = self._addend[: rows * columns].reshape(rows, columns)
+        if sums.q.size > self._addend.size:
+            self._addend = self.pieces.empty(sums.q.size, np.dtype(np.float64))
+        addend = self._addend[: sums.q.size].reshape(sums.q.shape)
 
         def run() -> None:
             multiply(left.first, right.first, sums.p)

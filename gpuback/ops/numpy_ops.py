@@ -54,7 +54,9 @@ class NumpyOps:
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Workspace:
         return Workspace(rows, sizes, precision)
 
-    def share_out(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> tuple[int, Team]:
+    def share_out(
+        self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
+    ) -> tuple[int, Team]:
         """How many rows of a batch to take through the whole network at a time, and who shares the blocks.
 
         Narrow networks gain when a block's activations stay in cache from the forward pass to the backward pass. Where

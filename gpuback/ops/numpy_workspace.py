@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -31,18 +32,29 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: np.dtype[Any], order: Lit
 
 
 class Workspace:
-    """The buffers that the layers of one block of rows share."""
+    """The buffers that the layers of one block of rows share; each is made when something is first bound to it."""
 
     def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
         self.rows = rows
         self._precision = precision
+        self._sizes = sizes
         widest = rows * max(sizes)
-        self._scratch = [aligned_empty(widest, precision.total) for _ in range(2)]
-        self._deltas = [aligned_empty(widest, precision.total) for _ in range(2)]
         self._rounded = np.empty(widest, precision.operand) if precision.sixteen_bit else None
         self._products = [aligned_empty(widest, precision.total) for _ in range(2)] if precision.tf32 else []
         self._nan = np.empty(widest if precision.tf32 else 0, bool)
-        self.gradient = aligned_empty(max(n_in * n_out for n_in, n_out in pairwise(sizes)), precision.total)
+
+    @cached_property
+    def _scratch(self) -> list[Array]:
+        return [aligned_empty(self.rows * max(self._sizes), self._precision.total) for _ in range(2)]
+
+    @cached_property
+    def _deltas(self) -> list[Array]:
+        return [aligned_empty(self.rows * max(self._sizes[1:]), self._precision.total) for _ in range(2)]
+
+    @cached_property
+    def gradient(self) -> Array:
+        """Room for one layer's dW."""
+        return aligned_empty(max(n_in * n_out for n_in, n_out in pairwise(self._sizes)), self._precision.total)
 
     def hidden(self, width: int) -> Array:
         """A buffer of its own for a hidden layer, (rows, width)."""
@@ -58,7 +70,9 @@ class Workspace:
         return output
 
     def delta(self, layer: int, width: int) -> Array:
-        """The buffer for a hidden layer's da. Layers take two in turn: da_k is done with when da_{k−1} is."""
+        """The buffer for a layer's da. Hidden layers take two in turn: da_k is done with when da_{k−1} is."""
+        if layer == 0:
+            return self.hidden(width)
         return self._deltas[layer % 2][: self.rows * width].reshape(self.rows, width)
 
     def scratch_like(self, array: Array) -> Scratch:

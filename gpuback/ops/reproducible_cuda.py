@@ -23,7 +23,7 @@ from gpuback.ops.cuda_ops import IDENTITY, CudaOps, output_id
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
 from gpuback.ops.cuda_workspace import CudaBuffers, pitch_of
 from gpuback.ops.exact_products import BLOCK, Scales, SliceBuffers, Sums
-from gpuback.ops.reproducible_numpy import Multiply, require_rule
+from gpuback.ops.reproducible_numpy import Multiply, loss_rule, require_rule
 from gpuback.precision import Precision
 
 FEWEST_ROWS, SLICES_AT_ONCE = 1024, 1 << 24
@@ -90,6 +90,7 @@ class ReproducibleCudaOps(CudaOps):
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleCudaBuffers
     ) -> Callable[[Array, Array | None], Array]:
         """See `CudaOps.bind_loss`: the rows' losses in float64, then their exact sum over B, rounded to float32."""
+        loss_rule(loss, output)
         rows, width = a.shape
         losses = self.xp.empty(rows, np.float64)
         launch = self.launcher.bind(

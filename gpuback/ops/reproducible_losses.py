@@ -31,7 +31,7 @@ def row_sums(x: Array) -> Array:
     return chains[:, 0]
 
 
-def of(function: Function, x: Array) -> Array:
+def evaluated(function: Function, x: Array) -> Array:
     """An elementary function of an array, as a fresh one."""
     result = np.empty_like(x)
     function(x, result, tuple(np.empty_like(x) for _ in range(SCRATCH)))
@@ -41,26 +41,42 @@ def of(function: Function, x: Array) -> Array:
 def softmax(a: Array) -> tuple[Array, Array, Array]:
     """z = a − max_j a_j, ŷ = e^z / s, and s = Σ_j e^z_j (R, 1)."""
     z = a - a.max(axis=1, keepdims=True)
-    powers = of(exp, z)
+    powers = evaluated(exp, z)
     total = row_sums(powers)[:, None]
     return z, powers / total, total
 
 
 def _softmax_cross_entropy(a: Array, y: Array) -> tuple[Array, Array]:
-    z, predicted, total = softmax(a)
     if y.ndim == 1:
-        own = np.arange(len(a)), y
-        losses = of(log, total)[:, 0] - z[own]
-        predicted[own] -= 1.0
-        return losses, predicted
+        return _cross_entropy_of_labels(a, y)
+    z, predicted, total = softmax(a)
     y = y.astype(np.float64)
     mass = row_sums(y)[:, None]
-    return row_sums(y * (of(log, total) - z)), mass * predicted - y
+    return row_sums(y * (evaluated(log, total) - z)), mass * predicted - y
+
+
+def _cross_entropy_of_labels(a: Array, y: Array) -> tuple[Array, Array]:
+    """With r = Σ_{j≠y} e^z_j: ℓ = log(r + e^z_y) − z_y, which is log(1 + r) where z_y is 0; ŷ_y − 1 = −r/(r + e^z_y).
+    Nothing cancels, however sure the prediction is.
+    """
+    own = np.arange(len(a)), y
+    z = a - a.max(axis=1, keepdims=True)
+    powers = evaluated(exp, z)
+    own_power = powers[own]
+    powers[own] = 0.0
+    rest = row_sums(powers)
+    total = rest + own_power
+    losses = np.where(z[own] == 0.0, evaluated(log1p, rest), evaluated(log, total) - z[own])
+    powers[own] = -rest
+    return losses, powers / total[:, None]
 
 
 def _sigmoid_binary_cross_entropy(a: Array, y: Array) -> tuple[Array, Array]:
-    terms = (np.where(a < 0, 0.0, a) - a * y) + of(log1p, of(exp, -np.abs(a)))
-    return row_sums(terms), of(FORWARD["sigmoid"], a) - y
+    """ŷ − y as (1 − y) sigmoid(a) − y sigmoid(−a), where nothing cancels for a y of 0 or 1."""
+    terms = (np.where(a < 0, 0.0, a) - a * y) + evaluated(log1p, evaluated(exp, -np.abs(a)))
+    sigmoid = FORWARD["sigmoid"]
+    y = y.astype(np.float64)
+    return row_sums(terms), (1.0 - y) * evaluated(sigmoid, a) - y * evaluated(sigmoid, -a)
 
 
 def _softmax_squared_error(a: Array, y: Array) -> tuple[Array, Array]:
@@ -72,9 +88,9 @@ def _softmax_squared_error(a: Array, y: Array) -> tuple[Array, Array]:
 
 def _elementwise_squared_error(name: str) -> Rule:
     def rule(a: Array, y: Array) -> tuple[Array, Array]:
-        predicted = of(FORWARD[name], a)
+        predicted = evaluated(FORWARD[name], a)
         residual = predicted - y
-        return 0.5 * row_sums(residual * residual), residual * of(SLOPE[name], predicted)
+        return 0.5 * row_sums(residual * residual), residual * evaluated(SLOPE[name], predicted)
 
     return rule
 

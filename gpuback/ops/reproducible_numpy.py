@@ -24,7 +24,7 @@ from gpuback.ops.exact_products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback.ops.exact_sums import exact_sum
 from gpuback.ops.numpy_ops import NumpyOps
 from gpuback.ops.numpy_workspace import Workspace, aligned_empty
-from gpuback.ops.reproducible_losses import RULES, softmax
+from gpuback.ops.reproducible_losses import RULES, Rule, softmax
 from gpuback.ops.team import Team
 from gpuback.precision import Precision
 
@@ -55,9 +55,12 @@ class ReproducibleNumpyOps(NumpyOps):
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> ReproducibleWorkspace:
         return ReproducibleWorkspace(rows, sizes, precision, self._multiply)
 
-    def share_out(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> tuple[int, Team]:
-        """The whole batch as one block: scales of dW's products belong to all of it."""
-        return batch_size, Team(1, blas_alone=False)
+    def share_out(
+        self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
+    ) -> tuple[int, Team]:
+        """For a gradient the whole batch as one block: scales of dW's products belong to all of it."""
+        rows = batch_size if need_gradient else min(batch_size, rows_at_once(max(sizes)))
+        return rows, Team(1, blas_alone=False)
 
     def bind_forward(  # type: ignore[override]
         self,
@@ -86,12 +89,12 @@ class ReproducibleNumpyOps(NumpyOps):
 
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleWorkspace
-    ) -> Callable[[Array, Array | None], float]:
-        """Σ_b w_b ℓ_b, exact but for one rounding, and da = w_b ∂ℓ_b/∂a_b / divisor; see `NumpyOps.bind_loss`."""
-        rule, round_da = RULES[loss.name, output], workspace.bind_round(da)
-        losses = np.empty(len(a))
+    ) -> Callable[[Array, Array | None], Array]:
+        """w_b ℓ_b, (rows,) float64, and da = w_b ∂ℓ_b/∂a_b / divisor; see `NumpyOps.bind_loss`."""
+        rule, round_da = loss_rule(loss, output), workspace.bind_round(da)
 
-        def loss_and_delta(y: Array, weight: Array | None) -> float:
+        def loss_and_delta(y: Array, weight: Array | None) -> Array:
+            losses = np.empty(len(a))
             for rows in _row_chunks(len(a), a.shape[1]):
                 losses[rows], delta = rule(a[rows].astype(np.float64), y[rows])
                 if weight is not None:
@@ -100,15 +103,14 @@ class ReproducibleNumpyOps(NumpyOps):
                 delta /= divisor
                 store(delta, da[rows])
             round_da()
-            return exact_sum(losses)
+            return losses
 
         return loss_and_delta
 
-    def mean_loss(self, parts: list[float], batch_size: int) -> float:
+    def mean_loss(self, parts: list[Array], batch_size: int) -> float:
         """The batch's loss, rounded to float32."""
-        (total,) = parts
         with np.errstate(all="ignore"):
-            return float(np.float32(total / batch_size))
+            return float(np.float32(exact_sum(np.concatenate(parts)) / batch_size))
 
     def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[Array], object]:
         def apply(out: Array) -> None:
@@ -129,6 +131,25 @@ class ReproducibleNumpyOps(NumpyOps):
         self, batch_size: int, n_out: int, n_in: int, precision: Precision, *, need_da_prev: bool
     ) -> str:
         return "3 exact float64 BLAS GEMMs of slices for dW, exact sums for db" + (", 3 for dh" if need_da_prev else "")
+
+
+def rows_at_once(widest: int) -> int:
+    """How many rows of a batch are worked on at a time."""
+    return min(BLOCK, max(FEWEST_ROWS, SLICES_IN_CACHE // widest))
+
+
+def loss_rule(loss: Loss, output: str) -> Rule:
+    """How a loss is computed.
+
+    Raises:
+        OptionError: it has no fixed sequence of operations.
+    """
+    if (loss.name, output) not in RULES:
+        raise OptionError(
+            f"loss {loss.name!r} with output {output!r} has no reproducible form: expected one of "
+            + ", ".join(" with ".join(pair) for pair in RULES)
+        )
+    return RULES[loss.name, output]
 
 
 def require_rule(activation: Activation | None) -> None:
@@ -169,7 +190,7 @@ class NumpyPieces:
         self._rounded = np.empty(size if precision.sixteen_bit else 0, precision.operand)
 
     def rows_at_once(self, widest: int) -> int:
-        return min(BLOCK, max(FEWEST_ROWS, SLICES_IN_CACHE // widest))
+        return rows_at_once(widest)
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return aligned_empty(shape, dtype)
@@ -238,7 +259,7 @@ class NumpyPieces:
             if accumulate:
                 addend = self._single[: values.size].reshape(values.shape)
                 np.add(self._stored(values, addend, sixteen_bit=False), out[rows], out=values)
-                store(values, out[rows])  # float64 has digits enough: as if the float32 had been added
+                store(values, out[rows])
             else:
                 self._stored(values, out[rows], sixteen_bit=False)
 
