@@ -509,16 +509,20 @@ def test_without_a_mistake_bits_tell_nothing():
 # ---- Contraction, which the emulator's compiler never does
 
 
-def contractible(source: str, folder: Any = None) -> list[str]:
-    """Instructions of a kernel file's PTX that round more than one operation together, or that ptxas might join."""
+def contractible(source: str, folder: Any = None, entry: str = "") -> list[str]:
+    """Instructions in the PTX of a kernel, or of a file's kernels, that round more than one operation together, or that
+    ptxas might join.
+    """
     nvrtc, _ = compiler.load_nvrtc()
     program = nvrtc.createProgram(flatten(source, folder), source, (), ())
     options = [option for option in compiler.OPTIONS if not option.startswith("--ptxas")]
-    defines = [f"-D{define}" for define in ("OPERAND=bfloat16", *elementary.DEFINES)]
+    defines = [f"-D{define}" for define in ("OPERAND=bfloat16", "REAL=float", *elementary.DEFINES)]
     nvrtc.compileProgram(program, ("-arch=compute_90", *options, *defines))
     code = nvrtc.getPTX(program)
     nvrtc.destroyProgram(program)
     text = code.decode() if isinstance(code, bytes) else code
+    if entry:
+        text = next(part for part in text.split(".visible .entry ") if part.startswith(f"{entry}("))
     assert ".rn.f" in text
     return re.findall(r"\b(?:fma|mad|add|sub|mul)\.(?!rn\.)[\w.]*f(?:32|64)\b|\bfma\.[\w.]+|\b\w+\.approx[\w.]*", text)
 
@@ -527,6 +531,12 @@ def contractible(source: str, folder: Any = None) -> list[str]:
 def test_no_compiler_may_contract_anything(source):
     require_nvrtc()
     assert not contractible(source)
+
+
+@pytest.mark.parametrize("entry", ["sgd", "adam"])
+def test_nor_in_an_optimizers_step(entry):
+    require_nvrtc()
+    assert not contractible("optimizers.cu", entry=entry)
 
 
 # ---- cuBLAS
