@@ -21,7 +21,7 @@ from gpuback.parameters import initial_parameters
 from gpuback.trace import Trace, trace
 
 KEPT_PASSES = 4
-"""For how many batch sizes, with gradient or without, a network keeps its buffers; a block of rows is some megabytes."""
+"""For how many batch sizes, with gradient or without, a network keeps buffers; a block of rows is some megabytes."""
 
 
 @dataclass
