@@ -64,8 +64,10 @@ DEVICE Double label_row(const float* a, int64 label, int n, const Row& row) {
   const Double highest = row_max(a, n), z = Double(a[label]) - highest;
   const Double rest = row_sum(n, [=](int j) { return j == label ? Double(0.0) : exp(Double(a[j]) - highest); });
   const Double total = rest + exp(z);
-  for (int j = threadIdx.x % 32; j < n; j += 32)
-    row.store(j, (j == label ? -rest : exp(Double(a[j]) - highest)) / total);
+  for (int j = threadIdx.x % 32; j < n; j += 32) {
+    const Double power = exp(Double(a[j]) - highest);
+    row.store(j, (j == label ? -rest : power) / total);
+  }
   return z.value == 0.0 ? log1p(rest) : log(total) - z;
 }
 
@@ -79,9 +81,12 @@ DEVICE Double probability_row(const float* a, const float* y, int n, const Row& 
 }
 
 DEVICE Double binary_row(const float* a, const float* y, int n, const Row& row) {
-  return row_sum(n, [=](int j) {
+  for (int j = threadIdx.x % 32; j < n; j += 32) {
     const Double x = a[j], target = y[j];
     row.store(j, (Double(1.0) - target) * sigmoid(x) - target * sigmoid(-x));
+  }
+  return row_sum(n, [=](int j) {
+    const Double x = a[j];
     return (Double(x < 0.0 ? 0.0 : x.value) - x * y[j]) + log1p(exp(Double(-fabs(x.value))));
   });
 }
