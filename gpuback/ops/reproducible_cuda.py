@@ -18,12 +18,11 @@ from gpuback.activations import Activation
 from gpuback.cuda import plans
 from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
 from gpuback.losses import Loss
-from gpuback.ops import exact_products
 from gpuback.ops.cuda_ops import IDENTITY, CudaOps, output_id
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
 from gpuback.ops.cuda_workspace import CudaBuffers, pitch_of
 from gpuback.ops.exact_products import BLOCK, Scales, SliceBuffers, Sums
-from gpuback.ops.reproducible_numpy import Multiply, loss_rule, require_rule
+from gpuback.ops.reproducible_passes import ExactPasses, Multiply, loss_rule
 from gpuback.precision import Precision
 
 FEWEST_ROWS, SLICES_AT_ONCE = 1024, 1 << 24
@@ -31,7 +30,7 @@ FEWEST_ROWS, SLICES_AT_ONCE = 1024, 1 << 24
 of them. More do not make cuBLAS faster."""
 
 
-class ReproducibleCudaOps(CudaOps):
+class ReproducibleCudaOps(ExactPasses, CudaOps):
     """Every operation on CuPy arrays of one device, with the bits of `ReproducibleNumpyOps`.
 
     Args:
@@ -60,31 +59,6 @@ class ReproducibleCudaOps(CudaOps):
         self, rows: int, sizes: tuple[int, ...], precision: Precision
     ) -> ReproducibleCudaBuffers:
         return ReproducibleCudaBuffers(self, rows, sizes, precision, self._multiply)
-
-    def bind_forward(  # type: ignore[override]
-        self,
-        W: Array,
-        b: Array,
-        h: Array,
-        a: Array | None,
-        activation: Activation | None,
-        workspace: ReproducibleCudaBuffers,
-    ) -> Callable[[Array], None]:
-        require_rule(activation)
-        return exact_products.bind_forward(workspace.slices, W, b, h, a, activation)
-
-    def bind_backward(  # type: ignore[override]
-        self,
-        da: Array,
-        W: Array,
-        da_prev: Array | None,
-        activation_prev: Activation | None,
-        source_prev: Array | None,
-        scale: float,
-        workspace: ReproducibleCudaBuffers,
-    ) -> Callable[[Array, Array, Array, bool], None]:
-        require_rule(activation_prev)
-        return exact_products.bind_backward(workspace.slices, da, W, da_prev, activation_prev, source_prev, scale)
 
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleCudaBuffers

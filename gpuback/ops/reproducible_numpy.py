@@ -17,14 +17,13 @@ import numpy as np
 from gpuback._typing import Array
 from gpuback.activations import Activation
 from gpuback.elementary import FORWARD, SCRATCH, SLOPE, store
-from gpuback.errors import OptionError
 from gpuback.losses import Loss
-from gpuback.ops import exact_products
 from gpuback.ops.exact_products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback.ops.exact_sums import exact_sum
 from gpuback.ops.numpy_ops import NumpyOps
 from gpuback.ops.numpy_workspace import Workspace, aligned_empty
-from gpuback.ops.reproducible_losses import RULES, Rule, softmax
+from gpuback.ops.reproducible_losses import softmax
+from gpuback.ops.reproducible_passes import ExactPasses, Multiply, loss_rule
 from gpuback.ops.team import Team
 from gpuback.precision import Precision
 
@@ -37,10 +36,8 @@ SLICES_IN_CACHE = 1 << 18
 FEWEST_ROWS = 1024
 """Products of fewer rows than these run below BLAS's full rate."""
 
-Multiply = Callable[[Array, Array, Array], object]
 
-
-class ReproducibleNumpyOps(NumpyOps):
+class ReproducibleNumpyOps(ExactPasses, NumpyOps):
     """Every operation on NumPy arrays, with bits that another backend has as well.
 
     Args:
@@ -61,31 +58,6 @@ class ReproducibleNumpyOps(NumpyOps):
         """For a gradient the whole batch as one block: scales of dW's products belong to all of it."""
         rows = batch_size if need_gradient else min(batch_size, rows_at_once(max(sizes)))
         return rows, Team(1, blas_alone=False)
-
-    def bind_forward(  # type: ignore[override]
-        self,
-        W: Array,
-        b: Array,
-        h: Array,
-        a: Array | None,
-        activation: Activation | None,
-        workspace: ReproducibleWorkspace,
-    ) -> Callable[[Array], None]:
-        require_rule(activation)
-        return exact_products.bind_forward(workspace.slices, W, b, h, a, activation)
-
-    def bind_backward(  # type: ignore[override]
-        self,
-        da: Array,
-        W: Array,
-        da_prev: Array | None,
-        activation_prev: Activation | None,
-        source_prev: Array | None,
-        scale: float,
-        workspace: ReproducibleWorkspace,
-    ) -> Callable[[Array, Array, Array, bool], None]:
-        require_rule(activation_prev)
-        return exact_products.bind_backward(workspace.slices, da, W, da_prev, activation_prev, source_prev, scale)
 
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleWorkspace
@@ -136,28 +108,6 @@ class ReproducibleNumpyOps(NumpyOps):
 def rows_at_once(widest: int) -> int:
     """How many rows of a batch are worked on at a time."""
     return min(BLOCK, max(FEWEST_ROWS, SLICES_IN_CACHE // widest))
-
-
-def loss_rule(loss: Loss, output: str) -> Rule:
-    """How a loss is computed.
-
-    Raises:
-        OptionError: it has no fixed sequence of operations.
-    """
-    if (loss.name, output) not in RULES:
-        raise OptionError(
-            f"loss {loss.name!r} with output {output!r} has no reproducible form: expected one of "
-            + ", ".join(" with ".join(pair) for pair in RULES)
-        )
-    return RULES[loss.name, output]
-
-
-def require_rule(activation: Activation | None) -> None:
-    """Refuses an activation of which there is no fixed sequence of operations."""
-    if activation is not None and not (activation.name in FORWARD and activation.name in SLOPE):
-        raise OptionError(
-            f"activation {activation.name!r} has no reproducible form: expected one of {', '.join(FORWARD)}"
-        )
 
 
 class ReproducibleWorkspace(Workspace):
