@@ -33,7 +33,8 @@ check: .venv/.dev
 	$(BIN)/mypy
 
 bench: .venv/.bench
-	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks --json benchmark.json
+	$(BIN)/python -m benchmarks report benchmark.json --plots .
 
 # gpuback's own timings, for regressions
 bench-pytest: .venv/.bench

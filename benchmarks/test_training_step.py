@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 import gpuback
-from benchmarks.training_step import FAMILIES, LEARNING_RATE, Family
+from benchmarks.cases import NETWORKS
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_training_step(benchmark, family: Family):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_step(benchmark, name: str):
+    net = NETWORKS[name]
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((family.batch_size, family.sizes[0]), dtype=np.float32)
-    y = rng.integers(family.sizes[-1], size=family.batch_size)
-    step = gpuback.TrainStep(gpuback.MLP(family.sizes, seed=0), gpuback.SGD(LEARNING_RATE))
+    x = rng.standard_normal((net.batch_size, net.sizes[0]), dtype=np.float32)
+    y = rng.integers(net.sizes[-1], size=net.batch_size)
+    step = gpuback.TrainStep(gpuback.MLP(net.sizes, seed=0), gpuback.SGD(1e-3))
     loss = benchmark(step, x, y)
     assert np.isfinite(loss)

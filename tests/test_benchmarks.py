@@ -1,31 +1,47 @@
-"""The benchmark's contestants compute the same thing; nothing here is timed."""
+"""The benchmark runs, and refuses what does not compute the same thing; nothing here is timed."""
 
-import numpy as np
+import subprocess
+import sys
+from pathlib import Path
 
-import gpuback
-from benchmarks.plain_numpy import plain_step
-from benchmarks.training_step import Family, check
+import pytest
 
+from benchmarks import cases, results
 
-def test_the_check_before_the_clock_passes_and_can_fail(monkeypatch):
-    rng = np.random.default_rng(0)
-    family = Family("some", (5, 7, 6, 3), 50)
-    x, y = rng.standard_normal((50, 5), dtype=np.float32), rng.integers(3, size=50)
-    check(family, x, y)
-    monkeypatch.setattr("benchmarks.training_step.plain_step", lambda W, b, eta: plain_step(W, b, eta * 1.01))
-    try:
-        check(family, x, y)
-    except SystemExit as error:
-        assert "plain NumPy" in str(error)
-    else:
-        raise AssertionError("an update 1% too long passed")
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_plain_step_trains():
-    net = gpuback.MLP([4, 16, 3], seed=0)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((90, 4), dtype=np.float32)
-    y = np.argmax(x[:, :3], axis=1)
-    step = plain_step(list(net.weights), list(net.biases), 0.5)
-    losses = [step(x, y) for _ in range(50)]
-    assert losses[-1] < 0.5 * losses[0]
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_small_run_leaves_a_page_and_can_be_compared_with_itself(tmp_path):
+    pytest.importorskip("typer")
+    file = tmp_path / "small.json"
+    done = run("--families", "step", "--sizes", "5-7-3:16", "--rounds", "2", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    found = results.load(file)
+    assert {row.family for row in found.rows} == {"step"}
+    for row in found.rows:
+        assert {"gpuback", "plain NumPy", "bare products"} <= set(row.contestants), row.absent
+        assert all(len(one.rounds) == 2 and min(one.rounds) > 0 for one in row.contestants.values())
+    assert run("report", str(file)).returncode == 0
+    assert "5-7-3" in file.with_suffix(".md").read_text(encoding="utf-8")
+    assert run("compare", str(file), str(file)).returncode == 0
+
+
+def test_unknown_families_are_refused(tmp_path):
+    pytest.importorskip("typer")
+    done = run("--families", "steps", "--json", str(tmp_path / "none.json"))
+    assert done.returncode != 0
+    assert "steps" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_flops_are_counted_by_hand():
+    (case,) = [one for one in cases.cases(["step"], [cases.network("5-7-3:16")], "float32") if "SGD" in str(one)][:1]
+    assert case.sizes == (5, 7, 3)
+    products = 2 * 16 * (5 * 7 + 7 * 3) * 2 + 2 * 16 * 7 * 3  # forward, dW; dh of the second layer
+    assert 0 <= case.flops - products < 100 * case.batch_size

@@ -1,0 +1,96 @@
+"""A run on the CPU: every case's contestants are made ready and checked, then take turns, round by round."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks import environment
+from benchmarks.board import Board
+from benchmarks.cases import Case
+from benchmarks.ceilings import ceilings
+from benchmarks.field import Field, NotTakingPartError
+from benchmarks.fresh import fresh
+from benchmarks.peers import CPU, Entry
+from benchmarks.results import Contestant, Results, Row, median, row_of, save
+
+SETTLE, SECONDS = 0.12, 0.04
+"""Of a contestant before the clock starts, and while it runs."""
+
+FRESH = ("startup", "memory")
+"""Families whose figures come from fresh processes."""
+
+
+def run(cases: Sequence[Case], rounds: int, names: Sequence[str] | None, path: Path, console: Console) -> Results:
+    """Measures, shows and keeps.
+
+    Args:
+        cases: the rows, families together.
+        names: of the contestants; None for all.
+        path: written after each row, so that a run that is cut short leaves what it has.
+    """
+    where = environment.of_cpu()
+    console.print(f"{where.device}, {where.cores} cores; {where.blas}; commit {where.commit or 'unknown'}")
+    with Field([one for one in CPU if names is None or one.name in names]) as field:
+        results = Results(where, ceilings(field, where.cores), [])
+        for family, group in itertools.groupby(cases, lambda case: case.family):
+            with Board(console, family, results.ceilings) as board:
+                measure = fresh if family in FRESH else interleaved
+                for rows in measure(list(group), field, rounds, board):
+                    results.rows += rows
+                    save(path, results)
+    return results
+
+
+def interleaved(cases: Sequence[Case], field: Field, rounds: int, board: Board) -> Iterator[list[Row]]:
+    """A row a case. In each round everyone has a turn, in an order of its own."""
+    for case in cases:
+        row = row_of(case)
+        board.add(row)
+        lanes: dict[str, list[Lane]] = {}
+        for one in field.entries:
+            if case.family in one.has_no:
+                row.absent[one.name] = "has no call for this"
+            if case.family not in one.families:
+                continue
+            board.say(f"{case.label}: {one.name} is made ready and checked")
+            try:
+                settings = field.prepare(one, case)
+                lanes[one.name] = [Lane(one, name, Contestant([], text, one.role)) for name, text in settings.items()]
+            except NotTakingPartError as reason:
+                row.absent[one.name] = str(reason)
+        rng = np.random.default_rng(0)
+        for number in range(rounds):
+            turns = [lane for group in lanes.values() for lane in group]
+            for index in rng.permutation(len(turns)):
+                one, choice, contestant = turns[index]
+                if one.name not in lanes:
+                    continue
+                board.say(f"{case.label}: round {number + 1} of {rounds}, {one.name}")
+                try:
+                    contestant.rounds.append(field.turn(one, choice, SETTLE, SECONDS))
+                except NotTakingPartError as reason:
+                    del lanes[one.name]
+                    row.absent[one.name] = str(reason)
+            row.contestants = {name: fastest(group) for name, group in lanes.items()}
+        for group in lanes.values():
+            field.drop(group[0].entry)
+        yield [row]
+
+
+class Lane(NamedTuple):
+    """A contestant with one of its settings."""
+
+    entry: Entry
+    choice: str
+    contestant: Contestant
+
+
+def fastest(lanes: Sequence[Lane]) -> Contestant:
+    """The setting with the lowest median."""
+    return min((lane.contestant for lane in lanes), key=median)

@@ -1,0 +1,124 @@
+"""gpuback itself, by its public calls. How many threads BLAS may use is chosen as for everyone else."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+import gpuback
+from benchmarks import data
+from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case
+from benchmarks.peers import Contestant, blas_threads
+from gpuback.losses import LOSSES
+from gpuback.ops import ops_for
+
+
+def contestant(case: Case, variant: str) -> Contestant:
+    """Variant "reproducible", or "cupy" for a step on the GPU."""
+    if variant == "cupy":
+        return step(case, backend="cupy")
+    make = {"layer": layer_backward, "loss": loss, "fit": fit}.get(case.family)
+    made = step(case, reproducible=variant == "reproducible") if make is None else make(case)
+    made.setting, made.choices = blas_threads.setting(), blas_threads.choices()
+    return made
+
+
+def layer_backward(case: Case) -> Contestant:
+    layer = data.layer(case)
+    outs = {"dW": np.empty_like(layer.W), "db": np.empty_like(layer.da[0]), "da_prev": np.empty_like(layer.h)}
+
+    def call() -> None:
+        gpuback.fused_backward(layer.da, layer.h, layer.W, activation_prev="relu", **outs)
+
+    def check() -> dict[str, Any]:
+        call()
+        return outs
+
+    return Contestant(call, check)
+
+
+def loss(case: Case) -> Contestant:
+    """As a step runs it, which overwrites the logits: so they are copied first."""
+    logits = data.logits(case)
+    net = gpuback.MLP((1, *case.sizes), dtype=case.dtype, backend="numpy", seed=0)
+    ops, rows = ops_for("numpy"), case.batch_size
+    workspace = ops.workspace(rows, net.sizes, net.architecture.precision)
+    a = workspace.output(case.sizes[0])
+    da = workspace.output_delta(a)
+    value_and_delta = ops.bind_loss(net.architecture.loss_row, net.architecture.output, a, da, rows, workspace)
+    assert net.architecture.loss_row is LOSSES["cross_entropy"]
+    value = 0.0
+
+    def call() -> None:
+        nonlocal value
+        np.copyto(a, logits.a)
+        value = value_and_delta(logits.y, None) / rows
+
+    def check() -> dict[str, Any]:
+        call()
+        return {"loss": value, "da": da}
+
+    return Contestant(call, check)
+
+
+def optimizer(case: Case) -> gpuback.SGD | gpuback.Adam:
+    rate = LEARNING_RATES[case.optimizer]
+    return gpuback.SGD(rate) if case.optimizer == "SGD" else gpuback.Adam(rate, BETAS, EPS)
+
+
+def network(case: Case, theta: Any, **options: Any) -> gpuback.MLP:
+    net = gpuback.MLP(case.sizes, dtype=case.dtype, seed=0, **{"backend": "numpy", **options})
+    net.theta = theta
+    return net
+
+
+def step(case: Case, **options: Any) -> Contestant:
+    """Each turn is a new network's, for the number of threads is settled when buffers are made."""
+    start = data.training(case)
+    theta = data.flat(start.weights, start.biases)
+    takes, value = trainer(case, theta, **options), None
+    x, y = (takes.net.ops.asarray(part, None, "data") for part in (start.x, start.y))
+
+    def call() -> None:
+        nonlocal value
+        value = takes(x, y)
+
+    def restart() -> None:
+        nonlocal takes
+        takes = trainer(case, theta, **options)
+
+    def wait() -> None:
+        """For a GPU, where losses stay until they are asked for."""
+        if takes.net.backend != "numpy" and value is not None:
+            float(value)
+
+    def check() -> dict[str, Any]:
+        restart()
+        for _ in range(CHECKED_STEPS):
+            call()
+        return {"theta": takes.net.ops.to_numpy(takes.net.theta), "loss": float(value)}
+
+    return Contestant(call, check, wait=wait, restart=restart)
+
+
+def trainer(case: Case, theta: Any, **options: Any) -> gpuback.TrainStep:
+    return gpuback.TrainStep(network(case, theta, **options), optimizer(case))
+
+
+def fit(case: Case) -> Contestant:
+    start = data.training(case)
+    theta = data.flat(start.weights, start.biases)
+    seeds = cycle(range(100))
+
+    def run(epochs: int, **options: Any) -> gpuback.MLP:
+        net = network(case, theta)
+        adam = optimizer(case)
+        gpuback.fit(net, start.x, start.y, optimizer=adam, epochs=epochs, batch_size=case.batch_size, **options)
+        return net
+
+    def call() -> None:
+        run(case.epochs, seed=next(seeds))
+
+    return Contestant(call, lambda: {"theta": run(1, shuffle=False).theta})
