@@ -22,7 +22,7 @@ from benchmarks.peers import CPU
 app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0], pretty_exceptions_enable=False)
 
 JSON = Path("benchmark.json")
-ROUNDS = 8
+ROUNDS = 15
 WIDTH = 170
 """Of tables that go into a file."""
 

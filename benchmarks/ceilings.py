@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.cases import Case
-from benchmarks.field import Field, NotTakingPartError
+from benchmarks.field import Field
 from benchmarks.peers import Entry, named
+from benchmarks.processes import WorkerError
 
 COPIED, COPIED_IN_CACHE = 128 << 20, 128 << 10
 """Bytes that each core copies: far beyond its caches; and, with the target, half of the smallest level-2 cache."""
@@ -30,10 +31,12 @@ def _highest(field: Field, entries: list[Entry], case: Case, work: int) -> float
     """0 if none of them can do it."""
     rates = [0.0]
     for one in entries:
-        try:
-            choices = field.prepare(one, case)
-            rates += [work / field.turn(one, choice, SETTLE, SECONDS) for choice in choices for _ in range(ROUNDS)]
-            field.drop(one)
-        except NotTakingPartError:
+        choices = field.prepare([one], case)[one.name]
+        if isinstance(choices, str):
             continue
+        try:
+            rates += [work / field.turn(one, choice, SETTLE, SECONDS) for choice in choices for _ in range(ROUNDS)]
+        except WorkerError:
+            continue
+        field.drop(one)
     return max(rates)

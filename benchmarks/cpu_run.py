@@ -14,12 +14,13 @@ from benchmarks import environment
 from benchmarks.board import Board
 from benchmarks.cases import Case
 from benchmarks.ceilings import ceilings
-from benchmarks.field import Field, NotTakingPartError
+from benchmarks.field import Field
 from benchmarks.fresh import fresh
 from benchmarks.peers import CPU, Entry
+from benchmarks.processes import WorkerError
 from benchmarks.results import Contestant, Results, Row, median, row_of, save
 
-SETTLE, SECONDS = 0.12, 0.04
+SETTLE, SECONDS = 0.1, 0.03
 """Of a contestant before the clock starts, and while it runs."""
 
 FRESH = ("startup", "memory")
@@ -53,17 +54,14 @@ def interleaved(cases: Sequence[Case], field: Field, rounds: int, board: Board) 
         row = row_of(case)
         board.add(row)
         lanes: dict[str, list[Lane]] = {}
+        board.say(f"{case.label}: contestants are made ready and checked")
+        ready = field.prepare([one for one in field.entries if case.family in one.families], case)
         for one in field.entries:
-            if case.family in one.has_no:
-                row.absent[one.name] = "has no call for this"
-            if case.family not in one.families:
-                continue
-            board.say(f"{case.label}: {one.name} is made ready and checked")
-            try:
-                settings = field.prepare(one, case)
+            settings = ready.get(one.name, "has no call for this" if case.family in one.has_no else None)
+            if isinstance(settings, str):
+                row.absent[one.name] = settings
+            elif settings is not None:
                 lanes[one.name] = [Lane(one, name, Contestant([], text, one.role)) for name, text in settings.items()]
-            except NotTakingPartError as reason:
-                row.absent[one.name] = str(reason)
         rng = np.random.default_rng(0)
         for number in range(rounds):
             turns = [lane for group in lanes.values() for lane in group]
@@ -74,7 +72,7 @@ def interleaved(cases: Sequence[Case], field: Field, rounds: int, board: Board) 
                 board.say(f"{case.label}: round {number + 1} of {rounds}, {one.name}")
                 try:
                     contestant.rounds.append(field.turn(one, choice, SETTLE, SECONDS))
-                except NotTakingPartError as reason:
+                except WorkerError as reason:
                     del lanes[one.name]
                     row.absent[one.name] = str(reason)
             row.contestants = {name: fastest(group) for name, group in lanes.items()}

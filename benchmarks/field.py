@@ -20,10 +20,6 @@ ON_NUMPY = ("gpuback", "numpy", "sklearn")
 """Packages whose products are NumPy's."""
 
 
-class NotTakingPartError(Exception):
-    """Why a contestant is left out of a row."""
-
-
 class Field:
     """The contestants of a run; a context, which no process outlives.
 
@@ -34,7 +30,7 @@ class Field:
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = tuple(entries)
         self._workers: dict[str, Worker] = {}
-        self._fresh: Worker | None = None
+        self._fresh: dict[str, Worker] = {}
         self._numpy_variables = numpy_variables()
         self._folder = tempfile.TemporaryDirectory(prefix="gpuback-benchmark-")
         self._oracles: dict[tuple[Case, bool], Oracle] = {}
@@ -46,7 +42,7 @@ class Field:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         patience = 2.0 if kind is None else 0.0
-        for worker in (*self._workers.values(), *([self._fresh] if self._fresh else [])):
+        for worker in (*self._workers.values(), *self._fresh.values()):
             worker.end(patience)
         self._folder.cleanup()
 
@@ -61,35 +57,43 @@ class Field:
         compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch", "GPUBACK_CACHE_DIR": f"{cache}/kernels"}
         return {**numpy, **compiled, **one.environment}
 
-    def prepare(self, one: Entry, case: Case) -> dict[str, str]:
-        """Makes a contestant ready, and holds what it computes to the oracle.
+    def prepare(self, entries: Sequence[Entry], case: Case) -> dict[str, dict[str, str] | str]:
+        """Makes contestants ready, side by side, and holds what they compute to the oracle.
 
         Returns:
-            Its settings to take turns with: name → all that it runs with, in words.
-
-        Raises:
-            NotTakingPartError: it is not there, it fails, or it computes something else.
+            Contestant → its settings to take turns with (name → all that it runs with, in words), or why it cannot
+            take part: it is not there, it fails, or it computes something else.
         """
-        missing = one.missing()
-        if missing:
-            raise NotTakingPartError(missing)
-        try:
-            results = self._file()
-            self._worker(one).ask("prepare", case=case.to_json(), results=str(results))
-            self.check(one, case, results)
-            settings: dict[str, str] = self._worker(one).ask("choose")
-            return settings
-        except WorkerError as error:
-            raise NotTakingPartError(str(error)) from error
-        except CheckFailedError as error:
-            raise NotTakingPartError(f"check failed: {error}") from error
+        found: dict[str, dict[str, str] | str] = {}
+        for one in entries:
+            missing = one.missing()
+            if missing:
+                found[one.name] = missing
+            else:
+                self._worker(one).tell("prepare", case=case.to_json(), results=str(self._file(one)))
+        told = [one for one in entries if one.name not in found]
+        for one in told:
+            try:
+                self._worker(one).answer()
+                self._check(one, case)
+                found[one.name] = {}
+            except (WorkerError, CheckFailedError) as error:
+                found[one.name] = str(error)
+        for one in told:  # by time, so one after the other
+            if not isinstance(found[one.name], str):
+                try:
+                    found[one.name] = self._worker(one).ask("choose")
+                except WorkerError as error:
+                    found[one.name] = str(error)
+        return found
 
     def turn(self, one: Entry, choice: str, settle: float, seconds: float) -> float:
-        """Its time for a call, in this round, with one of its settings."""
-        try:
-            return float(self._worker(one).ask("turn", choice=choice, settle=settle, seconds=seconds))
-        except WorkerError as error:
-            raise NotTakingPartError(str(error)) from error
+        """Its time for a call, in this round, with one of its settings.
+
+        Raises:
+            WorkerError: it fails.
+        """
+        return float(self._worker(one).ask("turn", choice=choice, settle=settle, seconds=seconds))
 
     def drop(self, one: Entry) -> None:
         """Frees what a case needed; of a process that is in no state to, all."""
@@ -98,36 +102,39 @@ class Field:
         except WorkerError:
             self._workers.pop(one.name).end(0)
 
-    def start(self, one: Entry, case: Case, cache: str | None = None) -> dict[str, Any]:
-        """What a fresh process took for its first steps; see `first_steps`.
-
-        Raises:
-            NotTakingPartError: as for `prepare`.
+    def start(self, entries: Sequence[Entry], case: Case, cache: str | None = None) -> dict[str, dict[str, Any] | str]:
+        """Fresh processes, side by side: contestant → what it took for its first steps (see `first_steps`), or why it
+        cannot take part.
         """
-        missing = one.missing()
-        if missing:
-            raise NotTakingPartError(missing)
-        self._fresh = Worker(["benchmarks.first_steps", one.package, *one.arguments], self.variables(one, cache))
-        try:
-            results = self._file()
-            answer: dict[str, Any] = self._fresh.ask("start", case=case.to_json(), results=str(results))
-            self.check(one, case, results)
-            return answer
-        except WorkerError as error:
-            raise NotTakingPartError(str(error)) from error
-        except CheckFailedError as error:
-            raise NotTakingPartError(f"check failed: {error}") from error
-        finally:
-            self._fresh.end(0)
+        found: dict[str, dict[str, Any] | str] = {}
+        for one in entries:
+            missing = one.missing()
+            if missing:
+                found[one.name] = missing
+            else:
+                worker = Worker(["benchmarks.first_steps", one.package, *one.arguments], self.variables(one, cache))
+                self._fresh[one.name] = worker
+                worker.tell("start", case=case.to_json(), results=str(self._file(one)))
+        for one in entries:
+            if one.name in found:
+                continue
+            try:
+                answer = self._fresh[one.name].answer()
+                self._check(one, case)
+                found[one.name] = answer
+            except (WorkerError, CheckFailedError) as error:
+                found[one.name] = str(error)
+            self._fresh.pop(one.name).end(0)
+        return found
 
-    def check(self, one: Entry, case: Case, results: Path) -> None:
+    def _check(self, one: Entry, case: Case) -> None:
         key = case, one.corrects_epsilon
         if key not in self._oracles:
             self._oracles = {kept: oracle for kept, oracle in self._oracles.items() if kept[0] == case}
             self._oracles[key] = Oracle(case, corrects_epsilon=one.corrects_epsilon)
-        with np.load(results) as arrays:
+        with np.load(self._file(one)) as arrays:
             self._oracles[key].check(arrays, one.role)
-        results.unlink()
+        self._file(one).unlink()
 
     def _worker(self, one: Entry) -> Worker:
         if one.name in self._workers and not self._workers[one.name].alive:
@@ -136,5 +143,6 @@ class Field:
             self._workers[one.name] = Worker(["benchmarks.worker", *one.arguments], self.variables(one))
         return self._workers[one.name]
 
-    def _file(self) -> Path:
-        return Path(self._folder.name) / "results.npz"
+    def _file(self, one: Entry) -> Path:
+        """For its results, on their way to the oracle."""
+        return Path(self._folder.name) / f"{one.name}.npz"

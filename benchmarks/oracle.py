@@ -130,13 +130,13 @@ class Oracle:
         needed = NEEDED.get(self._case.family, ("theta", "loss"))
         for name in results if role == "floor" else needed:
             if name not in results or name not in self._exact:
-                raise CheckFailedError(f"{name} is missing")
+                raise CheckFailedError(f"check failed: {name} is missing")
             exact, result = self._exact[name], np.asarray(results[name], dtype=np.float64)
             if result.shape != exact.shape:
-                raise CheckFailedError(f"{name} has shape {result.shape} instead of {exact.shape}")
+                raise CheckFailedError(f"check failed: {name} has shape {result.shape} instead of {exact.shape}")
             error = float(np.max(self._error(name, result - exact)))
             if not error <= 1:
-                raise CheckFailedError(f"{name} is off by {error:.3g} times what is allowed")
+                raise CheckFailedError(f"check failed: {name} is off by {error:.3g} times what is allowed")
 
     def _error(self, name: str, difference: F64) -> Any:
         """In units of what is allowed: element by element, or as a whole where a single number is."""

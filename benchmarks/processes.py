@@ -61,20 +61,28 @@ class Worker:
         return self._process.pid
 
     def ask(self, do: str, *, limit: float = LIMIT, **arguments: Any) -> Any:
-        """The answer to a command.
+        """The answer to a command; see `answer`."""
+        self.tell(do, **arguments)
+        return self.answer(limit=limit)
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Gives a command, whose answer is to be fetched."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # of a process that has died; it will not answer
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+
+    def answer(self, *, limit: float = LIMIT) -> Any:
+        """The answer to the last command.
 
         Raises:
             WorkerError: it failed. The process goes on if it could say so; otherwise it has ended.
         """
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # of a process that has died; it does not answer
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
         try:
             line = self._answers.get(timeout=limit)
         except queue.Empty:
             self.end(patience=0)
-            raise WorkerError(f"no answer to {do!r} in {limit:g} s") from None
+            raise WorkerError(f"no answer in {limit:g} s") from None
         if not line:
             raise WorkerError(self._last_words())
         answer = json.loads(line)

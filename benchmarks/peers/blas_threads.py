@@ -8,12 +8,16 @@ from functools import partial
 
 from threadpoolctl import ThreadpoolController
 
+LIBRARIES = [one for one in ThreadpoolController().lib_controllers if one.user_api == "blas"]
+MOST = max((one.get_num_threads() or 1 for one in LIBRARIES), default=1)
+"""As the process began: once a choice is taken up, BLAS only knows that."""
+
 
 def setting() -> str:
     """Library and kernel, and what the environment asks of OpenBLAS."""
-    blas = next((one for one in ThreadpoolController().info() if one["user_api"] == "blas"), None)
-    if blas is None:
+    if not LIBRARIES:
         return "BLAS unknown"
+    blas = LIBRARIES[0].info()
     words = [blas["internal_api"], blas.get("architecture") or ""]
     named = [f"{name}={os.environ[name]}" for name in ("OPENBLAS_CORETYPE",) if name in os.environ]
     return ", ".join([" ".join(filter(None, words)), *named])
@@ -21,14 +25,12 @@ def setting() -> str:
 
 def choices() -> dict[str, Callable[[], object]]:
     """All threads or one."""
-    libraries = [one for one in ThreadpoolController().lib_controllers if one.user_api == "blas"]
-    most = max((one.get_num_threads() or 1 for one in libraries), default=1)
+    return {named(count): partial(limit, count) for count in dict.fromkeys((MOST, 1))}
 
-    def limit(count: int) -> None:
-        for library in libraries:
-            library.set_num_threads(count)
 
-    return {named(count): partial(limit, count) for count in dict.fromkeys((most, 1))}
+def limit(count: int) -> None:
+    for library in LIBRARIES:
+        library.set_num_threads(count)
 
 
 def named(count: int) -> str:
