@@ -1,9 +1,9 @@
 """The losses: one table from (loss, output function) to a sample's loss and its gradient ∂ℓ/∂a_L.
 
 Each entry *builds* the function that runs per batch, so that buffers, index arrays and views are made once:
-`build(a, losses, scratch)` takes the output layer's pre-activations a (B, n), an array for the samples' losses (B,) and
-two scratch arrays like a, and returns `run(y)`, which writes ℓ_b into `losses` and overwrites a by ∂ℓ_b/∂a_b. The mean
-over the batch and the sample weights are the caller's: every row here stands for itself.
+`build(a, losses, scratch, divisor)` takes the output layer's pre-activations a (B, n), an array for the samples' losses
+(B,) and scratch like a, and returns `run(y)`, which writes ℓ_b into `losses` and overwrites a by ∂ℓ_b/∂a_b / divisor.
+The sum over the batch and the sample weights are the caller's: every row here stands for itself.
 
 Canonical pairs (softmax + cross-entropy, sigmoid + binary cross-entropy, identity + squared error) are one expression
 each, ŷ − e(y). Squared error behind a softmax, sigmoid or tanh goes through that function's whole Jacobian, (∂ŷ/∂a)ᵀ (ŷ
@@ -26,7 +26,7 @@ from gpuback.activations import ACTIVATIONS, Scratch, sigmoid
 from gpuback.sums import bind_sum_rows
 
 Run = Callable[[Array], None]
-Build = Callable[[Array, Array, Scratch], Run]
+Build = Callable[[Array, Array, Scratch, float], Run]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,41 +51,60 @@ class Loss:
 
 
 class Softmax:
-    """ŷ = softmax(a), row by row, in two steps, because cross-entropy wants what stands between them.
+    """ŷ = softmax(a), row by row, in steps, because cross-entropy wants what stands between them.
 
     Attributes:
-        total: (B,) Σ_j e^z_j, after `normalise`.
+        total: (B,) Σ_j e^z_j, after `exponentials`.
     """
 
-    def __init__(self, a: Array, out: Array) -> None:
-        """Args: a: (B, n) pre-activations; out: (B, n), may be a."""
-        self._a, self._out = a, out
-        self._maximum, self.total = (np.empty(len(a), a.dtype) for _ in range(2))
+    def __init__(self, a: Array, out: Array, divisor: float = 1.0) -> None:
+        """Args: a: (B, n) pre-activations; out: (B, n), may be a; divisor: of the result."""
+        maximum, self.total, divisors = (np.empty(len(a), a.dtype) for _ in range(3))
+        self._divisor, self._divisors = _constant(divisor, a), self.total if divisor == 1.0 else divisors
         self._sum = bind_sum_rows(out)
+        self._maximum = maximum
+        self._axis, self._a, self._out = 1, a, out
+        self._of_rows = maximum[:, None], self._divisors[:, None]
+        if a.flags.f_contiguous and out.flags.f_contiguous:  # the same, with NumPy's inner loops over samples
+            self._axis, self._a, self._out = 0, a.T, out.T
+            self._of_rows = maximum, self._divisors
 
     def shift(self) -> None:
         """out = z = a − max_j a_j, so that no exponential overflows."""
-        np.maximum.reduce(self._a, axis=1, out=self._maximum)
-        np.subtract(self._a, self._maximum[:, None], out=self._out)
+        np.maximum.reduce(self._a, axis=self._axis, out=self._maximum)
+        np.subtract(self._a, self._of_rows[0], out=self._out)
 
-    def normalise(self) -> None:
-        """out = e^z / Σ_j e^z_j."""
+    def exponentials(self) -> None:
+        """out = e^z."""
         np.exp(self._out, out=self._out)
         self._sum(self.total)
-        np.divide(self._out, self.total[:, None], out=self._out)
+
+    def divide(self) -> None:
+        """out = out / (divisor Σ_j e^z_j)."""
+        if self._divisors is not self.total:
+            np.multiply(self.total, self._divisor, out=self._divisors)
+        np.divide(self._out, self._of_rows[1], out=self._out)
+
+    def normalise(self) -> None:
+        """From z: out = ŷ / divisor."""
+        self.exponentials()
+        self.divide()
 
 
-def softmax_cross_entropy(a: Array, losses: Array, scratch: Scratch) -> Run:
+def _constant(value: float, like: Array) -> Array:
+    """A number as an array of no axes, which ufuncs take up faster than Python's."""
+    return np.array(value, like.dtype)
+
+
+def softmax_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
     """ℓ = −Σ_j y_j log ŷ_j with ŷ = softmax(a); ∂ℓ/∂a = ŷ − e(y), or (Σ_j y_j) ŷ − y for rows of probabilities.
 
     With z = a − max a and s = Σ_j e^z_j, −log ŷ_j = log s − z_j, which is never negative: logits of ±10⁴ are harmless.
     """
-    softmax = Softmax(a, a)
-    of_labels = _of_labels(a, losses, softmax)
-    of_probabilities = _of_probabilities(a, losses, softmax, scratch[0])
+    of_labels = _of_labels(a, losses, Softmax(a, a, divisor), divisor)
+    of_probabilities = _of_probabilities(a, losses, Softmax(a, a), scratch.one, divisor)
 
     def run(y: Array) -> None:
-        softmax.shift()
         if y.ndim == 1:
             of_labels(y)
         else:
@@ -94,34 +113,38 @@ def softmax_cross_entropy(a: Array, losses: Array, scratch: Scratch) -> Run:
     return run
 
 
-def _of_labels(z: Array, losses: Array, softmax: Softmax) -> Run:
-    """From z: ℓ_b = log s_b − z_b[y_b], z ← ŷ − e(y)."""
+def _of_labels(z: Array, losses: Array, softmax: Softmax, divisor: float) -> Run:
+    """ℓ_b = log s_b − z_b[y_b], and from a to (ŷ − e(y)) / divisor, both terms of which are divided by themselves."""
     row_stride, class_stride = (stride // z.itemsize for stride in z.strides)
+    stride, one = np.array(class_stride, np.intp), _constant(1.0 / divisor, z)
     flat = z.reshape(-1, order="A")  # a view, in the order of memory
     first_of_row = np.arange(len(z), dtype=np.intp) * row_stride
     own = np.empty_like(first_of_row)
     picked = np.empty_like(losses)
 
     def run(y: Array) -> None:
-        np.multiply(y, class_stride, out=own)
+        softmax.shift()
+        np.multiply(y, stride, out=own)
         np.add(own, first_of_row, out=own)
         flat.take(own, out=picked, mode="clip")  # labels were checked; "raise" would make NumPy buffer the output
-        softmax.normalise()
+        softmax.exponentials()
         np.log(softmax.total, out=losses)
         np.subtract(losses, picked, out=losses)
+        softmax.divide()
         flat.take(own, out=picked, mode="clip")
-        np.subtract(picked, 1, out=picked)
+        np.subtract(picked, one, out=picked)
         flat[own] = picked
 
     return run
 
 
-def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array) -> Run:
-    """From z: ℓ_b = Σ_j y_bj (log s_b − z_bj), z ← (Σ_j y_bj) ŷ − y."""
+def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array, divisor: float) -> Run:
+    """ℓ_b = Σ_j y_bj (log s_b − z_bj), and from a to ((Σ_j y_bj) ŷ − y) / divisor."""
     total = np.empty_like(losses)
     sum_scratch = bind_sum_rows(scratch)
 
     def run(y: Array) -> None:
+        softmax.shift()
         np.copyto(scratch, z)
         softmax.normalise()
         np.log(softmax.total, out=total)
@@ -132,21 +155,22 @@ def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array)
         sum_scratch(total)
         np.multiply(z, total[:, None], out=z)
         np.subtract(z, y, out=z)
+        np.divide(z, divisor, out=z)
 
     return run
 
 
-def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch) -> Run:
+def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
     """ℓ = −Σ_j (y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j)) with ŷ = sigmoid(a); ∂ℓ/∂a = ŷ − y.
 
     Term j is (max(a, 0) − a y) + log1p(e^−|a|): no logarithm of a number that has rounded to 0 or 1, and where the
     first part is 0 (y is 0 or 1, and a says so) the second is all there is.
     """
-    term, other = scratch
+    term, other = scratch.one, scratch.other
     sum_terms = bind_sum_rows(term)
 
     def run(y: Array) -> None:
-        np.maximum(a, 0, out=term)
+        np.maximum(a, scratch.zeros, out=term)
         np.multiply(a, y, out=other)
         np.subtract(term, other, out=term)
         np.abs(a, out=other)
@@ -157,17 +181,19 @@ def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch) -> R
         sum_terms(losses)
         sigmoid(a, a, scratch)
         np.subtract(a, y, out=a)
+        np.divide(a, divisor, out=a)
 
     return run
 
 
-def identity_squared_error(a: Array, losses: Array, scratch: Scratch) -> Run:
+def identity_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
     """ℓ = ½ Σ_j (a_j − y_j)²; ∂ℓ/∂a = a − y."""
-    half_squares = _bind_half_squares(a, losses, scratch[0])
+    half_squares = _bind_half_squares(a, losses, scratch.one)
 
     def run(y: Array) -> None:
         np.subtract(a, y, out=a)
         half_squares()
+        np.divide(a, divisor, out=a)
 
     return run
 
@@ -176,31 +202,32 @@ def elementwise_squared_error(name: str) -> Build:
     """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = g(a) element by element: the Jacobian is diagonal, ∂ℓ/∂a = (ŷ − y) ⊙ g'(a)."""
     activation = ACTIVATIONS[name]
 
-    def build(a: Array, losses: Array, scratch: Scratch) -> Run:
+    def build(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
         outputs = np.empty_like(a)
-        half_squares = _bind_half_squares(a, losses, scratch[0])
+        half_squares = _bind_half_squares(a, losses, scratch.one)
 
         def run(y: Array) -> None:
             activation.forward(a, outputs, scratch)
             np.subtract(outputs, y, out=a)
             half_squares()
             activation.backward(a, outputs, scratch)
+            np.divide(a, divisor, out=a)
 
         return run
 
     return build
 
 
-def softmax_squared_error(a: Array, losses: Array, scratch: Scratch) -> Run:
+def softmax_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
     """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = softmax(a).
 
     The Jacobian is diag(ŷ) − ŷ ŷᵀ, so with r = ŷ − y, ∂ℓ/∂a = ŷ ⊙ (r − Σ_j r_j ŷ_j).
     """
-    outputs, product = np.empty_like(a), scratch[0]
+    outputs, product = np.empty_like(a), scratch.one
     dot = np.empty_like(losses)
     softmax = Softmax(a, outputs)
     sum_product = bind_sum_rows(product)
-    half_squares = _bind_half_squares(a, losses, scratch[0])
+    half_squares = _bind_half_squares(a, losses, scratch.one)
 
     def run(y: Array) -> None:
         softmax.shift()
@@ -211,6 +238,7 @@ def softmax_squared_error(a: Array, losses: Array, scratch: Scratch) -> Run:
         sum_product(dot)
         np.subtract(a, dot[:, None], out=a)
         np.multiply(a, outputs, out=a)
+        np.divide(a, divisor, out=a)
 
     return run
 

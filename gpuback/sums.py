@@ -15,17 +15,20 @@ from gpuback._typing import Array
 SHORT = 13
 """Up to here one chain is short enough: K + 1 ≤ 4√K."""
 
+UNSHARED = 9000
+"""Numbers in a matrix up to which no BLAS was seen to share a vector's product with it between threads."""
+
 
 def chain_length(terms: int) -> int:
     """A power of two within a factor √2 of √terms, so that ℓ + K/ℓ ≤ 2.2 √K."""
     return 1 << (terms.bit_length() // 2)
 
 
-def bind_sum_columns(x: Array) -> Callable[[Array], None]:
+def bind_sum_columns(x: Array) -> Callable[[Array], object]:
     """A function that writes x's sum over the first axis, out_n = Σ_k x_kn, each time it is called.
 
-    The inner chains are vector-matrix products with a row of ones: that runs at the speed of memory where `np.sum` over
-    the first axis of a narrow array does not, and however BLAS orders a product's terms, no chain is longer than ℓ.
+    Chains are vector-matrix products with ones: those run at the speed of memory where `np.sum` over the first axis of
+    a narrow array does not, and however BLAS orders a product's terms, no chain is longer than ℓ.
 
     Args:
         x: (K, n), C-contiguous or Fortran-contiguous; read anew at each call.
@@ -35,27 +38,59 @@ def bind_sum_columns(x: Array) -> Callable[[Array], None]:
     """
     terms, width = x.shape
     if not x.flags.c_contiguous:
-        rows = x.T  # each column is contiguous: NumPy adds it pairwise, 8 chains to a block of 128
-        return lambda out: np.add.reduce(rows, axis=1, out=out)
+        return _bind_sum_of_contiguous(x.T)
     if terms <= SHORT:
-        return lambda out: np.add.reduce(x, axis=0, out=out)
+        return _bind_chain(x)
     length = chain_length(terms)
     chains = terms // length
-    body = x[: chains * length].reshape(chains, length, width)
     tail = x[chains * length :]
     partials = np.empty((chains + (len(tail) > 0), width), x.dtype)
+    add_up = _bind_chain(partials)
     ones = np.ones(length, x.dtype)
-    body_sums = partials[:chains]
+    if chains * length * width <= UNSHARED:  # chains side by side, each takes every `chains`-th row
+        body, body_sums = x[: chains * length].reshape(length, chains * width), partials[:chains].reshape(-1)
+    else:
+        body, body_sums = x[: chains * length].reshape(chains, length, width), partials[:chains]
+    product = np.dot if body.ndim == 2 else np.matmul
 
     def sum_columns(out: Array) -> None:
-        np.matmul(ones, body, out=body_sums)
+        product(ones, body, out=body_sums)
         if len(tail):
             np.add.reduce(tail, axis=0, out=partials[chains])
-        np.add.reduce(partials, axis=0, out=out)
+        add_up(out)
 
     return sum_columns
 
 
-def bind_sum_rows(x: Array) -> Callable[[Array], None]:
+def _bind_chain(x: Array) -> Callable[[Array], object]:
+    """Sums over the first axis of a C-contiguous array, each in one chain."""
+    if x.size > UNSHARED:
+        return lambda out: np.add.reduce(x, axis=0, out=out)
+    ones = np.ones(len(x), x.dtype)
+    return lambda out: np.dot(ones, x, out=out)
+
+
+def _bind_sum_of_contiguous(rows: Array) -> Callable[[Array], object]:
+    """Sums over the second axis of a C-contiguous array (n, K)."""
+    width, terms = rows.shape
+    length = chain_length(terms)
+    chains = terms // length
+    if rows.size > UNSHARED or chains * length < terms:
+        return lambda out: np.add.reduce(rows, axis=1, out=out)  # pairwise, 8 chains to a block of 128
+    partials, ones, others = (
+        np.empty((width, chains), rows.dtype),
+        np.ones(length, rows.dtype),
+        np.ones(chains, rows.dtype),
+    )
+    body, body_sums = rows.reshape(-1, length), partials.reshape(-1)
+
+    def sum_rows(out: Array) -> None:
+        np.dot(body, ones, out=body_sums)
+        np.dot(partials, others, out=out)
+
+    return sum_rows
+
+
+def bind_sum_rows(x: Array) -> Callable[[Array], object]:
     """A function that writes x's sum over the second axis, out_k = Σ_n x_kn, each time it is called."""
     return bind_sum_columns(x.T)

@@ -128,7 +128,7 @@ KERNEL __launch_bounds__(256) sgd(REAL* theta, REAL* velocity, const REAL* gradi
   if (state[APPLY] == 0) return;
   const Scale scale(state);
   const Number rate = (REAL)learning_rate, keep = (REAL)momentum, decay = (REAL)weight_decay;
-  const bool decays = weight_decay != 0;
+  const bool decays = decay.value != 0;
   const bool aligned = (uint64)gradient % 16 == 0;
   for (int64 i = ((int64)blockIdx.x * 256 + threadIdx.x) * WIDTH; i < n; i += (int64)gridDim.x * 256 * WIDTH) {
     const int valid = (int)min(n - i, (int64)WIDTH);
@@ -154,19 +154,19 @@ KERNEL __launch_bounds__(256) sgd(REAL* theta, REAL* velocity, const REAL* gradi
 
 // m <- m + (1 - beta_1)(g - m), v <- beta_2 v + (1 - beta_2) g^2, theta <- theta - (learning_rate / c_1) m / (sqrt(v / c_2) + eps),
 // with c = 1 - beta^t and g = factor gradient + weight_decay theta; decoupled, theta is first multiplied by
-// 1 - learning_rate weight_decay instead. sqrt(v / c_2) is sqrt(v) / sqrt(c_2).
+// 1 - learning_rate weight_decay instead. Numerator and denominator of that quotient are both multiplied by sqrt(c_2).
 KERNEL __launch_bounds__(256) adam(REAL* theta, REAL* first_moment, REAL* second_moment, const REAL* gradient, int64 n,
                                    double learning_rate, double beta_1, double beta_2, double eps, double weight_decay,
                                    int decoupled, const double* state) {
   if (state[APPLY] == 0) return;
   const Scale scale(state);
   const Double one = 1.0;
-  const Number rate = (REAL)(learning_rate / (one - state[BETA_POWER_1])).value;
-  const Number root_correction = (REAL)root(one - state[BETA_POWER_2]).value;
+  const Double root_2 = root(one - state[BETA_POWER_2]);
+  const Number rate = (REAL)(learning_rate * root_2 / (one - state[BETA_POWER_1])).value;
   const Number gain_1 = (REAL)(one - beta_1).value, gain_2 = (REAL)(one - beta_2).value;
-  const Number keep_2 = (REAL)beta_2, epsilon = (REAL)eps;
+  const Number keep_2 = (REAL)beta_2, epsilon = (REAL)(eps * root_2).value;
   const Number decay = (REAL)weight_decay, shrink = (REAL)(one - Double(learning_rate) * weight_decay).value;
-  const bool decays = weight_decay != 0;
+  const bool decays = decay.value != 0;
   const bool aligned = (uint64)gradient % 16 == 0;
   for (int64 i = ((int64)blockIdx.x * 256 + threadIdx.x) * WIDTH; i < n; i += (int64)gridDim.x * 256 * WIDTH) {
     const int valid = (int)min(n - i, (int64)WIDTH);
@@ -180,7 +180,7 @@ KERNEL __launch_bounds__(256) adam(REAL* theta, REAL* first_moment, REAL* second
       if (decays && !decoupled) g = g + decay * t;
       m = m + gain_1 * (g - m);
       v = keep_2 * v + gain_2 * (g * g);
-      thetas.at[j] = settled(t - rate * (m / (root(v) / root_correction + epsilon)));
+      thetas.at[j] = settled(t - rate * (m / (root(v) + epsilon)));
       firsts.at[j] = settled(m);
       seconds.at[j] = settled(v);
     }

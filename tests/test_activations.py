@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gpuback.activations import ACTIVATIONS
+from gpuback.activations import ACTIVATIONS, Scratch
 
 NAMES = ["identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus", "gelu", "silu"]
 FROM_A = ["gelu", "silu"]
@@ -96,9 +96,16 @@ def g_limit(name: str, a: NDArray, dtype: str) -> NDArray:
 # --- running the table's functions
 
 
+def filled_scratch(a: NDArray) -> Scratch:
+    scratch = Scratch.like(a)
+    scratch.one.fill(45)
+    scratch.other.fill(67)
+    return scratch
+
+
 def g(name: str, a: NDArray) -> NDArray:
     h = np.full_like(a, 123)
-    ACTIVATIONS[name].forward(a, h, (np.full_like(a, 45), np.full_like(a, 67)))
+    ACTIVATIONS[name].forward(a, h, filled_scratch(a))
     return h
 
 
@@ -106,7 +113,7 @@ def slope(name: str, a: NDArray) -> NDArray:
     """g', as what the backward pass makes of ∂loss/∂h = 1."""
     dh = np.ones_like(a)
     source = a if name in FROM_A else g(name, a)
-    ACTIVATIONS[name].backward(dh, source, (np.full_like(a, 45), np.full_like(a, 67)))
+    ACTIVATIONS[name].backward(dh, source, filled_scratch(a))
     return dh
 
 
@@ -276,7 +283,7 @@ def test_beside_a_kink(name: str, left: float, dtype: str) -> None:
 def test_in_place_gives_the_same_bits_where_the_slope_comes_from_h(name: str, order: str) -> None:
     a = np.array(np.random.default_rng(0).standard_normal((31, 7)) * 5, np.float32, order=order)
     h = g(name, a)
-    ACTIVATIONS[name].forward(a, a, (np.empty_like(a), np.empty_like(a)))
+    ACTIVATIONS[name].forward(a, a, Scratch.like(a))
     assert a.tobytes() == h.tobytes()
 
 
@@ -287,7 +294,7 @@ def test_only_the_result_and_the_scratch_are_written(name: str, shape: tuple[int
     rng = np.random.default_rng(1)
     a, dh = (np.array(rng.standard_normal(shape), np.float32, order=order) for _ in range(2))
     kept = a.copy(), g(name, a)
-    h, scratch = np.full_like(a, np.nan), (np.full_like(a, np.nan), np.full_like(a, np.nan))
+    h, scratch = np.full_like(a, np.nan), Scratch.like(a)
     assert ACTIVATIONS[name].forward(a, h, scratch) is None
     np.testing.assert_array_equal(h, kept[1])
     expected = dh * slope(name, a).astype(np.float64)

@@ -368,7 +368,12 @@ STEP_MISTAKES = {
         "adam",
     ),
     "the first moment's correction in float": Mistake(
-        [("(REAL)(learning_rate / (one - state[BETA_POWER_1])).value", "(REAL)learning_rate / (REAL)(1 - state[5])")],
+        [
+            (
+                "(REAL)(learning_rate * root_2 / (one - state[BETA_POWER_1])).value",
+                "(REAL)(learning_rate * root_2).value / (REAL)(1 - state[5])",
+            )
+        ],
         "adam",
     ),
     "theta shrinks with its step": Mistake([("settled(t - rate * (m", "settled(t - rate * shrink * (m")], "adamw"),

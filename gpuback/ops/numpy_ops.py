@@ -165,7 +165,7 @@ class NumpyOps:
             divisor: B, the number of samples in the whole batch, over the scale that da carries.
         """
         losses = np.empty(len(a), a.dtype)
-        run = loss.outputs[output](a, losses, workspace.scratch_like(a))
+        run = loss.outputs[output](a, losses, workspace.scratch_like(a), divisor)
         round_da = workspace.bind_round(a)
 
         def loss_and_delta(y: Array, weight: Array | None) -> float:
@@ -173,7 +173,6 @@ class NumpyOps:
             if weight is not None:
                 np.multiply(losses, weight, out=losses)
                 np.multiply(a, weight[:, None], out=a)
-            np.divide(a, divisor, out=a)
             round_da()
             return float(np.add.reduce(losses, dtype=np.float64))
 

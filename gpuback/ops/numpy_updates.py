@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,14 @@ import numpy as np
 from gpuback._typing import Array
 from gpuback.ops.exact_sums import norm as norm
 from gpuback.ops.numpy_workspace import aligned_empty
+from gpuback.ops.team import Team, blas_threads
 
 CHUNK = 1 << 16
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
+
+WORTH_SHARING = 16
+"""Chunks from which on threads share them. Fewer take no longer than threads need to start and to get out of each
+other's way."""
 
 SMALLEST_FACTOR = 2.0**-100
 """A smaller factor might not be a normal number in float32; it is applied in several parts."""
@@ -35,21 +41,24 @@ class NumpyUpdate(ABC):
         self.steps = steps
         self.diverged_at: int | None = None
         self._arrays = [array for array in (theta, *state) if array is not None]
-        self._parts = _parts(theta, *state)
+        starts = range(0, len(theta), CHUNK)
+        self._team = Team(blas_threads() if len(starts) >= WORTH_SHARING else 1, blas_alone=False)
+        share = -(-len(starts) // self._team.size)
+        self._shares = [_parts(starts[first : first + share], theta, *state) for first in range(0, len(starts), share)]
         self._invalid = False
 
     def __call__(
         self,
         gradient: Array,
         *,
-        loss: Array | float | None = None,
+        loss: float | None = None,
         clip_norm: float | None = None,
         halt: bool = False,
         **hyper_parameters: Any,
     ) -> None:
         factor = 1.0
         if loss is not None:
-            if not (np.isfinite(loss) and all_finite(gradient)):
+            if not (math.isfinite(loss) and all_finite(gradient)):
                 if self.diverged_at is None:
                     self.diverged_at = self.steps
                 return
@@ -58,8 +67,13 @@ class NumpyUpdate(ABC):
             if clip_norm is not None:
                 factor = clip(gradient, clip_norm)
         self.steps += 1
-        with np.errstate(invalid="call", call=self._note_invalid):
-            self.apply(gradient, factor, **hyper_parameters)
+        numbers = self._numbers(**hyper_parameters)
+
+        def work(share: int) -> None:
+            with np.errstate(all="ignore", invalid="call", call=self._note_invalid):
+                self._apply(self._shares[share], gradient, factor, *np.array(numbers, gradient.dtype))
+
+        self._team.run(work, len(self._shares))
         if self._invalid:
             self._settle_nan()
 
@@ -76,8 +90,12 @@ class NumpyUpdate(ABC):
         return self.diverged_at
 
     @abstractmethod
-    def apply(self, gradient: Array, factor: float, **hyper_parameters: Any) -> None:
-        """The update itself, with `factor` times the gradient."""
+    def _numbers(self, **hyper_parameters: Any) -> Sequence[float]:
+        """What this step's formulas contain, computed in float64."""
+
+    @abstractmethod
+    def _apply(self, parts: Iterable[Any], gradient: Array, factor: float, *numbers: Any) -> None:
+        """The update itself, with `factor` times the gradient; `numbers` in θ's dtype."""
 
 
 def _scaled(gradient: Array, factor: float, out: Array) -> Array:
@@ -111,35 +129,33 @@ class SGDUpdate(NumpyUpdate):
     def __init__(self, theta: Array, velocity: Array | None, steps: int) -> None:
         super().__init__(steps, theta, velocity)
 
-    def apply(  # type: ignore[override]
-        self,
-        gradient: Array,
-        factor: float,
-        *,
-        learning_rate: float,
-        momentum: float,
-        nesterov: bool,
-        weight_decay: float,
+    def _numbers(  # type: ignore[override]
+        self, *, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
+    ) -> Sequence[float]:
+        return learning_rate, momentum, nesterov, weight_decay
+
+    def _apply(
+        self, parts: Iterable[Any], gradient: Array, factor: float, rate: Any, keep: Any, nesterov: Any, decay: Any
     ) -> None:
-        for where, t, v, spare, other in self._parts:
+        for where, t, v, spare, other in parts:
             g = _scaled(gradient[where], factor, spare)
-            if weight_decay:
-                np.multiply(t, weight_decay, out=other)
+            if decay:
+                np.multiply(t, decay, out=other)
                 g = np.add(g, other, out=spare)
             if v is not None:
-                np.multiply(v, momentum, out=v)
+                np.multiply(v, keep, out=v)
                 np.add(v, g, out=v)
                 if nesterov:
-                    np.multiply(v, momentum, out=other)
+                    np.multiply(v, keep, out=other)
                     g = np.add(g, other, out=spare)
                 else:
                     g = v
-            np.multiply(g, learning_rate, out=spare)
+            np.multiply(g, rate, out=spare)
             np.subtract(t, spare, out=t)
 
 
 class AdamUpdate(NumpyUpdate):
-    """m ← m + (1 − β₁)(g − m), v ← β₂v + (1 − β₂)g², θ ← θ − (η/c₁) (m / (√v/√c₂ + ε)), c = 1 − βᵗ, g = c ∇θ, with
+    """m ← m + (1 − β₁)(g − m), v ← β₂v + (1 − β₂)g², θ ← θ − (η√c₂/c₁) (m / (√v + ε√c₂)), cᵢ = 1 − βᵢᵗ, g = c ∇θ, with
     learning_rate η, betas, eps ε, weight_decay λ, decoupled.
 
     Weight decay adds λθ to g, or (decoupled: AdamW) first shrinks θ by 1 − ηλ. βᵗ is by multiplication, which IEEE
@@ -150,39 +166,53 @@ class AdamUpdate(NumpyUpdate):
         super().__init__(steps, theta, first_moment, second_moment)
         self._beta_powers: tuple[float, float] | None = None
 
-    def apply(  # type: ignore[override]
+    def _numbers(  # type: ignore[override]
         self,
-        gradient: Array,
-        factor: float,
         *,
         learning_rate: float,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
         decoupled: bool,
-    ) -> None:
+    ) -> Sequence[float]:
         first, second = self._beta_powers or beta_powers(betas, self.steps - 1)
-        self._beta_powers = first * betas[0], second * betas[1]
-        correction_1, root_correction_2 = 1.0 - self._beta_powers[0], math.sqrt(1.0 - self._beta_powers[1])
-        for where, t, m, v, spare, other in self._parts:
+        self._beta_powers = first, second = first * betas[0], second * betas[1]
+        root = math.sqrt(1.0 - second)
+        rate = learning_rate * root / (1.0 - first)
+        decay, shrink = (0.0, 1.0 - learning_rate * weight_decay) if decoupled else (weight_decay, 1.0)
+        return rate, 1.0 - betas[0], betas[1], 1.0 - betas[1], eps * root, decay, shrink
+
+    def _apply(
+        self,
+        parts: Iterable[Any],
+        gradient: Array,
+        factor: float,
+        rate: Any,
+        gain_1: Any,
+        keep_2: Any,
+        gain_2: Any,
+        epsilon: Any,
+        decay: Any,
+        shrink: Any,
+    ) -> None:
+        for where, t, m, v, spare, other in parts:
             g = _scaled(gradient[where], factor, spare)
-            if weight_decay and decoupled:
-                np.multiply(t, 1.0 - learning_rate * weight_decay, out=t)
-            elif weight_decay:
-                np.multiply(t, weight_decay, out=other)
+            if shrink != 1.0:
+                np.multiply(t, shrink, out=t)
+            if decay:
+                np.multiply(t, decay, out=other)
                 g = np.add(g, other, out=spare)
             np.subtract(g, m, out=other)
-            np.multiply(other, 1.0 - betas[0], out=other)
+            np.multiply(other, gain_1, out=other)
             np.add(m, other, out=m)
-            np.multiply(v, betas[1], out=v)
+            np.multiply(v, keep_2, out=v)
             square = np.multiply(g, g, out=spare)
-            np.multiply(square, 1.0 - betas[1], out=square)
+            np.multiply(square, gain_2, out=square)
             np.add(v, square, out=v)
             step = np.sqrt(v, out=spare)
-            np.divide(step, root_correction_2, out=step)
-            np.add(step, eps, out=step)
+            np.add(step, epsilon, out=step)
             np.divide(m, step, out=step)
-            np.multiply(step, learning_rate / correction_1, out=step)
+            np.multiply(step, rate, out=step)
             np.subtract(t, step, out=t)
 
 
@@ -194,11 +224,11 @@ def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
     return first, second
 
 
-def _parts(theta: Array, *state: Array | None) -> list[list[Any]]:
-    """θ and an optimizer's state in parts of up to CHUNK: for each where it lies, its views, and two scratch arrays."""
+def _parts(starts: range, theta: Array, *state: Array | None) -> list[list[Any]]:
+    """θ and an optimizer's state in parts that start there: for each where it lies, its views, and scratch."""
     scratch = [aligned_empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(2)]
     parts = []
-    for start in range(0, len(theta), CHUNK):
+    for start in starts:
         where = slice(start, min(start + CHUNK, len(theta)))
         views = [None if array is None else array[where] for array in (theta, *state)]
         parts.append([where, *views, *(array[: where.stop - start] for array in scratch)])

@@ -48,6 +48,13 @@ class Workspace:
         return [aligned_empty(self.rows * max(self._sizes), self._precision.total) for _ in range(2)]
 
     @cached_property
+    def _zeros(self) -> Array:
+        zeros = aligned_empty(self.rows * max(self._sizes), self._precision.total)
+        zeros.fill(0)
+        zeros.setflags(write=False)
+        return zeros
+
+    @cached_property
     def _deltas(self) -> list[Array]:
         return [aligned_empty(self.rows * max(self._sizes[1:]), self._precision.total) for _ in range(2)]
 
@@ -76,10 +83,11 @@ class Workspace:
         return self._deltas[layer % 2][: self.rows * width].reshape(self.rows, width)
 
     def scratch_like(self, array: Array) -> Scratch:
-        """Two scratch arrays of an array's shape and memory order."""
+        """Scratch of an array's shape and memory order."""
         order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
-        first, second = (flat[: array.size].reshape(array.shape, order=order) for flat in self._scratch)
-        return first, second
+        one, other = self._scratch
+        flats = one, other, other.view(bool), self._zeros
+        return Scratch(*(flat[: array.size].reshape(array.shape, order=order) for flat in flats))
 
     def c_ordered(self, array: Array) -> Array:
         """Where a product bound for `array` is written: itself, or scratch if it is Fortran-ordered, which is slow."""
