@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from benchmarks import environment
+from benchmarks import blas_kernels, environment
 from benchmarks.board import Board
 from benchmarks.cases import Case
 from benchmarks.ceilings import ceilings
@@ -35,9 +35,10 @@ def run(cases: Sequence[Case], rounds: int, names: Sequence[str] | None, path: P
         names: of the contestants; None for all.
         path: written after each row, so that a run that is cut short leaves what it has.
     """
-    where = environment.of_cpu()
+    named = blas_kernels.variables()
+    where = environment.of_cpu(named)
     console.print(f"{where.device}, {where.cores} cores; {where.blas}; commit {where.commit or 'unknown'}")
-    with Field([one for one in CPU if names is None or one.name in names]) as field:
+    with Field([one for one in CPU if names is None or one.name in names], named) as field:
         results = Results(where, ceilings(field, where.cores), [])
         for family, group in itertools.groupby(cases, lambda case: case.family):
             with Board(console, family, results.ceilings) as board:

@@ -1,4 +1,4 @@
-"""What figures belong to: the machine, its versions, and the variables that contestants' processes get."""
+"""What figures belong to: the machine, the commit and its versions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.results import Environment
@@ -14,15 +15,11 @@ from gpuback import machine
 PACKAGES = ("numpy", "ml_dtypes", "torch", "triton", "jax", "jaxlib", "scikit-learn", "threadpoolctl")
 GPU_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy", "nvmath-python", "tinycudann")
 
-AVX512_KERNEL = {"OPENBLAS_CORETYPE": "SkylakeX"}
 
-
-def of_cpu() -> Environment:
-    """This machine's processor."""
+def of_cpu(numpy_variables: Mapping[str, str]) -> Environment:
+    """This machine's processor, with what contestants on NumPy have in their environment."""
     here = machine.survey()
-    kernel = here.blas.kernel
-    if numpy_variables():
-        kernel = f"{AVX512_KERNEL['OPENBLAS_CORETYPE']} by OPENBLAS_CORETYPE"
+    kernel = next((f"{value} by {name}" for name, value in numpy_variables.items()), here.blas.kernel)
     threads = f"{here.blas.threads} threads" if here.blas.threads else None
     library = " ".join(filter(None, (here.blas.library, here.blas.version)))
     return Environment(
@@ -57,14 +54,6 @@ def of_gpu() -> Environment:
 def _cuda(version: int) -> str:
     """13020 is 13.2."""
     return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def numpy_variables() -> dict[str, str]:
-    """For every process whose products are NumPy's: OpenBLAS's kernel for AVX-512, where the CPU has it and OpenBLAS
-    does not choose one by itself. What the user has set stays.
-    """
-    advised = machine.survey().advice is not None and "OPENBLAS_CORETYPE" not in os.environ
-    return dict(AVX512_KERNEL) if advised else {}
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

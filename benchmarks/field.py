@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import Case
-from benchmarks.environment import numpy_variables
 from benchmarks.oracle import CheckFailedError, Oracle
 from benchmarks.peers import Entry
 from benchmarks.processes import Worker, WorkerError
@@ -25,13 +24,14 @@ class Field:
 
     Args:
         entries: those that take part.
+        numpy_variables: in the environment of those whose products are NumPy's.
     """
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Entry], numpy_variables: Mapping[str, str] | None = None) -> None:
         self.entries = tuple(entries)
         self._workers: dict[str, Worker] = {}
         self._fresh: dict[str, Worker] = {}
-        self._numpy_variables = numpy_variables()
+        self._numpy_variables = dict(numpy_variables or {})
         self._folder = tempfile.TemporaryDirectory(prefix="gpuback-benchmark-")
         self._oracles: dict[tuple[Case, bool], Oracle] = {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from gpuback._typing import Array
 from gpuback.architecture import Architecture
@@ -43,12 +43,14 @@ class Backprop:
         rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
         starts = range(0, batch_size, rows)
         share = -(-len(starts) // self._team.size)
-        self._shares = []  # for each member of the team: its blocks, one after the other, with the rows each takes
+        # For each member of the team: its blocks, one after the other, with the rows each takes (None: all).
+        self._shares = []
         for first in range(0, len(starts), share):
             full, mine = block(rows), []
             for start in starts[first : first + share]:
                 end = min(start + rows, batch_size)
-                mine.append((full if end - start == rows else block(end - start), _Rows(start, end, batch_size)))
+                part = None if end - start == batch_size else slice(start, end)
+                mine.append((full if end - start == rows else block(end - start), part))
             self._shares.append(mine)
         others = self._shares[1:] if need_gradient else []
         parameters = [ops.empty(architecture.layout.n_parameters, precision.total) for _ in others]
@@ -59,8 +61,8 @@ class Backprop:
 
         def work(share: int) -> None:
             for block, rows in self._shares[share]:
-                block.forward(rows.of(x))
-                block.apply_output(rows.of(out))
+                block.forward(_rows(x, rows))
+                block.apply_output(_rows(out, rows))
 
         self._run(work)
 
@@ -70,8 +72,8 @@ class Backprop:
         def work(share: int) -> list[Any]:
             parts = []
             for block, rows in self._shares[share]:
-                block.forward(rows.of(x))
-                parts.append(block.loss(rows.of(y), rows.of(weight)))
+                block.forward(_rows(x, rows))
+                parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
             return parts
 
         return self._mean(self._run(work))
@@ -94,11 +96,11 @@ class Backprop:
             dW_sum, db_sum = self._partials[share - 1] if share else (dW, db)
             add = accumulate and share == 0
             for block, rows in self._shares[share]:
-                block.forward(rows.of(x))
-                parts.append(block.loss(rows.of(y), rows.of(weight)))
+                block.forward(_rows(x, rows))
+                parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
                 block.backward(dW_sum, db_sum, add)
                 if dx is not None:
-                    rows.of(dx)[...] = block.input_gradient
+                    _rows(dx, rows)[...] = block.input_gradient
                 add = True
             return parts
 
@@ -117,18 +119,9 @@ class Backprop:
         return self._team.run(work, len(self._shares))
 
 
-class _Rows(NamedTuple):
-    """Rows start … end of a batch."""
-
-    start: int
-    end: int
-    batch_size: int
-
-    def of(self, array: Array) -> Array:
-        """These rows of an array; the array itself where that is all of them."""
-        if array is None or self.end - self.start == self.batch_size:
-            return array
-        return array[self.start : self.end]
+def _rows(array: Array, rows: slice | None) -> Array:
+    """These rows of an array; the array itself where that is all of them."""
+    return array if rows is None or array is None else array[rows]
 
 
 class _Block:

@@ -378,5 +378,6 @@ class _Borrowed:
     def __exit__(self, *exception: object) -> None:
         store = self._net._passes
         store[self._key] = self._passes
-        for oldest in list(store)[:-KEPT_PASSES]:
-            store.pop(oldest, self._passes)
+        if len(store) > KEPT_PASSES:
+            for oldest in list(store)[:-KEPT_PASSES]:
+                store.pop(oldest, self._passes)

@@ -88,7 +88,8 @@ class Optimizer(ABC):
 
     def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
         """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`."""
-        self._apply(gradient, loss=loss, clip_norm=_plain(clip_norm), halt=halt)
+        clip_norm = None if clip_norm is None else float(clip_norm)
+        self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
 
     @property
     def update(self) -> Update:
@@ -136,7 +137,8 @@ class Optimizer(ABC):
         return {"optimizer": type(self).__name__, **given}
 
     def _hyper_parameters(self) -> dict[str, Any]:
-        return {"learning_rate": self.learning_rate, "weight_decay": self.weight_decay}
+        """As they are now, in Python's numbers: NumPy's may have a precision of their own."""
+        return {"learning_rate": self._learning_rate, "weight_decay": float(self.weight_decay)}
 
     @abstractmethod
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
@@ -144,8 +146,7 @@ class Optimizer(ABC):
 
     def _apply(self, gradient: Array, **decision: Any) -> None:
         """One update, with the hyper-parameters as they are now."""
-        hyper_parameters = {name: _plain(value) for name, value in self._hyper_parameters().items()}
-        self.update(gradient, **decision, **hyper_parameters)
+        self.update(gradient, **decision, **self._hyper_parameters())
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
@@ -179,10 +180,10 @@ class SGD(Optimizer):
 
     def _hyper_parameters(self) -> dict[str, Any]:
         return {
-            "learning_rate": self.learning_rate,
-            "momentum": self.momentum,
-            "nesterov": self.nesterov,
-            "weight_decay": self.weight_decay,
+            "learning_rate": self._learning_rate,
+            "momentum": float(self.momentum),
+            "nesterov": bool(self.nesterov),
+            "weight_decay": float(self.weight_decay),
         }
 
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
@@ -225,10 +226,10 @@ class Adam(Optimizer):
 
     def _hyper_parameters(self) -> dict[str, Any]:
         return {
-            "learning_rate": self.learning_rate,
-            "betas": self.betas,
-            "eps": self.eps,
-            "weight_decay": self.weight_decay,
+            "learning_rate": self._learning_rate,
+            "betas": (float(self.betas[0]), float(self.betas[1])),
+            "eps": float(self.eps),
+            "weight_decay": float(self.weight_decay),
         }
 
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
@@ -256,13 +257,6 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(learning_rate, betas, eps, weight_decay)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's, which take on an array's precision where NumPy's would raise it."""
-    if isinstance(value, tuple):
-        return tuple(map(_plain, value))
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _in_range(name: str, value: float, lowest: float, below: float = math.inf) -> float:

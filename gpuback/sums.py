@@ -7,6 +7,7 @@ are added afterwards, no number passes through more than ℓ + K/ℓ additions; 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -44,18 +45,19 @@ def bind_sum_columns(x: Array) -> Callable[[Array], object]:
     length = chain_length(terms)
     chains = terms // length
     tail = x[chains * length :]
-    partials = np.empty((chains + (len(tail) > 0), width), x.dtype)
+    has_tail = len(tail) > 0
+    partials = np.empty((chains + has_tail, width), x.dtype)
     add_up = _bind_chain(partials)
     ones = np.ones(length, x.dtype)
     if chains * length * width <= UNSHARED:  # chains side by side, each takes every `chains`-th row
         body, body_sums = x[: chains * length].reshape(length, chains * width), partials[:chains].reshape(-1)
     else:
         body, body_sums = x[: chains * length].reshape(chains, length, width), partials[:chains]
-    product = np.dot if body.ndim == 2 else np.matmul
+    add_up_chains = partial(ones.dot if body.ndim == 2 else partial(np.matmul, ones), body, body_sums)
 
     def sum_columns(out: Array) -> None:
-        product(ones, body, out=body_sums)
-        if len(tail):
+        add_up_chains()
+        if has_tail:
             np.add.reduce(tail, axis=0, out=partials[chains])
         add_up(out)
 
@@ -66,8 +68,7 @@ def _bind_chain(x: Array) -> Callable[[Array], object]:
     """Sums over the first axis of a C-contiguous array, each in one chain."""
     if x.size > UNSHARED:
         return lambda out: np.add.reduce(x, axis=0, out=out)
-    ones = np.ones(len(x), x.dtype)
-    return lambda out: np.dot(ones, x, out=out)
+    return partial(np.ones(len(x), x.dtype).dot, x)
 
 
 def _bind_sum_of_contiguous(rows: Array) -> Callable[[Array], object]:
@@ -82,11 +83,11 @@ def _bind_sum_of_contiguous(rows: Array) -> Callable[[Array], object]:
         np.ones(length, rows.dtype),
         np.ones(chains, rows.dtype),
     )
-    body, body_sums = rows.reshape(-1, length), partials.reshape(-1)
+    add_up_chains = partial(rows.reshape(-1, length).dot, ones, partials.reshape(-1))
 
     def sum_rows(out: Array) -> None:
-        np.dot(body, ones, out=body_sums)
-        np.dot(partials, others, out=out)
+        add_up_chains()
+        partials.dot(others, out)
 
     return sum_rows
 

@@ -24,13 +24,12 @@ def as_host_array(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> A
         DtypeError: complex numbers, text, objects.
     """
     array = value if isinstance(value, np.ndarray) else _host_array(value, what)
-    if array.dtype != dtype:
+    if dtype is None or array.dtype != dtype:
         if not is_real(array.dtype):
             raise DtypeError(f"{what}: expected real numbers, got dtype {array.dtype}")
-        if dtype is None:
-            return np.asarray(array, order="C")
-        with np.errstate(over="ignore"):
-            array = array.astype(dtype)
+        if dtype is not None:
+            with np.errstate(over="ignore"):
+                array = array.astype(dtype)
     return np.asarray(array, order="C")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +25,7 @@ from gpuback.activations import ACTIVATIONS, Activation
 from gpuback.losses import Loss, Softmax
 from gpuback.ops.host_arrays import as_host_array
 from gpuback.ops.numpy_updates import AdamUpdate, SGDUpdate, all_finite, norm
-from gpuback.ops.numpy_workspace import Workspace, aligned_empty, itself, nothing
+from gpuback.ops.numpy_workspace import Workspace, aligned_empty
 from gpuback.ops.team import Team, blas_threads
 from gpuback.parameters import Layout
 from gpuback.precision import Precision, round_to_tf32
@@ -40,6 +41,8 @@ OPENBLAS_SHARES, WORTH_BLAS_SHARING = 6e5, 4e6
 """OpenBLAS shares a product from about the first number of floating-point operations on. Up to the second (40 µs of one
 core) that gains little, and where other programs keep the cores busy, waiting for the second thread has made steps 40
 to 140 times slower."""
+
+SIGNED, UNSIGNED = np.dtype(np.intp), np.dtype(np.uintp)
 
 
 class NumpyOps:
@@ -80,7 +83,10 @@ class NumpyOps:
         """Each W as products read it (W itself if nothing is rounded), and a function that brings them up to date
         with θ.
         """
-        bound = [self._bind_weights(W, precision) for W in layout.split(theta)[0]]
+        weights = layout.split(theta)[0]
+        if not (precision.sixteen_bit or precision.tf32):
+            return list(weights), lambda: None
+        bound = [self._bind_weights(W, precision) for W in weights]
 
         def refresh() -> None:
             for _, refresh_one in bound:
@@ -97,17 +103,16 @@ class NumpyOps:
                 np.copyto(operand, rounded)
 
             return operand, refresh
-        if precision.tf32:
-            operand, nan = aligned_empty(weights.shape, weights.dtype), np.empty(weights.shape, bool)
-            return operand, lambda: round_to_tf32(weights, operand, nan)
-        return weights, nothing
+        operand, nan = aligned_empty(weights.shape, weights.dtype), np.empty(weights.shape, bool)
+        return operand, lambda: round_to_tf32(weights, operand, nan)
 
     def bind_load(self, width: int, precision: Precision, workspace: Workspace) -> Callable[[Array], Array]:
         """A function from a block of samples to the h_0 that products read: rounded to the operands' dtype."""
         if not precision.sixteen_bit:
-            return itself
+            return lambda x: x
         h_0 = workspace.hidden(width)
         round_h = workspace.bind_round(h_0)
+        assert round_h is not None
 
         def load(x: Array) -> Array:
             np.copyto(h_0, x)
@@ -135,21 +140,23 @@ class NumpyOps:
             product_T, b_column, h_T = product.T, b[:, None], h.T
 
             def forward_output(h_prev: Array) -> None:
-                np.dot(operand(h_prev), W_T, out=product)
+                (h_prev if operand is None else operand(h_prev)).dot(W_T, product)
                 np.add(product_T, b_column, out=h_T)
 
             return forward_output
 
         g, scratch = activation.forward, workspace.scratch_like(h)
         round_h = workspace.bind_round(h)
-        round_a = workspace.bind_round(pre_activation) if activation.derivative_from == "a" else nothing
+        round_a = workspace.bind_round(pre_activation) if activation.derivative_from == "a" else None
 
         def forward(h_prev: Array) -> None:
-            np.dot(operand(h_prev), W_T, out=product)
+            (h_prev if operand is None else operand(h_prev)).dot(W_T, product)
             np.add(product, b, out=pre_activation)
-            round_a()
+            if round_a is not None:
+                round_a()
             g(pre_activation, h, scratch)
-            round_h()
+            if round_h is not None:
+                round_h()
 
         return forward
 
@@ -173,7 +180,8 @@ class NumpyOps:
             if weight is not None:
                 np.multiply(losses, weight, out=losses)
                 np.multiply(a, weight[:, None], out=a)
-            round_da()
+            if round_da is not None:
+                round_da()
             return float(np.add.reduce(losses, dtype=np.float64))
 
         return loss_and_delta
@@ -235,8 +243,9 @@ class NumpyOps:
 
         def backward(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
             dW_sum, db_sum = (dW_addend, db_addend) if accumulate else (dW, db)
-            da_product = da_operand(da)
-            np.dot(da_product.T, h_operand(h_prev), out=dW_sum)
+            da_product = da if da_operand is None else da_operand(da)
+            h_product = h_prev if h_operand is None else h_operand(h_prev)
+            da_product.T.dot(h_product, dW_sum)
             sum_da(db_sum)
             if unscale != 1.0:
                 np.multiply(dW_sum, unscale, out=dW_sum)
@@ -244,22 +253,26 @@ class NumpyOps:
             if accumulate:
                 np.add(dW, dW_sum, out=dW)
                 np.add(db, db_sum, out=db)
-            if finish is not None:
-                np.dot(da_product, W, out=da_prev)
-                finish()
+            if da_prev is not None:
+                da_product.dot(W, da_prev)
+                if finish is not None:
+                    finish()
 
         return backward
 
     def _bind_finish(
         self, dh: Array, activation: Activation | None, source: Array | None, unscale: float, workspace: Workspace
-    ) -> Callable[[], object]:
+    ) -> Callable[[], object] | None:
         """What turns dh into da in place; at the network's input, only the scale goes."""
         if activation is None:
-            return nothing if unscale == 1.0 else lambda: np.multiply(dh, unscale, out=dh)
-        scratch, round_dh = workspace.scratch_like(dh), workspace.bind_round(dh)
+            return None if unscale == 1.0 else lambda: np.multiply(dh, unscale, out=dh)
+        times_slope = partial(activation.backward, dh, source, workspace.scratch_like(dh))
+        round_dh = workspace.bind_round(dh)
+        if round_dh is None:
+            return times_slope
 
         def finish() -> None:
-            activation.backward(dh, source, scratch)
+            times_slope()
             round_dh()
 
         return finish
@@ -301,8 +314,9 @@ class NumpyOps:
 
     def any_outside(self, array: Array, highest: int) -> bool:
         """Whether an element lies outside 0 … highest. NaN does not count."""
-        if array.dtype == np.intp:  # as an unsigned number a negative one is huge: one maximum finds both kinds
-            return bool(np.maximum.reduce(array.view(np.uintp), axis=None) > highest)
+        if array.dtype == SIGNED:  # as an unsigned number a negative one is huge: one maximum finds both kinds
+            unsigned = array.view(UNSIGNED)
+            return bool(unsigned.item(unsigned.argmax()) > highest)  # argmax is quicker to start than maximum.reduce
         return bool(array.min() < 0 or array.max() > highest)
 
     all_finite, norm = staticmethod(all_finite), staticmethod(norm)

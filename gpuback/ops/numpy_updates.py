@@ -31,7 +31,7 @@ SMALLEST_FACTOR = 2.0**-100
 
 def all_finite(array: Array) -> bool:
     """Whether no element is infinite or NaN: the squares' sum tells at the speed of memory, unless it overflows."""
-    return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
+    return math.isfinite(array.dot(array)) or bool(np.isfinite(array).all())
 
 
 class NumpyUpdate(ABC):
@@ -73,7 +73,10 @@ class NumpyUpdate(ABC):
             with np.errstate(all="ignore", invalid="call", call=self._note_invalid):
                 self._apply(self._shares[share], gradient, factor, *np.array(numbers, gradient.dtype))
 
-        self._team.run(work, len(self._shares))
+        if len(self._shares) == 1:
+            work(0)
+        else:
+            self._team.run(work, len(self._shares))
         if self._invalid:
             self._settle_nan()
 

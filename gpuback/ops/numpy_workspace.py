@@ -93,10 +93,10 @@ class Workspace:
         """Where a product bound for `array` is written: itself, or scratch if it is Fortran-ordered, which is slow."""
         return array if array.flags.c_contiguous else self._scratch[0][: array.size].reshape(array.shape)
 
-    def bind_round(self, array: Array) -> Callable[[], object]:
-        """A function that rounds `array` to the operands' dtype in place; it does nothing for 32 and 64 bits."""
+    def bind_round(self, array: Array) -> Callable[[], object] | None:
+        """A function that rounds `array` to the operands' dtype in place; None for 32 and 64 bits."""
         if self._rounded is None:
-            return nothing
+            return None
         flat = array.T.reshape(-1) if not array.flags.c_contiguous else array.reshape(-1)
         rounded = self._rounded[: flat.size]
 
@@ -106,10 +106,10 @@ class Workspace:
 
         return round_in_place
 
-    def bind_product_operand(self, which: int, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-        """A function from an array to what a product reads of it: a copy rounded to TF32 if allowed, else itself."""
+    def bind_product_operand(self, which: int, shape: tuple[int, ...]) -> Callable[[Array], Array] | None:
+        """A function from an array to what a product reads of it: a copy rounded to TF32 if allowed. Else None."""
         if not self._products:
-            return itself
+            return None
         size = shape[0] * shape[1]
         copy, nan = self._products[which][:size].reshape(shape), self._nan[:size].reshape(shape)
 
@@ -118,12 +118,3 @@ class Workspace:
             return round_to_tf32(copy, copy, nan)
 
         return rounded
-
-
-def nothing() -> None:
-    """What there is to do where nothing is rounded."""
-
-
-def itself(array: Array) -> Array:
-    """What a product reads where nothing is rounded."""
-    return array

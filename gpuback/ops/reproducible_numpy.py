@@ -74,7 +74,8 @@ class ReproducibleNumpyOps(ExactPasses, NumpyOps):
                     delta *= weight[rows, None]
                 delta /= divisor
                 store(delta, da[rows])
-            round_da()
+            if round_da is not None:
+                round_da()
             return losses
 
         return loss_and_delta
