@@ -1,15 +1,18 @@
 """Blocks of a batch on threads: the same gradients, BLAS left as it was, errors passed on."""
 
+import os
 import threading
+import time
+import warnings
 
 import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
 
 import gpuback
-from gpuback.ops import numpy_ops, team
-from gpuback.ops.team import Team
-from gpuback.testing import random_batch, tolerance
+from gpuback.ops import numpy_ops, numpy_updates, team
+from gpuback.ops.team import Team, side_by_side
+from gpuback.testing import fingerprint, random_batch, tolerance
 
 
 def blas_settings() -> list[int]:
@@ -81,13 +84,12 @@ def test_shared_out_gradients_are_those_of_the_whole_batch(three_threads, dtype,
     net = gpuback.MLP([5, 9, 8, 3], activation="tanh", dtype=dtype, seed=0)
     x, y = random_batch(net, batch_size)
     weight = np.random.default_rng(1).uniform(0, 2, batch_size)
-    started = []
-    start = threading.Thread.start
+    counts, run = [], team.side_by_side
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threading.Thread, "start", lambda self: (started.append(self), start(self))[1])
+        patch.setattr(team, "side_by_side", lambda work, count: (counts.append(count), run(work, count))[1])
         loss, gradients = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
         outputs = net.forward(x)
-    assert len(started) == 4  # two beside the caller's, twice
+    assert counts == [3, 3]
 
     t = net.trace(x, y, sample_weight=weight)
     assert abs(loss - t.loss) <= 1e-6 * t.loss
@@ -117,10 +119,51 @@ def test_accumulate_adds_the_whole_batch_once(three_threads):
     np.testing.assert_allclose(twice.theta, 2 * once.theta, rtol=1e-5, atol=1e-8)
 
 
-def test_threads_are_not_started_for_little_work(monkeypatch):
-    monkeypatch.setattr(threading.Thread, "start", lambda self: pytest.fail("a thread was started"))
+def test_little_work_is_not_shared(monkeypatch):
+    for module in (team, numpy_updates):
+        monkeypatch.setattr(module, "side_by_side", lambda work, count: pytest.fail("it was shared"))
     net = gpuback.MLP([5, 9, 3], seed=0)
-    net.value_and_grad(*random_batch(net, 100))
+    gpuback.TrainStep(net, gpuback.Adam())(*random_batch(net, 100))
+
+
+def test_threads_are_used_again():
+    def identity(index):
+        time.sleep(0.02)
+        return threading.get_ident()
+
+    first, again = (side_by_side(identity, 3) for _ in range(2))
+    assert len(set(first)) == 3
+    assert set(first) == set(again)
+    assert first[0] == again[0] == threading.get_ident()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    side_by_side(lambda index: index, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if side_by_side(lambda index: index, 3) == [0, 1, 2] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_a_shared_update_has_the_bits_of_one_thread(monkeypatch, optimizer):
+    options = {"learning_rate": 0.1, "weight_decay": 0.01}
+    options |= {"momentum": 0.9, "nesterov": True} if optimizer == "SGD" else {}
+    rng = np.random.default_rng(0)
+    gradients = [rng.standard_normal(5000, dtype=np.float32) for _ in range(3)]
+    results = []
+    for threads in (1, 3):
+        for name, value in {"WORTH_SHARING": 1000, "CHUNK": 700, "blas_threads": lambda count=threads: count}.items():
+            monkeypatch.setattr(numpy_updates, name, value)
+        net = gpuback.MLP([49, 100], seed=0, loss="squared_error")
+        update = getattr(gpuback, optimizer)(**options)
+        for gradient in gradients:
+            update.step(net, gpuback.Gradients(gradient, (), ()))
+        results.append(fingerprint(net))
+    assert results[0] == results[1]
 
 
 def test_without_a_known_blas_there_is_one_thread(monkeypatch):

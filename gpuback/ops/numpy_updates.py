@@ -16,14 +16,13 @@ import numpy as np
 from gpuback._typing import Array
 from gpuback.ops.exact_sums import norm as norm
 from gpuback.ops.numpy_workspace import aligned_empty
-from gpuback.ops.team import Team, blas_threads
+from gpuback.ops.team import blas_threads, side_by_side
 
 CHUNK = 1 << 16
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
 
-WORTH_SHARING = 16
-"""Chunks from which on threads share them. Fewer take no longer than threads need to start and to get out of each
-other's way."""
+WORTH_SHARING = 1 << 17
+"""As many parameters and more are shared between threads; fewer take no longer than it takes to hand them over."""
 
 SMALLEST_FACTOR = 2.0**-100
 """A smaller factor might not be a normal number in float32; it is applied in several parts."""
@@ -41,10 +40,11 @@ class NumpyUpdate(ABC):
         self.steps = steps
         self.diverged_at: int | None = None
         self._arrays = [array for array in (theta, *state) if array is not None]
-        starts = range(0, len(theta), CHUNK)
-        self._team = Team(blas_threads() if len(starts) >= WORTH_SHARING else 1, blas_alone=False)
-        share = -(-len(starts) // self._team.size)
-        self._shares = [_parts(starts[first : first + share], theta, *state) for first in range(0, len(starts), share)]
+        threads = blas_threads() if len(theta) >= WORTH_SHARING else 1
+        share = -(-len(theta) // threads // CHUNK) * CHUNK
+        self._shares = [
+            _parts(first, min(first + share, len(theta)), theta, *state) for first in range(0, len(theta), share)
+        ]
         self._invalid = False
 
     def __call__(
@@ -76,7 +76,7 @@ class NumpyUpdate(ABC):
         if len(self._shares) == 1:
             work(0)
         else:
-            self._team.run(work, len(self._shares))
+            side_by_side(work, len(self._shares))
         if self._invalid:
             self._settle_nan()
 
@@ -227,12 +227,14 @@ def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
     return first, second
 
 
-def _parts(starts: range, theta: Array, *state: Array | None) -> list[list[Any]]:
-    """θ and an optimizer's state in parts that start there: for each where it lies, its views, and scratch."""
-    scratch = [aligned_empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(2)]
+def _parts(first: int, end: int, theta: Array, *state: Array | None) -> list[list[Any]]:
+    """θ[first:end] and the optimizer's state there in parts of up to CHUNK: for each where it lies, its views, and
+    scratch, which the parts have in common.
+    """
+    scratch = [aligned_empty(min(CHUNK, end - first), theta.dtype) for _ in range(2)]
     parts = []
-    for start in starts:
-        where = slice(start, min(start + CHUNK, len(theta)))
+    for start in range(first, end, CHUNK):
+        where = slice(start, min(start + CHUNK, end))
         views = [None if array is None else array[where] for array in (theta, *state)]
         parts.append([where, *views, *(array[: where.stop - start] for array in scratch)])
     return parts
