@@ -48,12 +48,15 @@ class Worker:
         )
         self._ended = False
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
+        """Puts each answer into the queue; "" once there can be no more."""
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
+        with self._process.stdout as answers:
+            for line in answers:
+                self._answers.put(line)
         self._answers.put("")
 
     @property
@@ -84,6 +87,7 @@ class Worker:
             self.end(patience=0)
             raise WorkerError(f"no answer in {limit:g} s") from None
         if not line:
+            self._answers.put("")  # for whoever asks again
             raise WorkerError(self._last_words())
         answer = json.loads(line)
         if "error" in answer:
@@ -111,6 +115,7 @@ class Worker:
             self._process.wait(patience)
         self._end_group()
         self._process.wait()
+        self._listener.join(1.0)
         self._complaints.close()
 
     def _end_group(self) -> None:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from gpuback._typing import Array
+from gpuback.buffers import Scratch
 
 LEAKY_SLOPE = 0.01
 GELU_SCALE = 2.0 * math.sqrt(2.0 / math.pi)
@@ -30,28 +31,6 @@ ZERO = np.zeros((), np.float32)
 SATURATED = 1e4
 """Past this |a|, gelu's and silu's sigmoid is 0 or 1 in every dtype, and a stands still where it meets that 0: its cube
 may have overflowed, and in float16 a itself."""
-
-
-class Scratch(NamedTuple):
-    """What functions of an array need beside it, each of its shape and memory order.
-
-    Attributes:
-        one, other: to write to.
-        mask: of booleans, to write to; it may lie within `other`.
-        zeros: read only. NumPy's maximum of two arrays is two to three times as fast as that of an array and a number.
-    """
-
-    one: Array
-    other: Array
-    mask: Array
-    zeros: Array
-
-    @classmethod
-    def like(cls, array: Array) -> Scratch:
-        """Fresh ones."""
-        zeros = np.zeros_like(array)
-        zeros.setflags(write=False)
-        return cls(np.empty_like(array), np.empty_like(array), np.empty_like(array, bool), zeros)
 
 
 @dataclass(frozen=True, slots=True)

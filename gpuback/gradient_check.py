@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
-from gpuback.activations import ACTIVATIONS, Scratch
+from gpuback.activations import ACTIVATIONS
+from gpuback.buffers import Scratch
 from gpuback.errors import DataError
 from gpuback.network import MLP
 from gpuback.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
@@ -274,7 +275,7 @@ def _slopes(twin: MLP, t: Trace) -> list[NDArray[np.float64]]:
     slopes = [np.empty(0)]
     for k, row in enumerate(twin.architecture.hidden_activations, 1):
         slope = np.ones_like(t.a[k])
-        row.backward(slope, t.h[k] if row.derivative_from == "h" else t.a[k], Scratch.like(slope))
+        row.backward(slope, t.h[k] if row.derivative_from == "h" else t.a[k], Scratch(slope))
         slopes.append(np.abs(slope))
     return slopes
 

@@ -22,7 +22,8 @@ from typing import Literal
 import numpy as np
 
 from gpuback._typing import Array
-from gpuback.activations import ACTIVATIONS, Scratch, sigmoid
+from gpuback.activations import ACTIVATIONS, sigmoid
+from gpuback.buffers import Scratch
 from gpuback.sums import bind_sum_rows
 
 Run = Callable[[Array], None]

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
-from gpuback.activations import ACTIVATIONS, Scratch
+from gpuback.activations import ACTIVATIONS
+from gpuback.buffers import Scratch
 from gpuback.errors import DtypeError, unknown_name
 from gpuback.gradient_check import BlockCheck as BlockCheck
 from gpuback.gradient_check import GradientReport as GradientReport
@@ -156,7 +157,7 @@ def random_layer(
     W = random_array(rng, (n_out, n_in), kind, scale=scale, dtype=dtype)
     a_prev = random_array(rng, (batch_size, n_in), kind, dtype=dtype)
     a, h = a_prev.astype(np.float64), np.empty((batch_size, n_in))
-    ACTIVATIONS[activation_prev].forward(a, h, Scratch.like(h))
+    ACTIVATIONS[activation_prev].forward(a, h, Scratch(h))
     return LayerCase(da, h.astype(da.dtype), a_prev, W)
 
 

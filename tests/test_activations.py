@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gpuback.activations import ACTIVATIONS, Scratch
+from gpuback.activations import ACTIVATIONS
+from gpuback.buffers import Scratch
 
 NAMES = ["identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus", "gelu", "silu"]
 FROM_A = ["gelu", "silu"]
@@ -97,7 +98,7 @@ def g_limit(name: str, a: NDArray, dtype: str) -> NDArray:
 
 
 def filled_scratch(a: NDArray) -> Scratch:
-    scratch = Scratch.like(a)
+    scratch = Scratch(a)
     scratch.one.fill(45)
     scratch.other.fill(67)
     return scratch
@@ -283,7 +284,7 @@ def test_beside_a_kink(name: str, left: float, dtype: str) -> None:
 def test_in_place_gives_the_same_bits_where_the_slope_comes_from_h(name: str, order: str) -> None:
     a = np.array(np.random.default_rng(0).standard_normal((31, 7)) * 5, np.float32, order=order)
     h = g(name, a)
-    ACTIVATIONS[name].forward(a, a, Scratch.like(a))
+    ACTIVATIONS[name].forward(a, a, Scratch(a))
     assert a.tobytes() == h.tobytes()
 
 
@@ -294,7 +295,7 @@ def test_only_the_result_and_the_scratch_are_written(name: str, shape: tuple[int
     rng = np.random.default_rng(1)
     a, dh = (np.array(rng.standard_normal(shape), np.float32, order=order) for _ in range(2))
     kept = a.copy(), g(name, a)
-    h, scratch = np.full_like(a, np.nan), Scratch.like(a)
+    h, scratch = np.full_like(a, np.nan), Scratch(a)
     assert ACTIVATIONS[name].forward(a, h, scratch) is None
     np.testing.assert_array_equal(h, kept[1])
     expected = dh * slope(name, a).astype(np.float64)

@@ -23,7 +23,8 @@ from mpmath import mpf
 from numpy.typing import NDArray
 
 from gpuback import elementary
-from gpuback.activations import ACTIVATIONS, Scratch
+from gpuback.activations import ACTIVATIONS
+from gpuback.buffers import Scratch
 from gpuback.cuda.compiler import title
 from gpuback.cuda.launch import Launcher, LaunchPlan, Variant
 from gpuback.elementary import DEFINES, FORWARD, SCRATCH, SLOPE, Function, apply, store
@@ -249,13 +250,13 @@ def test_the_tables_cover_every_activation() -> None:
 def test_g_and_its_slope_are_those_of_the_other_modes(name: str) -> None:
     a = np.concatenate([np.linspace(-30, 30, 2001), [0.0]])[:, None]
     row, h, dh = ACTIVATIONS[name], np.empty_like(a), np.ones_like(a)
-    row.forward(a, h, Scratch.like(a))
+    row.forward(a, h, Scratch(a))
     ours, slope = np.empty_like(a), np.empty_like(a)
     scratch = tuple(np.empty_like(a) for _ in range(SCRATCH))
     FORWARD[name](a, ours, scratch)
     np.testing.assert_allclose(ours, h, rtol=1e-11, atol=1e-60)
     SLOPE[name](a if row.derivative_from == "a" else h, slope, scratch)
-    row.backward(dh, a if row.derivative_from == "a" else h, Scratch.like(a))
+    row.backward(dh, a if row.derivative_from == "a" else h, Scratch(a))
     np.testing.assert_allclose(slope, dh, rtol=0, atol=1e-11)
 
 

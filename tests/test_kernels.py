@@ -17,7 +17,8 @@ from test_reproducible_cuda import EXACT_SOURCES
 
 import gpuback.ops
 from gpuback import MLP, SGD, Adam, TrainStep
-from gpuback.activations import ACTIVATIONS, Scratch
+from gpuback.activations import ACTIVATIONS
+from gpuback.buffers import Scratch
 from gpuback.cuda import plans
 from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
 from gpuback.losses import LOSSES
@@ -227,10 +228,10 @@ def test_activations_and_slopes_far_out(name, precision):
     a = x.astype(precision.operand)[:, None]
     expected = a.astype(wide)
     with np.errstate(all="ignore"):
-        activation.forward(a.astype(wide), expected, Scratch.like(expected))
+        activation.forward(a.astype(wide), expected, Scratch(expected))
         slope = np.ones_like(expected)
         source = a if activation.derivative_from == "a" else expected.astype(a.dtype)
-        activation.backward(slope, source.astype(wide), Scratch.like(expected))
+        activation.backward(slope, source.astype(wide), Scratch(expected))
 
     ops = CudaOps(GuardedNumpy(), EmulatorLauncher(checked=True))
     one, zero = np.ones((1, 1), a.dtype), np.zeros(1, precision.total)

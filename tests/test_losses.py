@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gpuback import ops as backends
-from gpuback.activations import Scratch
+from gpuback.buffers import Scratch
 from gpuback.losses import LOSSES
 from gpuback.precision import Precision
 
@@ -151,7 +151,7 @@ def run(loss: str, output: str, a: NDArray, y: NDArray) -> tuple[NDArray, NDArra
         return run_launches(ops, loss, output, a, y)
     buffer, losses = a.copy(order="K"), np.full(len(a), np.nan, a.dtype)
     build = LOSSES[loss].outputs[output]
-    assert build(buffer, losses, Scratch.like(buffer), 1.0)(y) is None
+    assert build(buffer, losses, Scratch(buffer), 1.0)(y) is None
     return losses, buffer
 
 
@@ -282,7 +282,7 @@ def test_a_bound_loss_runs_again_on_new_values(loss: str, output: str, n: int, o
     """Nothing is left over from the batch before, nor from the other kind of target."""
     rng = np.random.default_rng(5)
     a, losses = np.empty((6, n), order=order), np.empty(6)
-    again = LOSSES[loss].outputs[output](a, losses, Scratch.like(a), 1.0)
+    again = LOSSES[loss].outputs[output](a, losses, Scratch(a), 1.0)
     for kind in KINDS[loss] * 2:
         fresh, y = rng.standard_normal((6, n)), targets(rng, loss, kind, 6, n, "float64")
         kept = y.copy()

@@ -348,7 +348,10 @@ def _common_precision(da: Array, h_prev: Array, W: Array, allow_tf32: bool) -> P
             f"da, h_prev and W: expected one dtype out of {', '.join(DTYPES)} for all three, "
             f"got {da.dtype}, {h_prev.dtype} and {W.dtype}"
         )
-    return Precision.of(da.dtype, allow_tf32=allow_tf32)
+    return _precision(da.dtype, allow_tf32)
+
+
+_precision = functools.cache(lambda dtype, allow_tf32: Precision.of(dtype, allow_tf32=allow_tf32))
 
 
 def _layer_shape(da: Array, h_prev: Array, W: Array) -> tuple[int, int, int]:
@@ -387,6 +390,8 @@ def _output(
     if not array.flags.c_contiguous:
         raise ShapeError(f"{name}: expected a C-contiguous array, got strides {array.strides} for shape {shape}")
     for other, value in named.items():
-        if other != name and value is not None and ops.may_overlap(array, value):
+        if other == name:
+            break  # outputs that follow are held against this one in their turn
+        if value is not None and ops.may_overlap(array, value):
             raise OptionError(f"{name}: expected an array of its own, got one that shares memory with {other}")
     return array

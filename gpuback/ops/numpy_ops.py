@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
+from gpuback.buffers import aligned_empty
 from gpuback.losses import Loss, Softmax
 from gpuback.ops.host_arrays import as_host_array
 from gpuback.ops.numpy_updates import AdamUpdate, SGDUpdate, all_finite, norm
-from gpuback.ops.numpy_workspace import Workspace, aligned_empty
+from gpuback.ops.numpy_workspace import Workspace
 from gpuback.ops.team import Team, blas_threads
 from gpuback.parameters import Layout
 from gpuback.precision import Precision, round_to_tf32
@@ -41,6 +42,9 @@ OPENBLAS_SHARES, WORTH_BLAS_SHARING = 6e5, 4e6
 """OpenBLAS shares a product from about the first number of floating-point operations on. Up to the second (40 µs of one
 core) that gains little, and where other programs keep the cores busy, waiting for the second thread has made steps 40
 to 140 times slower."""
+
+FINISHED_AT_ONCE = 1 << 17
+"""Numbers of a single layer's da_prev to which g' is applied at a time."""
 
 SIGNED, UNSIGNED = np.dtype(np.intp), np.dtype(np.uintp)
 
@@ -231,18 +235,18 @@ class NumpyOps:
                 operands' dtype.
             scale: a power of two.
         """
-        n_out, n_in = W.shape
         da_operand = workspace.bind_product_operand(0, da.shape)
-        h_operand = workspace.bind_product_operand(1, (len(da), n_in))
+        h_operand = workspace.bind_product_operand(1, (len(da), W.shape[1]))
         sum_da = bind_sum_columns(da)
-        dW_addend, db_addend = workspace.gradient[: n_out * n_in].reshape(n_out, n_in), np.empty(n_out, da.dtype)
         unscale = 1.0 / scale
         finish = (
             None if da_prev is None else self._bind_finish(da_prev, activation_prev, source_prev, unscale, workspace)
         )
 
         def backward(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
-            dW_sum, db_sum = (dW_addend, db_addend) if accumulate else (dW, db)
+            dW_sum, db_sum = dW, db
+            if accumulate:
+                dW_sum, db_sum = workspace.gradient[: dW.size].reshape(dW.shape), np.empty_like(db)
             da_product = da if da_operand is None else da_operand(da)
             h_product = h_prev if h_operand is None else h_operand(h_prev)
             da_product.T.dot(h_product, dW_sum)
@@ -302,8 +306,17 @@ class NumpyOps:
         if precision.tf32:
             W, refresh = self._bind_weights(W, precision)
             refresh()
-        run = self.bind_backward(da, W, product, activation_prev, source, 1.0, workspace)
+        run = self.bind_backward(da, W, product, None, None, 1.0, workspace)
         run(h_prev, dW_sum, db_sum, accumulate)
+        if product is not None:  # in parts that stay in cache
+            rows = max(1, FINISHED_AT_ONCE // W.shape[1])
+            workspace = self.workspace(rows, (W.shape[1],), precision)
+            for part in (slice(start, start + rows) for start in range(0, len(da), rows)):
+                finish = self._bind_finish(
+                    product[part], activation_prev, None if source is None else source[part], 1.0, workspace
+                )
+                if finish is not None:
+                    finish()
         for given, result in ((dW, dW_sum), (db, db_sum), (da_prev, product)):
             if given is not None and given is not result:
                 given[...] = result

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpuback._typing import Array
+from gpuback.buffers import aligned_empty
 from gpuback.ops.exact_sums import norm as norm
-from gpuback.ops.numpy_workspace import aligned_empty
 from gpuback.ops.team import blas_threads, side_by_side
 
 CHUNK = 1 << 16

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpuback._typing import Array
-from gpuback.activations import Scratch
+from gpuback.buffers import Room, Scratch, aligned_empty
 from gpuback.precision import Precision, round_to_tf32
 
 CLASS_FIRST = 32
 """Output layers up to this wide keep each class contiguous, so that sums over the classes are vector operations."""
-
-
-CACHE_LINE = 64
-"""Products and vector operations that write whole cache lines were seen 2 to 4% faster than those that do not."""
-
-
-def aligned_empty(shape: int | tuple[int, ...], dtype: np.dtype[Any], order: Literal["C", "F"] = "C") -> NDArray[Any]:
-    """`np.empty`, at the start of a cache line."""
-    n_bytes = math.prod((shape,) if isinstance(shape, int) else shape) * dtype.itemsize
-    raw = np.empty(n_bytes + CACHE_LINE, np.uint8)
-    start = -raw.ctypes.data % CACHE_LINE
-    return raw[start : start + n_bytes].view(dtype).reshape(shape, order=order)
 
 
 class Workspace:
@@ -38,21 +24,16 @@ class Workspace:
         self.rows = rows
         self._precision = precision
         self._sizes = sizes
-        widest = rows * max(sizes)
-        self._rounded = np.empty(widest, precision.operand) if precision.sixteen_bit else None
-        self._products = [aligned_empty(widest, precision.total) for _ in range(2)] if precision.tf32 else []
-        self._nan = np.empty(widest if precision.tf32 else 0, bool)
+        self._widest = rows * max(sizes)
+        self._room = Room(self._widest, precision.total)
 
     @cached_property
-    def _scratch(self) -> list[Array]:
-        return [aligned_empty(self.rows * max(self._sizes), self._precision.total) for _ in range(2)]
+    def _rounded(self) -> Array:
+        return np.empty(self._widest, self._precision.operand)
 
     @cached_property
-    def _zeros(self) -> Array:
-        zeros = aligned_empty(self.rows * max(self._sizes), self._precision.total)
-        zeros.fill(0)
-        zeros.setflags(write=False)
-        return zeros
+    def _products(self) -> list[Array]:
+        return [aligned_empty(self._widest, self._precision.total) for _ in range(2)]
 
     @cached_property
     def _deltas(self) -> list[Array]:
@@ -84,18 +65,15 @@ class Workspace:
 
     def scratch_like(self, array: Array) -> Scratch:
         """Scratch of an array's shape and memory order."""
-        order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
-        one, other = self._scratch
-        flats = one, other, other.view(bool), self._zeros
-        return Scratch(*(flat[: array.size].reshape(array.shape, order=order) for flat in flats))
+        return Scratch(array, self._room)
 
     def c_ordered(self, array: Array) -> Array:
         """Where a product bound for `array` is written: itself, or scratch if it is Fortran-ordered, which is slow."""
-        return array if array.flags.c_contiguous else self._scratch[0][: array.size].reshape(array.shape)
+        return array if array.flags.c_contiguous else self._room.one[: array.size].reshape(array.shape)
 
     def bind_round(self, array: Array) -> Callable[[], object] | None:
         """A function that rounds `array` to the operands' dtype in place; None for 32 and 64 bits."""
-        if self._rounded is None:
+        if not self._precision.sixteen_bit:
             return None
         flat = array.T.reshape(-1) if not array.flags.c_contiguous else array.reshape(-1)
         rounded = self._rounded[: flat.size]
@@ -108,10 +86,10 @@ class Workspace:
 
     def bind_product_operand(self, which: int, shape: tuple[int, ...]) -> Callable[[Array], Array] | None:
         """A function from an array to what a product reads of it: a copy rounded to TF32 if allowed. Else None."""
-        if not self._products:
+        if not self._precision.tf32:
             return None
         size = shape[0] * shape[1]
-        copy, nan = self._products[which][:size].reshape(shape), self._nan[:size].reshape(shape)
+        copy, nan = self._products[which][:size].reshape(shape), self._room.mask[:size].reshape(shape)
 
         def rounded(array: Array) -> Array:
             np.copyto(copy, array)

@@ -16,12 +16,13 @@ import numpy as np
 
 from gpuback._typing import Array
 from gpuback.activations import Activation
+from gpuback.buffers import aligned_empty
 from gpuback.elementary import FORWARD, SCRATCH, SLOPE, store
 from gpuback.losses import Loss
 from gpuback.ops.exact_products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback.ops.exact_sums import exact_sum
 from gpuback.ops.numpy_ops import NumpyOps
-from gpuback.ops.numpy_workspace import Workspace, aligned_empty
+from gpuback.ops.numpy_workspace import Workspace
 from gpuback.ops.reproducible_losses import softmax
 from gpuback.ops.reproducible_passes import ExactPasses, Multiply, loss_rule
 from gpuback.ops.team import Team
