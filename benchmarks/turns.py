@@ -6,8 +6,8 @@ import time
 
 from benchmarks.peers import Contestant
 
-CHOICE_SETTLE, CHOICE_SECONDS, CHOICE_TURNS = 0.05, 0.02, 2
-CLOSE = 1.5
+CHOICE_SETTLE, CHOICE_SECONDS, CHOICE_TURNS = 0.04, 0.015, 3
+CLOSE = 1.2
 """Times the best setting's time, up to which another may turn out to be the better one."""
 
 

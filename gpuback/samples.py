@@ -114,7 +114,8 @@ class Batches:
             if order is None:
                 yield self._samples.rows(rows)
                 continue
-            batch = self._buffers.rows(slice(0, rows.stop - start))
+            full = rows.stop - start == self._size
+            batch = self._buffers if full else self._buffers.rows(slice(0, rows.stop - start))
             pairs = ((self._samples.x, batch.x), (self._samples.y, batch.y), (self._samples.weight, batch.weight))
             for source, target in pairs:
                 if source is not None:

@@ -6,12 +6,11 @@ Shared out by rows instead, products and all the rest use every core, and no thr
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -39,10 +38,10 @@ class Team:
             return [work(index) for index in range(count)]
 
         def alone(index: int) -> Result:
-            with _one_blas_thread():
+            with _OneBlasThread():
                 return work(index)
 
-        return side_by_side(alone, count)
+        return side_by_side(alone, count) if count > 1 else [alone(0)]
 
 
 def side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
@@ -121,8 +120,8 @@ def blas_threads() -> int:
     """How many threads BLAS uses when no team is at work; 1 if that cannot be found out."""
     own, shared = _blas()
     with _lock:
-        counts = _before if _inside else [library.get_num_threads() or 1 for library in shared]
-    return max([*counts, *(library.get_num_threads() or 1 for library in own)], default=1)
+        counts = _before if _inside else [library.threads() for library in shared]
+    return max([*counts, *(library.threads() for library in own)], default=1)
 
 
 _lock = threading.Lock()
@@ -130,48 +129,60 @@ _inside = 0
 _before: list[int] = []
 
 
-@contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """BLAS on one thread, at least for the calling one.
+class _OneBlasThread:
+    """A context: BLAS on one thread, at least for the calling one.
 
     With OpenMP the number belongs to the thread. Otherwise it is the process's: the first thread to enter sets it, the
     last to leave sets it back.
     """
-    global _inside, _before
-    own, shared = _blas()
-    own_before = _replace(own, [1] * len(own))
-    with _lock:
-        if _inside == 0:
-            _before = _replace(shared, [1] * len(shared))
-        _inside += 1
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        global _inside, _before
+        own, shared = _blas()
+        self._own_before = [library.replace_threads(1) for library in own]
+        with _lock:
+            if _inside == 0:
+                _before = [library.replace_threads(1) for library in shared]
+            _inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        global _inside
+        own, shared = _blas()
         with _lock:
             _inside -= 1
             if _inside == 0:
-                _replace(shared, _before)
-        _replace(own, own_before)
+                for library, count in zip(shared, _before, strict=True):
+                    library.set_threads(count)
+        for library, count in zip(own, self._own_before, strict=True):
+            library.set_threads(count)
 
 
-def _replace(libraries: list[Any], threads: list[int]) -> list[int]:
-    """Sets each library's number of threads; what they were."""
-    before = []
-    for library, count in zip(libraries, threads, strict=True):
-        before.append(library.get_num_threads() or 1)
+class _Library:
+    """A BLAS library's number of threads."""
+
+    def __init__(self, controller: Any) -> None:
+        self._count = controller.get_num_threads
         # Newer threadpoolctl ignores `set_num_threads` from all threads but the first that called it; threads take
         # turns here.
-        getattr(library, "_real_set_num_threads", library.set_num_threads)(count)
-    return before
+        self.set_threads = getattr(controller, "_real_set_num_threads", controller.set_num_threads)
+
+    def threads(self) -> int:
+        return self._count() or 1
+
+    def replace_threads(self, count: int) -> int:
+        """Sets it; what it was."""
+        before = self.threads()
+        self.set_threads(count)
+        return before
 
 
 @functools.cache
-def _blas() -> tuple[list[Any], list[Any]]:
+def _blas() -> tuple[list[_Library], list[_Library]]:
     """The BLAS libraries loaded with NumPy: those whose number of threads belongs to the thread, and the others."""
-    libraries = [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
-    own = [
-        library
-        for library in libraries
-        if library.internal_api == "openblas" and getattr(library, "threading_layer", None) == "openmp"
-    ]
-    return own, [library for library in libraries if library not in own]
+    own: list[_Library] = []
+    shared: list[_Library] = []
+    for library in ThreadpoolController().lib_controllers:
+        if library.user_api == "blas":
+            by_thread = library.internal_api == "openblas" and getattr(library, "threading_layer", None) == "openmp"
+            (own if by_thread else shared).append(_Library(library))
+    return own, shared
