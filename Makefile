@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: train test test-peers kernels sanitize check bench bench-pytest figures dist clean
+.PHONY: train test test-peers kernels sanitize check bench bench-report bench-pytest figures dist clean
 
 # On a machine with an NVIDIA driver, the CuPy for the CUDA version that it speaks of: training runs on the GPU then.
 CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
@@ -35,6 +35,10 @@ check: .venv/.dev
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks --json benchmark.json
 	$(BIN)/python -m benchmarks report benchmark.json --plots .
+
+# The table of README.md, from the last `make bench`
+bench-report: .venv/.bench
+	$(BIN)/python -m benchmarks report benchmark.json --readme README.md
 
 # gpuback's own timings, for regressions
 bench-pytest: .venv/.bench

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from benchmarks import cases
 from benchmarks.peers import CPU
+from benchmarks.results import ResultsError
 
 app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0], pretty_exceptions_enable=False)
 
@@ -92,9 +93,13 @@ def report(
     readme: Annotated[Path | None, typer.Option(help="A page whose table is replaced.")] = None,
 ) -> None:
     """Writes FILE.md beside FILE.json: tables of all figures; on request plots, and the table of a README."""
-    from benchmarks.report import report
+    from benchmarks.report import MarkerError, report
 
-    report(file, plots, readme)
+    try:
+        report(file, plots, readme)
+    except (OSError, ImportError, ResultsError, MarkerError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

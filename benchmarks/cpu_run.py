@@ -18,10 +18,14 @@ from benchmarks.field import Field
 from benchmarks.fresh import fresh
 from benchmarks.peers import CPU, Entry
 from benchmarks.processes import WorkerError
-from benchmarks.results import Contestant, Results, Row, median, row_of, save
+from benchmarks.results import Contestant, Results, Row, p20, row_of, save
 
 SETTLE, SECONDS = 0.06, 0.025
 """Of a contestant before the clock starts, and while it runs."""
+
+TRIALS = 4
+"""Rounds after which a contestant goes on with its fastest setting alone. They lie seconds apart, so that no moment in
+which others use the cores decides."""
 
 FEWER_ROUNDS = 8
 """At most, for all families but training steps, which are what everyone comes for."""
@@ -66,20 +70,22 @@ def interleaved(cases: Sequence[Case], field: Field, rounds: int, board: Board) 
                 row.absent[one.name] = settings
             elif settings is not None:
                 lanes[one.name] = [Lane(one, name, Contestant([], text, one.role)) for name, text in settings.items()]
-        rng, rounds = np.random.default_rng(0), rounds if case.family == "step" else min(rounds, FEWER_ROUNDS)
-        for number in range(rounds):
+        rng, count = np.random.default_rng(0), rounds if case.family == "step" else min(rounds, FEWER_ROUNDS)
+        for number in range(count):
             turns = [lane for group in lanes.values() for lane in group]
             for index in rng.permutation(len(turns)):
                 one, choice, contestant = turns[index]
                 if one.name not in lanes:
                     continue
-                board.say(f"{case.label}: round {number + 1} of {rounds}, {one.name}")
+                board.say(f"{case.label}: round {number + 1} of {count}, {one.name}")
                 try:
                     contestant.rounds.append(field.turn(one, choice, SETTLE, SECONDS))
                 except WorkerError as reason:
                     del lanes[one.name]
                     row.absent[one.name] = str(reason)
-            row.contestants = {name: fastest(group) for name, group in lanes.items()}
+            row.contestants = {name: fastest(group).contestant for name, group in lanes.items()}
+            if number + 1 == TRIALS:
+                lanes = {name: [fastest(group)] for name, group in lanes.items()}
         for group in lanes.values():
             field.drop(group[0].entry)
         yield [row]
@@ -93,6 +99,6 @@ class Lane(NamedTuple):
     contestant: Contestant
 
 
-def fastest(lanes: Sequence[Lane]) -> Contestant:
-    """The setting with the lowest median."""
-    return min((lane.contestant for lane in lanes), key=median)
+def fastest(lanes: Sequence[Lane]) -> Lane:
+    """That of the setting that is fastest when nobody disturbs it."""
+    return min(lanes, key=lambda lane: p20(lane.contestant))

@@ -74,17 +74,11 @@ class Field:
         told = [one for one in entries if one.name not in found]
         for one in told:
             try:
-                self._worker(one).answer()
+                settings = self._worker(one).answer()
                 self._check(one, case)
-                found[one.name] = {}
+                found[one.name] = settings
             except (WorkerError, CheckFailedError) as error:
                 found[one.name] = str(error)
-        for one in told:  # by time, so one after the other
-            if not isinstance(found[one.name], str):
-                try:
-                    found[one.name] = self._worker(one).ask("choose")
-                except WorkerError as error:
-                    found[one.name] = str(error)
         return found
 
     def turn(self, one: Entry, choice: str, settle: float, seconds: float) -> float:

@@ -3,7 +3,7 @@
     python -m benchmarks.worker ADAPTER VARIANT
 
     {"do": "prepare", "case": {…}, "results": PATH}     makes it ready and saves what it computes, as .npz
-    {"do": "choose"}                                    → its likely settings, name → in words
+                                                        → its settings, name → all that it runs with, in words
     {"do": "turn", "choice": …, "settle": s, "seconds": s}      → seconds a call, with that setting
     {"do": "drop"}                                      frees the case's memory
 
@@ -31,17 +31,14 @@ class Session:
         self._adapter, self._variant = adapter, variant
         self._contestant: Contestant | None = None
 
-    def prepare(self, case: dict[str, Any], results: str) -> None:
+    def prepare(self, case: dict[str, Any], results: str) -> dict[str, str]:
         import numpy as np
 
         self.drop()
         self._contestant = made_ready(self._adapter, self._variant, Case.from_json(case))
         np.savez(results, **self._contestant.check())
-
-    def choose(self) -> dict[str, str]:
-        from benchmarks.turns import choose
-
-        return choose(self._ready())
+        names = self._contestant.choices or [""]
+        return {name: ", ".join(filter(None, (name, self._contestant.setting))) for name in names}
 
     def turn(self, choice: str, settle: float, seconds: float) -> float:
         from benchmarks.turns import turn

@@ -30,6 +30,13 @@ def test_a_small_run_leaves_a_page_and_can_be_compared_with_itself(tmp_path):
     assert run("report", str(file)).returncode == 0
     assert "5-7-3" in file.with_suffix(".md").read_text(encoding="utf-8")
     assert run("compare", str(file), str(file)).returncode == 0
+    page = tmp_path / "page.md"
+    page.write_text("no place for a table", encoding="utf-8")
+    refused = run("report", str(file), "--readme", str(page))
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        f"report: {page}: expected <!-- benchmark --> and then <!-- /benchmark -->, once each, got 0 and 0\n",
+    )
 
 
 def test_unknown_families_are_refused(tmp_path):

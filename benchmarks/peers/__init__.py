@@ -116,5 +116,11 @@ CPU = (
         corrects_epsilon=False,
     ),
     Entry("plain NumPy", "peer", f"{__name__}.plain_numpy", "numpy", (*LAYERS, *TRAINING)),
-    Entry("bare products", "floor", f"{__name__}.bare_products", "numpy", ("layer", "step", "product", "copy")),
+    Entry(
+        "bare products",
+        "floor",
+        f"{__name__}.bare_products",
+        "numpy",
+        ("layer", "step", "reproducible", "product", "copy"),
+    ),
 )

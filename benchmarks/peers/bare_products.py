@@ -21,7 +21,7 @@ Floats = NDArray[Any]
 def contestant(case: Case, variant: str) -> Contestant:
     if case.family == "copy":
         return copy(case)
-    made = {"layer": layer_backward, "step": step, "product": product}[case.family](case)
+    made = {"layer": layer_backward, "product": product}.get(case.family, step)(case)
     made.setting, made.choices = blas_threads.setting(), blas_threads.choices()
     return made
 
