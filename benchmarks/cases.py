@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 FAMILIES = ("layer", "loss", "step", "fit", "reproducible", "startup", "memory")
-GPU_FAMILIES = ("layer", "step", "host", "startup")
 
 DESCRIPTIONS = {
     "layer": "one layer's backward pass: dW, db and da_prev, ReLU below",
@@ -19,6 +18,7 @@ DESCRIPTIONS = {
     "reproducible": "a training step with reproducible=True",
     "host": "what a call costs the host, which does not wait for the GPU",
     "startup": "a fresh process: import, network, first step",
+    "device-memory": "a GPU's memory for a batch, a network, its optimizer's state and three steps",
     "memory": "growth of a fresh process's peak resident memory from its imports and data to its third step",
 }
 
@@ -154,7 +154,7 @@ class Case:
         if self.family == "loss":
             return B * (2 * self.word * self.sizes[0] + LABEL_BYTES)
         state = (3 if self.optimizer == "Adam" else 1) * max(self.word, 4) * self.n_parameters
-        if self.family == "memory":
+        if self.family in ("memory", "device-memory"):
             return state
         if self.family in ("startup", "host"):
             return 0

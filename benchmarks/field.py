@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.oracle import CheckFailedError, Oracle
 from benchmarks.peers import Entry
-from benchmarks.processes import Worker, WorkerError
+from benchmarks.processes import LIMIT, Worker, WorkerError
 
 ON_NUMPY = ("gpuback", "numpy", "sklearn")
 """Packages whose products are NumPy's."""
@@ -25,10 +25,14 @@ class Field:
     Args:
         entries: those that take part.
         numpy_variables: in the environment of those whose products are NumPy's.
+        limit: seconds for the first steps of a fresh process.
     """
 
-    def __init__(self, entries: Sequence[Entry], numpy_variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], numpy_variables: Mapping[str, str] | None = None, *, limit: float = LIMIT
+    ) -> None:
         self.entries = tuple(entries)
+        self._limit = limit
         self._workers: dict[str, Worker] = {}
         self._fresh: dict[str, Worker] = {}
         self._numpy_variables = dict(numpy_variables or {})
@@ -54,7 +58,8 @@ class Field:
         """Of a contestant's process; what it compiles stays in one folder for the whole run, or in `cache`."""
         cache = cache or f"{self._folder.name}/compiled"
         numpy = self._numpy_variables if one.package.startswith(ON_NUMPY) else {}
-        compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch", "GPUBACK_CACHE_DIR": f"{cache}/kernels"}
+        folders = {"TORCHINDUCTOR": "torch", "GPUBACK": "kernels", "CUPY": "cupy"}
+        compiled = {f"{library}_CACHE_DIR": f"{cache}/{folder}" for library, folder in folders.items()}
         return {**numpy, **compiled, **one.environment}
 
     def prepare(self, entries: Sequence[Entry], case: Case) -> dict[str, dict[str, str] | str]:
@@ -113,7 +118,7 @@ class Field:
             if one.name in found:
                 continue
             try:
-                answer = self._fresh[one.name].answer()
+                answer = self._fresh[one.name].answer(limit=self._limit)
                 self._check(one, case)
                 found[one.name] = answer
             except (WorkerError, CheckFailedError) as error:

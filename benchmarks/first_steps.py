@@ -1,6 +1,6 @@
 """A fresh process that makes a contestant's first three steps, timed one by one, and says how its memory grew.
 
-python -m benchmarks.first_steps PACKAGE ADAPTER VARIANT
+python -m benchmarks.first_steps PACKAGES ADAPTER VARIANT
 
 {"do": "start", "case": {…}, "results": PATH}
     → {"import": s, "network": s, "first step": s, "memory": bytes, "setting": …}
@@ -50,7 +50,8 @@ class Memory:
 def start(package: str, adapter: str, variant: str, case: Case, results: str) -> dict[str, Any]:
     """Nothing but Python's standard library may be imported before this."""
     before = time.perf_counter()
-    importlib.import_module(package)
+    for name in package.split():
+        importlib.import_module(name)
     imported = time.perf_counter()
 
     import numpy as np

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from benchmarks.board import Board
 from benchmarks.cases import CACHED_START, Case
 from benchmarks.field import Field
 from benchmarks.peers import Entry
@@ -20,6 +19,14 @@ SIDE_BY_SIDE = {"startup": 1, "memory": 2}
 
 LONG = 10.0
 """Seconds: whoever needs longer for a first step has one round."""
+
+
+class Board(Protocol):
+    """Where rows are shown; see `benchmarks.board`."""
+
+    def add(self, *rows: Row) -> None: ...
+
+    def say(self, doing: str) -> None: ...
 
 
 def fresh(cases: Sequence[Case], field: Field, rounds: int, board: Board) -> Iterator[list[Row]]:

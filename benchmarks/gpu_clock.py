@@ -1,7 +1,7 @@
 """How contestants are timed on a GPU: CUDA graphs between events, so that launching costs nothing, or a wall clock.
 
 A contestant works on one of several sets of buffers, together larger than the level-2 cache, one after the other, so
-that none finds its operands there. Contestants take turns, round by round.
+that none finds its operands there.
 """
 
 from __future__ import annotations
@@ -9,50 +9,46 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import cupy
 import numpy as np
 
 try:
     import torch as torch
-except ImportError:  # then there are no peers
+except ImportError:
+    torch = None
+if torch is not None and not torch.cuda.is_available():  # built for CPUs
     torch = None
 
-Run = Callable[[int], object]
-"""Puts the work on set k into the queue; may return what must stay alive."""
+DEVICE = "cuda"
+"""PyTorch's name for where tensors are."""
+
+Call = Callable[[], object]
+"""Puts the work on the next set into the queue; may return what must stay alive."""
 
 Stopwatch = Callable[[], float]
-"""Works on every set once; seconds for one set."""
+"""Works for one turn; seconds for one set."""
 
-
-class Spread(NamedTuple):
-    """Seconds over rounds."""
-
-    median: float
-    p20: float
-    p80: float
-
-    @classmethod
-    def of(cls, seconds: list[float]) -> Spread:
-        p20, median, p80 = (float(value) for value in np.percentile(seconds, (20, 50, 80)))
-        return cls(median, p20, p80)
+TURN, FEWEST_CALLS, MOST_CALLS = 0.02, 3, 200
+"""Seconds that a turn by the wall clock takes, and how many calls it may consist of."""
 
 
 def synchronize() -> None:
     cupy.cuda.runtime.deviceSynchronize()
 
 
-def cupy_graph(run: Run, sets: int) -> Stopwatch:
+def cupy_graph(call: Call, sets: int) -> Stopwatch:
     """What CuPy's current stream gets, captured."""
+    synchronize()
     stream, start, end = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Event(), cupy.cuda.Event()
     with stream:
-        kept = [run(k) for k in range(sets)]  # compiles, and fills the memory pool: a capture may not allocate
+        kept = [call() for _ in range(sets)]  # compiles, and fills the memory pool: a capture may not allocate
         stream.synchronize()
         kept.clear()
         stream.begin_capture()
         try:
-            kept = [run(k) for k in range(sets)]
+            kept = [call() for _ in range(sets)]
         finally:
             graph = stream.end_capture()
 
@@ -67,16 +63,15 @@ def cupy_graph(run: Run, sets: int) -> Stopwatch:
     return seconds
 
 
-def torch_graph(run: Run, sets: int) -> Stopwatch:
+def torch_graph(call: Call, sets: int) -> Stopwatch:
     """What PyTorch's current stream gets, captured."""
     with torch.cuda.stream(torch.cuda.Stream()):
-        for _ in range(2):
-            for k in range(sets):
-                run(k)
+        for _ in range(2 * sets):
+            call()
     synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [run(k) for k in range(sets)]
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # JAX has threads of its own here
+        kept = [call() for _ in range(sets)]
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def seconds() -> float:
@@ -90,44 +85,42 @@ def torch_graph(run: Run, sets: int) -> Stopwatch:
     return seconds
 
 
-def wall_clock(run: Run, sets: int, calls: int = 50) -> Stopwatch:
-    """Call after call, as a program makes them; the queue is empty before and after."""
+def wall_clock(call: Call, wait: Callable[[], object]) -> Stopwatch:
+    """Call after call, as a program makes them; the queue is empty before and after.
 
-    def seconds() -> float:
+    Args:
+        call: the work.
+        wait: for libraries whose work may not have reached the queue when a call returns.
+    """
+
+    def timed(calls: int) -> float:
         synchronize()
         started = time.perf_counter()
-        for call in range(calls):
-            run(call % sets)
+        for _ in range(calls):
+            call()
+        wait()
         synchronize()
         return (time.perf_counter() - started) / calls
 
-    return seconds
+    timed(1)  # compiles
+    calls = max(FEWEST_CALLS, min(MOST_CALLS, round(TURN / timed(FEWEST_CALLS))))
+    return lambda: timed(calls)
 
 
-def enqueueing(run: Run, calls: int = 200) -> Stopwatch:
+def enqueueing(call: Call, calls: int, wait: Callable[[], object]) -> Stopwatch:
     """What a call costs the host, which does not wait for the work; `calls` fit into the driver's queue."""
 
     def seconds() -> float:
         synchronize()
         started = time.perf_counter()
         for _ in range(calls):
-            run(0)
+            call()
         elapsed = (time.perf_counter() - started) / calls
+        wait()
         synchronize()
         return elapsed
 
     return seconds
-
-
-def take_turns(contestants: dict[str, Stopwatch], rounds: int) -> dict[str, Spread]:
-    """Each once to warm up, then round by round."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, stopwatch in contestants.items():
-            elapsed = stopwatch()
-            if turn:
-                seconds[name].append(elapsed)
-    return {name: Spread.of(figures) for name, figures in seconds.items()}
 
 
 def between_events(work: Callable[[], object], rounds: int = 10) -> float:
@@ -175,11 +168,22 @@ def product_rate(name: str, rounds: int) -> float:
     return float(2 * n**3 / seconds)
 
 
+def cupy_product_rate(rounds: int) -> float:
+    """The same of CuPy's product, in float32."""
+    n, rng = 8192, np.random.default_rng(0)
+    a, b = (cupy.asarray(rng.standard_normal((n, n), dtype=np.float32)) for _ in range(2))
+    out = cupy.empty_like(a)
+    return float(2 * n**3 / between_events(lambda: cupy.matmul(a, b, out=out), rounds))
+
+
 def ceilings() -> dict[str, float]:
-    """What this device reaches, by name; rates of products only where PyTorch is there to make them."""
-    found = {"bandwidth": copy_bandwidth()}
+    """What this device reaches, by name; without PyTorch products in float32 only."""
+    found = {"copy": copy_bandwidth()}
     cupy.get_default_memory_pool().free_all_blocks()
-    if torch is not None:
+    if torch is None:
+        found["float32"] = cupy_product_rate(4)
+        cupy.get_default_memory_pool().free_all_blocks()
+    else:
         found |= {name: product_rate(name, n) for name, n in (("bfloat16", 20), ("tf32", 10), ("float32", 4))}
         torch.cuda.empty_cache()
     return found
@@ -188,5 +192,10 @@ def ceilings() -> dict[str, float]:
 def as_tensor(array: Any) -> Any:
     """A CuPy array's memory as a tensor of the same format."""
     if array.dtype.name == "bfloat16":
-        return torch.as_tensor(array.view(np.int16), device="cuda").view(torch.bfloat16)
-    return torch.as_tensor(array, device="cuda")
+        return torch.as_tensor(array.view(np.int16), device=DEVICE).view(torch.bfloat16)
+    return torch.as_tensor(array, device=DEVICE)
+
+
+def as_array(tensor: Any) -> Any:
+    """A tensor as a CuPy array in float32."""
+    return cupy.asarray(tensor.float().contiguous())

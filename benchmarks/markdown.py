@@ -29,6 +29,12 @@ or operations at that of a large product, whichever takes longer. "Best peer ÷ 
 the quotient of times (or bytes): below 1, the other library is better.
 """
 
+GPU_NOTES = """A layer's and a loss's contestants go through sets of buffers that together exceed the level-2 cache (at
+most 200), a step's through copies of its batch. What runs in a CUDA graph is timed between events, launching left out;
+"call after call" is by the wall clock, launching included; the settings below say which is whose. PyTorch and CuPy
+round a 16-bit layer's dW to 16 bits; gpuback and JAX keep it in float32.
+"""
+
 ORDER: tuple[Role, ...] = ("ours", "mode", "peer", "floor")
 """Of columns."""
 
@@ -43,6 +49,7 @@ def page(results: Results, figures: Sequence[tuple[str, str]] = ()) -> str:
         figures: title and address of plots to show.
     """
     parts = [f"# {results.environment.device}\n", heading(results) + "\n", NOTES]
+    parts += [GPU_NOTES] if results.environment.kind == "gpu" else []
     parts += [f"![{title}]({address})\n" for title, address in figures]
     for family, dtype in dict.fromkeys((row.family, row.dtype) for row in results.rows):
         rows = [row for row in results.rows if (row.family, row.dtype) == (family, dtype)]

@@ -3,8 +3,9 @@
 #
 #     OUT=folder benchmarks/on_device.sh [--quick]
 #
-# Tests of ptx.cuh, parity of the backends, equal bits of the reproducible mode, benchmark, compute-sanitizer; at the end a table. Under 9 minutes. What each part
-# printed, the benchmark's figures (JSON) and tables (Markdown) are left in OUT. Fails if a part fails.
+# Tests of ptx.cuh, parity of the backends, equal bits of the reproducible mode, benchmark, compute-sanitizer; at the end
+# a table. Under 9 minutes. What each part printed, the benchmark's figures (JSON), tables (Markdown) and plots are left in
+# OUT. Fails if a part fails.
 set -u
 cd "$(dirname "$0")/.."
 OUT=$(mkdir -p "${OUT:=on_device}" && cd "$OUT" && pwd)
@@ -31,7 +32,7 @@ part compile 40 $python -m benchmarks.compile_kernels
 CUPY_TF32=1 part ptx 60 $pytest -s tests/test_ptx_on_gpu.py
 CUPY_TF32=1 part parity 90 $pytest $workers tests/test_gpu_parity.py tests/test_cuda_device.py -m gpu
 CUPY_TF32=1 part bits 50 $pytest $workers tests/test_gpu_reproducible.py tests/test_elementary.py -m gpu
-part benchmark 180 $python -m benchmarks.fused_backward --json "$OUT/benchmark.json" "$@"
+part benchmark 185 $python -m benchmarks.gpu_run --seconds 165 --json "$OUT/benchmark.json" "$@"
 SECONDS_EACH=45 part sanitize 110 tests/gpu_kernels/sanitize.sh
 
 echo

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from benchmarks.markdown import page, short_table
-from benchmarks.plots import draw
 from benchmarks.results import load
 from gpuback.persistence import replacing
 
@@ -31,7 +30,11 @@ def report(file: Path, plots: Path | None = None, readme: Path | None = None) ->
     """
     results, written = load(file), [file.with_suffix(".md")]
     changed = None if readme is None else with_table(readme, short_table(results))
-    figures = [] if plots is None else draw(results, plots, file.stem)
+    figures = []
+    if plots is not None:
+        from benchmarks.plots import draw  # needs matplotlib
+
+        figures = draw(results, plots, file.stem)
     addresses = [(title, Path(os.path.relpath(path, file.parent)).as_posix()) for title, path in figures]
     write(file.with_suffix(".md"), page(results, addresses))
     if readme is not None and changed is not None:

@@ -21,7 +21,7 @@ import warnings
 from typing import Any, TextIO
 
 from benchmarks.cases import Case
-from benchmarks.peers import Contestant, made_ready
+from benchmarks.peers import Contestant, LeftOutError, made_ready
 
 
 class Session:
@@ -67,6 +67,8 @@ def answers() -> TextIO:
 def reason(error: BaseException) -> str:
     """An exception in a line."""
     text = " ".join(str(error).split())
+    if isinstance(error, LeftOutError):
+        return text
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
 
 

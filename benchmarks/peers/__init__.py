@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.cases import Case
 from benchmarks.roles import OURS, Role
@@ -14,6 +14,10 @@ from benchmarks.roles import OURS, Role
 
 def nothing() -> None:
     """For contestants that have nothing to wait for, or to restart."""
+
+
+class LeftOutError(Exception):
+    """A contestant does not take part in a case; the message says why."""
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Contestant:
         setting: what it runs with.
         wait: returns when all work is done.
         restart: back to the case's beginning, that training stays what it was.
+        sets: how many sets of buffers calls take in turn, so that none finds its operands in a GPU's cache.
         choices: settings of which the fastest is to be taken, by name; each takes effect when it is called.
     """
 
@@ -34,6 +39,7 @@ class Contestant:
     setting: str = ""
     wait: Callable[[], object] = nothing
     restart: Callable[[], object] = nothing
+    sets: int = 1
     choices: Mapping[str, Callable[[], object]] = field(default_factory=dict)
 
 
@@ -44,12 +50,14 @@ class Entry:
     Attributes:
         name: in rows.
         adapter: a module with a function `contestant(case, variant)`.
-        package: what must be importable.
+        package: what must be importable; several with spaces between them.
         families: the kinds of work that it has calls for.
         variant: which of the adapter's ways.
         environment: variables of its process.
         has_no: families that it could be expected to have a call for.
         corrects_epsilon: whether its Adam is the oracle's; see there.
+        graph: whose means capture its calls in a CUDA graph; by default they are made one by one.
+        checks_itself: its network is another one than the case's, and its `check` raises.
     """
 
     name: str
@@ -61,10 +69,13 @@ class Entry:
     environment: Mapping[str, str] = field(default_factory=dict)
     has_no: tuple[str, ...] = ()
     corrects_epsilon: bool = True
+    graph: Literal["", "cupy", "torch"] = ""
+    checks_itself: bool = False
 
     def missing(self) -> str | None:
         """Why it cannot take part here."""
-        return None if importlib.util.find_spec(self.package.partition(".")[0]) else "not installed"
+        names = [name.partition(".")[0] for name in self.package.split()]
+        return None if all(map(importlib.util.find_spec, names)) else "not installed"
 
     @property
     def arguments(self) -> list[str]:
@@ -123,4 +134,41 @@ CPU = (
         "numpy",
         ("layer", "step", "reproducible", "product", "copy"),
     ),
+)
+
+TIMED = ("step", "loss")
+"""On a GPU, beside layers."""
+
+GPU_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+"""JAX takes three quarters of a GPU's memory otherwise."""
+
+# In one process, so that they work on the same buffers; they are made ready in this order.
+GPU = (
+    Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("layer",), "launch", graph="cupy"),
+    Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("step", "reproducible", "device-memory")),
+    Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("loss",), graph="cupy"),
+    Entry("gpuback.fused_backward", "mode", f"{__name__}.gpu_gpuback", "gpuback", ("layer",), "call"),
+    Entry("gpuback graph", "mode", f"{__name__}.gpu_gpuback", "gpuback", ("step",), graph="cupy"),
+    Entry(
+        "gpuback reproducible", "mode", f"{__name__}.gpu_gpuback", "gpuback", ("reproducible", "device-memory"),
+        "reproducible",
+    ),
+    Entry("PyTorch eager", "peer", f"{__name__}.gpu_pytorch", "torch", ("layer", *TIMED, "device-memory")),
+    Entry("PyTorch graph", "peer", f"{__name__}.gpu_pytorch", "torch", ("layer", *TIMED), "captured", graph="torch"),
+    Entry(
+        "PyTorch compiled", "peer", f"{__name__}.gpu_pytorch", "torch", ("layer", *TIMED), "captured compiled",
+        graph="torch",
+    ),
+    Entry("CuPy", "peer", f"{__name__}.gpu_cupy", "cupy", ("layer", *TIMED)),
+    Entry("nvmath epilogs", "peer", f"{__name__}.gpu_nvmath", "nvmath", ("layer",)),
+    Entry("tiny-cuda-nn", "peer", f"{__name__}.gpu_tiny_cuda_nn", "tinycudann torch", ("step",), checks_itself=True),
+    Entry("JAX jit", "peer", f"{__name__}.gpu_jax", "jax", ("layer", *TIMED, "device-memory"), environment=GPU_MEMORY),
+)  # fmt: skip
+
+# In fresh processes, for their start.
+GPU_STARTS = (
+    Entry(OURS, "ours", f"{__name__}.gpuback_library", "gpuback cupy", ("startup",), "cupy"),
+    Entry("PyTorch eager", "peer", f"{__name__}.pytorch", "torch", ("startup",), "cuda"),
+    Entry("JAX jit", "peer", f"{__name__}.jax_jit", "jax", ("startup",), "cuda", GPU_MEMORY),
+    Entry("PyTorch compiled", "peer", f"{__name__}.pytorch", "torch", ("startup",), "cuda compiled"),
 )

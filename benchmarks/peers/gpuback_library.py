@@ -69,7 +69,7 @@ def optimizer(case: Case) -> gpuback.SGD | gpuback.Adam:
 
 
 def network(case: Case, theta: Any, **options: Any) -> gpuback.MLP:
-    net = gpuback.MLP(case.sizes, dtype=case.dtype, seed=0, **{"backend": "numpy", **options})
+    net = gpuback.MLP(case.sizes, seed=0, **{"dtype": case.dtype, "backend": "numpy", **options})
     net.theta = theta
     return net
 

@@ -1,7 +1,9 @@
-"""JAX on the CPU: each case one jitted function, whose state is donated to it."""
+"""JAX: each case one jitted function, whose state is donated to it. Steps run on a GPU too."""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,15 +13,26 @@ import numpy as np
 
 from benchmarks import data
 from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case
-from benchmarks.peers import Contestant
+from benchmarks.peers import Contestant, LeftOutError
+
+Product = Callable[[Any, Any], Any]
 
 
 def contestant(case: Case, variant: str) -> Contestant:
+    """Variant "cuda" for a step on a GPU, where JAX would round operands to TF32 if it were not told otherwise."""
     jax.config.update("jax_enable_x64", case.dtype == "float64")
+    if variant == "cuda":
+        require_gpu()
+        jax.config.update("jax_default_matmul_precision", "float32")
     make = {"layer": layer_backward, "loss": loss, "fit": fit}.get(case.family, step)
     made = make(case)
     made.setting = "whole function jitted" + (", state donated" if case.optimizer else "")
     return made
+
+
+def require_gpu() -> None:
+    if jax.default_backend() != "gpu":
+        raise LeftOutError("finds no GPU")
 
 
 def layer_backward(case: Case) -> Contestant:
@@ -64,18 +77,18 @@ def loss(case: Case) -> Contestant:
     return Contestant(call, check, wait=lambda: jax.block_until_ready(results))
 
 
-def loss_of_network(parameters: Any, x: Any, y: Any) -> Any:
+def loss_of_network(parameters: Any, x: Any, y: Any, product: Product) -> Any:
     h = x
     for W, b in parameters[:-1]:
-        h = jax.nn.relu(h @ W.T + b)
+        h = jax.nn.relu(product(h, W.T) + b)
     W, b = parameters[-1]
-    return cross_entropy(h @ W.T + b, y)
+    return cross_entropy(product(h, W.T) + b, y)
 
 
-def train_step(optimizer: str, state: Any, x: Any, y: Any) -> tuple[Any, Any]:
+def train_step(optimizer: str, state: Any, x: Any, y: Any, product: Product = operator.matmul) -> tuple[Any, Any]:
     """The next (parameters, moments, count of steps), and the loss."""
     parameters, (first, second), count = state
-    value, gradient = jax.value_and_grad(loss_of_network)(parameters, x, y)
+    value, gradient = jax.value_and_grad(loss_of_network)(parameters, x, y, product)
     rate, count = LEARNING_RATES[optimizer], count + 1
     if optimizer == "SGD":
         return (jax.tree.map(lambda p, g: p - rate * g, parameters, gradient), (first, second), count), value

@@ -15,6 +15,7 @@ from benchmarks.peers import Contestant, blas_threads
 Floats = NDArray[Any]
 Labels = NDArray[np.int64]
 Update = Callable[[list[Floats], list[Floats]], None]
+Loss = Callable[[Floats, Labels], tuple[Any, Floats]]
 
 
 def contestant(case: Case, variant: str) -> Contestant:
@@ -78,14 +79,16 @@ def adam(learning_rate: float, parameters: list[Floats]) -> Update:
     return update
 
 
-def plain_step(weights: list[Floats], biases: list[Floats], update: Update) -> Callable[[Floats, Labels], float]:
-    """A step on softmax + cross-entropy behind relu layers, as a function of x (B, n_0) and labels (B,)."""
+def plain_step(
+    weights: list[Floats], biases: list[Floats], update: Update, value_and_delta: Loss = cross_entropy
+) -> Callable[[Floats, Labels], float]:
+    """A step on a loss behind relu layers, as a function of x (B, n_0) and labels (B,)."""
 
     def step(x: Floats, y: Labels) -> float:
         hs = [x]
         for W, b in zip(weights[:-1], biases[:-1], strict=True):
             hs.append(np.maximum(hs[-1] @ W.T + b, 0))
-        loss, da = cross_entropy(hs[-1] @ weights[-1].T + biases[-1], y)
+        loss, da = value_and_delta(hs[-1] @ weights[-1].T + biases[-1], y)
         gradients: list[Floats] = []
         for k in range(len(weights) - 1, -1, -1):
             gradients = [da.T @ hs[k], da.sum(axis=0), *gradients]
@@ -98,13 +101,19 @@ def plain_step(weights: list[Floats], biases: list[Floats], update: Update) -> C
 
 
 class Trainer:
-    """A network, and steps that train it."""
+    """A network, and steps that train it.
 
-    def __init__(self, case: Case, start: data.Training) -> None:
+    Args:
+        case: for its optimizer.
+        start: NumPy's arrays, or another library's that NumPy's functions work on.
+        value_and_delta: the loss and da_L, as a function of a_L and labels.
+    """
+
+    def __init__(self, case: Case, start: data.Training, value_and_delta: Loss = cross_entropy) -> None:
         self.weights, self.biases = ([part.copy() for part in parts] for parts in (start.weights, start.biases))
         rate, parameters = LEARNING_RATES[case.optimizer], [*zip(self.weights, self.biases, strict=True)]
         update = sgd(rate) if case.optimizer == "SGD" else adam(rate, [part for pair in parameters for part in pair])
-        self.step = plain_step(self.weights, self.biases, update)
+        self.step = plain_step(self.weights, self.biases, update, value_and_delta)
 
     @property
     def theta(self) -> Floats:

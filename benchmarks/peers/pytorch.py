@@ -81,7 +81,9 @@ def loss(case: Case, decorate: Decorate) -> Contestant:
 class Trainer:
     """A network, its optimizer, and steps that train it."""
 
-    def __init__(self, case: Case, start: data.Training, decorate: Decorate, device: str = "cpu") -> None:
+    def __init__(
+        self, case: Case, start: data.Training, decorate: Decorate, device: str = "cpu", *, capturable: bool = False
+    ) -> None:
         self._start = start
         layers: list[Any] = []
         dtype = torch.from_numpy(start.x[:1]).dtype
@@ -89,7 +91,16 @@ class Trainer:
             layers += [torch.nn.Linear(n_in, n_out, dtype=dtype, device=device), torch.nn.ReLU()]
         self._layers = layers[:-1:2]
         model = torch.nn.Sequential(*layers[:-1])
-        self._loss = decorate(lambda x, y: functional.cross_entropy(model(x), y))
+
+        def loss(x: Any, y: Any) -> Any:
+            return functional.cross_entropy(model(x), y)
+
+        def mixed_loss(x: Any, y: Any) -> Any:  # θ stays in float32, as gpuback's does
+            with torch.autocast(device, torch.bfloat16, cache_enabled=not capturable):
+                return loss(x, y)
+
+        self._loss = decorate(mixed_loss if case.dtype == "bfloat16" else loss)
+        self._adam = {"fused": True, "capturable": True} if capturable else {"fused": True}
         self._case = case
         self._optimizer: Any = None
         self._parameters = list(model.parameters())
@@ -105,7 +116,7 @@ class Trainer:
         if self._case.optimizer == "SGD":
             self._optimizer = torch.optim.SGD(self._parameters, rate, fused=True)
         else:
-            self._optimizer = torch.optim.Adam(self._parameters, rate, BETAS, EPS, fused=True)
+            self._optimizer = torch.optim.Adam(self._parameters, rate, BETAS, EPS, **self._adam)
 
     def step(self, x: Any, y: Any) -> Any:
         self._optimizer.zero_grad(set_to_none=True)

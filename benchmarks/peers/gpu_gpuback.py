@@ -1,0 +1,125 @@
+"""gpuback on a GPU: a layer's launch and its public call, the loss as a step runs it, training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import cycle
+from typing import Any
+
+import cupy
+
+import gpuback
+from benchmarks import data, gpu_data
+from benchmarks.cases import CHECKED_STEPS, Case
+from benchmarks.gpu_clock import synchronize
+from benchmarks.peers import Contestant
+from benchmarks.peers.gpuback_library import trainer
+from gpuback.activations import ACTIVATIONS
+from gpuback.ops import ops_for
+
+
+def contestant(case: Case, variant: str) -> Contestant:
+    """Variant of a layer "launch", "call" or "call, outputs fresh"; of a step "reproducible"."""
+    if case.family == "layer":
+        return layer_backward(case, variant)
+    return loss(case) if case.family == "loss" else step(case, reproducible=variant == "reproducible")
+
+
+def layer_backward(case: Case, variant: str) -> Contestant:
+    sets = gpu_data.layer(case)
+    run, setting = bound(case, sets) if variant == "launch" else (called(case, sets, variant), "")
+    turn = cycle(range(len(sets)))
+
+    def check() -> dict[str, Any]:
+        first = sets[0]
+        for result in first[3:]:
+            result.data.memset(0xFF, result.nbytes)  # NaN: what is not written shows
+        dW, db, da_prev = run(0) or first[3:]
+        return {"dW": dW, "db": db, "da_prev": da_prev}
+
+    return Contestant(lambda: run(next(turn)), check, setting, wait=synchronize, sets=len(sets))
+
+
+def bound(case: Case, sets: list[gpu_data.Buffers]) -> tuple[Callable[[int], Any], str]:
+    """The layer's launch, laid out as a training step lays it out, and its name."""
+    ops, precision, (n_in, n_out) = ops_for("cupy"), gpu_data.precision_of(case), case.sizes
+    workspace = ops.workspace(case.batch_size, case.sizes, precision)
+    relu = ACTIVATIONS["relu"]
+    launches = [ops.bind_backward(s.da, s.W, s.da_prev, relu, s.h, 1.0, workspace) for s in sets]
+
+    def run(k: int) -> None:
+        launches[k](sets[k].h, sets[k].dW, sets[k].db, False)
+
+    what = ops.explain_backward(case.batch_size, n_out, n_in, precision, need_da_prev=True)
+    return run, what.partition(",")[0]
+
+
+def called(case: Case, sets: list[gpu_data.Buffers], variant: str) -> Callable[[int], Any]:
+    """The public function."""
+    tf32, fresh = gpu_data.precision_of(case).tf32, variant == "call, outputs fresh"
+
+    def run(k: int) -> Any:
+        s = sets[k]
+        outs = {} if fresh else {"dW": s.dW, "db": s.db, "da_prev": s.da_prev}
+        return gpuback.fused_backward(s.da, s.h, s.W, activation_prev="relu", allow_tf32=tf32, **outs)
+
+    return run
+
+
+def loss(case: Case) -> Contestant:
+    """Sets of logits at several addresses, each with a da of its own."""
+    logits = data.logits(case)
+    net = gpuback.MLP((1, *case.sizes), dtype=case.dtype, backend="cupy", seed=0)
+    ops, rows = net.ops, case.batch_size
+    workspace = ops.workspace(rows, net.sizes, net.architecture.precision)
+    y = ops.asarray(logits.y, None, "labels")
+    das, runs = [], []
+    for _ in range(gpu_data.copies(case.bytes, gpu_data.MOST_SETS)):
+        a = cupy.asarray(logits.a)
+        das.append(workspace.output_delta(a))
+        runs.append(ops.bind_loss(net.architecture.loss_row, net.architecture.output, a, das[-1], rows, workspace))
+    turn = cycle(runs)
+
+    def check() -> dict[str, Any]:
+        value = ops.mean_loss([runs[0](y, None)], rows)
+        return {"loss": float(value), "da": ops.to_numpy(das[0])}
+
+    return Contestant(lambda: next(turn)(y, None), check, wait=synchronize, sets=len(runs))
+
+
+def step(case: Case, *, most: int = gpu_data.MOST_BATCHES, reproducible: bool = False) -> Contestant:
+    """Batches at several addresses; there is no network before `restart` or `check`."""
+    start = data.training(case)
+    theta = data.flat(start.weights, start.biases)
+    precision = gpu_data.precision_of(case)
+    options = {"dtype": precision.name, "allow_tf32": precision.tf32, "reproducible": reproducible}
+    batches = [(cupy.asarray(start.x), cupy.asarray(start.y)) for _ in range(gpu_data.copies(start.x.nbytes, most))]
+    turn = cycle(batches)
+    takes: Any = None
+
+    def restart() -> None:
+        nonlocal takes
+        takes = None  # its memory serves again
+        takes = trainer(case, theta, backend="cupy", **options)
+
+    def call() -> Any:
+        return takes(*next(turn))
+
+    def check() -> dict[str, Any]:
+        restart()
+        losses = [call() for _ in range(CHECKED_STEPS)]
+        return {"theta": takes.net.ops.to_numpy(takes.net.theta), "loss": float(losses[-1])}
+
+    return Contestant(call, check, wait=synchronize, restart=restart, sets=len(batches))
+
+
+def memory(case: Case, variant: str) -> int:
+    """Bytes that a batch, the network and three steps take from a memory pool of their own."""
+    pool = cupy.cuda.MemoryPool()
+    with cupy.cuda.using_allocator(pool.malloc):
+        made = step(case, most=1, reproducible=variant == "reproducible")
+        made.restart()
+        for _ in range(CHECKED_STEPS):
+            made.call()
+        made.wait()
+        return int(pool.total_bytes())

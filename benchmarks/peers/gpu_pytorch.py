@@ -1,0 +1,96 @@
+"""PyTorch on a GPU: eager, in CUDA graphs, and compiled."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from benchmarks import data, gpu_clock, gpu_data
+from benchmarks.cases import CHECKED_STEPS, Case
+from benchmarks.gpu_clock import DEVICE, as_array, as_tensor, synchronize
+from benchmarks.peers import Contestant, LeftOutError
+from benchmarks.peers.pytorch import Decorate, Trainer, compiled
+
+
+def contestant(case: Case, variant: str) -> Contestant:
+    """Variant "captured" for what goes into a CUDA graph, "captured compiled" too."""
+    if gpu_clock.torch is None:
+        raise LeftOutError("finds no GPU")
+    decorate = compiled() if variant.endswith("compiled") else lambda f: f
+    if case.family == "layer":
+        return layer_backward(case, decorate)
+    if case.family == "loss":
+        return loss(case, decorate)
+    return step(case, decorate, captured=variant.startswith("captured"))
+
+
+def backward(da: Any, h: Any, W: Any) -> tuple[Any, ...]:
+    """dW and da_prev come in the operands' format."""
+    return da.t() @ h, da.sum(0, dtype=torch.float32), (da @ W) * (h > 0)
+
+
+def layer_backward(case: Case, decorate: Decorate) -> Contestant:
+    sets = [tuple(map(as_tensor, buffers[:3])) for buffers in gpu_data.layer(case)]
+    turn, layer = cycle(sets), decorate(backward)
+
+    def check() -> dict[str, Any]:
+        return {name: as_array(part) for name, part in zip(("dW", "db", "da_prev"), layer(*sets[0]), strict=True)}
+
+    return Contestant(lambda: layer(*next(turn)), check, wait=synchronize, sets=len(sets))
+
+
+def loss(case: Case, decorate: Decorate) -> Contestant:
+    logits = data.logits(case)
+    y = torch.from_numpy(logits.y).to(DEVICE)
+    sets = [
+        torch.from_numpy(logits.a).to(DEVICE, copy=True).requires_grad_()
+        for _ in range(gpu_data.copies(case.bytes, gpu_data.MOST_SETS))
+    ]
+    turn, cross_entropy = cycle(sets), decorate(lambda a, y: functional.cross_entropy(a, y))
+
+    def call() -> tuple[Any, Any]:
+        a = next(turn)
+        value = cross_entropy(a, y)
+        return value, torch.autograd.grad(value, a)[0]
+
+    def check() -> dict[str, Any]:
+        value, da = call()
+        return {"loss": value.item(), "da": da.cpu().numpy()}
+
+    return Contestant(call, check, wait=synchronize, sets=len(sets))
+
+
+def step(case: Case, decorate: Decorate, *, most: int = gpu_data.MOST_BATCHES, captured: bool = False) -> Contestant:
+    """Batches at several addresses."""
+    start = data.training(case)
+    trainer = Trainer(case, start, decorate, DEVICE, capturable=captured)
+    batches = [
+        (torch.from_numpy(start.x).to(DEVICE, copy=True), torch.from_numpy(start.y).to(DEVICE, copy=True))
+        for _ in range(gpu_data.copies(start.x.nbytes, most))
+    ]
+    turn = cycle(batches)
+
+    def call() -> Any:
+        return trainer.step(*next(turn))
+
+    def check() -> dict[str, Any]:
+        trainer.restart()
+        losses = [call() for _ in range(CHECKED_STEPS)]
+        return {"theta": trainer.theta, "loss": losses[-1].item()}
+
+    return Contestant(call, check, "Adam fused", wait=synchronize, restart=trainer.restart, sets=len(batches))
+
+
+def memory(case: Case, variant: str) -> int:
+    """Bytes of tensors that a batch, the network and three steps had at most."""
+    synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    made = step(case, lambda f: f, most=1)
+    for _ in range(CHECKED_STEPS):
+        made.call()
+    synchronize()
+    return int(torch.cuda.max_memory_allocated() - before)
