@@ -30,7 +30,7 @@ which others use the cores decides."""
 CLEARLY = 0.95
 """Times as long."""
 
-FEWER_ROUNDS = 8
+FEWER_ROUNDS = 7
 """At most, for all families but training steps, which are what everyone comes for."""
 
 FRESH = ("startup", "memory")

@@ -11,7 +11,7 @@ from benchmarks.field import Field
 from benchmarks.peers import Entry
 from benchmarks.results import Contestant, Row, row_of
 
-ROUNDS = {"startup": 3, "memory": 1}
+ROUNDS = {"startup": 2, "memory": 1}
 """At most: each process costs seconds."""
 
 SIDE_BY_SIDE = {"startup": 1, "memory": 2}

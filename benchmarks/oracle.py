@@ -175,7 +175,7 @@ class Oracle:
         theta = data.flat(start.weights, start.biases)
         self._add_whole("theta", trained.theta, float(np.linalg.norm(trained.theta - theta)))
         self._add_whole("loss", np.array(trained.loss), abs(trained.loss))
-        if self._case.family == "step":
+        if self._case.family in ("step", "reproducible"):
             rows = start.x.astype(np.float64)
             weights, biases = ([part.astype(np.float64) for part in parts] for parts in (start.weights, start.biases))
             dW = np.concatenate([one.ravel() for one in forward_backward(weights, biases, rows, start.y).dWs])

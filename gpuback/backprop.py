@@ -1,14 +1,15 @@
 """One batch through the network and back: forward pass, loss, back-propagation, over buffers made once per batch size.
 
 A batch is worked on in blocks of rows that the backend chooses. Samples meet only in the sums dW and db, so each block
-goes through the whole network, forward and backward, before the next one starts, and adds its share. Where a backend
-works with several threads, each takes some of the blocks and has sums of its own, which are added in order at the end.
+goes through the whole network, forward and backward, before the next one starts, and adds to the sums. Where a backend
+works with several threads, blocks make up shares, each with sums of its own, which are added in order at the end: a
+thread that is done with one takes the next, and which thread took which makes no difference.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from gpuback._typing import Array
@@ -16,6 +17,13 @@ from gpuback.architecture import Architecture
 from gpuback.ops import Ops
 
 Result = TypeVar("Result")
+
+
+SHARES_EACH = 4
+"""Shares for each thread, so that one which others keep from running holds nobody up for long."""
+
+SUMS_BYTES = 1 << 26
+"""What the shares' sums may take, if they are more than threads."""
 
 
 class Backprop:
@@ -41,26 +49,25 @@ class Backprop:
             return _Block(architecture, operands, biases, ops, rows, batch_size, need_gradient, need_input_grad)
 
         rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
-        starts = range(0, batch_size, rows)
-        share = -(-len(starts) // self._team.size)
-        # For each member of the team: its blocks, one after the other, with the rows each takes (None: all).
-        self._shares = []
-        for first in range(0, len(starts), share):
-            full, mine = block(rows), []
-            for start in starts[first : first + share]:
-                end = min(start + rows, batch_size)
-                part = None if end - start == batch_size else slice(start, end)
-                mine.append((full if end - start == rows else block(end - start), part))
-            self._shares.append(mine)
+        starts, n_parameters = range(0, batch_size, rows), architecture.layout.n_parameters
+        most = self._team.size * SHARES_EACH if self._team.size > 1 else 1
+        if need_gradient and n_parameters * precision.total.itemsize * most > SUMS_BYTES:
+            most = self._team.size
+        share = -(-len(starts) // most)
+        ends = [(start, min(start + rows, batch_size)) for start in starts]
+        self._shares = [ends[first : first + share] for first in range(0, len(ends), share)]
+        heights = {end - start for start, end in ends}
+        members = range(min(self._team.size, len(self._shares)))
+        self._blocks = [{height: block(height) for height in heights} for _ in members]
         others = self._shares[1:] if need_gradient else []
-        parameters = [ops.empty(architecture.layout.n_parameters, precision.total) for _ in others]
-        self._partials = [architecture.layout.split(partial) for partial in parameters]
+        self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
+        self._partial_views = [architecture.layout.split(partial) for partial in self._partials]
 
     def forward(self, x: Array, out: Array) -> None:
         """out = ŷ, (B, n_L)."""
 
-        def work(share: int) -> None:
-            for block, rows in self._shares[share]:
+        def work(share: int, member: int) -> None:
+            for block, rows in self._each(share, member):
                 block.forward(_rows(x, rows))
                 block.apply_output(_rows(out, rows))
 
@@ -69,9 +76,9 @@ class Backprop:
     def loss(self, x: Array, y: Array, weight: Array | None) -> Array | float:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b)."""
 
-        def work(share: int) -> list[Any]:
+        def work(share: int, member: int) -> list[Any]:
             parts = []
-            for block, rows in self._shares[share]:
+            for block, rows in self._each(share, member):
                 block.forward(_rows(x, rows))
                 parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
             return parts
@@ -91,11 +98,11 @@ class Backprop:
     ) -> Array | float:
         """The loss; and its gradients into (or, accumulating, onto) dW and db, and into dx."""
 
-        def work(share: int) -> list[Any]:
+        def work(share: int, member: int) -> list[Any]:
             parts = []
-            dW_sum, db_sum = self._partials[share - 1] if share else (dW, db)
+            dW_sum, db_sum = self._partial_views[share - 1] if share else (dW, db)
             add = accumulate and share == 0
-            for block, rows in self._shares[share]:
+            for block, rows in self._each(share, member):
                 block.forward(_rows(x, rows))
                 parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
                 block.backward(dW_sum, db_sum, add)
@@ -105,15 +112,26 @@ class Backprop:
             return parts
 
         parts = self._run(work)
-        for partial in self._partials:
-            for whole, part in zip((*dW, *db), (*partial[0], *partial[1]), strict=True):
+        if self._partials:
+            total = self._partials[0]
+            for partial in self._partials[1:]:
+                total += partial
+            dW_total, db_total = self._partial_views[0]
+            for whole, part in zip((*dW, *db), (*dW_total, *db_total), strict=True):
                 whole += part
         return self._mean(parts)
 
     def _mean(self, parts: list[list[Any]]) -> Array | float:
         return self._ops.mean_loss(list(itertools.chain.from_iterable(parts)), self._batch_size)
 
-    def _run(self, work: Callable[[int], Result]) -> list[Result]:
+    def _each(self, share: int, member: int) -> Iterator[tuple[_Block, slice | None]]:
+        """A share's blocks, one after the other, as a member of the team holds them, with their rows (None: all)."""
+        blocks = self._blocks[member]
+        for start, end in self._shares[share]:
+            height = end - start
+            yield blocks[height], None if height == self._batch_size else slice(start, end)
+
+    def _run(self, work: Callable[[int, int], Result]) -> list[Result]:
         """The results of `work` on each share, with the weights as products read them up to date with θ."""
         self._refresh_weights()
         return self._team.run(work, len(self._shares))

@@ -21,23 +21,23 @@ def blas_settings() -> list[int]:
 
 def test_results_come_in_order_and_blas_is_alone_meanwhile():
     before = blas_settings()
-    seen = Team(3, blas_alone=False).run(lambda index: (index, blas_settings()), 3)
-    assert seen == [(index, [1] * len(before)) for index in range(3)]
+    seen = Team(3, blas_alone=False).run(lambda index, member: (index, blas_settings()), 5)
+    assert seen == [(index, [1] * len(before)) for index in range(5)]
     assert blas_settings() == before
 
 
 def test_a_team_of_one_leaves_blas_its_threads_unless_told():
-    assert Team(1, blas_alone=False).run(lambda index: blas_settings(), 1) == [blas_settings()]
-    assert Team(1, blas_alone=True).run(lambda index: blas_settings(), 1) == [[1] * len(blas_settings())]
+    assert Team(1, blas_alone=False).run(lambda index, member: blas_settings(), 1) == [blas_settings()]
+    assert Team(1, blas_alone=True).run(lambda index, member: blas_settings(), 1) == [[1] * len(blas_settings())]
 
 
 def test_teams_in_several_threads_leave_blas_as_it_was():
     before = blas_settings()
     barrier = threading.Barrier(4)
 
-    def task(index):
+    def task(index, member):
         barrier.wait(timeout=10)
-        return Team(2, blas_alone=False).run(lambda i: 10 * index + i, 2)
+        return Team(2, blas_alone=False).run(lambda i, _: 10 * index + i, 2)
 
     assert Team(4, blas_alone=False).run(task, 4) == [[10 * i, 10 * i + 1] for i in range(4)]
     assert blas_settings() == before
@@ -48,7 +48,7 @@ def test_teams_of_other_threads_than_the_first_keep_blas_alone_too():
     seen = []
     for _ in range(2):
         thread = threading.Thread(
-            target=lambda: seen.extend(Team(2, blas_alone=False).run(lambda index: blas_settings(), 2))
+            target=lambda: seen.extend(Team(2, blas_alone=False).run(lambda index, member: blas_settings(), 2))
         )
         thread.start()
         thread.join()
@@ -66,8 +66,38 @@ def test_what_a_task_raises_is_raised_once_all_have_ended(failing):
             raise ZeroDivisionError(f"task {index}")
 
     with pytest.raises(ZeroDivisionError, match=f"task {failing}"):
-        Team(3, blas_alone=False).run(task, 3)
+        side_by_side(task, 3)
     assert sorted(ended) == [0, 1, 2]
+    assert blas_settings() == before
+
+
+def test_whoever_is_free_takes_the_next():
+    """One member is held up by its first task until the other has done all the rest."""
+    others_done = threading.Event()
+    left = list(range(6))
+
+    def task(index, member):
+        if index == 0:
+            assert others_done.wait(timeout=10)
+        left.remove(index)
+        if left == [0]:
+            others_done.set()
+        return member
+
+    members = Team(2, blas_alone=False).run(task, 6)
+    assert members[1:] == [1 - members[0]] * 5
+
+
+def test_after_an_error_nothing_new_is_begun():
+    before, begun = blas_settings(), []
+
+    def task(index, member):
+        begun.append(index)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Team(2, blas_alone=False).run(task, 50)
+    assert len(begun) <= 2
     assert blas_settings() == before
 
 
@@ -169,4 +199,4 @@ def test_a_shared_update_has_the_bits_of_one_thread(monkeypatch, optimizer):
 def test_without_a_known_blas_there_is_one_thread(monkeypatch):
     monkeypatch.setattr(team, "_blas", lambda: ([], []))
     assert team.blas_threads() == 1
-    assert Team(2, blas_alone=True).run(lambda index: index, 2) == [0, 1]
+    assert Team(2, blas_alone=True).run(lambda index, member: index, 2) == [0, 1]

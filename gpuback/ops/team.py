@@ -32,16 +32,27 @@ class Team:
         self.size = size
         self._blas_alone = blas_alone or size > 1
 
-    def run(self, work: Callable[[int], Result], count: int) -> list[Result]:
-        """[work(0), …, work(count − 1)]. What one of them raises is raised here, once all have ended."""
+    def run(self, work: Callable[[int, int], Result], count: int) -> list[Result]:
+        """[work(0, m), …, work(count − 1, m)], where m says which member of the team works on it: whoever is free.
+
+        What one of them raises is raised here, once all have ended; those not begun by then are left out.
+        """
         if not self._blas_alone:
-            return [work(index) for index in range(count)]
+            return [work(index, 0) for index in range(count)]
+        results: dict[int, Result] = {}
+        indices = iter(range(count))
 
-        def alone(index: int) -> Result:
+        def take(member: int) -> None:
             with _OneBlasThread():
-                return work(index)
+                for index in indices:  # each comes out once, whichever thread asks
+                    results[index] = work(index, member)
 
-        return side_by_side(alone, count) if count > 1 else [alone(0)]
+        members = min(self.size, count)
+        if members > 1:
+            side_by_side(take, members)
+        else:
+            take(0)
+        return [results[index] for index in range(count)]
 
 
 def side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
