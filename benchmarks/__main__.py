@@ -23,7 +23,7 @@ from benchmarks.results import ResultsError
 app = typer.Typer(add_completion=False, help=__doc__.splitlines()[0], pretty_exceptions_enable=False)
 
 JSON = Path("benchmark.json")
-ROUNDS = 15
+ROUNDS = 12
 WIDTH = 170
 """Of tables that go into a file."""
 

@@ -223,7 +223,7 @@ def startup(net: Network, parts: Sequence[str], dtype: str = "") -> list[Case]:
 
 
 def _memory(networks: Sequence[Network] | None) -> list[Case]:
-    chosen = networks or (NETWORKS["wide"], NETWORKS["narrow-deep"])
+    chosen = networks or (NETWORKS["narrow-deep"],)
     return [Case("memory", net.name, net.sizes, net.batch_size, "", "Adam", unit="bytes") for net in chosen]
 
 

@@ -4,7 +4,8 @@ Machines speed up and slow down between runs and within them, for all contestant
 time but its quotient, round by round, by the geometric mean of what was measured beside it in that round: other
 libraries and bare products that both files have. How far those lie apart from each other in two runs, which cannot be
 gpuback's doing, says how far gpuback may. `benchmarks/shifts.py` has the statistic, `tests/test_benchmark_reports.py`
-its rates of false alarms and misses: where quotients scatter by 5 %, 15 rounds are enough to see 20 %, and 8 are not.
+its rates of false alarms and misses: where quotients scatter by 5 %, 15 rounds are enough to see 20 %, and 8 are not
+(`python -m benchmarks --families step --rounds 15`).
 """
 
 from __future__ import annotations

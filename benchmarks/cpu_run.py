@@ -23,7 +23,7 @@ from benchmarks.results import Contestant, Results, Row, p20, row_of, save
 SETTLE, SECONDS = 0.06, 0.025
 """Of a contestant before the clock starts, and while it runs."""
 
-TRIALS = 4
+TRIALS = 3
 """Rounds after which a contestant goes on with its fastest setting alone. They lie seconds apart, so that no moment in
 which others use the cores decides."""
 
