@@ -21,8 +21,8 @@ from gpuback.ops.team import blas_threads, side_by_side
 CHUNK = 1 << 16
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
 
-WORTH_SHARING = 1 << 17
-"""As many parameters and more are shared between threads; fewer take no longer than it takes to hand them over."""
+WORTH_SHARING = 1_500_000
+"""Parameters times passes over them, from which on threads share them: fewer take no longer than handing them over."""
 
 SMALLEST_FACTOR = 2.0**-100
 """A smaller factor might not be a normal number in float32; it is applied in several parts."""
@@ -34,13 +34,19 @@ def all_finite(array: Array) -> bool:
 
 
 class NumpyUpdate(ABC):
-    """What the updates share: whether to make one, how many were made, by what the gradient is multiplied."""
+    """What the updates share: whether to make one, how many were made, by what the gradient is multiplied.
+
+    Attributes:
+        passes: operations on arrays in an update, about.
+    """
+
+    passes: int
 
     def __init__(self, steps: int, theta: Array, *state: Array | None) -> None:
         self.steps = steps
         self.diverged_at: int | None = None
         self._arrays = [array for array in (theta, *state) if array is not None]
-        threads = blas_threads() if len(theta) >= WORTH_SHARING else 1
+        threads = blas_threads() if len(theta) * self.passes >= WORTH_SHARING else 1
         share = -(-len(theta) // threads // CHUNK) * CHUNK
         self._shares = [
             _parts(first, min(first + share, len(theta)), theta, *state) for first in range(0, len(theta), share)
@@ -129,6 +135,8 @@ class SGDUpdate(NumpyUpdate):
     momentum μ, nesterov, weight_decay λ. Without weight decay nothing is added to c ∇θ, not even 0.
     """
 
+    passes = 3
+
     def __init__(self, theta: Array, velocity: Array | None, steps: int) -> None:
         super().__init__(steps, theta, velocity)
 
@@ -164,6 +172,8 @@ class AdamUpdate(NumpyUpdate):
     Weight decay adds λθ to g, or (decoupled: AdamW) first shrinks θ by 1 − ηλ. βᵗ is by multiplication, which IEEE
     fixes to the bit; a library's pow may vary.
     """
+
+    passes = 12
 
     def __init__(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> None:
         super().__init__(steps, theta, first_moment, second_moment)
