@@ -10,9 +10,9 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 import gpuback
-from gpuback.ops import numpy_ops, numpy_updates, team
+from gpuback.ops import numpy_ops, team
 from gpuback.ops.team import Team, side_by_side
-from gpuback.testing import fingerprint, random_batch, tolerance
+from gpuback.testing import random_batch, tolerance
 
 
 def blas_settings() -> list[int]:
@@ -150,8 +150,7 @@ def test_accumulate_adds_the_whole_batch_once(three_threads):
 
 
 def test_little_work_is_not_shared(monkeypatch):
-    for module in (team, numpy_updates):
-        monkeypatch.setattr(module, "side_by_side", lambda work, count: pytest.fail("it was shared"))
+    monkeypatch.setattr(team, "side_by_side", lambda work, count: pytest.fail("it was shared"))
     net = gpuback.MLP([5, 9, 3], seed=0)
     gpuback.TrainStep(net, gpuback.Adam())(*random_batch(net, 100))
 
@@ -176,24 +175,6 @@ def test_a_forked_process_has_threads_of_its_own():
     if child == 0:
         os._exit(0 if side_by_side(lambda index: index, 3) == [0, 1, 2] else 1)
     assert os.waitpid(child, 0)[1] == 0
-
-
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
-def test_a_shared_update_has_the_bits_of_one_thread(monkeypatch, optimizer):
-    options = {"learning_rate": 0.1, "weight_decay": 0.01}
-    options |= {"momentum": 0.9, "nesterov": True} if optimizer == "SGD" else {}
-    rng = np.random.default_rng(0)
-    gradients = [rng.standard_normal(5000, dtype=np.float32) for _ in range(3)]
-    results = []
-    for threads in (1, 3):
-        for name, value in {"WORTH_SHARING": 1000, "CHUNK": 700, "blas_threads": lambda count=threads: count}.items():
-            monkeypatch.setattr(numpy_updates, name, value)
-        net = gpuback.MLP([49, 100], seed=0, loss="squared_error")
-        update = getattr(gpuback, optimizer)(**options)
-        for gradient in gradients:
-            update.step(net, gpuback.Gradients(gradient, (), ()))
-        results.append(fingerprint(net))
-    assert results[0] == results[1]
 
 
 def test_without_a_known_blas_there_is_one_thread(monkeypatch):

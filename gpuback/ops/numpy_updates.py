@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,9 @@ import numpy as np
 from gpuback._typing import Array
 from gpuback.buffers import aligned_empty
 from gpuback.ops.exact_sums import norm as norm
-from gpuback.ops.team import blas_threads, side_by_side
 
 CHUNK = 1 << 16
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
-
-WORTH_SHARING = 1_500_000
-"""Parameters times passes over them, from which on threads share them: fewer take no longer than handing them over."""
 
 SMALLEST_FACTOR = 2.0**-100
 """A smaller factor might not be a normal number in float32; it is applied in several parts."""
@@ -36,21 +32,15 @@ def all_finite(array: Array) -> bool:
 class NumpyUpdate(ABC):
     """What the updates share: whether to make one, how many were made, by what the gradient is multiplied.
 
-    Attributes:
-        passes: operations on arrays in an update, about.
+    One thread makes them: BLAS's, which have just finished the gradient, spin for a while, and a second one of ours was
+    seen to gain nothing beside them.
     """
-
-    passes: int
 
     def __init__(self, steps: int, theta: Array, *state: Array | None) -> None:
         self.steps = steps
         self.diverged_at: int | None = None
         self._arrays = [array for array in (theta, *state) if array is not None]
-        threads = blas_threads() if len(theta) * self.passes >= WORTH_SHARING else 1
-        share = -(-len(theta) // threads // CHUNK) * CHUNK
-        self._shares = [
-            _parts(first, min(first + share, len(theta)), theta, *state) for first in range(0, len(theta), share)
-        ]
+        self._parts = _parts(theta, *state)
         self._invalid = False
 
     def __call__(
@@ -73,16 +63,8 @@ class NumpyUpdate(ABC):
             if clip_norm is not None:
                 factor = clip(gradient, clip_norm)
         self.steps += 1
-        numbers = self._numbers(**hyper_parameters)
-
-        def work(share: int) -> None:
-            with np.errstate(all="ignore", invalid="call", call=self._note_invalid):
-                self._apply(self._shares[share], gradient, factor, *np.array(numbers, gradient.dtype))
-
-        if len(self._shares) == 1:
-            work(0)
-        else:
-            side_by_side(work, len(self._shares))
+        with np.errstate(all="ignore", invalid="call", call=self._note_invalid):
+            self._apply(gradient, factor, *np.array(self._numbers(**hyper_parameters), gradient.dtype))
         if self._invalid:
             self._settle_nan()
 
@@ -103,7 +85,7 @@ class NumpyUpdate(ABC):
         """What this step's formulas contain, computed in float64."""
 
     @abstractmethod
-    def _apply(self, parts: Iterable[Any], gradient: Array, factor: float, *numbers: Any) -> None:
+    def _apply(self, gradient: Array, factor: float, *numbers: Any) -> None:
         """The update itself, with `factor` times the gradient; `numbers` in θ's dtype."""
 
 
@@ -135,8 +117,6 @@ class SGDUpdate(NumpyUpdate):
     momentum μ, nesterov, weight_decay λ. Without weight decay nothing is added to c ∇θ, not even 0.
     """
 
-    passes = 3
-
     def __init__(self, theta: Array, velocity: Array | None, steps: int) -> None:
         super().__init__(steps, theta, velocity)
 
@@ -145,10 +125,8 @@ class SGDUpdate(NumpyUpdate):
     ) -> Sequence[float]:
         return learning_rate, momentum, nesterov, weight_decay
 
-    def _apply(
-        self, parts: Iterable[Any], gradient: Array, factor: float, rate: Any, keep: Any, nesterov: Any, decay: Any
-    ) -> None:
-        for where, t, v, spare, other in parts:
+    def _apply(self, gradient: Array, factor: float, rate: Any, keep: Any, nesterov: Any, decay: Any) -> None:
+        for where, t, v, spare, other in self._parts:
             g = _scaled(gradient[where], factor, spare)
             if decay:
                 np.multiply(t, decay, out=other)
@@ -173,8 +151,6 @@ class AdamUpdate(NumpyUpdate):
     fixes to the bit; a library's pow may vary.
     """
 
-    passes = 12
-
     def __init__(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> None:
         super().__init__(steps, theta, first_moment, second_moment)
         self._beta_powers: tuple[float, float] | None = None
@@ -197,7 +173,6 @@ class AdamUpdate(NumpyUpdate):
 
     def _apply(
         self,
-        parts: Iterable[Any],
         gradient: Array,
         factor: float,
         rate: Any,
@@ -208,7 +183,7 @@ class AdamUpdate(NumpyUpdate):
         decay: Any,
         shrink: Any,
     ) -> None:
-        for where, t, m, v, spare, other in parts:
+        for where, t, m, v, spare, other in self._parts:
             g = _scaled(gradient[where], factor, spare)
             if shrink != 1.0:
                 np.multiply(t, shrink, out=t)
@@ -237,14 +212,12 @@ def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
     return first, second
 
 
-def _parts(first: int, end: int, theta: Array, *state: Array | None) -> list[list[Any]]:
-    """θ[first:end] and the optimizer's state there in parts of up to CHUNK: for each where it lies, its views, and
-    scratch, which the parts have in common.
-    """
-    scratch = [aligned_empty(min(CHUNK, end - first), theta.dtype) for _ in range(2)]
+def _parts(theta: Array, *state: Array | None) -> list[list[Any]]:
+    """θ and an optimizer's state in parts of up to CHUNK: for each where it lies, its views, and two scratch arrays."""
+    scratch = [aligned_empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(2)]
     parts = []
-    for start in range(first, end, CHUNK):
-        where = slice(start, min(start + CHUNK, end))
+    for start in range(0, len(theta), CHUNK):
+        where = slice(start, min(start + CHUNK, len(theta)))
         views = [None if array is None else array[where] for array in (theta, *state)]
         parts.append([where, *views, *(array[: where.stop - start] for array in scratch)])
     return parts
