@@ -11,7 +11,7 @@ def turn(contestant: Contestant, settle: float, seconds: float) -> float:
     """Seconds a call, over calls that together take about `seconds`.
 
     It starts from the case's beginning and runs for at least `settle` before the clock starts: threads of those who ran
-    before go on spinning for a tenth of a second and take a core from whoever comes next; caches and clock rates are
+    before go on spinning for a while and take a core from whoever comes next; caches and clock rates are
     theirs. Between calls nothing waits, so that a library may run ahead; after the last all work is done.
     """
     contestant.restart()

@@ -93,11 +93,13 @@ def test_after_an_error_nothing_new_is_begun():
 
     def task(index, member):
         begun.append(index)
-        raise ZeroDivisionError
+        if index == 0:
+            raise ZeroDivisionError
+        time.sleep(0.05)
 
     with pytest.raises(ZeroDivisionError):
         Team(2, blas_alone=False).run(task, 50)
-    assert len(begun) <= 2
+    assert len(begun) <= 3
     assert blas_settings() == before
 
 

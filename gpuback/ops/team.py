@@ -43,9 +43,13 @@ class Team:
         indices = iter(range(count))
 
         def take(member: int) -> None:
-            with _OneBlasThread():
-                for index in indices:  # each comes out once, whichever thread asks
-                    results[index] = work(index, member)
+            try:
+                with _OneBlasThread():
+                    for index in indices:  # each comes out once, whichever thread asks
+                        results[index] = work(index, member)
+            except BaseException:
+                list(indices)  # nobody takes what is left
+                raise
 
         members = min(self.size, count)
         if members > 1:
