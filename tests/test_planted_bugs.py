@@ -85,10 +85,11 @@ FOUND = {
         "reduce.cuh",
         [
             (
-                "  Real* own = partials",
-                "  const bool last = arrive_last(arrivals + group, members);\n  Real* own = partials",
+                "  store_partial(sums, packs, partials + chain * stride);\n"
+                "  const LastSum<Real> last = join_chains<DEPTH>(partials, stride, packs, arrivals, chains, chain, ring);",
+                "  const LastSum<Real> last = join_chains<DEPTH>(partials, stride, packs, arrivals, chains, chain, ring);\n"
+                "  store_partial(sums, packs, partials + chain * stride);",
             ),
-            ("if (!arrive_last(arrivals + group, members)) return;", "if (!last) return;"),
         ],
         NARROW,
         r"race .*'partials'",
@@ -157,11 +158,12 @@ BY_ARRIVAL = Bug(
     "reduce.cuh",
     [
         (
-            "  Real* own = partials + chain * stride;",
+            "  store_partial(sums, packs, partials + chain * stride);",
+            "  const int group = chain / chains.group_size;\n"
             "  unsigned place = 0;\n"
-            "  if (lane == 0) place = atomicAdd(arrivals + group, 0x10000u) >> 16;\n"
+            "  if (threadIdx.x % 32 == 0) place = atomicAdd(arrivals + group, 0x10000u) >> 16;\n"
             "  place = __shfl_sync(0xffffffffu, place, 0);\n"
-            "  Real* own = partials + (first + (int)place) * stride;",
+            "  store_partial(sums, packs, partials + (group * chains.group_size + (int)place) * stride);",
         ),
         ("last = atomicAdd(arrivals, 1u) ==", "last = (atomicAdd(arrivals, 1u) & 0xffffu) =="),
     ],

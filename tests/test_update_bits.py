@@ -358,7 +358,7 @@ class Mistake(NamedTuple):
 
 STEP_MISTAKES = {
     "momentum contracted": Mistake(
-        [("keep * velocities.at[j] + g;", "__fmaf_rn(keep.value, velocities.at[j], g.value);")], "momentum"
+        [("keep * Number(*velocity) + g;", "__fmaf_rn(keep.value, *velocity, g.value);")], "momentum"
     ),
     "theta's step contracted": Mistake(
         [("settled(t - rate * g)", "settled(Number(__fmaf_rn(-rate.value, g.value, t.value)))")], "sgd"
@@ -370,19 +370,19 @@ STEP_MISTAKES = {
     "the first moment's correction in float": Mistake(
         [
             (
-                "(REAL)(learning_rate * root_2 / (one - state[BETA_POWER_1])).value",
-                "(REAL)(learning_rate * root_2).value / (REAL)(1 - state[5])",
+                "(Real)(learning_rate * root_2 / (one - beta_power_1)).value",
+                "(Real)(learning_rate * root_2).value / (Real)(1 - beta_power_1)",
             )
         ],
         "adam",
     ),
     "theta shrinks with its step": Mistake([("settled(t - rate * (m", "settled(t - rate * shrink * (m")], "adamw"),
-    "0 theta is added": Mistake([("if (decays) g = g + decay * t;", "g = g + decay * t;")], "momentum"),
+    "0 theta is added": Mistake([("if (decay.value != 0) g = g + decay * t;", "g = g + decay * t;")], "momentum"),
     "the factor is not rounded": Mistake(
         [
-            ("  REAL factor;", "  double factor;"),
-            ("factor((REAL)state[FACTOR])", "factor(state[FACTOR])"),
-            ("return g * factor;", "return (REAL)(g.value * factor);"),
+            ("  Real factor;", "  double factor;"),
+            ("factor((Real)state[FACTOR])", "factor(state[FACTOR])"),
+            ("return g * factor;", "return (Real)(g.value * factor);"),
         ],
         "sgd",
         "ordinary",
@@ -394,7 +394,7 @@ STEP_MISTAKES = {
 @pytest.mark.parametrize("name", STEP_MISTAKES)
 def test_bits_tell_a_step_that_rounds_otherwise(name: str, tmp_path: Path) -> None:
     patches, algorithm, clipping = STEP_MISTAKES[name]
-    folder = planted(tmp_path, "optimizers.cu", *patches)
+    folder = planted(tmp_path, "update.cuh", *patches)
     assert run_together(ALGORITHMS[algorithm], clipping, 1025, steps=2)
     assert not run_together(ALGORITHMS[algorithm], clipping, 1025, steps=2, folder=folder)
 

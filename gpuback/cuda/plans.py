@@ -198,7 +198,8 @@ def layer_plan(
     return _mma_layer(batch_size, n_out, n_in, precision, limits, need_da_prev)
 
 
-def _narrow_chains(batch_size: int) -> Chains:
+def narrow_chains(batch_size: int) -> Chains:
+    """How a narrow layer's sums over the batch are cut."""
     return _chains(batch_size, ITEMS_WANTED, NARROW_SMALLEST_CHAIN, LONGEST_CHAIN)
 
 
@@ -217,7 +218,7 @@ def _narrow_layer(
     slabs = next((s for s in choices if s.shared_bytes(operand) <= limits.shared_bytes), None)
     if slabs is None:
         return None
-    chains = _narrow_chains(batch_size)
+    chains = narrow_chains(batch_size)
     per_lane = _held(slabs.max_out * slabs.max_in // (32 * NARROW_WARPS), slabs.max_out // 64)
     return LayerPlan(
         LaunchPlan(slabs.variant(operand), chains.count, 32 * NARROW_WARPS, slabs.shared_bytes(operand)),
@@ -236,7 +237,7 @@ def _mma_layer(
     for tile in (128, 64):
         tiles_o, tiles_i = -(-n_out // tile), -(-n_in // tile)
         if max(n_out, n_in) <= NARROW:  # where only the device keeps a layer from `layer_mma_narrow`: the same bits
-            chains = _narrow_chains(batch_size)
+            chains = narrow_chains(batch_size)
         else:
             chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, LONGEST_CHAIN)
         dw_items, da_items = chains.count * tiles_o * tiles_i, -(-batch_size // tile) * tiles_i
