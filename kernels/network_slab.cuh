@@ -133,11 +133,51 @@ DEVICE void multiply(float (&c)[2][4][4], const OPERAND* a_tile, int a_pitch, in
   }
 }
 
-// Pairs of neighbours in 16 rows and columns of a tile, a warp's tile of C in two fragments: body(index of the pair, its row, its column).
+// A lane's two pairs of neighbours in a fragment of C: body(index of the pair, its row, its column).
 template <typename Body>
 DEVICE void each_pair(int m0, int n0, Body body) {
 #pragma unroll
-  for (int p = 0; p < 4; ++p) body(p, m0 + fragment_row(p % 2 * 2), n0 + p / 2 * 8 + fragment_column(0));
+  for (int p = 0; p < 2; ++p) body(p, m0 + fragment_row(p * 2), n0 + fragment_column(0));
+}
+
+// Which code an activation takes, known to the compiler.
+struct Linear {
+  template <int N>
+  static DEVICE void activate(int activation, float (&a)[N]) { activate_linear(activation, a); }
+  template <int N>
+  static DEVICE void times_derivative(int activation, float (&d)[N], const float (&source)[N]) {
+    times_derivative_linear(activation, d, source);
+  }
+};
+struct Smooth {
+  template <int N>
+  static DEVICE void activate(int activation, float (&a)[N]) { activate_smooth(activation, a); }
+  template <int N>
+  static DEVICE void times_derivative(int activation, float (&d)[N], const float (&source)[N]) {
+    times_derivative_smooth(activation, d, source);
+  }
+};
+
+// A tile's eight fragments: body(kind, fragment, its first row, its first column), for columns below n1. The code of smooth activations
+// stands once: fragments move up to where it finds them.
+template <typename Body>
+DEVICE void each_fragment(float (&c)[2][4][4], int activation, int m0, int n0, int n1, Body body) {
+  if (piecewise_linear(activation)) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (n0 + j * 8 < n1) body(Linear(), c[i][j], m0 + i * 16, n0 + j * 8);
+    return;
+  }
+#pragma unroll 1
+  for (int f = 0; f < 8; ++f) {
+    if (n0 + f % 4 * 8 < n1) body(Smooth(), c[0][0], m0 + f / 4 * 16, n0 + f % 4 * 8);
+#pragma unroll
+    for (int i = 0; i < 7; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) c[i / 4][i % 4][e] = c[(i + 1) / 4][(i + 1) % 4][e];
+  }
 }
 
 // Two numbers as operands; zeros outside the slab's rows and the layer's columns.
@@ -151,7 +191,7 @@ DEVICE Pair narrow_pair(float first, float second, bool row_counts, int column, 
 // h_{k+1} = g(h_k W^T + b), or a_L.
 DEVICE void forward_layer(const Network& net, int k, int valid) {
   const int n_in = net[k].n_in, n_out = net[k].n_out, activation = net[k].activation, n1 = whole(n_out);
-  const bool last = k + 1 == net.layers;
+  const bool last = k + 1 == net.layers, rounded = !last && derivative_from_a(activation);  // so that g and g' see the same a
   const float* bias = net.biases(k);
   OPERAND* out = net.inputs(k + 1);
   OPERAND* kept = net.kept(k + 1);
@@ -161,31 +201,28 @@ DEVICE void forward_layer(const Network& net, int k, int valid) {
     const int m0 = tile / across * TILE, n0 = tile % across * TILE;
     float c[2][4][4];
     multiply<true>(c, net.inputs(k), net.pitch(k), m0, net.weights(k), net.pitch_w(k), n0, n1, whole(n_in));
-#pragma unroll
-    for (int part = 0; part < 4; ++part) {
-      const int i = part / 2, j = part % 2 * 2, m = m0 + i * 16, n = n0 + j * 8;
-      if (n >= n1) continue;
-      float a[8];
+    each_fragment(c, last ? IDENTITY : activation, m0, n0, n1, [&](auto kind, const float (&sums)[4], int m, int n) {
+      float a[4];
       each_pair(m, n, [&](int p, int row, int column) {
         const Group<float, 2> b = *(const Group<float, 2>*)(bias + column);
 #pragma unroll
-        for (int e = 0; e < 2; ++e) a[p * 2 + e] = c[i][j + p / 2][p % 2 * 2 + e] + b.at[e];
+        for (int e = 0; e < 2; ++e) a[p * 2 + e] = sums[p * 2 + e] + b.at[e];
         if (last) {
           const Group<float, 2> pair = {a[p * 2], a[p * 2 + 1]};
           *(Group<float, 2>*)(net.top() + row * net.pitch_top() + column) = pair;
         }
-        if (kept) {
+        if (rounded) {
           const Pair pair = narrow_pair(a[p * 2], a[p * 2 + 1], row < valid, column, n_out);
-          *(Pair*)(kept + row * pitch + column) = pair;
+          if (kept) *(Pair*)(kept + row * pitch + column) = pair;
           a[p * 2] = widen(pair.at[0]), a[p * 2 + 1] = widen(pair.at[1]);
         }
       });
-      if (last) continue;
-      activate(activation, a);
+      if (last) return;
+      kind.activate(activation, a);
       each_pair(m, n, [&](int p, int row, int column) {
         *(Pair*)(out + row * pitch + column) = narrow_pair(a[p * 2], a[p * 2 + 1], row < valid, column, n_out);
       });
-    }
+    });
   }
 }
 
@@ -246,95 +283,95 @@ DEVICE void add_weights(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const Rows& da
   if (o0 >= da.columns || i0 >= h.columns) return;
 #pragma unroll 1
   for (int b = 0; b < whole(valid); b += Unit::K) {
-    typename Unit::FragmentA a[FRAGMENTS_O];
+    typename Unit::FragmentB columns[FRAGMENTS_I];
 #pragma unroll
-    for (int i = 0; i < FRAGMENTS_O; ++i)
-      if (o0 + i * 16 < da.columns) Unit::template load_a<true>(a[i], da.at, da.pitch, o0 + i * 16, b);
+    for (int j = 0; j < FRAGMENTS_I; j += 2)
+      if (i0 + j * 8 < h.columns)
+        Unit::template load_b<true, false>(columns[j], columns[j + 1], h.at, h.pitch, i0 + j * 8, b);
 #pragma unroll
-    for (int j = 0; j < FRAGMENTS_I; j += 2) {
-      if (i0 + j * 8 >= h.columns) continue;
-      typename Unit::FragmentB columns[2];
-      Unit::template load_b<true, false>(columns[0], columns[1], h.at, h.pitch, i0 + j * 8, b);
+    for (int i = 0; i < FRAGMENTS_O; ++i) {
+      if (o0 + i * 16 >= da.columns) continue;
+      typename Unit::FragmentA rows;
+      Unit::template load_a<true>(rows, da.at, da.pitch, o0 + i * 16, b);
 #pragma unroll
-      for (int i = 0; i < FRAGMENTS_O; ++i)
-        if (o0 + i * 16 < da.columns) {
-          Unit::multiply(dw[i][j], a[i], columns[0]);
-          Unit::multiply(dw[i][j + 1], a[i], columns[1]);
-        }
+      for (int j = 0; j < FRAGMENTS_I; ++j)
+        if (i0 + j * 8 < h.columns) Unit::multiply(dw[i][j], rows, columns[j]);
     }
   }
 }
 
-// db += sum_b da. Eight lanes to a pair of columns, every eighth row each; no two rows of theirs meet in a bank.
+// db += sum_b da, 32 rows at a time, so that the sum does not depend on how a chain is cut into slabs.
 DEVICE void add_biases(float* db, const Rows& da, int valid) {
-  const int lane = threadIdx.x % 32;
 #pragma unroll 1
-  for (int first = warp_index() * 8; first < da.columns; first += WARPS * 8) {
-    const int column = first + lane % 4 * 2;
-    float sum[2] = {0, 0};
-    for (int r = lane / 4; r < used_rows(valid); r += 8) {
-      const Pair pair = *(const Pair*)(da.at + r * da.pitch + column);
-      sum[0] += widen(pair.at[0]), sum[1] += widen(pair.at[1]);
+  for (int o = warp_index() * 16; o < da.columns; o += WARPS * 16)
+#pragma unroll 1
+    for (int first = 0; first < valid; first += 32) {
+      float sums[4] = {0, 0, 0, 0};
+#pragma unroll
+      for (int b = first; b < first + 32; b += Unit::K) {
+        typename Unit::FragmentA rows;
+        Unit::template load_a<true>(rows, da.at, da.pitch, o, b);
+        Unit::template add_row_sums<true>(sums, rows, da.at, da.pitch, o, b);
+      }
+      Unit::finish_row_sums(sums);
+      if (fragment_column(0) == 0) db[o + fragment_row(0)] += sums[0], db[o + fragment_row(2)] += sums[2];
     }
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) sum[e] += __shfl_xor_sync(0xffffffffu, sum[e], step);
-    if (lane < 4) db[column] += sum[0], db[column + 1] += sum[1];
-  }
 }
 
-// da_{k-1} = (da_k W) g' in place of the layer's inputs; or, of the first layer, ∂loss/∂x to global memory.
-DEVICE void backward_layer(const Network& net, int k, int valid, float* dx, float factor) {
+// da_{k-1} = (da_k W) g' in place of the layer's inputs, g' computed from `source`, rows as these; or, of the first layer,
+// dx = (da_1 W) factor to global memory.
+DEVICE void backward_layer(const Network& net, int k, int valid, const OPERAND* source, float* dx, float factor) {
   const int n_in = net[k].n_in, n1 = whole(n_in), n_out = net[k].n_out, activation = k ? net[k - 1].activation : IDENTITY;
   OPERAND* h = net.inputs(k);
-  const OPERAND* source = net.kept(k) ? net.kept(k) : h;
   const int pitch = net.pitch(k), across = ceil_div(n1, TILE);
 #pragma unroll 1
   for (int tile = warp_index(); tile < used_rows(valid) / TILE * across; tile += WARPS) {
     const int m0 = tile / across * TILE, n0 = tile % across * TILE;
     float c[2][4][4];
     multiply<false>(c, net.inputs(k + 1), net.pitch(k + 1), m0, net.weights(k), net.pitch_w(k), n0, n1, whole(n_out));
-#pragma unroll
-    for (int part = 0; part < 4; ++part) {
-      const int i = part / 2, j = part % 2 * 2, m = m0 + i * 16, n = n0 + j * 8;
-      if (n >= n1) continue;
-      float d[8], sources[8];
+    each_fragment(c, activation, m0, n0, n1, [&](auto kind, const float (&sums)[4], int m, int n) {
+      float d[4], sources[4];
       each_pair(m, n, [&](int p, int row, int column) {
-        const Pair pair = *(const Pair*)(source + row * pitch + column);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          d[p * 2 + e] = c[i][j + p / 2][p % 2 * 2 + e];
-          sources[p * 2 + e] = widen(pair.at[e]);
-          if (k == 0 && row < valid && column + e < n_in) dx[(int64)row * n_in + column + e] = d[p * 2 + e] * factor;
+          d[p * 2 + e] = sums[p * 2 + e];
+          if (!k && row < valid && column + e < n_in) dx[(int64)row * n_in + column + e] = d[p * 2 + e] * factor;
         }
+        if (!k) return;
+        const Pair pair = *(const Pair*)(source + row * pitch + column);
+        sources[p * 2] = widen(pair.at[0]), sources[p * 2 + 1] = widen(pair.at[1]);
       });
-      if (k == 0) continue;
-      times_derivative(activation, d, sources);
+      if (!k) return;
+      kind.times_derivative(activation, d, sources);
       each_pair(m, n, [&](int p, int row, int column) {
         *(Pair*)(h + row * pitch + column) = narrow_pair(d[p * 2], d[p * 2 + 1], row < valid, column, n_in);
       });
-    }
+    });
   }
 }
 
 // ---- Rows on their way to the workspace and back
 
-// A matrix of the workspace: rows of whole numbers of 16.
-DEVICE OPERAND* workspace_matrix(OPERAND* workspace, int columns_before, int n_batch) {
-  return workspace + (int64)columns_before * n_batch;
-}
+// Where a network's rows are written down: one matrix of the batch behind the other, rows of whole numbers of 16.
+struct Workspace {
+  OPERAND* at;
+  int n_batch;
 
-// Writes the slab's rows; returns the largest magnitude among them, as a float's bits.
-DEVICE unsigned store_rows(OPERAND* to, const OPERAND* from, int pitch, int columns, int valid) {
-  const int width = Pack<OPERAND>::count, packs = columns / width;
+  DEVICE OPERAND* rows(int columns_before, int columns, int first) const {
+    return at + (int64)columns_before * n_batch + (int64)first * columns;
+  }
+};
+
+// Writes rows; returns the largest magnitude among them, as a float's bits.
+DEVICE unsigned store_rows(OPERAND* to, const Rows& from, int valid) {
+  const int width = Pack<OPERAND>::count, packs = from.columns / width;
   unsigned most = 0;
   for (int i = threadIdx.x; i < valid * packs; i += THREADS) {
     const int r = i / packs, column = i % packs * width;
-    const Pack<OPERAND> pack = *(const Pack<OPERAND>*)(from + r * pitch + column);
+    const Pack<OPERAND> pack = *(const Pack<OPERAND>*)(from.at + r * from.pitch + column);
 #pragma unroll
     for (int j = 0; j < width; ++j) most = max(most, magnitude(widen(pack.at[j])));
-    *(Pack<OPERAND>*)(to + (int64)r * columns + column) = pack;
+    *(Pack<OPERAND>*)(to + (int64)r * from.columns + column) = pack;
   }
   return most;
 }

@@ -1,4 +1,9 @@
-// What blocks do with the sums of their chains: partial results, totals, and the optimizer's step. network_narrow.cu has the kernels.
+// What blocks do with the sums of their chains: partial results, totals, and the optimizer's step.
+//
+// The last warp to arrive with its part of a layer's sums adds them up (reduce.cuh); blocks begin at different layers, so that the work
+// spreads over all of them. Whoever has a total makes the optimizer's step with it. Whether there is a step has been settled by then:
+// before a block arrives anywhere, it has noted the largest of its numbers. If that many of them cannot add up to infinity, the gradient
+// is finite; if one is not finite, neither is the gradient. In between, totals are kept until the last of them is known.
 #pragma once
 #include "network_slab.cuh"
 #include "reduce.cuh"
@@ -217,3 +222,16 @@ DEVICE void note_losses(double sum, const Notes& notes, int chain, double* share
   // What float cannot hold may still cancel.
   atomicMax(notes.noted(OF_LOSSES), magnitude(is_finite(mean) && mean > most ? (float)most : (float)mean));
 }
+
+// Begins a launch: the layout, and all weights if there is room for them.
+DEVICE Network load_network(unsigned char* memory, const int* layout, int layers, const float* theta, bool all_weights) {
+  const Network net = {memory, layers};
+  load_layout(net, layout);
+  __syncthreads();  // the layout is there
+  if (all_weights)
+    for (int k = 0; k < layers; ++k) load_layer(net, k, theta);
+  return net;
+}
+
+// A warp's part of the memory through which partial results come.
+DEVICE Pack<float>* ring_of(void* memory) { return (Pack<float>*)memory + warp_index() * DEPTH * 32; }

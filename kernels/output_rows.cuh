@@ -14,7 +14,7 @@
 #include "block_sum.cuh"
 
 enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
-enum OutputFunction { OUTPUT_SOFTMAX = -1 };  // else an Activation
+enum OutputFunction { OUTPUT_SOFTMAX = -1 };  // else IDENTITY, SIGMOID or TANH
 
 // A row of pre-activations in memory, worked on by LANES neighbouring lanes of a warp: each takes every LANES-th column.
 template <int LANES, typename Real>
@@ -71,11 +71,16 @@ struct Softmax {
   DEVICE Real operator()(Real a) const { return exp_of(a - highest) / total; }
 };
 
+// The output functions that are no softmax.
 template <typename Real>
 DEVICE Real apply_output(int output, Real a) {
-  Real one[1] = {a};
-  activate(output, one);
-  return one[0];
+  return output == SIGMOID ? sigmoid(a) : output == TANH ? tanh_of(a) : a;
+}
+
+// Their derivative, from y^.
+template <typename Real>
+DEVICE Real output_derivative(int output, Real predicted) {
+  return output == SIGMOID ? predicted * (1 - predicted) : output == TANH ? 1 - predicted * predicted : Real(1);
 }
 
 // Each of these returns a row's loss and calls write(j, dl/da_j) for each of the lane's columns, when a_j has been read for the last
@@ -116,10 +121,8 @@ DEVICE Real binary_loss(const Row<LANES, Real>& row, const Real* y, Write write)
 template <int LANES, typename Real, typename Write>
 DEVICE Real squared_loss(const Row<LANES, Real>& row, const Real* y, int output, Write write) {
   return Real(0.5) * row.sum([&](int j, Real a) {
-    const Real predicted[1] = {apply_output(output, a)}, residual = predicted[0] - y[j];
-    Real gradient[1] = {residual};
-    times_derivative(output, gradient, predicted);
-    write(j, gradient[0]);
+    const Real predicted = apply_output(output, a), residual = predicted - y[j];
+    write(j, residual * output_derivative(output, predicted));
     return residual * residual;
   });
 }

@@ -1,7 +1,13 @@
-"""Launch plans of the kernels that take a whole narrow network at once; see kernels/network_narrow.cu."""
+"""Launch plans of the kernels that take a whole narrow network at once: kernels/network_narrow.cu and network_chain.cu.
+
+How the batch is cut follows from the shape alone, so sums have the same bits on every device; the device decides how many
+rows a block takes at a time, which changes none.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -9,159 +15,299 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuback.architecture import Architecture
 from gpuback.cuda import plans
 from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
-from gpuback.cuda.plans import Chains
+from gpuback.cuda.plans import Chains, CompiledKernel
 from gpuback.precision import Precision
 
 WARPS, TILE = 8, 32
-"""Of a block; rows and columns of a warp's tile. As in kernels/network_narrow.cu."""
+"""Of a block; rows and columns of a warp's tile. As in kernels/network_slab.cuh."""
+
+THREADS = 32 * WARPS
 
 RING_BYTES = WARPS * 8 * 512
 """Through which a block's warps read partial results, where the slab was."""
 
 LAYER_NUMBERS = 12
-"""Of an entry of the layout."""
+"""Of an entry of the layout: `Layer` in kernels/network_slab.cuh."""
 
-MOST_ROWS = 128
-"""Of a slab: then each warp has a tile of a layer of 64."""
+COUNTERS = 4
+"""Of a launch, before the pieces' own."""
+
+ROWS = (128, 96, 64, 32)
+"""Of a slab, the best first: with 128 each of a block's warps has a tile of a layer of 64."""
 
 
 class Shape(NamedTuple):
-    """A kernel's limits: how wide layers may be, and how many it holds the sums of dW for in registers."""
+    """The widest layers and the most of them whose sums of dW a variant of `network_narrow` holds in registers."""
 
     width: int
     layers: int
 
-    @property
-    def entry(self) -> str:
-        return f"network_step_{self.width}x{self.layers}"
-
 
 SHAPES = (Shape(32, 16), Shape(64, 8), Shape(128, 2))
-"""The kernels there are, the better first."""
+"""The variants there are, the better first."""
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """A hidden layer's activation: the kernels' number for it, and whether its g' is computed from a."""
+class SumsPlan:
+    """How sums over the batch are cut and added up.
 
-    activation: int
-    derivative_from_a: bool
+    Attributes:
+        chains: how the batch is cut.
+        partials: numbers of workspace for partial results.
+        slots: a layer's parts that warps could hold, for all layers; `pieces` of them have anything in them.
+    """
+
+    chains: Chains
+    partials: int
+    slots: int
+    pieces: int
+
+    @property
+    def counters(self) -> int:
+        """All 0 before and after."""
+        return COUNTERS + self.slots * self.chains.counters
 
 
 @dataclass(frozen=True)
-class NetworkPlan:
-    """How a step of a whole network is launched.
+class StepPlan:
+    """A step of a whole network in one launch.
 
     Attributes:
         launch: what is launched.
-        layout: what lies where in a block's shared memory: a row of nine numbers for each layer, and one more.
+        layout: what lies where: (L + 1, LAYER_NUMBERS).
         rows: of a slab.
-        chains: how the batch is cut.
-        partials: numbers of workspace for partial results.
-        slots: pieces that gradients could be dealt with in; `pieces` of them have anything to add.
-        why: in words, for `explain`.
+        sums: those of dW and db.
     """
 
     launch: LaunchPlan
     layout: NDArray[np.int32]
     rows: int
+    sums: SumsPlan
+
+
+@dataclass(frozen=True)
+class ChainPlan:
+    """A network's forward pass, its loss and its backward pass down to every da in one launch.
+
+    Attributes:
+        launch, layout, rows: as StepPlan's.
+        all_weights: a block keeps all of them; else it reads each layer's anew for every slab.
+        chains: how the batch is cut.
+        columns: of all matrices of the workspace.
+    """
+
+    launch: LaunchPlan
+    layout: NDArray[np.int32]
+    rows: int
+    all_weights: bool
     chains: Chains
-    partials: int
-    slots: int
-    pieces: int
-    why: str
-
-    @property
-    def counters(self) -> int:
-        """Four for the launch, and for each slot those of its chains."""
-        return 4 + self.slots * self.chains.counters
+    columns: int
 
 
-def _whole(width: int) -> int:
+@dataclass(frozen=True)
+class WeightsPlan:
+    """All dW and db from what a ChainPlan has left in the workspace, in one launch."""
+
+    launch: LaunchPlan
+    rows: int
+    sums: SumsPlan
+
+
+def whole(width: int) -> int:
+    """What a width is rounded up to."""
     return -(-width // 16) * 16
 
 
-def _layout(
-    sizes: tuple[int, ...], hidden: tuple[Hidden, ...], precision: Precision, rows: int
-) -> tuple[NDArray[np.int32], int]:
-    """What lies where, and how many bytes it takes in all."""
-    size, depth = precision.operand.itemsize, len(sizes) - 1
-    pad = 8 if plans.uses_tensor_cores(precision) else 4
-    table = np.zeros((depth + 1, LAYER_NUMBERS), np.int32)
-    end = -(-table.nbytes // 16) * 16
-    theta = 0
-    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
-        table[k, :4] = n_in, n_out, hidden[k].activation if k < depth - 1 else 0, theta
-        theta += n_out * (n_in + 1)
-    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
-        bias, db = end, end + 4 * _whole(n_out)
-        w = db + 4 * _whole(n_out)
-        end = w + _whole(n_out) * (_whole(n_in) + pad) * size
-        table[k, 4:7] = w, bias, db
-    slab = end
-    for k, width in enumerate(sizes[:-1]):
-        table[k, 7] = end
-        bytes_of_layer = rows * (_whole(width) + pad) * size
-        end += bytes_of_layer
-        if k and hidden[k - 1].derivative_from_a:
-            table[k, 8] = end
-            end += bytes_of_layer
-    table[depth, 0], table[depth, 7] = sizes[-1], end
-    end += rows * (_whole(sizes[-1]) + (4 if size == 2 else pad)) * 4
-    return table, max(end, slab + RING_BYTES)
+def refusal(architecture: Architecture) -> str | None:
+    """Why no kernel takes such a network at once; None if there is one."""
+    precision, widest = architecture.precision, max(architecture.sizes)
+    if precision.reproducible:
+        return "reproducible mode goes layer by layer"
+    if precision.name == "float64":
+        return "float64 goes layer by layer"
+    if widest > plans.NARROW:
+        return f"a layer is {widest} wide, and whole networks are taken up to {plans.NARROW}"
+    return None
 
 
-def _pieces(sizes: tuple[int, ...], width: int) -> int:
-    """Parts of all dW that have anything in them: 2 x 4 warps (32 wide: 2 x 2) stand over each."""
-    rows, columns = width // 2, max(width // 4, 16)
-    return sum(min(2, -(-n_out // rows)) * -(-n_in // columns) for n_in, n_out in pairwise(sizes))
-
-
-def _held(width: int) -> int:
-    """Numbers of a piece that a lane holds: of dW, and of db by fours."""
-    rows, columns = width // 2, max(width // 4, 16)
-    return rows * columns // 32 + -(-(-(-rows // 32)) // 4) * 4
-
-
-def step_plan(
-    batch_size: int,
-    sizes: tuple[int, ...],
-    hidden: tuple[Hidden, ...],
-    precision: Precision,
-    limits: DeviceLimits,
-) -> NetworkPlan | str:
-    """A whole step in one launch; or, in words, why there is no such launch."""
-    if precision.name == "float64" or precision.reproducible:
-        return f"no kernel for a whole network computes in {'reproducible mode' if precision.reproducible else 'float64'}"
+@functools.cache
+def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | str:
+    """A whole step in one launch; or, in words, why there is none. For what `refusal` lets through."""
+    sizes, precision = architecture.sizes, architecture.precision
     depth, widest = len(sizes) - 1, max(sizes)
     shape = next((shape for shape in SHAPES if widest <= shape.width and depth <= shape.layers), None)
     if shape is None:
-        known = " or ".join(f"{shape.layers} layers of {shape.width}" for shape in SHAPES)
-        return f"{depth} layers up to {widest} wide are more than registers hold: {known}"
-    for rows in range(MOST_ROWS, 0, -TILE):
-        layout, shared_bytes = _layout(sizes, hidden, precision, rows)
+        known = " or ".join(f"{shape.layers} of {shape.width}" for shape in SHAPES)
+        return f"registers hold the sums of {known} layers, not of {depth} up to {widest} wide"
+    for rows in ROWS:
+        layout, shared_bytes = _step_layout(architecture, rows)
         if shared_bytes <= limits.shared_bytes:
             break
     else:
-        return f"a block needs {shared_bytes:,} bytes of shared memory, this device has {limits.shared_bytes:,}"
+        return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
+    sums = _sums(sizes, shape.width, plans.narrow_chains(batch_size))
+    grid = min(sums.chains.count, limits.multiprocessors)
+    return StepPlan(LaunchPlan(_step_variant(shape, precision), grid, THREADS, shared_bytes), layout, rows, sums)
+
+
+@functools.cache
+def chain_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits, *, backward: bool) -> ChainPlan | str:
+    """The passes in one launch, with or without the backward one; or, in words, why there is none."""
+    for all_weights, rows in ((True, 128), (True, 96), (True, 64), *((False, rows) for rows in ROWS)):
+        layout, shared_bytes, columns = _chain_layout(architecture, rows, all_weights, backward)
+        if shared_bytes <= limits.shared_bytes:
+            break
+    else:
+        return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
     chains = plans.narrow_chains(batch_size)
-    slots = WARPS * depth
-    return NetworkPlan(
-        LaunchPlan(variant(shape, precision), min(chains.count, limits.multiprocessors), 32 * WARPS, shared_bytes),
-        layout,
-        rows,
-        chains,
-        partials=chains.count * slots * 32 * _held(shape.width),
-        slots=slots,
-        pieces=_pieces(sizes, shape.width),
-        why=f"{chains.count} chains of {chains.rows} rows, in slabs of {rows}",
-    )
+    grid = min(chains.count, 2 * limits.multiprocessors)
+    launch = LaunchPlan(_chain_variant("network_chain", architecture.precision), grid, THREADS, shared_bytes)
+    return ChainPlan(launch, layout, rows, all_weights, chains, columns)
 
 
-def variant(shape: Shape, precision: Precision) -> Variant:
-    """The kernel for such networks and operands."""
-    tensor_cores = plans.uses_tensor_cores(precision)
+@functools.cache
+def weights_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> WeightsPlan | str:
+    """All layers' dW and db in one launch; or, in words, why there is none."""
+    sizes, precision = architecture.sizes, architecture.precision
+    depth, width = len(sizes) - 1, 64 if max(sizes) <= 64 else 128
+    pitch = (width + _pad(precision)) * precision.operand.itemsize
+    before = _table_bytes(depth) + 4 * width
+    for rows in ROWS[0], ROWS[2], ROWS[3]:
+        shared_bytes = before + max(4 * rows * pitch, RING_BYTES)
+        if shared_bytes <= limits.shared_bytes // (1 if rows == ROWS[-1] else 2):
+            break
+    else:
+        return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
+    wanted = -(-2 * plans.ITEMS_WANTED // depth)
+    sums = _sums(sizes, width, plans.chains_for(batch_size, wanted, plans.NARROW_SMALLEST_CHAIN, plans.LONGEST_CHAIN))
+    grid = min(depth * sums.chains.count, 2 * limits.multiprocessors)
+    variant = _chain_variant(f"network_weights_{width}", precision)
+    return WeightsPlan(LaunchPlan(variant, grid, THREADS, shared_bytes), rows, sums)
+
+
+# What lies where
+
+
+def _pad(precision: Precision) -> int:
+    """Numbers at the end of a row of operands."""
+    return 8 if plans.uses_tensor_cores(precision) else 4
+
+
+def _table_bytes(depth: int) -> int:
+    return -(-(depth + 1) * LAYER_NUMBERS * 4 // 16) * 16
+
+
+def _table(architecture: Architecture) -> NDArray[np.int32]:
+    """Widths, activations and places in θ."""
+    sizes, hidden = architecture.sizes, architecture.hidden_activations
+    table = np.zeros((len(sizes), LAYER_NUMBERS), np.int32)
+    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
+        activation = hidden[k].kernel_id if k < len(hidden) else 0
+        table[k, :4] = n_in, n_out, activation, architecture.layout.weight_starts[k]
+    table[-1, 0] = sizes[-1]
+    return table
+
+
+def _row_bytes(width: int, precision: Precision) -> int:
+    return (whole(width) + _pad(precision)) * precision.operand.itemsize
+
+
+def _top_row_bytes(width: int, precision: Precision) -> int:
+    return (whole(width) + (4 if precision.sixteen_bit else _pad(precision))) * 4
+
+
+def _kept(architecture: Architecture) -> list[bool]:
+    """For the inputs of each layer, whether the pre-activations that they came from are kept."""
+    return [False, *(g.derivative_from == "a" for g in architecture.hidden_activations)]
+
+
+def _step_layout(architecture: Architecture, rows: int) -> tuple[NDArray[np.int32], int]:
+    """For `network_narrow`; and the bytes that it takes in all."""
+    sizes, precision = architecture.sizes, architecture.precision
+    table, end = _table(architecture), _table_bytes(len(sizes) - 1)
+    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
+        bias, db = end, end + 4 * whole(n_out)
+        w = db + 4 * whole(n_out)
+        table[k, 4:7] = w, bias, db
+        end = w + whole(n_out) * _row_bytes(n_in, precision)
+    slab = end
+    for k, (width, kept) in enumerate(zip(sizes[:-1], _kept(architecture), strict=True)):
+        table[k, 7], end = end, end + rows * _row_bytes(width, precision)
+        if kept:
+            table[k, 8], end = end, end + rows * _row_bytes(width, precision)
+    table[-1, 7], end = end, end + rows * _top_row_bytes(sizes[-1], precision)
+    return table, max(end, slab + RING_BYTES)
+
+
+def _chain_layout(
+    architecture: Architecture, rows: int, all_weights: bool, backward: bool
+) -> tuple[NDArray[np.int32], int, int]:
+    """For `network_chain`; the bytes that it takes in all, and the columns of the workspace.
+
+    Neighbouring layers' inputs take turns at two places. Without `backward` nothing is kept.
+    """
+    sizes, precision = architecture.sizes, architecture.precision
+    depth, kept = len(sizes) - 1, _kept(architecture) if backward else [False] * (len(sizes) - 1)
+    table, start = _table(architecture), _table_bytes(depth)
+    end = start
+    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
+        first = end if all_weights else start
+        bias, w = first, first + 4 * whole(n_out)
+        table[k, 4:6] = w, bias
+        end = max(end, w + whole(n_out) * _row_bytes(n_in, precision))
+    for turn in range(min(2, depth)):
+        widest = max(sizes[:-1][turn::2])
+        table[turn:-1:2, 7], end = end, end + rows * _row_bytes(widest, precision)
+        if any(kept[turn::2]):
+            for k in range(turn, depth, 2):
+                table[k, 8] = end if kept[k] else 0
+            end += rows * _row_bytes(widest, precision)
+    table[-1, 7], end = end, end + rows * _top_row_bytes(sizes[-1], precision)
+    columns = 0
+    if backward:
+        for k, width in enumerate(sizes):
+            for number, there in ((9, k < depth), (10, k < depth and kept[k]), (11, k > 0)):
+                if there:
+                    table[k, number], columns = columns, columns + whole(width)
+    return table, end, columns
+
+
+def _sums(sizes: tuple[int, ...], width: int, chains: Chains) -> SumsPlan:
+    """2 x 4 warps (32 wide: 2 x 2) stand over each dW, and hold a part of `rows` x `columns` each."""
+    rows, columns = width // 2, max(width // 4, 16)
+    held = rows * columns // 32 + plans.whole_packs(-(-rows // 32))
+    slots = WARPS * (len(sizes) - 1)
+    pieces = sum(min(2, -(-n_out // rows)) * -(-n_in // columns) for n_in, n_out in pairwise(sizes))
+    return SumsPlan(chains, chains.count * slots * 32 * held, slots, pieces)
+
+
+# Variants
+
+
+def _operands(precision: Precision) -> tuple[str, str]:
     operand = precision.name if precision.sixteen_bit else "float"
-    return Variant("network_narrow.cu", shape.entry, (f"OPERAND={operand}", f"TENSOR_CORES={int(tensor_cores)}"))
+    return f"OPERAND={operand}", f"TENSOR_CORES={int(plans.uses_tensor_cores(precision))}"
+
+
+def _step_variant(shape: Shape, precision: Precision) -> Variant:
+    sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}"
+    return Variant("network_narrow.cu", "network_narrow", (*_operands(precision), *sizes))
+
+
+def _chain_variant(entry: str, precision: Precision) -> Variant:
+    return Variant("network_chain.cu", entry, _operands(precision))
+
+
+def variants() -> Iterator[CompiledKernel]:
+    """Every kernel that the plans above can ask for, with the most shared memory that a block may have anywhere."""
+    most = 227 * 1024
+    for name, tf32 in (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False)):
+        precision = Precision.of(name, allow_tf32=tf32)
+        tensor_cores = plans.uses_tensor_cores(precision)
+        for shape in SHAPES:
+            yield CompiledKernel(_step_variant(shape, precision), THREADS, most, tensor_cores)
+        for entry in ("network_chain", "network_weights_64", "network_weights_128"):
+            yield CompiledKernel(_chain_variant(entry, precision), THREADS, most // 2, tensor_cores)

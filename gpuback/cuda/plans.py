@@ -74,7 +74,7 @@ class Chains:
         return -(-self.count // self.group_size) + 1
 
 
-def _chains(batch_size: int, wanted: int, shortest: int, longest: int) -> Chains:
+def chains_for(batch_size: int, wanted: int, shortest: int, longest: int) -> Chains:
     """About `wanted` chains of whole multiples of 64 rows, within limits."""
     rows = min(max(-(-batch_size // wanted), shortest), longest)
     rows = -(-rows // 64) * 64
@@ -200,12 +200,17 @@ def layer_plan(
 
 def narrow_chains(batch_size: int) -> Chains:
     """How a narrow layer's sums over the batch are cut."""
-    return _chains(batch_size, ITEMS_WANTED, NARROW_SMALLEST_CHAIN, LONGEST_CHAIN)
+    return chains_for(batch_size, ITEMS_WANTED, NARROW_SMALLEST_CHAIN, LONGEST_CHAIN)
+
+
+def whole_packs(count: int) -> int:
+    """So many float32, by fours: what a lane moves at a time."""
+    return -(-count // 4) * 4
 
 
 def _held(of_dw: int, fragments: int) -> int:
-    """Numbers that a lane brings to a reduction: its part of dW, and two of db for each row of fragments, by fours."""
-    return of_dw + -(-2 * fragments // 4) * 4
+    """Numbers that a lane brings to a reduction: its part of dW, and two of db for each row of fragments."""
+    return of_dw + whole_packs(2 * fragments)
 
 
 def _narrow_layer(
@@ -239,7 +244,7 @@ def _mma_layer(
         if max(n_out, n_in) <= NARROW:  # where only the device keeps a layer from `layer_mma_narrow`: the same bits
             chains = narrow_chains(batch_size)
         else:
-            chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, LONGEST_CHAIN)
+            chains = chains_for(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, LONGEST_CHAIN)
         dw_items, da_items = chains.count * tiles_o * tiles_i, -(-batch_size // tile) * tiles_i
         if dw_items + da_items >= ITEMS_WANTED:  # with da in any case: dW has the same bits without
             break
@@ -267,7 +272,7 @@ def _simt_layer(
     tiles_o, tiles_i, tiles_da = -(-n_out // tile), -(-n_in // tile), -(-batch_size // tile) * -(-n_in // tile)
     # No shorter than an item of da, which nothing can cut: that would only add partial results.
     shortest = max(SIMT_SMALLEST_CHAIN, n_out)
-    chains = _chains(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), shortest, SIMT_LONGEST_CHAIN)
+    chains = chains_for(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), shortest, SIMT_LONGEST_CHAIN)
     items = chains.count * tiles_o * tiles_i + need_da_prev * tiles_da
     partials = tile * tile + THREADS * (2 if real == "double" else 4)
     return LayerPlan(
