@@ -18,6 +18,7 @@ from gpuback.optimizers import Adam, Optimizer, positive
 from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
 from gpuback.samples import Batches, Samples, held_out, split
+from gpuback.step_graphs import StepGraphs
 
 
 class TrainStep:
@@ -46,6 +47,8 @@ class TrainStep:
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         optimizer.update.diverged_at = None
         self._gradients = net.empty_gradients()
+        recorder = net.ops.recorder
+        self._graphs = None if recorder is None else StepGraphs(net.ops, recorder, self._gradients)
 
     @property
     def diverged_at(self) -> int | None:
@@ -66,10 +69,17 @@ class TrainStep:
 
         With `halt` there are no more updates once a loss or gradient was not finite.
         """
-        gradients, net = self._gradients, self.net
+        gradients, net, graphs = self._gradients, self.net, self._graphs
         with net.ops.scope(), net.borrowed_passes(len(samples)) as passes:
+            if graphs is not None:
+                batch = samples, targets, weight
+                repeated = graphs.replayed(passes, batch, self.optimizer, self.clip_norm, halt=halt)
+                if repeated is not None:
+                    return repeated
             loss = passes.value_and_grad(samples, targets, weight, gradients.weights, gradients.biases)
             self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
+            if graphs is not None:
+                graphs.consider(passes, batch, self.optimizer)
         return loss
 
 

@@ -57,6 +57,14 @@ class Update(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """What repeats a sequence of launches at once; see `gpuback.cuda.launch.Launcher`."""
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]: ...
+    def capturing(self) -> bool: ...
+    def copy(self, source: Array, target: Array) -> None: ...
+
+
 class Ops(Protocol):
     """A backend. `NumpyOps` says in full what each operation computes; others give the same numbers.
 
@@ -66,6 +74,11 @@ class Ops(Protocol):
     name: str
     reproducible: bool
     """Whether results have the bits that every backend gives with `reproducible=True`."""
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What can record a step of training; None where it is no sequence of launches."""
+        ...
 
     def scope(self) -> AbstractContextManager[object]:
         """What every computation runs in: no warnings about infinities; the right device."""

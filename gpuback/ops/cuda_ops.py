@@ -68,6 +68,11 @@ class CudaOps:
         self._device = nullcontext() if device is None else device
         self._laid_out = threading.local()
 
+    @property
+    def recorder(self) -> Launcher | None:
+        """Everything that `bind_…` makes of one network for training, updates too, only launches."""
+        return self.launcher
+
     def scope(self) -> AbstractContextManager[object]:
         return self._device
 
@@ -144,8 +149,9 @@ class CudaOps:
 
     def bind_loss(
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: CudaWorkspace
-    ) -> Callable[[Array, Array | None], Array]:
-        """The mean over the batch of w_b ℓ_b, a 0-d array, and da = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w.
+    ) -> Callable[..., Array]:
+        """The mean over the batch of w_b ℓ_b, a 0-d array, and da = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w,
+        and of where the mean goes: a fresh array, if that is not given.
 
         A label that is out of range makes its loss and its row of da NaN.
         """
@@ -164,8 +170,9 @@ class CudaOps:
             ],
         )
 
-        def loss_and_delta(y: Array, weight: Array | None) -> Array:
-            mean = self.xp.empty((), precision.total)
+        def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
+            if mean is None:
+                mean = self.xp.empty((), precision.total)
             labels, targets = (y, None) if y.ndim == 1 else (None, y)
             launch(labels, targets, weight, mean)
             return mean
