@@ -20,6 +20,9 @@ WARPS, TILE = 8, 32
 RING_BYTES = WARPS * 8 * 512
 """Through which a block's warps read partial results, where the slab was."""
 
+LAYER_NUMBERS = 12
+"""Of an entry of the layout."""
+
 MOST_ROWS = 128
 """Of a slab: then each warp has a tile of a layer of 64."""
 
@@ -35,7 +38,7 @@ class Shape(NamedTuple):
         return f"network_step_{self.width}x{self.layers}"
 
 
-SHAPES = (Shape(64, 8), Shape(128, 2))
+SHAPES = (Shape(32, 16), Shape(64, 8), Shape(128, 2))
 """The kernels there are, the better first."""
 
 
@@ -72,8 +75,8 @@ class NetworkPlan:
 
     @property
     def counters(self) -> int:
-        """Two for the launch, and for each slot those of its chains."""
-        return 2 + self.slots * self.chains.counters
+        """Four for the launch, and for each slot those of its chains."""
+        return 4 + self.slots * self.chains.counters
 
 
 def _whole(width: int) -> int:
@@ -86,7 +89,7 @@ def _layout(
     """What lies where, and how many bytes it takes in all."""
     size, depth = precision.operand.itemsize, len(sizes) - 1
     pad = 8 if plans.uses_tensor_cores(precision) else 4
-    table = np.zeros((depth + 1, 9), np.int32)
+    table = np.zeros((depth + 1, LAYER_NUMBERS), np.int32)
     end = -(-table.nbytes // 16) * 16
     theta = 0
     for k, (n_in, n_out) in enumerate(pairwise(sizes)):
@@ -111,10 +114,15 @@ def _layout(
 
 
 def _pieces(sizes: tuple[int, ...], width: int) -> int:
-    """Parts of all dW that have anything in them: 2 x 4 warps stand over each."""
-    return sum(
-        min(2, -(-n_out // (width // 2))) * min(4, -(-n_in // (width // 4))) for n_in, n_out in pairwise(sizes)
-    )
+    """Parts of all dW that have anything in them: 2 x 4 warps (32 wide: 2 x 2) stand over each."""
+    rows, columns = width // 2, max(width // 4, 16)
+    return sum(min(2, -(-n_out // rows)) * -(-n_in // columns) for n_in, n_out in pairwise(sizes))
+
+
+def _held(width: int) -> int:
+    """Numbers of a piece that a lane holds: of dW, and of db by fours."""
+    rows, columns = width // 2, max(width // 4, 16)
+    return rows * columns // 32 + -(-(-(-rows // 32)) // 4) * 4
 
 
 def step_plan(
@@ -139,14 +147,13 @@ def step_plan(
     else:
         return f"a block needs {shared_bytes:,} bytes of shared memory, this device has {limits.shared_bytes:,}"
     chains = plans.narrow_chains(batch_size)
-    held = (shape.width // 32) ** 2 * 4 + -(-(shape.width // 64) // 4) * 4
     slots = WARPS * depth
     return NetworkPlan(
         LaunchPlan(variant(shape, precision), min(chains.count, limits.multiprocessors), 32 * WARPS, shared_bytes),
         layout,
         rows,
         chains,
-        partials=chains.count * slots * 32 * held,
+        partials=chains.count * slots * 32 * _held(shape.width),
         slots=slots,
         pieces=_pieces(sizes, shape.width),
         why=f"{chains.count} chains of {chains.rows} rows, in slabs of {rows}",
