@@ -22,11 +22,11 @@ Batch: TypeAlias = tuple[Array, Array, Array | None]
 """Samples, targets and weights, as the passes take them."""
 
 KEPT_GRAPHS = 8
-"""How many kinds of batches (sizes, labels or rows of numbers, with weights or without) a TrainStep keeps records of."""
+"""For how many kinds of batches (sizes, labels or rows of numbers, weights or none) a TrainStep keeps records."""
 
 LARGEST_INPUTS = 1 << 24
-"""Bytes of a batch beyond which nothing is recorded: its kernels take longer than launching them, and copies of it would
-take room and time."""
+"""Bytes of a batch beyond which nothing is recorded: its kernels take longer than launching them, and copies of it
+would take room and time."""
 
 
 class _Record(NamedTuple):
@@ -98,7 +98,8 @@ class StepGraphs:
             self._records.pop(next(iter(self._records)))
 
     def _recorded(self, passes: Backprop, batch: Batch, optimizer: Optimizer) -> _Record:
-        ops, gradients, update = self._ops, self._gradients, optimizer.update
+        ops, gradients = self._ops, self._gradients
+        update: Any = optimizer.update  # of a backend that records
         x, y, weight = (None if array is None else ops.empty(array.shape, array.dtype) for array in batch)
         loss = ops.empty((), gradients.theta.dtype)
 

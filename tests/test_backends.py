@@ -88,7 +88,7 @@ def test_kernels_and_tables_agree_on_numbers():
         row.name.upper(): row.kernel_id for row in ACTIVATIONS.values()
     }
     assert enumerators("output_rows.cuh", "Loss") == {row.name.upper(): row.kernel_id for row in LOSSES.values()}
-    assert enumerators("exact_losses.cu", "Output") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
+    assert enumerators("output_rows.cuh", "OutputFunction") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
     state = enumerators("update.cuh", "State")
     assert state == {name.upper(): place for place, name in enumerate(cuda_updates.STATE)}
     hyper = enumerators("update.cuh", "HyperParameter")

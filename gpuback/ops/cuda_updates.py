@@ -231,8 +231,9 @@ class AdamUpdate(CudaUpdate):
     def write_hyper(self, *, betas: tuple[float, float], **others: Any) -> None:  # type: ignore[override]
         super().write_hyper(betas=betas, **others)
         if self._steps_before:  # the powers of βs that steps made elsewhere have left
-            for name, power in zip(("beta_power_1", "beta_power_2"), beta_powers(betas, self._steps_before), strict=True):
-                self._put(name, power)
+            first, second = beta_powers(betas, self._steps_before)
+            self._put("beta_power_1", first)
+            self._put("beta_power_2", second)
             self._steps_before = 0
 
 

@@ -46,6 +46,7 @@ class EmulatorLauncher:
     Attributes:
         launches: the entry points launched so far, in order; those of a record when it is replayed.
         replays: how often a record was replayed.
+        failed_records: why `record` failed, each time that it did.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class EmulatorLauncher:
         self.limits = limits
         self.launches: list[str] = []
         self.replays = 0
+        self.failed_records: list[str] = []
         self._recording = threading.local()  # `launches`: what is being recorded
         self._folder = folder
         self._tally = Tally()
@@ -102,6 +104,9 @@ class EmulatorLauncher:
         self._recording.launches = recorded = []
         try:
             work()
+        except BaseException as error:
+            self.failed_records.append(f"{type(error).__name__}: {error}")
+            raise
         finally:
             del self._recording.launches
 
