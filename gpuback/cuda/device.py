@@ -129,8 +129,8 @@ class CudaLauncher:
         """
         # Capture is CuPy's default, "relaxed": a garbage collection meanwhile may free memory. Streams that wait for
         # the default stream cannot be captured while others use it.
-        stream = self._cupy.cuda.Stream(non_blocking=True)
         try:
+            stream = self._cupy.cuda.Stream(non_blocking=True)
             with stream:
                 stream.begin_capture()
                 try:
