@@ -1,9 +1,10 @@
 """Steps of training as one launch: on a GPU, a small network's dozen of launches take longer than its kernels.
 
 A step that comes again with the same shapes is recorded (on CUDA, into a graph) and from then on repeated. A record
-holds addresses, not arrays: samples are copied to where it reads them, its loss is copied from where it leaves it, and
-it counts only as long as the passes, the gradients and the update that it was made of. What may change from step to
-step, θ, the optimizer's state and its hyper-parameters, is read from the device's memory.
+holds addresses, not arrays: it counts only as long as the passes, the gradients and the update that it was made of.
+Batches that come in the same arrays every time are read there; others are copied to arrays of the record's own. The
+loss is copied from where the record leaves it. What else may change from step to step, θ, the optimizer's state and its
+hyper-parameters, is read from the device's memory.
 """
 
 from __future__ import annotations
@@ -34,16 +35,25 @@ class _Record(NamedTuple):
 
     Attributes:
         passes, update: what it is made of, or was seen with.
-        batch: where it reads the samples.
-        loss: where it leaves the loss.
+        given: the arrays in which the batch came.
+        own: those that it is copied to; None if it is read where it comes.
+        loss: where the step leaves the loss.
         replay: launches it.
     """
 
     passes: weakref.ref[Backprop]
     update: Any
-    batch: Batch | None = None
+    given: tuple[weakref.ref[Any] | None, ...]
+    own: Batch | None = None
     loss: Array = None
     replay: Callable[[], None] | None = None
+
+    def is_of(self, passes: Backprop, optimizer: Optimizer) -> bool:
+        return self.passes() is passes and self.update is optimizer.update
+
+    def reads(self, batch: Batch) -> bool:
+        """Whether the batch has come in the arrays in which it came before."""
+        return all(held is None or held() is array for held, array in zip(self.given, batch, strict=True))
 
 
 class StepGraphs:
@@ -63,15 +73,17 @@ class StepGraphs:
     ) -> Array | None:
         """The loss, after a step that is repeated from a record; None if there is none, and nothing was done."""
         record = self._records.get(_kind(batch))
-        if record is None or record.replay is None or not _is_of(record, passes, optimizer):
+        if record is None or record.replay is None or not record.is_of(passes, optimizer):
+            return None
+        if record.own is None and not record.reads(batch):
             return None
         recorder = self._recorder
         if recorder.capturing():  # a graph of the user's, in which this record's own memory has no place
             return None
-        assert record.batch is not None
-        for given, own in zip(batch, record.batch, strict=True):
-            if given is not None:
-                recorder.copy(given, own)
+        if record.own is not None:
+            for source, target in zip(batch, record.own, strict=True):
+                if source is not None:
+                    recorder.copy(source, target)
         optimizer.guarded_step(self._gradients.theta, record.loss, clip_norm, halt=halt, launches=record.replay)
         loss = self._ops.empty((), record.loss.dtype)
         recorder.copy(record.loss, loss)
@@ -85,11 +97,11 @@ class StepGraphs:
             return
         kind = _kind(batch)
         record = self._records.pop(kind, None)
-        if record is None or not _is_of(record, passes, optimizer):
-            record = _Record(weakref.ref(passes), optimizer.update)
+        if record is None or not record.is_of(passes, optimizer):
+            record = _Record(weakref.ref(passes), optimizer.update, tuple(map(_held, batch)))
         else:
             try:
-                record = self._recorded(passes, batch, optimizer)
+                record = self._recorded(record, passes, batch)
             except Exception as error:  # whatever it is, steps go on as they did before
                 self.refused = f"{type(error).__name__}: {error}"
                 return
@@ -97,17 +109,20 @@ class StepGraphs:
         if len(self._records) > KEPT_GRAPHS:
             self._records.pop(next(iter(self._records)))
 
-    def _recorded(self, passes: Backprop, batch: Batch, optimizer: Optimizer) -> _Record:
-        ops, gradients = self._ops, self._gradients
-        update: Any = optimizer.update  # of a backend that records
-        x, y, weight = (None if array is None else ops.empty(array.shape, array.dtype) for array in batch)
+    def _recorded(self, seen: _Record, passes: Backprop, batch: Batch) -> _Record:
+        ops, gradients, update = self._ops, self._gradients, seen.update
+        own = None
+        if not seen.reads(batch):
+            x, y, weight = (None if array is None else ops.empty(array.shape, array.dtype) for array in batch)
+            own = x, y, weight
+        inputs = batch if own is None else own
         loss = ops.empty((), gradients.theta.dtype)
 
         def work() -> None:
-            passes.value_and_grad(x, y, weight, gradients.weights, gradients.biases, loss=loss)
+            passes.value_and_grad(*inputs, gradients.weights, gradients.biases, loss=loss)
             update.launch(gradients.theta, loss)
 
-        return _Record(weakref.ref(passes), update, (x, y, weight), loss, self._recorder.record(work))
+        return seen._replace(own=own, loss=loss, replay=self._recorder.record(work))
 
 
 def _kind(batch: Batch) -> tuple[int, int, bool]:
@@ -115,5 +130,5 @@ def _kind(batch: Batch) -> tuple[int, int, bool]:
     return len(x), y.ndim, weight is None
 
 
-def _is_of(record: _Record, passes: Backprop, optimizer: Optimizer) -> bool:
-    return record.passes() is passes and record.update is optimizer.update
+def _held(array: Array | None) -> weakref.ref[Any] | None:
+    return None if array is None else weakref.ref(array)

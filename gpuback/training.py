@@ -25,8 +25,10 @@ class TrainStep:
     """One step of training: forward, loss, backward, update of θ, by the fastest path there is.
 
     Buffers are made at the first call with a batch size and reused: with x, y and weights already in the network's
-    dtypes (θ's, and int64 labels), a call allocates nothing that grows with the batch. A loss or gradient that is not
-    finite leaves θ and the optimizer alone: that step and all later ones that are not finite make no update.
+    dtypes (θ's, and int64 labels), a call allocates nothing that grows with the batch. On a GPU the launches of a step
+    are recorded when a batch size comes a second time, and from the third time on repeated at once, as a CUDA graph. A
+    loss or gradient that is not finite leaves θ and the optimizer alone: that step and all later ones that are not
+    finite make no update.
 
     Args:
         net: the network.

@@ -271,12 +271,41 @@ def test_a_restored_optimizer_is_not_the_recorded_one(launcher: EmulatorLauncher
     twins = Twins(OPTIMIZERS["Adam"])
     for turn in range(9):
         if turn == 4:
-            state = {name: 0.01 * np.arange(len(array)) for name, array in twins.steps[1].optimizer.state.items()}
-            twins.each(lambda step: step.optimizer.restore(step.net, state, 7))
+            for step in twins.steps:
+                state = {name: 0.01 * np.arange(len(array)) for name, array in step.optimizer.state.items()}
+                step.optimizer.restore(step.net, state, 7)
         twins.step(*twins.batch(11, turn))
     twins.assert_equal()
     assert twins.steps[0].optimizer.step_count == 7 + 5
     assert launcher.replays == 2 + 3
+
+
+def test_a_batch_that_comes_in_the_same_arrays_is_read_there(launcher: EmulatorLauncher) -> None:
+    """As `fit` gathers them. Else it is copied; which of both the first two batches of a kind decide."""
+    twins = Twins(OPTIMIZERS["Adam"])
+    same, *others = ([*twins.batch(11, turn), np.full(11, 0.5, np.float32)] for turn in range(5))
+    batches = [same, same, same, same, *others, same, same]
+    for turn, batch in enumerate(batches):
+        same[0][...] = twins.batch(11, turn)[0]
+        losses = [step.run(*batch) for step in twins.steps]
+        assert losses[0].tobytes() == losses[1].tobytes()
+        (record,) = twins.graphs._records.values()
+        assert (record.own is None) == (turn < 4)
+        assert launcher.replays == (0, 0, 1, 2, 2, 3, 4, 5, 6, 7)[turn]
+    twins.assert_equal()
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_no_array_of_a_batch_is_taken_for_another(changed: int, launcher: EmulatorLauncher) -> None:
+    twins = Twins(OPTIMIZERS["SGD"])
+    for turn in range(6):
+        batch = [*twins.batch(11), np.linspace(0.5, 2, 11, dtype=np.float32)] if turn == 0 else list(batch)
+        if turn > 2:
+            batch[changed] = batch[changed][::-1].copy()
+        losses = [step.run(*batch) for step in twins.steps]
+        assert losses[0].tobytes() == losses[1].tobytes()
+    twins.assert_equal()
+    assert launcher.replays == 1 + 2
 
 
 # ---- What is not recorded
@@ -324,8 +353,9 @@ def test_a_graph_of_the_users_own_contains_plain_launches(launcher: EmulatorLaun
     twins = Twins(OPTIMIZERS["Adam"], 0.5)
     x, y = twins.batch(11)
     batch = twins.steps[0].net.checked(x, y, None)
+    losses: list[Any] = []
     for recorded_before in (False, True):
-        losses = []
+        losses.clear()
         graph = launcher.record(lambda: losses.append(twins.steps[0].run(*batch)))
         before, replays = twins.steps[0].net.theta.tobytes(), launcher.replays
         for turn in range(2):
