@@ -60,7 +60,7 @@ class StepGraphs:
     """The records of one TrainStep.
 
     Attributes:
-        refused: why there is none, in words, after recording has failed once; None so far.
+        refused: why nothing more is recorded, in words, after it has failed once; None so far.
     """
 
     def __init__(self, ops: Ops, recorder: Recorder, gradients: Gradients) -> None:

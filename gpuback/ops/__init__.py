@@ -75,11 +75,6 @@ class Ops(Protocol):
     reproducible: bool
     """Whether results have the bits that every backend gives with `reproducible=True`."""
 
-    @property
-    def recorder(self) -> Recorder | None:
-        """What can record a step of training; None where it is no sequence of launches."""
-        ...
-
     def scope(self) -> AbstractContextManager[object]:
         """What every computation runs in: no warnings about infinities; the right device."""
         ...
@@ -126,6 +121,11 @@ class Ops(Protocol):
         accumulate: bool,
     ) -> None: ...
     def may_overlap(self, array: Array, other: Array) -> bool: ...
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What can record a step of training; None where it is no sequence of launches."""
+        ...
 
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> Update: ...
     def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> Update: ...

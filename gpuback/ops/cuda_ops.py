@@ -68,11 +68,6 @@ class CudaOps:
         self._device = nullcontext() if device is None else device
         self._laid_out = threading.local()
 
-    @property
-    def recorder(self) -> Launcher | None:
-        """Everything that `bind_…` makes of one network for training, updates too, only launches."""
-        return self.launcher
-
     def scope(self) -> AbstractContextManager[object]:
         return self._device
 
@@ -339,6 +334,11 @@ class CudaOps:
         return first, after + array.itemsize
 
     # Updates
+
+    @property
+    def recorder(self) -> Launcher | None:
+        """What is bound for a step of training, its update too, only launches."""
+        return self.launcher
 
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
         return SGDUpdate(self.xp, self.launcher, theta, velocity, steps)

@@ -151,7 +151,7 @@ class CudaUpdate(ABC):
         """See `gpuback.ops.Update`.
 
         Args:
-            launches: what to run in place of the update's own launches, which are a part of it.
+            launches: what to run in place of the update's own launches, which it contains.
         """
         self.write_hyper(clip_norm=clip_norm, halt=halt, **hyper_parameters)
         if launches is not None:

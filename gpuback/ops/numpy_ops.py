@@ -54,7 +54,7 @@ class NumpyOps:
 
     name = "numpy"
     reproducible = False
-    recorder = None
+    recorder = None  # there are no launches
 
     def scope(self) -> AbstractContextManager[object]:
         return np.errstate(all="ignore")
