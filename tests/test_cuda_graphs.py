@@ -298,8 +298,8 @@ def test_a_batch_that_comes_in_the_same_arrays_is_read_there(launcher: EmulatorL
 @pytest.mark.parametrize("changed", [0, 1, 2])
 def test_no_array_of_a_batch_is_taken_for_another(changed: int, launcher: EmulatorLauncher) -> None:
     twins = Twins(OPTIMIZERS["SGD"])
+    batch = [*twins.batch(11), np.linspace(0.5, 2, 11, dtype=np.float32)]
     for turn in range(6):
-        batch = [*twins.batch(11), np.linspace(0.5, 2, 11, dtype=np.float32)] if turn == 0 else list(batch)
         if turn > 2:
             batch[changed] = batch[changed][::-1].copy()
         losses = [step.run(*batch) for step in twins.steps]
