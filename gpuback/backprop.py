@@ -95,8 +95,13 @@ class Backprop:
         dx: Array | None = None,
         *,
         accumulate: bool = False,
+        loss: Array | None = None,
     ) -> Array | float:
-        """The loss; and its gradients into (or, accumulating, onto) dW and db, and into dx."""
+        """The loss; and its gradients into (or, accumulating, onto) dW and db, and into dx.
+
+        On backends whose losses are arrays, `loss` is where it goes.
+        """
+        where = () if loss is None else (loss,)
 
         def work(share: int, member: int) -> list[Any]:
             parts = []
@@ -104,7 +109,7 @@ class Backprop:
             add = accumulate and share == 0
             for block, rows in self._each(share, member):
                 block.forward(_rows(x, rows))
-                parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
+                parts.append(block.loss(_rows(y, rows), _rows(weight, rows), *where))
                 block.backward(dW_sum, db_sum, add)
                 if dx is not None:
                     _rows(dx, rows)[...] = block.input_gradient

@@ -86,10 +86,15 @@ class Optimizer(ABC):
         gradient = gradients.theta
         self._apply(gradient if gradient.flags.c_contiguous else gradient.copy())
 
-    def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
-        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`."""
+    def guarded_step(
+        self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool, **recorded: Any
+    ) -> None:
+        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`.
+
+        `recorded`: the launches that make the update, where there is a record of them.
+        """
         clip_norm = None if clip_norm is None else float(clip_norm)
-        self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
+        self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt, **recorded)
 
     @property
     def update(self) -> Update:

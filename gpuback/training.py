@@ -18,14 +18,17 @@ from gpuback.optimizers import Adam, Optimizer, positive
 from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
 from gpuback.samples import Batches, Samples, held_out, split
+from gpuback.step_graphs import StepGraphs
 
 
 class TrainStep:
     """One step of training: forward, loss, backward, update of θ, by the fastest path there is.
 
     Buffers are made at the first call with a batch size and reused: with x, y and weights already in the network's
-    dtypes (θ's, and int64 labels), a call allocates nothing that grows with the batch. A loss or gradient that is not
-    finite leaves θ and the optimizer alone: that step and all later ones that are not finite make no update.
+    dtypes (θ's, and int64 labels), a call allocates nothing that grows with the batch. On a GPU the launches of a step
+    are recorded when a batch size comes a second time, and from the third time on repeated at once, as a CUDA graph. A
+    loss or gradient that is not finite leaves θ and the optimizer alone: that step and all later ones that are not
+    finite make no update.
 
     Args:
         net: the network.
@@ -46,6 +49,8 @@ class TrainStep:
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         optimizer.update.diverged_at = None
         self._gradients = net.empty_gradients()
+        recorder = net.ops.recorder
+        self._graphs = None if recorder is None else StepGraphs(net.ops, recorder, self._gradients)
 
     @property
     def diverged_at(self) -> int | None:
@@ -66,10 +71,17 @@ class TrainStep:
 
         With `halt` there are no more updates once a loss or gradient was not finite.
         """
-        gradients, net = self._gradients, self.net
+        gradients, net, graphs = self._gradients, self.net, self._graphs
         with net.ops.scope(), net.borrowed_passes(len(samples)) as passes:
+            if graphs is not None:
+                batch = samples, targets, weight
+                repeated = graphs.replayed(passes, batch, self.optimizer, self.clip_norm, halt=halt)
+                if repeated is not None:
+                    return repeated
             loss = passes.value_and_grad(samples, targets, weight, gradients.weights, gradients.biases)
             self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
+            if graphs is not None:
+                graphs.consider(passes, batch, self.optimizer)
         return loss
 
 

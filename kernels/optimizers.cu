@@ -5,10 +5,28 @@
 // decides stays on the device, in `state`, so that the host never has to wait. Without a loss every step is made.
 //
 // `sgd` and `adam` then pass once over theta, its gradient and the optimizer's state, 16 bytes a thread at a time (update.cuh).
+// All three read hyper-parameters from memory, where `set_hyper_parameters` puts them when they change.
 //
 // Variants: REAL (float or double). 256 threads.
 #include "block_sum.cuh"
 #include "update.cuh"
+
+// hyper <- the hyper-parameters, in the order of update.cuh. One block.
+KERNEL __launch_bounds__(256) set_hyper_parameters(double learning_rate, double weight_decay, double momentum, double nesterov,
+                                                   double beta_1, double beta_2, double eps, double decoupled,
+                                                   double clip_norm, double halt, double* hyper) {
+  if (threadIdx.x != 0) return;
+  hyper[LEARNING_RATE] = learning_rate;
+  hyper[WEIGHT_DECAY] = weight_decay;
+  hyper[MOMENTUM] = momentum;
+  hyper[NESTEROV] = nesterov;
+  hyper[BETA_1] = beta_1;
+  hyper[BETA_2] = beta_2;
+  hyper[EPS] = eps;
+  hyper[DECOUPLED] = decoupled;
+  hyper[CLIP_NORM] = clip_norm;
+  hyper[HALT] = halt;
+}
 
 // The sums of squares of what this block reads of n numbers.
 DEVICE void sum_squares(double (&sums)[3], const REAL* x, int64 n) {
@@ -16,15 +34,15 @@ DEVICE void sum_squares(double (&sums)[3], const REAL* x, int64 n) {
 }
 
 //   norm  the gradient's, where it is known; null: it is found here. Infinite is what a double cannot hold of it.
-KERNEL __launch_bounds__(256) begin_step(const REAL* gradient, int64 n, const REAL* loss, double clip_norm, const double* norm,
-                                         double beta_1, double beta_2, int halt, double* state, double* partials,
-                                         unsigned* arrivals) {
+KERNEL __launch_bounds__(256) begin_step(const REAL* gradient, int64 n, const REAL* loss, const double* norm,
+                                         const double* hyper, double* state, double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   double sums[3] = {0, 0, 0};
   sum_squares(sums, gradient, n);
   if (!grid_sum(sums, (double*)memory, partials, arrivals)) return;
   const bool finite = !loss || (is_finite(*loss) && is_finite(sums[0]) && is_finite(sums[1]));
-  if (!note_step(state, finite, halt, beta_1, beta_2) || !(clip_norm > 0)) return;
+  const double clip_norm = hyper[CLIP_NORM];
+  if (!note_step(state, finite, hyper[HALT] != 0, hyper[BETA_1], hyper[BETA_2]) || !(clip_norm > 0)) return;
   if (norm && is_finite(*norm))
     set_factor_for(state, *norm, clip_norm);
   else
@@ -49,11 +67,11 @@ KERNEL __launch_bounds__(256) vector_norm(const REAL* x, int64 n, double* result
 const int WIDTH = Pack<REAL>::count;
 typedef Group<REAL, WIDTH> Some;
 
-KERNEL __launch_bounds__(256) sgd(REAL* theta, REAL* velocity, const REAL* gradient, int64 n, double learning_rate,
-                                  double momentum, int nesterov, double weight_decay, const double* state) {
+KERNEL __launch_bounds__(256) sgd(REAL* theta, REAL* velocity, const REAL* gradient, int64 n, const double* hyper,
+                                  const double* state) {
   if (state[APPLY] == 0) return;
   const Scale<REAL> scale(state);
-  const Sgd<REAL> step(learning_rate, momentum, nesterov, weight_decay);
+  const Sgd<REAL> step(hyper[LEARNING_RATE], hyper[MOMENTUM], hyper[NESTEROV] != 0, hyper[WEIGHT_DECAY]);
   const bool aligned = (uint64)gradient % 16 == 0;
   for (int64 i = ((int64)blockIdx.x * 256 + threadIdx.x) * WIDTH; i < n; i += (int64)gridDim.x * 256 * WIDTH) {
     const int valid = (int)min(n - i, (int64)WIDTH);
@@ -68,11 +86,11 @@ KERNEL __launch_bounds__(256) sgd(REAL* theta, REAL* velocity, const REAL* gradi
 }
 
 KERNEL __launch_bounds__(256) adam(REAL* theta, REAL* first_moment, REAL* second_moment, const REAL* gradient, int64 n,
-                                   double learning_rate, double beta_1, double beta_2, double eps, double weight_decay,
-                                   int decoupled, const double* state) {
+                                   const double* hyper, const double* state) {
   if (state[APPLY] == 0) return;
   const Scale<REAL> scale(state);
-  const Adam<REAL> step(learning_rate, beta_1, beta_2, eps, weight_decay, decoupled, state[BETA_POWER_1], state[BETA_POWER_2]);
+  const Adam<REAL> step(hyper[LEARNING_RATE], hyper[BETA_1], hyper[BETA_2], hyper[EPS], hyper[WEIGHT_DECAY],
+                        hyper[DECOUPLED] != 0, state[BETA_POWER_1], state[BETA_POWER_2]);
   const bool aligned = (uint64)gradient % 16 == 0;
   for (int64 i = ((int64)blockIdx.x * 256 + threadIdx.x) * WIDTH; i < n; i += (int64)gridDim.x * 256 * WIDTH) {
     const int valid = (int)min(n - i, (int64)WIDTH);

@@ -15,9 +15,10 @@ enum State {
   BETA_POWER_1 = 5, BETA_POWER_2 = 6  // Adam's beta^t
 };
 
-// What an optimizer is given, as doubles.
+// What an optimizer is given, as doubles in the device's memory: launches are the same whatever it is. CLIP_NORM 0: no clipping.
 enum HyperParameter {
-  LEARNING_RATE = 0, WEIGHT_DECAY = 1, MOMENTUM = 2, NESTEROV = 3, BETA_1 = 4, BETA_2 = 5, EPS = 6, DECOUPLED = 7
+  LEARNING_RATE = 0, WEIGHT_DECAY = 1, MOMENTUM = 2, NESTEROV = 3, BETA_1 = 4, BETA_2 = 5, EPS = 6, DECOUPLED = 7,
+  CLIP_NORM = 8, HALT = 9
 };
 
 // Squares of doubles that lie beyond 2^500 or below 2^-500 are summed apart, scaled, so that none overflows or vanishes.

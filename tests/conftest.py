@@ -74,20 +74,21 @@ def _well_spread(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 @functools.cache
 def emulated_ops(reproducible: bool = False) -> CudaOps:
-    from emulator import EmulatorLauncher
+    from emulator import EmulatorLauncher, StrictNumpy
 
     launcher = EmulatorLauncher("random", copies="random", resident_blocks=3)
     if reproducible:
         from gpuback.ops.reproducible_cuda import ReproducibleCudaOps
 
         return ReproducibleCudaOps(np, launcher, np.dot, name="emulated")
-    return CudaOps(np, launcher, name="emulated")
+    return CudaOps(StrictNumpy(launcher), launcher, name="emulated")
 
 
 @pytest.fixture(autouse=True)
 def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What backend="auto" stands for, and who runs `fused_backward` on NumPy arrays."""
     if getattr(request, "param", "numpy") == "numpy":
+        yield
         return
     from emulator_requirements import require_emulator  # the emulator cannot be imported everywhere
 
@@ -106,3 +107,6 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(gpuback.ops, "ops_for", ops_for)
     monkeypatch.setattr(gpuback.network, "ops_for", ops_for)
     monkeypatch.setattr(gpuback.ops, "ops_of", ops_of)
+    ops.launcher.failed_records.clear()
+    yield
+    assert not ops.launcher.failed_records, "a step of training could not be recorded"

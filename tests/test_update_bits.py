@@ -151,9 +151,35 @@ def test_the_norms_launches_come_only_where_it_is_needed() -> None:
     plain = Run(np.ones(3, np.float32), SGD, launcher)
     exact.step(np.ones(3, np.float32))
     plain.step(np.ones(3, np.float32), 1.0)
-    assert launcher.launches == ["begin_step", "sgd"] * 2
+    assert launcher.launches == ["set_hyper_parameters", "begin_step", "sgd"] * 2
     exact.step(np.ones(3, np.float32), 1.0)
-    assert launcher.launches[4:] == ["largest", "exact_sum", "begin_step", "sgd"]
+    assert launcher.launches[6:] == ["set_hyper_parameters", "largest", "exact_sum", "begin_step", "sgd"]
+
+
+def test_hyper_parameters_are_written_when_they_change() -> None:
+    launcher = EmulatorLauncher()
+    run = Run(np.ones(3, np.float32), ADAM, launcher)
+    for options in (ADAM, ADAM, ADAM | {"learning_rate": 0.1}, ADAM | {"learning_rate": 0.1}, ADAM):
+        run.options = options
+        run.step(np.ones(3, np.float32))
+    assert [i for i, entry in enumerate(launcher.launches) if entry == "set_hyper_parameters"] == [0, 5, 10]
+    hyper = dict(zip(cuda_updates.HYPER_PARAMETERS, run.update.hyper, strict=True))
+    given = {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999, "eps": 1e-8}
+    assert hyper == dict.fromkeys(cuda_updates.HYPER_PARAMETERS, 0.0) | given
+
+
+def test_what_a_graph_of_the_users_writes_is_not_relied_on() -> None:
+    """It writes when it runs, and again whenever it does."""
+    launcher = EmulatorLauncher()
+    run = Run(np.ones(3, np.float32), SGD, launcher)
+    gradient = np.ones(3, np.float32)
+    graph = launcher.record(lambda: run.update(gradient, **SGD | {"learning_rate": 0.5}))
+    for turn, rate in enumerate((0.25, 0.25)):
+        run.update(gradient, **SGD | {"learning_rate": rate})
+        assert run.update.hyper[0] == rate
+        np.testing.assert_array_equal(run.theta, np.float32(1 - 0.25 - 0.75 * turn))
+        graph()
+        assert run.update.hyper[0] == 0.5
 
 
 @pytest.mark.parametrize("exact_norm", [False, True])

@@ -22,7 +22,7 @@ from gpuback.precision import Precision
 Real = Literal["float", "double"]
 """The C++ name of what sums are kept in."""
 
-VectorEntry = Literal["begin_step", "vector_norm", "sgd", "adam", "largest", "exact_sum"]
+VectorEntry = Literal["set_hyper_parameters", "begin_step", "vector_norm", "sgd", "adam", "largest", "exact_sum"]
 """The kernels over flat vectors."""
 
 THREADS = 256
@@ -359,7 +359,7 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
     Raises:
         ShapeError: more terms than add up exactly.
     """
-    exact, steps = entry in ("largest", "exact_sum"), entry in ("sgd", "adam")
+    exact, steps = entry in ("largest", "exact_sum"), entry in ("set_hyper_parameters", "sgd", "adam")
     if exact and length > LONGEST_EXACT_SUM:
         raise ShapeError(f"an exact sum: expected at most {LONGEST_EXACT_SUM} terms, got {length}")
     blocks = min(-(-length // (4 * THREADS)), LARGEST_ROW_GRID if steps else 256)

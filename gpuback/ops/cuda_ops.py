@@ -144,8 +144,9 @@ class CudaOps:
 
     def bind_loss(
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: CudaWorkspace
-    ) -> Callable[[Array, Array | None], Array]:
-        """The mean over the batch of w_b ℓ_b, a 0-d array, and da = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w.
+    ) -> Callable[..., Array]:
+        """The mean over the batch of w_b ℓ_b, a 0-d array, and da = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w,
+        and of where the mean goes: a fresh array, if that is not given.
 
         A label that is out of range makes its loss and its row of da NaN.
         """
@@ -164,8 +165,9 @@ class CudaOps:
             ],
         )
 
-        def loss_and_delta(y: Array, weight: Array | None) -> Array:
-            mean = self.xp.empty((), precision.total)
+        def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
+            if mean is None:
+                mean = self.xp.empty((), precision.total)
             labels, targets = (y, None) if y.ndim == 1 else (None, y)
             launch(labels, targets, weight, mean)
             return mean
@@ -332,6 +334,11 @@ class CudaOps:
         return first, after + array.itemsize
 
     # Updates
+
+    @property
+    def recorder(self) -> Launcher | None:
+        """What is bound for a step of training, its update too, only launches."""
+        return self.launcher
 
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
         return SGDUpdate(self.xp, self.launcher, theta, velocity, steps)

@@ -54,6 +54,7 @@ class NumpyOps:
 
     name = "numpy"
     reproducible = False
+    recorder = None  # there are no launches
 
     def scope(self) -> AbstractContextManager[object]:
         return np.errstate(all="ignore")
