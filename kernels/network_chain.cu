@@ -154,12 +154,12 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
   KERNEL __launch_bounds__(THREADS, 1) name(                                                                                    \
       const int* layout, int layers, OPERAND* workspace, int n_batch, int rows, int chain_rows, int chains, int group_size,    \
       float* theta, int n_parameters, int optimizer, float* first, float* second, const double* hyper, double* state,          \
-      double clip_norm, int halt, float* gradient, int accumulate, float factor, float* mean_loss, float* partials,             \
-      double* losses, int loss_count, double* squares, unsigned* counters, int pieces) {                                       \
+      float* gradient, int accumulate, float factor, float* mean_loss, float* partials, double* losses, int loss_count,        \
+      double* squares, unsigned* counters, int pieces) {                                       \
     SHARED_MEMORY(memory);                                                                                                      \
     add_up<WIDTH>(                                                                                                              \
         load_network(memory, layout, layers, theta, false), Workspace{workspace, n_batch}, rows, chain_rows,                    \
-        Update{optimizer, theta, n_parameters, first, second, hyper, state, clip_norm, halt, gradient, accumulate, factor},    \
+        Update{optimizer, theta, n_parameters, first, second, hyper, state, gradient, accumulate, factor},    \
         Notes{partials, losses, squares, counters, Chains{chains, group_size}, loss_count, pieces, (double)n_batch * factor},  \
         mean_loss);                                                                                                             \
   }

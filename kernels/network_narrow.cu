@@ -32,14 +32,14 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
     const int* layout, int layers, const float* x_bi, const int64* labels_b, const float* targets_bj, const float* weight_b,
     int n_batch, int loss, int output, float divisor, int rows, int chain_rows, int chains, int group_size, float* theta,
     int n_parameters, int optimizer, float* first_state, float* second_state, const double* hyper, double* state,
-    double clip_norm, int halt, float* gradient, int accumulate, float factor, float* dx_bi, float* mean_loss, float* partials,
-    double* losses, double* squares, unsigned* counters, int pieces) {
+    float* gradient, int accumulate, float factor, float* dx_bi, float* mean_loss, float* partials, double* losses,
+    double* squares, unsigned* counters, int pieces) {
   SHARED_MEMORY(memory);
   const Network net = load_network(memory, layout, layers, theta, true);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
   const LossOptions options = {loss, output, divisor};
-  const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state,
-                         clip_norm, halt, gradient, accumulate, factor};
+  const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state, gradient, accumulate,
+                         factor};
   const Notes notes = {partials, losses, squares, counters, {chains, group_size}, chains, pieces, (double)chains};
 #pragma unroll 1
   for (int chain = blockIdx.x; chain < chains; chain += gridDim.x) {

@@ -22,8 +22,6 @@ struct Update {
   float* second;        // second moment
   const double* hyper;  // see HyperParameter in update.cuh
   double* state;        // see State there
-  double clip_norm;     // 0: none
-  int halt;
   float* gradient;
   int accumulate;
   float factor;
@@ -115,7 +113,7 @@ enum Decision { KEEP, STEP, NO_STEP };
 
 DEVICE Decision decide(const Update& update, Known known) {
   if (update.optimizer < SGD || known == UNKNOWN) return KEEP;
-  return applies(update.state, known == FINITE, update.halt) ? STEP : NO_STEP;
+  return applies(update.state, known == FINITE, update.hyper[HALT] != 0) ? STEP : NO_STEP;
 }
 
 // The optimizer's step with numbers of theta.
@@ -156,7 +154,7 @@ DEVICE void finish_step(const Network& net, const Update& update, const Notes& n
     for (int i = lane; i < net.layers * WARPS; i += 32) squares[0] += load_cg(notes.squares + i);
     squares[0] = warp_sum(squares[0]);
     finite = is_finite(squares[0]) && is_finite(loss);  // a float's square is finite as a double, and so is a sum of them
-    if (update.optimizer >= SGD && applies(update.state, finite, update.halt)) {
+    if (update.optimizer >= SGD && applies(update.state, finite, update.hyper[HALT] != 0)) {
       const Stepper step(update);
       for (int i = lane; i < update.n_parameters; i += 32) step(i, load_cg(update.gradient + i));
     }
@@ -166,8 +164,9 @@ DEVICE void finish_step(const Network& net, const Update& update, const Notes& n
   *mean_loss = loss;
   for (int i = 0; i <= NOTED; ++i) atomicExch(notes.counters + i, 0u);  // ready for the next launch
   if (update.optimizer == KEEP_GRADIENT) return;
-  if (note_step(update.state, finite, update.halt, update.hyper[BETA_1], update.hyper[BETA_2]) && update.clip_norm > 0)
-    set_factor_for(update.state, squares, update.clip_norm);
+  const double* hyper = update.hyper;
+  if (note_step(update.state, finite, hyper[HALT] != 0, hyper[BETA_1], hyper[BETA_2]) && hyper[CLIP_NORM] > 0)
+    set_factor_for(update.state, squares, hyper[CLIP_NORM]);
 }
 
 // This warp's piece of a layer: adds up if it is the last to arrive, and deals with the totals.

@@ -121,9 +121,11 @@ def whole(width: int) -> int:
     return -(-width // 16) * 16
 
 
-def refusal(architecture: Architecture) -> str | None:
+def refusal(architecture: Architecture, limits: DeviceLimits) -> str | None:
     """Why no kernel takes such a network at once; None if there is one."""
     precision, widest = architecture.precision, max(architecture.sizes)
+    if plans.uses_tensor_cores(precision) and not limits.tensor_cores:
+        return "this device has no tensor cores for such operands"
     if precision.reproducible:
         return "reproducible mode goes layer by layer"
     if precision.name == "float64":

@@ -86,17 +86,23 @@ class CudaUpdate(ABC):
 
     Attributes:
         hyper: the hyper-parameters on the device, as `write_hyper` left them.
+        state: what stays there from step to step; see STATE.
+        kernel_id: the kernels' number for this kind of optimizer, in kernels/network_totals.cuh.
+        moments: what it keeps for each parameter: a first and a second array, or None.
     """
+
+    kernel_id: int
+    moments: tuple[Array | None, Array | None]
 
     _step: Callable[[Array], None]
 
     def __init__(self, xp: Any, launcher: Launcher, theta: Array, steps: int, exact_norm: bool) -> None:
         self._xp, self._launcher, self._theta = xp, launcher, theta
         self._real = plans.real_of(theta.dtype)
-        self._state = xp.zeros(len(STATE), np.float64)
+        self.state = xp.zeros(len(STATE), np.float64)
         for name, value in (("steps", steps), ("diverged_at", NEVER), ("beta_power_1", 1.0), ("beta_power_2", 1.0)):
             self._put(name, value)
-        self._glance: Callable[[], Any] = launcher.watch(self._state)
+        self._glance: Callable[[], Any] = launcher.watch(self.state)
         self.hyper = xp.zeros(len(HYPER_PARAMETERS), np.float64)
         self._written: bytes | None = None
         self._overwritten = False  # by a graph of the user's, which writes whenever it runs
@@ -108,19 +114,19 @@ class CudaUpdate(ABC):
         self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._real, norm)
         plan = plans.vector_plan("begin_step", theta.size, self._real)
         workspace = xp.empty(3 * plan.grid, np.float64), xp.zeros(1, np.uint32)
-        arguments = [Slot(), np.int64(theta.size), Slot(), norm, self.hyper, self._state, *workspace]
+        arguments = [Slot(), np.int64(theta.size), Slot(), norm, self.hyper, self.state, *workspace]
         self._begin = launcher.bind(plan, arguments)  # a function of the gradient and the loss
 
     def _bind(self, entry: Literal["sgd", "adam"], arguments: list[Argument]) -> Launch:
         """The update's launch, as a function of the gradient."""
         plan, n = plans.vector_plan(entry, self._theta.size, self._real), np.int64(self._theta.size)
-        return self._launcher.bind(plan, [*arguments, Slot(), n, self.hyper, self._state])
+        return self._launcher.bind(plan, [*arguments, Slot(), n, self.hyper, self.state])
 
     def _put(self, name: str, value: float) -> None:
-        self._state[STATE.index(name)] = value
+        self.state[STATE.index(name)] = value
 
     def _get(self, name: str) -> float:
-        return float(self._state[STATE.index(name)])
+        return float(self.state[STATE.index(name)])
 
     @property
     def steps(self) -> int:
@@ -164,6 +170,10 @@ class CudaUpdate(ABC):
     def launch(self, gradient: Array, loss: Array | None) -> None:
         """One update by the hyper-parameters that lie on the device; nothing but launches."""
         self._begin(gradient, loss)
+        self.launch_step(gradient)
+
+    def launch_step(self, gradient: Array) -> None:
+        """The second half of an update, by what has been decided in `state`."""
         self._step(gradient)
 
     def write_hyper(
@@ -196,6 +206,8 @@ _PACKED = struct.Struct(f"{len(HYPER_PARAMETERS)}d").pack
 class SGDUpdate(CudaUpdate):
     """See `gpuback.ops.numpy_updates.SGDUpdate`."""
 
+    kernel_id = 2
+
     def __init__(
         self,
         xp: Any,
@@ -207,11 +219,14 @@ class SGDUpdate(CudaUpdate):
         exact_norm: bool = False,
     ) -> None:
         super().__init__(xp, launcher, theta, steps, exact_norm)
+        self.moments = velocity, None
         self._step = self._bind("sgd", [theta, velocity])
 
 
 class AdamUpdate(CudaUpdate):
     """See `gpuback.ops.numpy_updates.AdamUpdate`."""
+
+    kernel_id = 3
 
     def __init__(
         self,
@@ -226,6 +241,7 @@ class AdamUpdate(CudaUpdate):
     ) -> None:
         super().__init__(xp, launcher, theta, steps, exact_norm)
         self._steps_before = steps
+        self.moments = first_moment, second_moment
         self._step = self._bind("adam", [theta, first_moment, second_moment])
 
     def write_hyper(self, *, betas: tuple[float, float], **others: Any) -> None:  # type: ignore[override]
