@@ -40,6 +40,7 @@ class Backprop:
         need_input_grad: bool = False,
     ) -> None:
         precision = architecture.precision
+        self.key = batch_size, need_gradient, need_input_grad
         self._batch_size = batch_size
         self._ops = ops
         _, biases = architecture.layout.split(theta)

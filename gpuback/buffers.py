@@ -1,9 +1,10 @@
-"""Memory that functions over whole arrays write to between their operands and their results."""
+"""Memory that functions over whole arrays write to between their operands and their results, and functions bound to it."""
 
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -85,3 +86,12 @@ class Scratch:
 
     def _shaped(self, flat: Array) -> Array:
         return flat[: self._size].reshape(self._shape, order=self._order)
+
+
+def bind(ufunc: np.ufunc, *operands: Array, out: Array) -> Callable[[], object]:
+    """ufunc(*operands, out=out), as a function of nothing.
+
+    Small arrays take more time to call a ufunc than to compute: bound ahead, with `out` by position, it starts in 0.2
+    instead of 0.3 µs.
+    """
+    return partial(ufunc, *operands, out)

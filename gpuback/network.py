@@ -196,15 +196,20 @@ class MLP:
         """
         samples = as_samples(x, self._architecture, self._ops)
         outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
-        with self._ops.scope(), self.borrowed_passes(len(samples), need_gradient=False) as passes:
+        passes = self.take_passes(len(samples), need_gradient=False)
+        with self._ops.scope():
             passes.forward(samples, outputs)
+        self.keep_passes(passes)
         return outputs
 
     def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
         samples, targets, weight = self.checked(x, y, sample_weight)
-        with self._ops.scope(), self.borrowed_passes(len(samples), need_gradient=False) as passes:
-            return self._scalar(passes.loss(samples, targets, weight))
+        passes = self.take_passes(len(samples), need_gradient=False)
+        with self._ops.scope():
+            value = passes.loss(samples, targets, weight)
+        self.keep_passes(passes)
+        return self._scalar(value)
 
     def value_and_grad(
         self,
@@ -244,10 +249,12 @@ class MLP:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
         gradients = self.empty_gradients() if out is None else self._fitting(out)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
-        with self._ops.scope(), self.borrowed_passes(len(samples), need_input_grad=need_input_grad) as passes:
+        passes = self.take_passes(len(samples), need_input_grad=need_input_grad)
+        with self._ops.scope():
             value = passes.value_and_grad(
                 samples, targets, weight, gradients.weights, gradients.biases, gradients.inputs, accumulate=accumulate
             )
+        self.keep_passes(passes)
         return self._scalar(value), gradients
 
     def trace(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Trace:
@@ -334,11 +341,22 @@ class MLP:
         needs = {"need_gradient": need_gradient, "need_input_grad": need_input_grad}
         return Backprop(self._architecture, self._theta, self._ops, batch_size, **needs)
 
-    def borrowed_passes(
-        self, batch_size: int, *, need_gradient: bool = True, need_input_grad: bool = False
-    ) -> _Borrowed:
-        """A context: the passes for one batch size, kept for the next call when it ends."""
-        return _Borrowed(self, (batch_size, need_gradient, need_input_grad))
+    def take_passes(
+        self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False
+    ) -> Backprop:
+        """The passes for one batch size, out of the network's store: a second thread makes buffers of its own."""
+        try:
+            return self._passes.pop((batch_size, need_gradient, need_input_grad))
+        except KeyError:
+            return self.passes(batch_size, need_gradient, need_input_grad)
+
+    def keep_passes(self, passes: Backprop) -> None:
+        """Puts them back, for the next call."""
+        store = self._passes
+        store[passes.key] = passes
+        if len(store) > KEPT_PASSES:
+            for oldest in list(store)[:-KEPT_PASSES]:
+                store.pop(oldest, None)
 
     def _fitting(self, out: Gradients) -> Gradients:
         if (
@@ -360,24 +378,3 @@ class MLP:
 
     def _scalar(self, value: Array | float) -> Array:
         return self._ops.scalar(value, self._theta.dtype)
-
-
-class _Borrowed:
-    """Buffers taken out of a network's store while they are in use, so that a second thread makes its own."""
-
-    def __init__(self, net: MLP, key: tuple[int, bool, bool]) -> None:
-        self._net, self._key = net, key
-
-    def __enter__(self) -> Backprop:
-        try:
-            self._passes = self._net._passes.pop(self._key)
-        except KeyError:
-            self._passes = self._net.passes(*self._key)
-        return self._passes
-
-    def __exit__(self, *exception: object) -> None:
-        store = self._net._passes
-        store[self._key] = self._passes
-        if len(store) > KEPT_PASSES:
-            for oldest in list(store)[:-KEPT_PASSES]:
-                store.pop(oldest, self._passes)

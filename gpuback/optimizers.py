@@ -84,10 +84,11 @@ class Optimizer(ABC):
             )
         self.bind(net)
         gradient = gradients.theta
-        self._apply(gradient if gradient.flags.c_contiguous else gradient.copy())
+        with net.ops.scope(self.update.note_invalid):
+            self._apply(gradient if gradient.flags.c_contiguous else gradient.copy())
 
     def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
-        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`."""
+        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, and for where it runs."""
         clip_norm = None if clip_norm is None else float(clip_norm)
         self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
 

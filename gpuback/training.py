@@ -66,10 +66,12 @@ class TrainStep:
 
         With `halt` there are no more updates once a loss or gradient was not finite.
         """
-        gradients, net = self._gradients, self.net
-        with net.ops.scope(), net.borrowed_passes(len(samples)) as passes:
+        gradients, net, optimizer = self._gradients, self.net, self.optimizer
+        passes = net.take_passes(len(samples))
+        with net.ops.scope(optimizer.update.note_invalid):
             loss = passes.value_and_grad(samples, targets, weight, gradients.weights, gradients.biases)
-            self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
+            optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
+        net.keep_passes(passes)
         return loss
 
 

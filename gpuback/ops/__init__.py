@@ -43,6 +43,8 @@ class Update(Protocol):
     ) -> None:
         """One update of θ and of the optimizer's state, unless `loss` or the gradient is not finite.
 
+        It runs in `Ops.scope(self.note_invalid)`.
+
         Args:
             gradient: ∇θ, (n_parameters,).
             loss: the loss it belongs to; None makes the update whatever the gradient is.
@@ -50,6 +52,10 @@ class Update(Protocol):
             halt: no more updates once a loss or gradient was not finite.
             hyper_parameters: of this kind of optimizer.
         """
+        ...
+
+    def note_invalid(self, *what: Any) -> None:
+        """Takes note that some operation on the host has made NaN of other numbers."""
         ...
 
     def glance(self) -> int | None:
@@ -67,8 +73,12 @@ class Ops(Protocol):
     reproducible: bool
     """Whether results have the bits that every backend gives with `reproducible=True`."""
 
-    def scope(self) -> AbstractContextManager[object]:
-        """What every computation runs in: no warnings about infinities; the right device."""
+    def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
+        """What every computation runs in: no warnings about infinities; the right device.
+
+        Args:
+            on_invalid: called when an operation on the host has made NaN of other numbers.
+        """
         ...
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Any: ...

@@ -68,7 +68,7 @@ class CudaOps:
         self._device = nullcontext() if device is None else device
         self._laid_out = threading.local()
 
-    def scope(self) -> AbstractContextManager[object]:
+    def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
         return self._device
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> CudaWorkspace:

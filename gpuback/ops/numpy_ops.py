@@ -55,8 +55,10 @@ class NumpyOps:
     name = "numpy"
     reproducible = False
 
-    def scope(self) -> AbstractContextManager[object]:
-        return np.errstate(all="ignore")
+    def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
+        if on_invalid is None:
+            return np.errstate(all="ignore")
+        return np.errstate(all="ignore", invalid="call", call=on_invalid)
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Workspace:
         return Workspace(rows, sizes, precision)
