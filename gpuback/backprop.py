@@ -9,7 +9,7 @@ thread that is done with one takes the next, and which thread took which makes n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from gpuback._typing import Array
@@ -56,11 +56,19 @@ class Backprop:
             most = self._team.size
         share = -(-len(starts) // most)
         ends = [(start, min(start + rows, batch_size)) for start in starts]
-        self._shares = [ends[first : first + share] for first in range(0, len(ends), share)]
-        heights = {end - start for start, end in ends}
-        members = range(min(self._team.size, len(self._shares)))
-        self._blocks = [{height: block(height) for height in heights} for _ in members]
-        others = self._shares[1:] if need_gradient else []
+        shares = [ends[first : first + share] for first in range(0, len(ends), share)]
+        self._n_shares = len(shares)
+        # Each share's blocks, one after the other, as each member of the team holds them, with their rows (None: all).
+        self._blocks: list[list[list[tuple[_Block, slice | None]]]] = []
+        for _ in range(min(self._team.size, len(shares))):
+            blocks = {height: block(height) for height in {end - start for start, end in ends}}
+            self._blocks.append(
+                [
+                    [(blocks[end - start], None if len(ends) == 1 else slice(start, end)) for start, end in share]
+                    for share in shares
+                ]
+            )
+        others = shares[1:] if need_gradient else []
         self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
         self._partial_views = [architecture.layout.split(partial) for partial in self._partials]
 
@@ -68,7 +76,7 @@ class Backprop:
         """out = ŷ, (B, n_L)."""
 
         def work(share: int, member: int) -> None:
-            for block, rows in self._each(share, member):
+            for block, rows in self._blocks[member][share]:
                 block.forward(_rows(x, rows))
                 block.apply_output(_rows(out, rows))
 
@@ -79,7 +87,7 @@ class Backprop:
 
         def work(share: int, member: int) -> list[Any]:
             parts = []
-            for block, rows in self._each(share, member):
+            for block, rows in self._blocks[member][share]:
                 block.forward(_rows(x, rows))
                 parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
             return parts
@@ -103,7 +111,7 @@ class Backprop:
             parts = []
             dW_sum, db_sum = self._partial_views[share - 1] if share else (dW, db)
             add = accumulate and share == 0
-            for block, rows in self._each(share, member):
+            for block, rows in self._blocks[member][share]:
                 block.forward(_rows(x, rows))
                 parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
                 block.backward(dW_sum, db_sum, add)
@@ -125,17 +133,10 @@ class Backprop:
     def _mean(self, parts: list[list[Any]]) -> Array | float:
         return self._ops.mean_loss(list(itertools.chain.from_iterable(parts)), self._batch_size)
 
-    def _each(self, share: int, member: int) -> Iterator[tuple[_Block, slice | None]]:
-        """A share's blocks, one after the other, as a member of the team holds them, with their rows (None: all)."""
-        blocks = self._blocks[member]
-        for start, end in self._shares[share]:
-            height = end - start
-            yield blocks[height], None if height == self._batch_size else slice(start, end)
-
     def _run(self, work: Callable[[int, int], Result]) -> list[Result]:
         """The results of `work` on each share, with the weights as products read them up to date with θ."""
         self._refresh_weights()
-        return self._team.run(work, len(self._shares))
+        return self._team.run(work, self._n_shares)
 
 
 def _rows(array: Array, rows: slice | None) -> Array:
@@ -162,7 +163,7 @@ class _Block:
         workspace = ops.workspace(rows, sizes, precision)
         activations = architecture.hidden_activations
         self._load = ops.bind_load(sizes[0], precision, workspace)
-        self._inputs: list[Array] = []  # h_0 of the batch at hand, h_1, …, h_{L−1}
+        self._h_0: Array = None  # of the batch at hand
 
         self._hidden = [workspace.hidden(width) for width in sizes[1:-1]]
         kept = [
@@ -170,13 +171,14 @@ class _Block:
             for n, g in zip(sizes[1:-1], activations, strict=True)
         ]
         output = workspace.output(sizes[-1])
-        self._forward = [
+        self._first, *upper = [
             ops.bind_forward(W, b, h, a, g, workspace)
             for W, b, h, a, g in zip(
                 weights, biases, [*self._hidden, output], [*kept, None], [*activations, None], strict=True
             )
         ]
         da_top = workspace.output_delta(output)
+        self._upper = list(zip(upper, self._hidden, strict=True))
         self.loss = ops.bind_loss(
             architecture.loss_row, architecture.output, output, da_top, batch_size / scale, workspace
         )
@@ -194,11 +196,13 @@ class _Block:
 
     def forward(self, x: Array) -> None:
         """Up to the output layer's pre-activations a_L; `loss` or `apply_output` goes on from there."""
-        self._inputs = [self._load(x), *self._hidden]
-        for layer, h in zip(self._forward, self._inputs, strict=True):
+        self._h_0 = h_0 = self._load(x)
+        self._first(h_0)
+        for layer, h in self._upper:
             layer(h)
 
     def backward(self, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
         """From da_L, which `loss` left behind, down: each layer's dW, db and the da of the layer below."""
+        inputs = [self._h_0, *self._hidden]
         for k in range(len(self._backward) - 1, -1, -1):
-            self._backward[k](self._inputs[k], dW[k], db[k], accumulate)
+            self._backward[k](inputs[k], dW[k], db[k], accumulate)

@@ -9,16 +9,19 @@ from gpuback.architecture import Architecture
 from gpuback.errors import DtypeError, LabelError, ShapeError
 from gpuback.ops import Ops
 
+LABELS = np.dtype(np.intp)
+"""What the losses read class labels in."""
+
 
 def as_samples(x: ArrayLike, architecture: Architecture, ops: Ops) -> Array:
     """x as (B, n_0), B ≥ 1, in the dtype that sums are kept in."""
     samples = ops.asarray(x, architecture.precision.total, "x")
-    width = architecture.sizes[0]
-    if samples.ndim != 2 or samples.shape[1] != width:
-        hint = "; one sample is x[None, :]" if samples.shape == (width,) else ""
-        raise ShapeError(f"x: expected shape (B, {width}) for sizes {architecture.sizes}, got {samples.shape}{hint}")
-    if len(samples) == 0:
-        raise ShapeError(f"x: expected at least one sample, got shape {samples.shape}")
+    width, shape = architecture.sizes[0], samples.shape
+    if len(shape) != 2 or shape[1] != width:
+        hint = "; one sample is x[None, :]" if shape == (width,) else ""
+        raise ShapeError(f"x: expected shape (B, {width}) for sizes {architecture.sizes}, got {shape}{hint}")
+    if shape[0] == 0:
+        raise ShapeError(f"x: expected at least one sample, got shape {shape}")
     return samples
 
 
@@ -30,8 +33,8 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
         DtypeError: class labels that are not integers.
         LabelError: a label outside 0 … n_L − 1, or a probability outside [0, 1].
     """
-    width, kind = architecture.sizes[-1], architecture.loss_row.targets
     targets = ops.received(y, "y")
+    width, kind = architecture.sizes[-1], architecture.loss_row.targets
     if kind == "classes" and targets.ndim == 1:
         return _as_labels(targets, width, batch_size, ops)
     if kind != "classes" and width == 1 and targets.ndim == 1:
@@ -52,7 +55,7 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
 
 
 def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
-    if len(y) and y.dtype.kind not in "biu":
+    if y.dtype.kind not in "biu" and len(y):
         raise DtypeError(
             f"y: expected integer labels 0 … {n_classes - 1}, shape ({batch_size},), or probability rows "
             f"({batch_size}, {n_classes}); got shape ({len(y)},) of {y.dtype}"
@@ -64,7 +67,7 @@ def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
             f"y: expected labels 0 … {n_classes - 1} for an output layer of width {n_classes}, "
             f"got labels from {y.min()} to {y.max()}"
         )
-    return ops.asarray(y, np.dtype(np.intp), "y")
+    return ops.asarray(y, LABELS, "y")
 
 
 def as_sample_weight(weight: ArrayLike | None, architecture: Architecture, batch_size: int, ops: Ops) -> Array | None:

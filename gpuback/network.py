@@ -332,9 +332,10 @@ class MLP:
 
     def checked(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Array, Array, Array | None]:
         """A batch as the passes take it: checked, on the backend, in θ's dtype."""
-        samples = as_samples(x, self._architecture, self._ops)
-        targets = as_targets(y, self._architecture, len(samples), self._ops)
-        return samples, targets, as_sample_weight(sample_weight, self._architecture, len(samples), self._ops)
+        architecture, ops = self._architecture, self._ops
+        samples = as_samples(x, architecture, ops)
+        targets = as_targets(y, architecture, len(samples), ops)
+        return samples, targets, as_sample_weight(sample_weight, architecture, len(samples), ops)
 
     def passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Backprop:
         """The passes of this network for one batch size, with buffers of their own."""

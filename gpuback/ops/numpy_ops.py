@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
-from gpuback.buffers import aligned_empty
+from gpuback.buffers import aligned_empty, bind
 from gpuback.losses import Loss, Softmax
 from gpuback.ops.host_arrays import as_host_array
 from gpuback.ops.numpy_updates import AdamUpdate, SGDUpdate, all_finite, norm
@@ -143,21 +143,22 @@ class NumpyOps:
         product, W_T = workspace.c_ordered(pre_activation), W.T
         operand = workspace.bind_product_operand(0, (len(h), W.shape[1]))
         if activation is None:
-            product_T, b_column, h_T = product.T, b[:, None], h.T
+            add_bias = bind(np.add, product.T, b[:, None], out=h.T)
 
             def forward_output(h_prev: Array) -> None:
                 (h_prev if operand is None else operand(h_prev)).dot(W_T, product)
-                np.add(product_T, b_column, out=h_T)
+                add_bias()
 
             return forward_output
 
+        add_bias = bind(np.add, product, b, out=pre_activation)
         g, scratch = activation.forward, workspace.scratch_like(h)
         round_h = workspace.bind_round(h)
         round_a = workspace.bind_round(pre_activation) if activation.derivative_from == "a" else None
 
         def forward(h_prev: Array) -> None:
             (h_prev if operand is None else operand(h_prev)).dot(W_T, product)
-            np.add(product, b, out=pre_activation)
+            add_bias()
             if round_a is not None:
                 round_a()
             g(pre_activation, h, scratch)
@@ -177,7 +178,8 @@ class NumpyOps:
             da: (rows, n_L), written: here a itself.
             divisor: B, the number of samples in the whole batch, over the scale that da carries.
         """
-        losses = np.empty(len(a), a.dtype)
+        losses, wide = np.empty(len(a), a.dtype), np.empty(len(a))
+        add_up = partial(wide.dot, np.ones_like(wide))
         run = loss.outputs[output](a, losses, workspace.scratch_like(a), divisor)
         round_da = workspace.bind_round(a)
 
@@ -188,7 +190,8 @@ class NumpyOps:
                 np.multiply(a, weight[:, None], out=a)
             if round_da is not None:
                 round_da()
-            return float(np.add.reduce(losses, dtype=np.float64))
+            np.copyto(wide, losses)
+            return float(add_up())
 
         return loss_and_delta
 
@@ -329,7 +332,7 @@ class NumpyOps:
 
     def any_outside(self, array: Array, highest: int) -> bool:
         """Whether an element lies outside 0 … highest. NaN does not count."""
-        if array.dtype == SIGNED:  # as an unsigned number a negative one is huge: one maximum finds both kinds
+        if array.dtype is SIGNED:  # as an unsigned number a negative one is huge: one maximum finds both kinds
             unsigned = array.view(UNSIGNED)
             return bool(unsigned.item(unsigned.argmax()) > highest)  # argmax is quicker to start than maximum.reduce
         return bool(array.min() < 0 or array.max() > highest)
