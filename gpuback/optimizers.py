@@ -41,6 +41,9 @@ class Optimizer(ABC):
     """
 
     _state_names: tuple[str, ...] = ()
+    _variant: Mapping[str, Any] = {}
+    """What its update takes beside hyper-parameters."""
+
     reproducible = False
     """Whether its updates have the same bits on every backend."""
 
@@ -89,7 +92,6 @@ class Optimizer(ABC):
 
     def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
         """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, and for where it runs."""
-        clip_norm = None if clip_norm is None else float(clip_norm)
         self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
 
     @property
@@ -147,7 +149,7 @@ class Optimizer(ABC):
 
     def _apply(self, gradient: Array, **decision: Any) -> None:
         """One update, with the hyper-parameters as they are now."""
-        self.update(gradient, **decision, **self._hyper_parameters())
+        self.update(gradient, **decision, **self._hyper_parameters(), **self._variant)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
@@ -208,7 +210,7 @@ class Adam(Optimizer):
 
     reproducible = True
     _state_names = ("first_moment", "second_moment")
-    _decoupled = False
+    _variant: Mapping[str, Any] = {"decoupled": False}
 
     def __init__(
         self,
@@ -236,9 +238,6 @@ class Adam(Optimizer):
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
         return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"], step_count)
 
-    def _apply(self, gradient: Array, **decision: Any) -> None:
-        super()._apply(gradient, decoupled=self._decoupled, **decision)
-
 
 class AdamW(Adam):
     """Adam with decoupled weight decay: θ ← (1 − ηλ) θ before each step, instead of λ θ in the gradient.
@@ -248,7 +247,7 @@ class AdamW(Adam):
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; torch.optim.AdamW.
     """
 
-    _decoupled = True
+    _variant = {"decoupled": True}
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class NumpyUpdate(ABC):
         self._invalid = False
         # Views without axes, which ufuncs take up in half the time of NumPy's or Python's scalars.
         self._numbers = np.zeros(self._count_of_numbers, theta.dtype)
+        self._last_numbers: tuple[float, ...] | None = None
         numbers = [self._numbers[i, ...] for i in range(self._count_of_numbers)]
         spare, other = (aligned_empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(2))
         self._parts = []
@@ -76,7 +77,9 @@ class NumpyUpdate(ABC):
                 factor = clip(gradient, clip_norm)
         self.steps += 1
         self._invalid = False
-        self._numbers[:] = self._numbers_now(**hyper_parameters)
+        numbers = self._numbers_now(**hyper_parameters)
+        if numbers != self._last_numbers:
+            self._numbers[:] = self._last_numbers = numbers
         for where, update in self._parts:
             update(gradient[where], factor)
         if self._invalid:
