@@ -92,6 +92,7 @@ class Optimizer(ABC):
 
     def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
         """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, and for where it runs."""
+        clip_norm = None if clip_norm is None else float(clip_norm)
         self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
 
     @property
@@ -149,7 +150,8 @@ class Optimizer(ABC):
 
     def _apply(self, gradient: Array, **decision: Any) -> None:
         """One update, with the hyper-parameters as they are now."""
-        self.update(gradient, **decision, **self._hyper_parameters(), **self._variant)
+        assert self._update is not None
+        self._update(gradient, **decision, **self._hyper_parameters(), **self._variant)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
