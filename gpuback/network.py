@@ -335,7 +335,9 @@ class MLP:
         architecture, ops = self._architecture, self._ops
         samples = as_samples(x, architecture, ops)
         targets = as_targets(y, architecture, len(samples), ops)
-        return samples, targets, as_sample_weight(sample_weight, architecture, len(samples), ops)
+        if sample_weight is not None:
+            sample_weight = as_sample_weight(sample_weight, architecture, len(samples), ops)
+        return samples, targets, sample_weight
 
     def passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Backprop:
         """The passes of this network for one batch size, with buffers of their own."""

@@ -41,9 +41,6 @@ class Optimizer(ABC):
     """
 
     _state_names: tuple[str, ...] = ()
-    _variant: Mapping[str, Any] = {}
-    """What its update takes beside hyper-parameters."""
-
     reproducible = False
     """Whether its updates have the same bits on every backend."""
 
@@ -88,12 +85,13 @@ class Optimizer(ABC):
         self.bind(net)
         gradient = gradients.theta
         with net.ops.scope(self.update.note_invalid):
-            self._apply(gradient if gradient.flags.c_contiguous else gradient.copy())
+            self.update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
 
     def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
         """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, and for where it runs."""
+        assert self._update is not None
         clip_norm = None if clip_norm is None else float(clip_norm)
-        self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
+        self._update(gradient, loss=loss, clip_norm=clip_norm, halt=halt, **self._update_options())
 
     @property
     def update(self) -> Update:
@@ -144,14 +142,13 @@ class Optimizer(ABC):
         """As they are now, in Python's numbers: NumPy's may have a precision of their own."""
         return {"learning_rate": self._learning_rate, "weight_decay": float(self.weight_decay)}
 
+    def _update_options(self) -> dict[str, Any]:
+        """What the update takes: the hyper-parameters as they are now, and which of its variants it is."""
+        return self._hyper_parameters()
+
     @abstractmethod
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
         """The backend's update, bound to θ and to the state."""
-
-    def _apply(self, gradient: Array, **decision: Any) -> None:
-        """One update, with the hyper-parameters as they are now."""
-        assert self._update is not None
-        self._update(gradient, **decision, **self._hyper_parameters(), **self._variant)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
@@ -212,7 +209,7 @@ class Adam(Optimizer):
 
     reproducible = True
     _state_names = ("first_moment", "second_moment")
-    _variant: Mapping[str, Any] = {"decoupled": False}
+    _decoupled = False
 
     def __init__(
         self,
@@ -237,6 +234,9 @@ class Adam(Optimizer):
             "weight_decay": float(self.weight_decay),
         }
 
+    def _update_options(self) -> dict[str, Any]:
+        return self._hyper_parameters() | {"decoupled": self._decoupled}
+
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
         return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"], step_count)
 
@@ -249,7 +249,7 @@ class AdamW(Adam):
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; torch.optim.AdamW.
     """
 
-    _variant = {"decoupled": True}
+    _decoupled = True
 
     def __init__(
         self,
