@@ -33,8 +33,8 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
         DtypeError: class labels that are not integers.
         LabelError: a label outside 0 … n_L − 1, or a probability outside [0, 1].
     """
-    targets = ops.received(y, "y")
     width, kind = architecture.sizes[-1], architecture.loss_row.targets
+    targets = ops.received(y, "y")
     if kind == "classes" and targets.ndim == 1:
         return _as_labels(targets, width, batch_size, ops)
     if kind != "classes" and width == 1 and targets.ndim == 1:

@@ -64,13 +64,13 @@ class Softmax:
         maximum, self.total, divisors = (np.empty(len(a), a.dtype) for _ in range(3))
         self._sum = bind_sum_rows(out)
         self._scale_total = bind(np.multiply, self.total, _constant(divisor, a), out=divisors)
-        axis, of_row = 1, (slice(None), None)
+        axis, of_rows = 1, (maximum[:, None], divisors[:, None])
         if a.flags.f_contiguous and out.flags.f_contiguous:  # the same, with NumPy's inner loops over samples
-            axis, of_row, a, out = 0, (...,), a.T, out.T
+            axis, of_rows, a, out = 0, (maximum, divisors), a.T, out.T
         self._find_maximum = partial(np.maximum.reduce, a, axis, None, maximum)
-        self._subtract_maximum = bind(np.subtract, a, maximum[of_row], out=out)
+        self._subtract_maximum = bind(np.subtract, a, of_rows[0], out=out)
         self._exp = bind(np.exp, out, out=out)
-        self._divide = bind(np.divide, out, divisors[of_row], out=out)
+        self._divide = bind(np.divide, out, of_rows[1], out=out)
 
     def shift(self) -> None:
         """out = z = a − max_j a_j, so that no exponential overflows."""

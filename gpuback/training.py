@@ -46,6 +46,7 @@ class TrainStep:
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         optimizer.update.diverged_at = None
         self._gradients = net.empty_gradients()
+        self._in_scope = net.ops.bind_scope(lambda *_: optimizer.update.note_invalid())
 
     @property
     def diverged_at(self) -> int | None:
@@ -66,11 +67,13 @@ class TrainStep:
 
         With `halt` there are no more updates once a loss or gradient was not finite.
         """
-        gradients, net, optimizer = self._gradients, self.net, self.optimizer
+        return self._in_scope(self._run, samples, targets, weight, halt)
+
+    def _run(self, samples: Array, targets: Array, weight: Array | None, halt: bool) -> Array | float:
+        gradients, net = self._gradients, self.net
         passes = net.take_passes(len(samples))
-        with net.ops.scope(optimizer.update.note_invalid):
-            loss = passes.value_and_grad(samples, targets, weight, gradients.weights, gradients.biases)
-            optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
+        loss = passes.value_and_grad(samples, targets, weight, gradients.weights, gradients.biases)
+        self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
         net.keep_passes(passes)
         return loss
 

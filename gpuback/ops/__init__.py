@@ -19,7 +19,6 @@ from gpuback.ops.team import Team
 from gpuback.parameters import Layout
 from gpuback.precision import DTYPES, Precision
 
-
 class Update(Protocol):
     """An optimizer's step on a backend: the decision whether to make it, and the count of those made."""
 
@@ -78,6 +77,13 @@ class Ops(Protocol):
 
         Args:
             on_invalid: called when an operation on the host has made NaN of other numbers.
+        """
+        ...
+
+    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+        """Such a scope, made once for many times: a function (work, *arguments) that does work(*arguments) in it.
+
+        One thread at a time may call it.
         """
         ...
 

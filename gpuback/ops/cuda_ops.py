@@ -71,6 +71,13 @@ class CudaOps:
     def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
         return self._device
 
+    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+        def run(work: Callable[..., Any], *arguments: Any) -> Any:
+            with self._device:
+                return work(*arguments)
+
+        return run
+
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> CudaWorkspace:
         return CudaWorkspace(self, rows, sizes, precision)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from contextvars import Context
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -59,6 +60,13 @@ class NumpyOps:
         if on_invalid is None:
             return np.errstate(all="ignore")
         return np.errstate(all="ignore", invalid="call", call=on_invalid)
+
+    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+        """A context of its own, in which NumPy's settings stay: entering it takes a tenth of `errstate`'s time."""
+        context = Context()
+        context.run(np.seterr, all="ignore", invalid="call")
+        context.run(np.seterrcall, on_invalid)
+        return context.run
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Workspace:
         return Workspace(rows, sizes, precision)
@@ -372,9 +380,7 @@ class NumpyOps:
         """Real numbers of any kind as an array, of whatever dtype, where they are: for a look before `asarray`."""
         return as_host_array(value, None, what)
 
-    def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
-        """Real numbers of any kind as a C-contiguous array of `dtype` (None: their own); see `as_host_array`."""
-        return as_host_array(value, dtype, what)
+    asarray = staticmethod(as_host_array)
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """What runs a layer's forward pass."""
