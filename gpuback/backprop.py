@@ -54,20 +54,21 @@ class Backprop:
         most = self._team.size * SHARES_EACH if self._team.size > 1 else 1
         if need_gradient and n_parameters * precision.total.itemsize * most > SUMS_BYTES:
             most = self._team.size
-        share = -(-len(starts) // most)
-        ends = [(start, min(start + rows, batch_size)) for start in starts]
-        shares = [ends[first : first + share] for first in range(0, len(ends), share)]
+        size = -(-len(starts) // most)
+        ends = [min(start + rows, batch_size) for start in starts]
+        cuts = [
+            (end - start, None if len(ends) == 1 else slice(start, end))
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        shares = [cuts[first : first + size] for first in range(0, len(cuts), size)]
+
+        def shares_of_one() -> list[list[tuple[_Block, slice | None]]]:
+            blocks = {height: block(height) for height in {height for height, _ in cuts}}
+            return [[(blocks[height], where) for height, where in share] for share in shares]
+
         self._n_shares = len(shares)
-        # Each share's blocks, one after the other, as each member of the team holds them, with their rows (None: all).
-        self._blocks: list[list[list[tuple[_Block, slice | None]]]] = []
-        for _ in range(min(self._team.size, len(shares))):
-            blocks = {height: block(height) for height in {end - start for start, end in ends}}
-            self._blocks.append(
-                [
-                    [(blocks[end - start], None if len(ends) == 1 else slice(start, end)) for start, end in share]
-                    for share in shares
-                ]
-            )
+        # For each member of the team and each share: its blocks, one after the other, with their rows (None: all).
+        self._blocks = [shares_of_one() for _ in range(min(self._team.size, len(shares)))]
         others = shares[1:] if need_gradient else []
         self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
         self._partial_views = [architecture.layout.split(partial) for partial in self._partials]

@@ -1,4 +1,4 @@
-"""Memory that functions over whole arrays write to between their operands and their results, and functions bound to it."""
+"""Memory that functions over whole arrays write to between their operands and their results; functions bound to it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Scratch:
 def bind(ufunc: np.ufunc, *operands: Array, out: Array) -> Callable[[], object]:
     """ufunc(*operands, out=out), as a function of nothing.
 
-    Small arrays take more time to call a ufunc than to compute: bound ahead, with `out` by position, it starts in 0.2
-    instead of 0.3 µs.
+    With small arrays a ufunc takes more time to start than to compute: bound ahead, with `out` by position, it starts
+    in 0.22 instead of 0.30 µs. (NumPy's maximum and minimum want `out` by name.)
     """
     return partial(ufunc, *operands, out)

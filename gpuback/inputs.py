@@ -16,12 +16,12 @@ LABELS = np.dtype(np.intp)
 def as_samples(x: ArrayLike, architecture: Architecture, ops: Ops) -> Array:
     """x as (B, n_0), B ≥ 1, in the dtype that sums are kept in."""
     samples = ops.asarray(x, architecture.precision.total, "x")
-    width, shape = architecture.sizes[0], samples.shape
-    if len(shape) != 2 or shape[1] != width:
-        hint = "; one sample is x[None, :]" if shape == (width,) else ""
-        raise ShapeError(f"x: expected shape (B, {width}) for sizes {architecture.sizes}, got {shape}{hint}")
-    if shape[0] == 0:
-        raise ShapeError(f"x: expected at least one sample, got shape {shape}")
+    width = architecture.sizes[0]
+    if samples.ndim != 2 or samples.shape[1] != width:
+        hint = "; one sample is x[None, :]" if samples.shape == (width,) else ""
+        raise ShapeError(f"x: expected shape (B, {width}) for sizes {architecture.sizes}, got {samples.shape}{hint}")
+    if len(samples) == 0:
+        raise ShapeError(f"x: expected at least one sample, got shape {samples.shape}")
     return samples
 
 
@@ -55,7 +55,7 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
 
 
 def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
-    if y.dtype.kind not in "biu" and len(y):
+    if len(y) and y.dtype.kind not in "biu":
         raise DtypeError(
             f"y: expected integer labels 0 … {n_classes - 1}, shape ({batch_size},), or probability rows "
             f"({batch_size}, {n_classes}); got shape ({len(y)},) of {y.dtype}"

@@ -344,17 +344,15 @@ class MLP:
         needs = {"need_gradient": need_gradient, "need_input_grad": need_input_grad}
         return Backprop(self._architecture, self._theta, self._ops, batch_size, **needs)
 
-    def take_passes(
-        self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False
-    ) -> Backprop:
-        """The passes for one batch size, out of the network's store: a second thread makes buffers of its own."""
+    def take_passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Backprop:
+        """The passes for one batch size, out of the network's store: a second thread finds none and makes its own."""
         try:
             return self._passes.pop((batch_size, need_gradient, need_input_grad))
         except KeyError:
             return self.passes(batch_size, need_gradient, need_input_grad)
 
     def keep_passes(self, passes: Backprop) -> None:
-        """Puts them back, for the next call."""
+        """Puts into the store, for the next call, what `take_passes` gave. (What raised in between is not put back.)"""
         store = self._passes
         store[passes.key] = passes
         if len(store) > KEPT_PASSES:

@@ -88,7 +88,7 @@ class Optimizer(ABC):
             self.update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
 
     def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
-        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, and for where it runs."""
+        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, for the scope too."""
         assert self._update is not None
         clip_norm = None if clip_norm is None else float(clip_norm)
         self._update(gradient, loss=loss, clip_norm=clip_norm, halt=halt, **self._update_options())

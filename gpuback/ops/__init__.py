@@ -19,6 +19,7 @@ from gpuback.ops.team import Team
 from gpuback.parameters import Layout
 from gpuback.precision import DTYPES, Precision
 
+
 class Update(Protocol):
     """An optimizer's step on a backend: the decision whether to make it, and the count of those made."""
 

@@ -121,7 +121,7 @@ class CudaUpdate(ABC):
         self._put("diverged_at", NEVER if value is None else value)
 
     def note_invalid(self, *what: Any) -> None:
-        """Nothing to note: the kernels settle NaN themselves."""
+        return  # the kernels settle NaN themselves
 
     def glance(self) -> int | None:
         state = self._glance()

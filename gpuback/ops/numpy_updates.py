@@ -44,9 +44,9 @@ class NumpyUpdate(ABC):
         self.diverged_at: int | None = None
         self._arrays = [array for array in (theta, *state) if array is not None]
         self._invalid = False
-        # Views without axes, which ufuncs take up in half the time of NumPy's or Python's scalars.
         self._numbers = np.zeros(self._count_of_numbers, theta.dtype)
         self._last_numbers: tuple[float, ...] | None = None
+        # Views without axes, which ufuncs take up sooner than NumPy's or Python's scalars.
         numbers = [self._numbers[i, ...] for i in range(self._count_of_numbers)]
         spare, other = (aligned_empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(2))
         self._parts = []
@@ -85,7 +85,7 @@ class NumpyUpdate(ABC):
         if self._invalid:
             self._settle_nan()
 
-    def note_invalid(self, *_: Any) -> None:
+    def note_invalid(self, *what: Any) -> None:
         self._invalid = True
 
     def _settle_nan(self) -> None:
@@ -104,7 +104,8 @@ class NumpyUpdate(ABC):
     def _bind(self, *arrays_and_numbers: Any) -> Callable[[Array, float], None]:
         """The update of some parameters, as a function of their gradient and the factor that it is multiplied by.
 
-        Args: θ and the optimizer's state; two scratch arrays; the numbers, in θ's dtype.
+        Args:
+            arrays_and_numbers: θ and the optimizer's state; two scratch arrays; the numbers, in θ's dtype.
         """
 
 
