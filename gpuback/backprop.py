@@ -9,7 +9,7 @@ thread that is done with one takes the next, and which thread took which makes n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from gpuback._typing import Array
@@ -54,22 +54,14 @@ class Backprop:
         most = self._team.size * SHARES_EACH if self._team.size > 1 else 1
         if need_gradient and n_parameters * precision.total.itemsize * most > SUMS_BYTES:
             most = self._team.size
-        size = -(-len(starts) // most)
-        ends = [min(start + rows, batch_size) for start in starts]
-        cuts = [
-            (end - start, None if len(ends) == 1 else slice(start, end))
-            for start, end in zip(starts, ends, strict=True)
-        ]
-        shares = [cuts[first : first + size] for first in range(0, len(cuts), size)]
-
-        def shares_of_one() -> list[list[tuple[_Block, slice | None]]]:
-            blocks = {height: block(height) for height in {height for height, _ in cuts}}
-            return [[(blocks[height], where) for height, where in share] for share in shares]
-
-        self._n_shares = len(shares)
-        # For each member of the team and each share: its blocks, one after the other, with their rows (None: all).
-        self._blocks = [shares_of_one() for _ in range(min(self._team.size, len(shares)))]
-        others = shares[1:] if need_gradient else []
+        share = -(-len(starts) // most)
+        ends = [(start, min(start + rows, batch_size)) for start in starts]
+        self._shares = [ends[first : first + share] for first in range(0, len(ends), share)]
+        heights = {end - start for start, end in ends}
+        members = range(min(self._team.size, len(self._shares)))
+        self._blocks = [{height: block(height) for height in heights} for _ in members]
+        self._whole = self._blocks[0][batch_size] if len(ends) == 1 and not self._team.blas_alone else None
+        others = self._shares[1:] if need_gradient else []
         self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
         self._partial_views = [architecture.layout.split(partial) for partial in self._partials]
 
@@ -77,7 +69,7 @@ class Backprop:
         """out = ŷ, (B, n_L)."""
 
         def work(share: int, member: int) -> None:
-            for block, rows in self._blocks[member][share]:
+            for block, rows in self._each(share, member):
                 block.forward(_rows(x, rows))
                 block.apply_output(_rows(out, rows))
 
@@ -88,7 +80,7 @@ class Backprop:
 
         def work(share: int, member: int) -> list[Any]:
             parts = []
-            for block, rows in self._blocks[member][share]:
+            for block, rows in self._each(share, member):
                 block.forward(_rows(x, rows))
                 parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
             return parts
@@ -107,17 +99,18 @@ class Backprop:
         accumulate: bool = False,
     ) -> Array | float:
         """The loss; and its gradients into (or, accumulating, onto) dW and db, and into dx."""
+        if self._whole is not None:  # as below, without the calls that a small network would feel
+            self._refresh_weights()
+            part = self._whole.value_and_grad(x, y, weight, dW, db, dx, accumulate)
+            return self._ops.mean_loss([part], self._batch_size)
 
         def work(share: int, member: int) -> list[Any]:
             parts = []
             dW_sum, db_sum = self._partial_views[share - 1] if share else (dW, db)
             add = accumulate and share == 0
-            for block, rows in self._blocks[member][share]:
-                block.forward(_rows(x, rows))
-                parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
-                block.backward(dW_sum, db_sum, add)
-                if dx is not None:
-                    _rows(dx, rows)[...] = block.input_gradient
+            for block, rows in self._each(share, member):
+                batch = _rows(x, rows), _rows(y, rows), _rows(weight, rows)
+                parts.append(block.value_and_grad(*batch, dW_sum, db_sum, _rows(dx, rows), add))
                 add = True
             return parts
 
@@ -134,10 +127,17 @@ class Backprop:
     def _mean(self, parts: list[list[Any]]) -> Array | float:
         return self._ops.mean_loss(list(itertools.chain.from_iterable(parts)), self._batch_size)
 
+    def _each(self, share: int, member: int) -> Iterator[tuple[_Block, slice | None]]:
+        """A share's blocks, one after the other, as a member of the team holds them, with their rows (None: all)."""
+        blocks = self._blocks[member]
+        for start, end in self._shares[share]:
+            height = end - start
+            yield blocks[height], None if height == self._batch_size else slice(start, end)
+
     def _run(self, work: Callable[[int, int], Result]) -> list[Result]:
         """The results of `work` on each share, with the weights as products read them up to date with θ."""
         self._refresh_weights()
-        return self._team.run(work, self._n_shares)
+        return self._team.run(work, len(self._shares))
 
 
 def _rows(array: Array, rows: slice | None) -> Array:
@@ -164,7 +164,6 @@ class _Block:
         workspace = ops.workspace(rows, sizes, precision)
         activations = architecture.hidden_activations
         self._load = ops.bind_load(sizes[0], precision, workspace)
-        self._h_0: Array = None  # of the batch at hand
 
         self._hidden = [workspace.hidden(width) for width in sizes[1:-1]]
         kept = [
@@ -195,15 +194,37 @@ class _Block:
         for W, da, da_prev, g, source in zip(weights, [*da_below[1:], da_top], da_below, below, sources, strict=True):
             self._backward.append(ops.bind_backward(da, W, da_prev, g, source, scale, workspace))
 
-    def forward(self, x: Array) -> None:
-        """Up to the output layer's pre-activations a_L; `loss` or `apply_output` goes on from there."""
-        self._h_0 = h_0 = self._load(x)
+    def forward(self, x: Array) -> Array:
+        """Up to the output layer's pre-activations a_L; `loss` or `apply_output` goes on from there.
+
+        Returns:
+            h_0, x as products read it.
+        """
+        h_0 = self._load(x)
         self._first(h_0)
         for layer, h in self._upper:
             layer(h)
+        return h_0
 
-    def backward(self, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
-        """From da_L, which `loss` left behind, down: each layer's dW, db and the da of the layer below."""
-        inputs = [self._h_0, *self._hidden]
+    def value_and_grad(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        dW: Sequence[Array],
+        db: Sequence[Array],
+        dx: Array | None,
+        accumulate: bool,
+    ) -> Any:
+        """Forward; the loss; from the da_L that it leaves behind, down: each layer's dW, db and the da below.
+
+        Returns:
+            What `ops.bind_loss` says of these rows.
+        """
+        inputs = [self.forward(x), *self._hidden]
+        loss = self.loss(y, weight)
         for k in range(len(self._backward) - 1, -1, -1):
             self._backward[k](inputs[k], dW[k], db[k], accumulate)
+        if dx is not None:
+            dx[...] = self.input_gradient
+        return loss
