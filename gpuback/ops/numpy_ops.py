@@ -28,6 +28,7 @@ from gpuback.losses import Loss, Softmax
 from gpuback.ops.host_arrays import as_host_array
 from gpuback.ops.numpy_updates import AdamUpdate, SGDUpdate, all_finite, norm
 from gpuback.ops.numpy_workspace import Workspace
+from gpuback.ops.small_products import is_quicker_transposed
 from gpuback.ops.team import Team, blas_threads
 from gpuback.parameters import Layout
 from gpuback.precision import Precision, round_to_tf32
@@ -149,11 +150,17 @@ class NumpyOps:
         """
         pre_activation = h if a is None else a
         product, W_T = workspace.c_ordered(pre_activation), W.T
+        transpose: Callable[[], object] | None = None
+        if is_quicker_transposed(len(h), *W.shape):
+            W_T = aligned_empty(W_T.shape, W.dtype)
+            transpose = partial(np.copyto, W_T, W.T)
         operand = workspace.bind_product_operand(0, (len(h), W.shape[1]))
         if activation is None:
             add_bias = bind(np.add, product.T, b[:, None], out=h.T)
 
             def forward_output(h_prev: Array) -> None:
+                if transpose is not None:
+                    transpose()
                 (h_prev if operand is None else operand(h_prev)).dot(W_T, product)
                 add_bias()
 
@@ -165,6 +172,8 @@ class NumpyOps:
         round_a = workspace.bind_round(pre_activation) if activation.derivative_from == "a" else None
 
         def forward(h_prev: Array) -> None:
+            if transpose is not None:
+                transpose()
             (h_prev if operand is None else operand(h_prev)).dot(W_T, product)
             add_bias()
             if round_a is not None:

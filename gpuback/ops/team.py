@@ -140,6 +140,13 @@ def blas_threads() -> int:
     return max([*counts, *(library.threads() for library in own)], default=1)
 
 
+@functools.cache
+def blas_cores() -> set[str]:
+    """For which processors the OpenBLAS that is loaded has chosen its kernels, as it names them, in small letters."""
+    libraries = ThreadpoolController().lib_controllers
+    return {str(library.architecture).lower() for library in libraries if library.internal_api == "openblas"}
+
+
 _lock = threading.Lock()
 _inside = 0
 _before: list[int] = []
