@@ -25,7 +25,8 @@ class TrainStep:
 
     Buffers are made at the first call with a batch size and reused: with x, y and weights already in the network's
     dtypes (θ's, and int64 labels), a call allocates nothing that grows with the batch. A loss or gradient that is not
-    finite leaves θ and the optimizer alone: that step and all later ones that are not finite make no update.
+    finite leaves θ and the optimizer alone: that step and all later ones that are not finite make no update. One thread
+    at a time may call it.
 
     Args:
         net: the network.
