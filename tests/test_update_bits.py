@@ -17,7 +17,7 @@ from emulator_requirements import require_emulator
 
 from gpuback.cuda import plans
 from gpuback.errors import ShapeError
-from gpuback.ops import cuda_updates, numpy_updates
+from gpuback.ops import cuda_updates, numpy_ops, numpy_updates
 from gpuback.ops.exact_sums import CHUNK, exact_sum, norm
 
 require_emulator()
@@ -73,7 +73,7 @@ class Run:
 
     def step(self, gradient: np.ndarray, clip_norm: float | None = None) -> None:
         loss = np.ones((), gradient.dtype)
-        with np.errstate(all="ignore"):
+        with numpy_ops.NumpyOps().scope(self.update.note_invalid):
             self.update(gradient.copy(), loss=loss, clip_norm=clip_norm, **self.options)
 
     def bits(self) -> tuple[bytes, ...]:

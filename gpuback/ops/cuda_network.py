@@ -54,24 +54,18 @@ def gradient_plan(architecture: Architecture, batch_size: int, limits: DeviceLim
 
 
 class NetworkPasses:
-    """The passes of one narrow network for one batch size; see `gpuback.backprop.Backprop`.
-
-    Attributes:
-        takes_update: `step` contains the optimizer's update.
-    """
-
-    takes_update = True
+    """The passes of one narrow network for one batch size; see `gpuback.backprop.Backprop`."""
 
     def __init__(
         self,
         ops: CudaOps,
         architecture: Architecture,
         theta: Array,
-        batch_size: int,
         plan: StepPlan | TwoLaunches,
-        *,
-        need_gradient: bool,
+        key: tuple[int, bool, bool],
     ) -> None:
+        self.key = key
+        batch_size, need_gradient, _ = key
         self._ops, self._architecture, self._theta, self._batch_size = ops, architecture, theta, batch_size
         self._plan = plan
         precision = architecture.precision

@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
+from gpuback.architecture import Architecture
 from gpuback.cuda import plans
 from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
+from gpuback.cuda.network_plans import StepPlan
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
+from gpuback.ops.cuda_network import NetworkPasses, TwoLaunches, gradient_plan
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
 from gpuback.ops.cuda_workspace import CudaBuffers, CudaWorkspace, pitch_for, pitch_of
 from gpuback.ops.host_arrays import as_host_array, is_real
@@ -50,6 +53,7 @@ class CudaOps:
         launcher: what runs kernels.
         name: of the backend.
         device: a context in which `launcher`'s device is the current one.
+        takes_networks: narrow networks are taken as a whole, in a launch or two; else all go layer by layer.
     """
 
     reproducible = False
@@ -61,15 +65,24 @@ class CudaOps:
         *,
         name: str = "cupy",
         device: AbstractContextManager[object] | None = None,
+        takes_networks: bool = True,
     ) -> None:
         self.name = name
+        self._takes_networks = takes_networks
         self.xp = xp
         self.launcher = launcher
         self._device = nullcontext() if device is None else device
         self._laid_out = threading.local()
 
-    def scope(self) -> AbstractContextManager[object]:
+    def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
         return self._device
+
+    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+        def run(work: Callable[..., Any], *arguments: Any) -> Any:
+            with self._device:
+                return work(*arguments)
+
+        return run
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> CudaWorkspace:
         return CudaWorkspace(self, rows, sizes, precision)
@@ -340,6 +353,26 @@ class CudaOps:
         """What is bound for a step of training, its update too, only launches."""
         return self.launcher
 
+    def whole_passes(
+        self,
+        architecture: Architecture,
+        theta: Array,
+        batch_size: int,
+        *,
+        need_gradient: bool = True,
+        need_input_grad: bool = False,
+    ) -> NetworkPasses | None:
+        """The passes of a narrow network, a launch or two each; None for others."""
+        plan = self._network_plan(architecture, batch_size)
+        if isinstance(plan, str):
+            return None
+        return NetworkPasses(self, architecture, theta, plan, (batch_size, need_gradient, need_input_grad))
+
+    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
+        if not self._takes_networks:
+            return "this backend was made to"
+        return gradient_plan(architecture, batch_size, self.launcher.limits)
+
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
         return SGDUpdate(self.xp, self.launcher, theta, velocity, steps)
 
@@ -450,6 +483,22 @@ class CudaOps:
         return self.xp.asarray(as_host_array(self.to_numpy(array), dtype, what))
 
     # In words
+
+    def explain_network(self, architecture: Architecture, batch_size: int) -> list[str] | str:
+        """What runs a whole step, launch by launch; or why it goes layer by layer."""
+        plan = self._network_plan(architecture, batch_size)
+        if isinstance(plan, str):
+            return plan
+        cut = "{0.count} chains of up to {0.rows} rows"
+        if isinstance(plan, StepPlan):
+            chains = cut.format(plan.sums.chains)
+            return [f"network_narrow, {chains}, {plan.launch.grid} blocks, slabs of {plan.rows} rows"]
+        chain, weights = plan
+        kept = "all weights" if chain.all_weights else "the weights of a layer at a time"
+        return [
+            f"network_chain, {cut.format(chain.chains)}, {chain.launch.grid} blocks, slabs of {chain.rows} rows and {kept}",
+            f"{weights.launch.variant.entry}, {cut.format(weights.sums.chains)} for each layer, {weights.launch.grid} blocks",
+        ]
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """What runs a layer's forward pass."""

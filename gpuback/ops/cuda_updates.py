@@ -140,6 +140,9 @@ class CudaUpdate(ABC):
     def diverged_at(self, value: int | None) -> None:
         self._put("diverged_at", NEVER if value is None else value)
 
+    def note_invalid(self, *what: Any) -> None:
+        return  # the kernels settle NaN themselves
+
     def glance(self) -> int | None:
         state = self._glance()
         return None if state is None else _count(state[STATE.index("diverged_at")])
