@@ -52,8 +52,8 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> EmulatorLauncher:
     """That of backend="graphs"; backend="eager" has one of its own."""
     launcher, eager = EmulatorLauncher(), EmulatorLauncher()
     backends = {
-        "graphs": CudaOps(StrictNumpy(launcher), launcher, name="graphs"),
-        "eager": EagerOps(np, eager, name="eager"),
+        "graphs": CudaOps(StrictNumpy(launcher), launcher, name="graphs", takes_networks=False),
+        "eager": EagerOps(np, eager, name="eager", takes_networks=False),
     }
     for name, ops in backends.items():
         backend = Backend(lambda reproducible, ops=ops: ops, lambda: BackendStatus(True, "the emulator"))

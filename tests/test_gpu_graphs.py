@@ -28,7 +28,7 @@ def pair(optimizer: str, dtype: str = "float32", clip_norm: float | None = None,
     """The same training by graphs and launch by launch."""
     steps = []
     for _ in range(2):
-        net = twins((20, 64, 40, 5), dtype, **{"activation": "gelu"} | options)[1]
+        net = twins((20, 150, 40, 5), dtype, **{"activation": "gelu"} | options)[1]
         steps.append(TrainStep(net, OPTIMIZERS[optimizer](), clip_norm=clip_norm))
     steps[1]._graphs = None
     return steps
@@ -165,7 +165,7 @@ def test_a_capture_that_fails_leaves_everything_usable(cupy: Any, monkeypatch: p
 
 def test_two_runs_of_one_network_and_their_memory(cupy: Any) -> None:
     """What a run has recorded goes with it."""
-    net = twins((20, 64, 40, 5), "float32")[1]
+    net = twins((20, 150, 40, 5), "float32")[1]
     x, y = random_batch(net, 5000)
     pool = cupy.get_default_memory_pool()
 
@@ -181,7 +181,7 @@ def test_two_runs_of_one_network_and_their_memory(cupy: Any) -> None:
 
 
 def test_fit_reads_batches_where_it_gathers_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    nets = [twins((20, 64, 5), "float32")[1] for _ in range(2)]
+    nets = [twins((20, 150, 5), "float32")[1] for _ in range(2)]
     x, y = random_batch(nets[0], 500)
     histories = [fit(nets[0], x, y, optimizer=Adam(0.01), epochs=4, batch_size=64, seed=0)]
     monkeypatch.setattr(StepGraphs, "consider", lambda *_: None)
