@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, shuffle
@@ -21,10 +20,10 @@ from gpuback.architecture import Architecture
 from gpuback.errors import DataError, OptionError, ShapeError
 from gpuback.network import MLP
 from gpuback.sklearn.descent import Descent, TrainingSet
-from gpuback.sklearn.parameters import LOSSES, check_parameters, gpuback_activation, layer_widths
+from gpuback.sklearn.parameters import LOSSES, Parameters, check_parameters, gpuback_activation, layer_widths
 
 
-class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
+class BaseMLP(Parameters, ABC):
     """A multilayer perceptron as an estimator; the public ones say what it predicts."""
 
     # The fitted state. `_net` is there from the first fit on, and with it all the rest.
@@ -42,61 +41,6 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
     n_layers_: int
     n_outputs_: int
     out_activation_: str
-
-    def __init__(
-        self,
-        hidden_layer_sizes: Any = (100,),
-        activation: str = "relu",
-        *,
-        solver: str = "adam",
-        alpha: float = 0.0001,
-        batch_size: Any = "auto",
-        learning_rate: str = "constant",
-        learning_rate_init: float = 0.001,
-        power_t: float = 0.5,
-        max_iter: int = 200,
-        shuffle: bool = True,
-        random_state: Any = None,
-        tol: float = 1e-4,
-        verbose: bool = False,
-        warm_start: bool = False,
-        momentum: float = 0.9,
-        nesterovs_momentum: bool = True,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
-        n_iter_no_change: float = 10,
-        max_fun: int = 15000,
-        backend: str = "auto",
-        dtype: object = "float32",
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.solver = solver
-        self.alpha = alpha
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.learning_rate_init = learning_rate_init
-        self.power_t = power_t
-        self.max_iter = max_iter
-        self.shuffle = shuffle
-        self.random_state = random_state
-        self.tol = tol
-        self.verbose = verbose
-        self.warm_start = warm_start
-        self.momentum = momentum
-        self.nesterovs_momentum = nesterovs_momentum
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.beta_1 = beta_1
-        self.beta_2 = beta_2
-        self.epsilon = epsilon
-        self.n_iter_no_change = n_iter_no_change
-        self.max_fun = max_fun
-        self.backend = backend
-        self.dtype = dtype
 
     # What differs between the two
 
@@ -151,22 +95,12 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
                 f"the parameters and data now ask for sizes {architecture.sizes}, activation {self.activation!r} "
                 f"and dtype {architecture.precision.name}"
             )
+        if first or self.early_stopping != (self.validation_scores_ is not None):
+            self._start_watching()
         if not incremental or not hasattr(self, "_descent"):
             self._descent = Descent(self._net, self.get_params(deep=False))
 
-        rows: Any = slice(None)
-        held: tuple[Any, ...] | None = None
-        if self.early_stopping:
-            stratify = targets if self.out_activation_ == "logistic" and self.n_outputs_ == 1 else None
-            rows, others = train_test_split(
-                np.arange(len(X)), random_state=random, test_size=self.validation_fraction, stratify=stratify
-            )
-            if len(others) < 2:
-                raise DataError(
-                    "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
-                )
-            x_held = self._net.ops.asarray(X[others], self._net.theta.dtype, "X")
-            held = x_held, y[others], None if weight is None else weight[others]
+        rows, held = self._hold_out(X, y, targets, weight, random)
         X, targets, weight = X[rows], targets[rows], None if weight is None else weight[rows]
         samples = TrainingSet(self._net, X, targets, weight, self._size_of_batches(len(X)))
         try:
@@ -174,7 +108,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=3)
         if self.early_stopping:
-            self._net.theta[...] = self._best_theta
+            self._net.theta = self._best_theta
         with self._net.ops.scope():
             if not self._net.ops.all_finite(self._net.theta):
                 raise DataError(
@@ -208,10 +142,28 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         self.out_activation_ = next(name for name, loss in LOSSES.items() if loss == architecture.loss)
         self.n_iter_ = self.t_ = self._no_improvement_count = 0
         self.loss_curve_ = []
+
+    def _start_watching(self) -> None:
+        """What stopping goes by, the loss or the validation score, is nothing yet."""
         self.best_loss_ = None if self.early_stopping else math.inf
         self.validation_scores_ = [] if self.early_stopping else None
         self.best_validation_score_ = -math.inf if self.early_stopping else None
         self._best_theta = self._net.ops.to_numpy(self._net.theta).copy() if self.early_stopping else None
+
+    def _hold_out(self, X: Any, y: Any, targets: Any, weight: Any, random: Any) -> tuple[Any, tuple[Any, ...] | None]:
+        """The rows to train on, and X, y and weights to validate on: those that scikit-learn takes."""
+        if not self.early_stopping:
+            return slice(None), None
+        stratify = targets if self.out_activation_ == "logistic" and self.n_outputs_ == 1 else None
+        rows, others = train_test_split(
+            np.arange(len(X)), random_state=random, test_size=self.validation_fraction, stratify=stratify
+        )
+        if len(others) < 2:
+            raise DataError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        x_held = self._net.ops.asarray(X[others], self._net.theta.dtype, "X")
+        return rows, (x_held, y[others], None if weight is None else weight[others])
 
     def _size_of_batches(self, n_samples: int) -> int:
         if self.batch_size == "auto":
