@@ -3,13 +3,13 @@
 Needs scikit-learn: pip install 'gpuback[sklearn]'. Nothing in gpuback imports this package.
 """
 
-from importlib.util import find_spec
-
 from gpuback.errors import missing_extra
 
-if find_spec("sklearn") is None:
-    raise missing_extra("scikit-learn", "gpuback.sklearn", "sklearn")
-
-from gpuback.sklearn.conversion import from_sklearn as from_sklearn
-from gpuback.sklearn.estimators import MLPClassifier as MLPClassifier
-from gpuback.sklearn.estimators import MLPRegressor as MLPRegressor
+try:
+    from gpuback.sklearn.conversion import from_sklearn as from_sklearn
+    from gpuback.sklearn.estimators import MLPClassifier as MLPClassifier
+    from gpuback.sklearn.estimators import MLPRegressor as MLPRegressor
+except ImportError as error:
+    if (error.name or "").partition(".")[0] != "sklearn":
+        raise
+    raise missing_extra("scikit-learn 1.7 or later", "gpuback.sklearn", "sklearn") from error

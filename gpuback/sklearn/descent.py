@@ -40,9 +40,6 @@ class Descent:
         names = ("solver", "learning_rate_init", "beta_1", "beta_2", "epsilon", "momentum", "nesterovs_momentum")
         self._parameters = {name: parameters[name] for name in (*names, "learning_rate", "power_t")}
         self.steps = 0
-        self._attach(net)
-
-    def _attach(self, net: MLP) -> None:
         self._net, p = net, self._parameters
         rate, momentum = float(p["learning_rate_init"]), float(p["momentum"])
         self._optimizer: Adam | SGD

@@ -20,6 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gpuback.errors import DataError, LabelError, OptionError, ShapeError
 from gpuback.sklearn import MLPClassifier, MLPRegressor
+from gpuback.sklearn.descent import Descent
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -335,6 +336,21 @@ def test_too_few_iterations_are_warned_about(kind):
     model = kind(max_iter=2, random_state=0)
     with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\) reached"):
         model.fit(X, X[:, 0] > 0)
+
+
+def test_an_interrupted_fit_keeps_what_it_has(monkeypatch):
+    epoch = Descent.epoch
+
+    def interrupted(descent: Descent, *arguments: Any) -> float:
+        if descent.steps == 3:
+            raise KeyboardInterrupt
+        return epoch(descent, *arguments)
+
+    monkeypatch.setattr(Descent, "epoch", interrupted)
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        model = MLPRegressor(max_iter=9, random_state=0).fit(X, X[:, 0])
+    assert model.n_iter_ == len(model.loss_curve_) == 3
+    assert model.predict(X).shape == (163,)
 
 
 def test_partial_fit_refuses_early_stopping_and_missing_or_unknown_classes():
