@@ -104,7 +104,7 @@ class BaseMLP(Parameters, ABC):
         X, targets, weight = X[rows], targets[rows], None if weight is None else weight[rows]
         samples = TrainingSet(self._net, X, targets, weight, self._size_of_batches(len(X)))
         try:
-            self._epochs(samples, len(X), random, held, 1 if incremental else self.max_iter, incremental)
+            self._epochs(samples, len(X), random, held, incremental)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=3)
         if self.early_stopping:
@@ -174,12 +174,11 @@ class BaseMLP(Parameters, ABC):
             )
         return min(int(self.batch_size), n_samples)
 
-    def _epochs(
-        self, samples: TrainingSet, n_samples: int, random: Any, held: Any, epochs: float, incremental: bool
-    ) -> None:
+    def _epochs(self, samples: TrainingSet, n_samples: int, random: Any, held: Any, incremental: bool) -> None:
+        """One epoch, or as many as max_iter and the stopping rule allow."""
         order = np.arange(n_samples)
         self.n_iter_ = 0
-        while self.n_iter_ < epochs:
+        while self.n_iter_ < (1 if incremental else self.max_iter):
             if self.shuffle:
                 order = shuffle(order, random_state=random)
             self.loss_ = self._descent.epoch(samples, order if self.shuffle else None, float(self.alpha))

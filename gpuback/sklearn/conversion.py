@@ -46,11 +46,13 @@ def from_sklearn(estimator: object, *, backend: str = "auto", dtype: object = No
             f"estimator: expected out_activation_ {', '.join(LOSSES)}, got {fitted.out_activation_!r} of {fitted!r}"
         )
     coefs = fitted.coefs_
+    if dtype is None:
+        dtype = fitted.dtype if isinstance(fitted, BaseMLP) else coefs[0].dtype
     net = MLP(
         [len(coefs[0]), *(coef.shape[1] for coef in coefs)],
         activation=gpuback_activation(fitted.activation),
         loss=LOSSES[fitted.out_activation_],
-        dtype=dtype or (fitted.dtype if isinstance(fitted, BaseMLP) else coefs[0].dtype),
+        dtype=dtype,
         backend=backend,
         seed=0,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ class Descent:
             "parameters": self._parameters,
             "steps": self.steps,
             "learning_rate": self._optimizer.learning_rate,
-            "state": {name: self._net.ops.to_numpy(array) for name, array in self._optimizer.state.items()},
+            "state": {name: self._net.ops.to_numpy(array).copy() for name, array in self._optimizer.state.items()},
         }
 
     @classmethod
@@ -146,7 +146,7 @@ class TrainingSet:
         self._n_samples = len(samples.x)
         self._batches = Batches(net, Samples(samples.x, samples.y, self._shares), size)
 
-    def each(self, order: NDArray[np.intp] | None) -> Any:
+    def each(self, order: NDArray[np.intp] | None) -> Iterator[tuple[Samples, float]]:
         """(batch, Σw), in that order of the samples (None: as they stand)."""
         starts = np.arange(0, self._n_samples, self._size)
         counts = np.diff(starts, append=self._n_samples)
