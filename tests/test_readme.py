@@ -68,7 +68,14 @@ def test_command_line_examples_run(tmp_path):
 
 
 def test_relative_links_lead_somewhere():
-    for document in ("README.md", "CONTRIBUTING.md", "docs/numerics.md", "docs/reproducible.md", "kernels/README.md"):
+    for document in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/numerics.md",
+        "docs/reproducible.md",
+        "docs/scikit-learn.md",
+        "kernels/README.md",
+    ):
         path = ROOT / document
         for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
             if "://" not in link:
