@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from gpuback._typing import Array
 from gpuback.architecture import Architecture
+from gpuback.gradients import Gradients
 from gpuback.ops import Ops
 
 Result = TypeVar("Result")
@@ -92,18 +93,17 @@ class Backprop:
         x: Array,
         y: Array,
         weight: Array | None,
-        dW: Sequence[Array],
-        db: Sequence[Array],
-        dx: Array | None = None,
+        gradients: Gradients,
         *,
         accumulate: bool = False,
         loss: Array | None = None,
     ) -> Array | float:
-        """The loss; and its gradients into (or, accumulating, onto) dW and db, and into dx.
+        """The loss; and its gradients into (or, accumulating, onto) `gradients`, ∂loss/∂x too if there is room for it.
 
         On backends whose losses are arrays, `loss` is where it goes.
         """
         where = () if loss is None else (loss,)
+        dW, db, dx = gradients.weights, gradients.biases, gradients.inputs
         if self._whole is not None:  # as below, without the calls that a small network would feel
             self._refresh_weights()
             part = self._whole.value_and_grad(x, y, weight, dW, db, dx, accumulate, *where)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +14,7 @@ from gpuback.architecture import Architecture
 from gpuback.backprop import Backprop
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
 from gpuback.explain import Explanation, explain
+from gpuback.gradients import Gradients as Gradients
 from gpuback.inputs import as_sample_weight, as_samples, as_targets
 from gpuback.ops import Ops, WholePasses, ops_for
 from gpuback.parameters import initial_parameters
@@ -24,23 +24,6 @@ Passes: TypeAlias = Backprop | WholePasses
 
 KEPT_PASSES = 4
 """For how many batch sizes, with gradient or without, a network keeps buffers; a block of rows is some megabytes."""
-
-
-@dataclass
-class Gradients:
-    """∂loss/∂θ: for each part of a network, an array of that part's shape.
-
-    Attributes:
-        theta: (n_parameters,) all of it, in θ's order and dtype.
-        weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`; counted from 0 as tuples are, so weights[0]
-            is ∇W_1.
-        inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.
-    """
-
-    theta: Array
-    weights: tuple[Array, ...]
-    biases: tuple[Array, ...]
-    inputs: Array | None = None
 
 
 class MLP:
@@ -253,9 +236,7 @@ class MLP:
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
         passes = self.take_passes(len(samples), need_input_grad=need_input_grad)
         with self._ops.scope():
-            value = passes.value_and_grad(
-                samples, targets, weight, gradients.weights, gradients.biases, gradients.inputs, accumulate=accumulate
-            )
+            value = passes.value_and_grad(samples, targets, weight, gradients, accumulate=accumulate)
         self.keep_passes(passes)
         return self._scalar(value), gradients
 

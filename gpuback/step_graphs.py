@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from gpuback._typing import Array
 from gpuback.backprop import Backprop
-from gpuback.network import Gradients
+from gpuback.gradients import Gradients
 from gpuback.ops import Ops, Recorder
 from gpuback.optimizers import Optimizer
 
@@ -119,7 +119,7 @@ class StepGraphs:
         loss = ops.empty((), gradients.theta.dtype)
 
         def work() -> None:
-            passes.value_and_grad(*inputs, gradients.weights, gradients.biases, loss=loss)
+            passes.value_and_grad(*inputs, gradients, loss=loss)
             update.launch(gradients.theta, loss)
 
         return seen._replace(own=own, loss=loss, replay=self._recorder.record(work))

@@ -92,7 +92,7 @@ class TrainStep:
             repeated = graphs.replayed(passes, batch, self.optimizer, self.clip_norm, halt=halt)
             if repeated is not None:
                 return repeated
-        loss = passes.value_and_grad(*batch, gradients.weights, gradients.biases)
+        loss = passes.value_and_grad(*batch, gradients)
         self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
         if graphs is not None:
             graphs.consider(passes, batch, self.optimizer)

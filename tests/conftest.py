@@ -1,5 +1,5 @@
-"""Modules marked `on_each_backend` run on NumPy, and a part of their cases on the CUDA backend in the emulator: as it is, with narrow
-networks taken as a whole, and layer by layer.
+"""Modules marked `on_each_backend` run on NumPy, and a part of their cases on the CUDA backend in the emulator: as it
+is, with narrow networks taken as a whole, and layer by layer.
 """
 
 from __future__ import annotations

@@ -85,10 +85,12 @@ FOUND = {
         "reduce.cuh",
         [
             (
-                "  store_partial(sums, packs, partials + chain * stride);\n"
-                "  const LastSum<Real> last = join_chains<DEPTH>(partials, stride, packs, arrivals, chains, chain, ring);",
-                "  const LastSum<Real> last = join_chains<DEPTH>(partials, stride, packs, arrivals, chains, chain, ring);\n"
-                "  store_partial(sums, packs, partials + chain * stride);",
+                "  store_partial(sums, packs, partials + chain * stride);\n  const LastSum<Real> last = ",
+                "  const LastSum<Real> last = ",
+            ),
+            (
+                "  if (last.count) write_totals",
+                "  store_partial(sums, packs, partials + chain * stride);\n  if (last.count) write_totals",
             ),
         ],
         NARROW,
@@ -207,7 +209,7 @@ def test_the_checker_finds_a_missing_warp_barrier_before_staged_memory_is_used_a
         Layer(301, 60, 120, "bfloat16", "tanh"),
         r"race \(write after read.* shared memory",
     )
-    monkeypatch.setattr(plans, "_slab_choices", lambda *layer: [plans._Slabs(64, 128, 128, 2)])
+    monkeypatch.setattr(plans, "slab_choices", lambda *layer: [plans._Slabs(64, 128, 128, 2)])
     plans.layer_plan.cache_clear()
     try:
         run(bug, KERNELS, checked=True)

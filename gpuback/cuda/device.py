@@ -288,6 +288,6 @@ def _size(argument: Argument) -> int:
 
 @functools.cache
 def _tensor_core_variants() -> frozenset[Variant]:
-    from gpuback.cuda import plans
+    from gpuback.cuda.variants import every_kernel
 
-    return frozenset(case.variant for case in plans.variants() if case.tensor_cores)
+    return frozenset(case.variant for case in every_kernel() if case.tensor_cores)

@@ -1,16 +1,15 @@
 """Launch plans of the kernels that take a whole narrow network at once: kernels/network_narrow.cu and network_chain.cu.
 
-How the batch is cut follows from the shape alone, so sums have the same bits on every device; the device decides how many
-rows a block takes at a time, which changes none.
+How the batch is cut follows from the shape alone, so sums have the same bits on every device; the device decides how
+many rows a block takes at a time, which changes none.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from gpuback.architecture import Architecture
 from gpuback.cuda import plans
 from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
-from gpuback.cuda.plans import Chains, CompiledKernel
+from gpuback.cuda.plans import Chains
 from gpuback.precision import Precision
 
 WARPS, TILE = 8, 32
@@ -37,6 +36,10 @@ COUNTERS = 4
 
 ROWS = (128, 96, 64, 32)
 """Of a slab, the best first: with 128 each of a block's warps has a tile of a layer of 64."""
+
+
+ChainEntry = Literal["network_chain", "network_weights_64", "network_weights_128"]
+"""The kernels of the two launches."""
 
 
 class Shape(NamedTuple):
@@ -152,7 +155,7 @@ def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits)
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
     sums = _sums(sizes, shape.width, plans.narrow_chains(batch_size))
     grid = min(sums.chains.count, limits.multiprocessors)
-    return StepPlan(LaunchPlan(_step_variant(shape, precision), grid, THREADS, shared_bytes), layout, rows, sums)
+    return StepPlan(LaunchPlan(step_variant(shape, precision), grid, THREADS, shared_bytes), layout, rows, sums)
 
 
 @functools.cache
@@ -166,7 +169,7 @@ def chain_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
     chains = plans.narrow_chains(batch_size)
     grid = min(chains.count, 2 * limits.multiprocessors)
-    launch = LaunchPlan(_chain_variant("network_chain", architecture.precision), grid, THREADS, shared_bytes)
+    launch = LaunchPlan(chain_variant("network_chain", architecture.precision), grid, THREADS, shared_bytes)
     return ChainPlan(launch, layout, rows, all_weights, chains, columns)
 
 
@@ -186,7 +189,7 @@ def weights_plan(architecture: Architecture, batch_size: int, limits: DeviceLimi
     wanted = -(-2 * plans.ITEMS_WANTED // depth)
     sums = _sums(sizes, width, plans.chains_for(batch_size, wanted, plans.NARROW_SMALLEST_CHAIN, plans.LONGEST_CHAIN))
     grid = min(depth * sums.chains.count, 2 * limits.multiprocessors)
-    variant = _chain_variant(f"network_weights_{width}", precision)
+    variant = chain_variant("network_weights_64" if width == 64 else "network_weights_128", precision)
     return WeightsPlan(LaunchPlan(variant, grid, THREADS, shared_bytes), rows, sums)
 
 
@@ -294,22 +297,12 @@ def _operands(precision: Precision) -> tuple[str, str]:
     return f"OPERAND={operand}", f"TENSOR_CORES={int(plans.uses_tensor_cores(precision))}"
 
 
-def _step_variant(shape: Shape, precision: Precision) -> Variant:
+def step_variant(shape: Shape, precision: Precision) -> Variant:
+    """The kernel of the one launch for such networks and operands."""
     sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}"
     return Variant("network_narrow.cu", "network_narrow", (*_operands(precision), *sizes))
 
 
-def _chain_variant(entry: str, precision: Precision) -> Variant:
+def chain_variant(entry: ChainEntry, precision: Precision) -> Variant:
+    """A kernel of the two launches for such operands."""
     return Variant("network_chain.cu", entry, _operands(precision))
-
-
-def variants() -> Iterator[CompiledKernel]:
-    """Every kernel that the plans above can ask for, with the most shared memory that a block may have anywhere."""
-    most = 227 * 1024
-    for name, tf32 in (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False)):
-        precision = Precision.of(name, allow_tf32=tf32)
-        tensor_cores = plans.uses_tensor_cores(precision)
-        for shape in SHAPES:
-            yield CompiledKernel(_step_variant(shape, precision), THREADS, most, tensor_cores)
-        for entry in ("network_chain", "network_weights_64", "network_weights_128"):
-            yield CompiledKernel(_chain_variant(entry, precision), THREADS, most // 2, tensor_cores)

@@ -14,6 +14,7 @@ from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
 from gpuback.architecture import Architecture
 from gpuback.errors import BackendError, DeviceError, DtypeError, OptionError, ShapeError, require_known
+from gpuback.gradients import Gradients
 from gpuback.losses import Loss
 from gpuback.ops.numpy_ops import NumpyOps
 from gpuback.ops.team import Team
@@ -73,8 +74,9 @@ class Recorder(Protocol):
 
 
 class WholePasses(Protocol):
-    """The passes of a network that a backend takes as a whole, not layer by layer: what `gpuback.backprop.Backprop` does,
-    and a step of training.
+    """The passes of a network that a backend takes as a whole, not layer by layer.
+
+    What `gpuback.backprop.Backprop` does, and a step of training.
     """
 
     @property
@@ -89,9 +91,7 @@ class WholePasses(Protocol):
         x: Array,
         y: Array,
         weight: Array | None,
-        dW: Sequence[Array],
-        db: Sequence[Array],
-        dx: Array | None = None,
+        gradients: Gradients,
         *,
         accumulate: bool = False,
     ) -> Array: ...

@@ -1,12 +1,12 @@
 """The passes of a narrow network on CUDA, a launch or two each: what `gpuback.backprop.Backprop` does layer by layer.
 
-In one launch (kernels/network_narrow.cu) or two (network_chain.cu) go forward pass, loss, backward pass and, in a step of
-training, the optimizer's update. Clipping needs the gradient's norm first, and is one launch more.
+In one launch (kernels/network_narrow.cu) or two (network_chain.cu) go forward pass, loss, backward pass and, in a step
+of training, the optimizer's update. Clipping needs the gradient's norm first, and is one launch more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,6 +17,7 @@ from gpuback.architecture import Architecture
 from gpuback.cuda import network_plans
 from gpuback.cuda.launch import Argument, DeviceLimits, Launch, Slot
 from gpuback.cuda.network_plans import ChainPlan, StepPlan, SumsPlan, WeightsPlan
+from gpuback.gradients import Gradients
 from gpuback.ops.cuda_updates import CudaUpdate
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class NetworkPasses:
         scale = precision.gradient_scale(batch_size)
         total: Any = precision.total.type
         self._divisor, self._factor = total(batch_size / scale), total(1.0 / scale)
-        self._steps: WeakKeyDictionary[CudaUpdate, dict[bool, Launch]] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[CudaUpdate, dict[bool, Callable[..., None]]] = WeakKeyDictionary()
         limits, xp = ops.launcher.limits, ops.xp
         self._depth = _int(len(architecture.sizes) - 1)
         if not need_gradient:
@@ -109,19 +110,11 @@ class NetworkPasses:
         return mean
 
     def value_and_grad(
-        self,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        dW: Sequence[Array],
-        db: Sequence[Array],
-        dx: Array | None = None,
-        *,
-        accumulate: bool = False,
+        self, x: Array, y: Array, weight: Array | None, gradients: Gradients, *, accumulate: bool = False
     ) -> Array:
-        """The loss; and its gradients into (or, accumulating, onto) dW and db, views of one array, and into dx."""
+        """The loss; its gradients into (or, accumulating, onto) `gradients`, ∂loss/∂x too if there is room for it."""
         mean = self._fresh_loss()
-        self._gradient(x, y, weight, dW[0], accumulate, dx, mean)
+        self._gradient(x, y, weight, gradients.theta, accumulate, gradients.inputs, mean)
         return mean
 
     def step(
@@ -159,32 +152,36 @@ class NetworkPasses:
         return self._ops.launcher.bind(
             plan.launch,
             [
-                *(layout, self._depth, _int(plan.all_weights), *batch, _int(wanted), *self._loss_options(), self._factor),
-                *(_int(plan.rows), _int(plan.chains.rows), _int(plan.chains.count), self._theta),
+                *(layout, self._depth, _int(plan.all_weights), *batch, _int(wanted)),
+                *(
+                    *self._loss_options(),
+                    self._factor,
+                    _int(plan.rows),
+                    _int(plan.chains.rows),
+                    _int(plan.chains.count),
+                ),
+                self._theta,
                 *(Slot(), Slot(), Slot(), workspace, self._losses, self._counters),
             ],
         )
 
-    def _bind_step(self, kind: int, state: list[Array | None]) -> Launch:
+    def _bind_step(self, kind: int, state: list[Array | None]) -> Callable[..., None]:
         """A function of the samples, targets, weights, the gradient, accumulate, dx and the mean loss."""
         plan, bind = self._plan, self._ops.launcher.bind
         update = [self._theta, _int(self._theta.size), _int(kind), *state, Slot(), Slot(np.int32), self._factor]
         if isinstance(plan, StepPlan):
             batch = [Slot(), Slot(), Slot(), Slot(), _int(self._batch_size)]
-            chains = _chains(plan.sums)
             launch = bind(
                 plan.launch,
                 [
-                    *(self._layout, self._depth, *batch, *self._loss_options(), _int(plan.rows), *chains, *update),
-                    *(Slot(), Slot(), self._partials, self._losses, self._squares, self._counters),
-                    _int(plan.sums.pieces),
+                    *(self._layout, self._depth, *batch, *self._loss_options()),
+                    *(_int(plan.rows), *_chains(plan.sums), *update, Slot(), Slot()),
+                    *(self._partials, self._losses, self._squares, self._counters, _int(plan.sums.pieces)),
                 ],
             )
 
-            def run(
-                x: Array, y: Array, weight: Array | None, gradient: Array, accumulate: bool, dx: Array | None, mean: Array
-            ) -> None:
-                launch(x, *_targets(y), weight, gradient, accumulate, dx, mean)
+            def run(x: Array, y: Array, weight: Array | None, *outputs: Any) -> None:
+                launch(x, *_targets(y), weight, *outputs)
 
             return run
         chain, weights = self._chain, plan.weights
@@ -198,10 +195,10 @@ class NetworkPasses:
         )
 
         def run_both(
-            x: Array, y: Array, weight: Array | None, gradient: Array, accumulate: bool, dx: Array | None, mean: Array
+            x: Array, y: Array, weight: Array | None, gradient: Array, accumulate: bool, dx: Array | None, loss: Array
         ) -> None:
             chain(x, *_targets(y), weight, None, dx, None)
-            add_up(gradient, accumulate, mean)
+            add_up(gradient, accumulate, loss)
 
         return run_both
 

@@ -489,15 +489,13 @@ class CudaOps:
         plan = self._network_plan(architecture, batch_size)
         if isinstance(plan, str):
             return plan
-        cut = "{0.count} chains of up to {0.rows} rows"
         if isinstance(plan, StepPlan):
-            chains = cut.format(plan.sums.chains)
-            return [f"network_narrow, {chains}, {plan.launch.grid} blocks, slabs of {plan.rows} rows"]
+            return [f"network_narrow, {plan.launch.grid} blocks, slabs of {plan.rows} rows, {plan.sums.chains}"]
         chain, weights = plan
-        kept = "all weights" if chain.all_weights else "the weights of a layer at a time"
+        kept = "all weights" if chain.all_weights else "one layer's weights"
         return [
-            f"network_chain, {cut.format(chain.chains)}, {chain.launch.grid} blocks, slabs of {chain.rows} rows and {kept}",
-            f"{weights.launch.variant.entry}, {cut.format(weights.sums.chains)} for each layer, {weights.launch.grid} blocks",
+            f"network_chain, {chain.launch.grid} blocks, slabs of {chain.rows} rows beside {kept}, {chain.chains}",
+            f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.chains}",
         ]
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:

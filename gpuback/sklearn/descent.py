@@ -77,12 +77,9 @@ class Descent:
             for batch, weight_sum in batches.each(order):
                 if alpha:
                     penalties.append(self._penalty(alpha / weight_sum))
-                with net.borrowed_passes(len(batch.x)) as passes:
-                    losses.append(
-                        passes.value_and_grad(
-                            batch.x, batch.y, batch.weight, gradients.weights, gradients.biases, accumulate=alpha > 0
-                        )
-                    )
+                passes = net.take_passes(len(batch.x))
+                losses.append(passes.value_and_grad(batch.x, batch.y, batch.weight, gradients, accumulate=alpha > 0))
+                net.keep_passes(passes)
                 self._step()
                 counts.append(len(batch.x))
             values = np.array(net.ops.to_floats(losses)) / outputs
