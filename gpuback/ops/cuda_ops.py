@@ -23,7 +23,7 @@ from gpuback.activations import ACTIVATIONS, Activation
 from gpuback.architecture import Architecture
 from gpuback.cuda import plans
 from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
-from gpuback.cuda.network_plans import StepPlan
+from gpuback.cuda.network_plans import StepPlan, step_plan
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
 from gpuback.ops.cuda_network import NetworkPasses, TwoLaunches, gradient_plan
@@ -370,7 +370,7 @@ class CudaOps:
 
     def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
         if not self._takes_networks:
-            return "this backend was made to"
+            return "so this backend was asked to"
         return gradient_plan(architecture, batch_size, self.launcher.limits)
 
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
@@ -484,19 +484,21 @@ class CudaOps:
 
     # In words
 
-    def explain_network(self, architecture: Architecture, batch_size: int) -> list[str] | str:
-        """What runs a whole step, launch by launch; or why it goes layer by layer."""
+    def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str]:
+        """The launches of a whole step, none if it goes layer by layer; and why so."""
         plan = self._network_plan(architecture, batch_size)
         if isinstance(plan, str):
-            return plan
+            return [], plan
         if isinstance(plan, StepPlan):
-            return [f"network_narrow, {plan.launch.grid} blocks, slabs of {plan.rows} rows, {plan.sums.chains}"]
+            what = f"network_narrow, {plan.launch.grid} blocks, slabs of {plan.rows} rows, {plan.sums.chains}"
+            return [what], "a block has room for all weights, and its registers for the sums of all gradients"
         chain, weights = plan
         kept = "all weights" if chain.all_weights else "one layer's weights"
-        return [
+        what = [
             f"network_chain, {chain.launch.grid} blocks, slabs of {chain.rows} rows beside {kept}, {chain.chains}",
             f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.chains}",
         ]
+        return what, str(step_plan(architecture, batch_size, self.launcher.limits))
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """What runs a layer's forward pass."""

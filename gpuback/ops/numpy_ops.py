@@ -396,6 +396,9 @@ class NumpyOps:
 
     asarray = staticmethod(as_host_array)
 
+    def explain_network(self, architecture: Architecture, batch_size: int) -> None:
+        """Networks go layer by layer."""
+
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """What runs a layer's forward pass."""
         return "BLAS GEMM"
