@@ -49,8 +49,8 @@ def want(items: int | None, patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_plans() -> None:
-    plans.layer_plan.cache_clear()
-    plans.forward_plan.cache_clear()
+    for plan in (plans.layer_plan, plans.delta_plan, plans.forward_plan):
+        plan.cache_clear()
 
 
 class Recorder(EmulatorLauncher):
@@ -331,6 +331,9 @@ def train(
         x, y = random_batch(net, 37)
         losses = [float(step(x, y)) for _ in range(3)]
         net.value_and_grad(x, y, need_input_grad=True)
+        each = net.per_sample_grad(x, y)
+        np.testing.assert_allclose(net.gradient_norms(x, y), np.linalg.norm(each.theta, axis=1), rtol=1e-5)
+        net.value_and_clipped_grad(x, y, 0.5)
         ops.norm(net.theta)
         return net, losses, net.forward(x)
 
