@@ -33,6 +33,11 @@ def test_the_reproducible_page_runs_as_one(capsys):
     assert re.fullmatch(r"[0-9a-f]{16}\n", capsys.readouterr().out)
 
 
+def test_the_page_on_each_samples_gradient_runs_as_one(capsys):
+    exec(compile("\n".join(blocks("docs/per-sample.md", "python")), "example", "exec"), {"__name__": "example"})
+    assert "of the wrong labels" in capsys.readouterr().out
+
+
 def test_the_first_example_is_twenty_lines_of_code():
     lines = [line for line in blocks("README.md", "python")[0].splitlines() if line.strip()]
     assert len(lines) <= 20
@@ -72,6 +77,7 @@ def test_relative_links_lead_somewhere():
         "README.md",
         "CONTRIBUTING.md",
         "docs/numerics.md",
+        "docs/per-sample.md",
         "docs/reproducible.md",
         "docs/scikit-learn.md",
         "kernels/README.md",

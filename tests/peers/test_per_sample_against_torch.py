@@ -28,7 +28,9 @@ DTYPES = {"float64": (torch.float64, 1e-13), "float32": (torch.float32, 2e-5)}
 def torch_gradients(net: MLP, x: Any, y: Any, weight: Any) -> np.ndarray:
     """∂(w_b ℓ_b)/∂θ of each sample, (B, n_parameters), by vmap(grad)."""
     dtype, _ = DTYPES[net.dtype.name]
-    parameters = [torch.tensor(part, dtype=dtype) for pair in zip(net.weights, net.biases, strict=True) for part in pair]
+    parameters = [
+        torch.tensor(part, dtype=dtype) for pair in zip(net.weights, net.biases, strict=True) for part in pair
+    ]
     names, loss = net.architecture.activations, LOSSES[net.architecture.loss]
 
     def of_one(parameters: list[Any], x: Any, y: Any, w: Any) -> Any:
