@@ -91,7 +91,8 @@ class MLP:
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
         self._passes: dict[tuple[int, bool, bool], Passes] = {}
-        self.per_sample_passes: dict[tuple[int, bool], per_sample.PerSample] = {}
+        self.per_sample_passes: dict[tuple[int, float | None], per_sample.PerSample] = {}
+        """Those of `gpuback.per_sample`, likewise kept for the next call."""
 
     @classmethod
     def _of(cls, architecture: Architecture, backend: str, theta: ArrayLike) -> MLP:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,15 +30,20 @@ from gpuback.backprop import Block, Blocks, keep, rows_of
 from gpuback.errors import OptionError
 from gpuback.gradients import Gradients
 from gpuback.ops import Ops
+from gpuback.precision import Precision
 
 if TYPE_CHECKING:
     from gpuback.network import MLP
+
+LARGEST_CLIPPED, LARGEST_SCALE = 14, 100
+"""Powers of two: float16, which ends at 2¹⁶, holds clipped da's below the first; the second's inverse is an ordinary
+float32."""
 
 
 def gradient_norms(net: MLP, x: Array, y: Array, weight: Array | None) -> Array:
     """`MLP.gradient_norms`, its arguments checked."""
     norms = net.ops.empty(len(x), net.theta.dtype)
-    with _passes(net, len(x), clips=False) as passes:
+    with _passes(net, len(x), None) as passes:
         passes.norms(x, y, weight, norms)
     return norms
 
@@ -46,7 +52,7 @@ def gradients(net: MLP, x: Array, y: Array, weight: Array | None) -> Gradients:
     """`MLP.per_sample_grad`, its arguments checked."""
     theta = net.ops.empty((len(x), net.n_parameters), net.theta.dtype)
     gradients = Gradients(theta, *net.architecture.layout.split(theta))
-    with _passes(net, len(x), clips=False) as passes:
+    with _passes(net, len(x), None) as passes:
         passes.gradients(x, y, weight, gradients)
     return gradients
 
@@ -56,7 +62,7 @@ def value_and_clipped_grad(
 ) -> Array | float:
     """`MLP.value_and_clipped_grad` with a finite max_norm, its arguments checked."""
     gradients.inputs = None
-    with _passes(net, len(x), clips=True) as passes:
+    with _passes(net, len(x), clip_scale(net.architecture.precision, len(x), max_norm)) as passes:
         return passes.value_and_clipped_grad(x, y, weight, max_norm, gradients)
 
 
@@ -68,12 +74,24 @@ def checked_max_norm(value: float) -> float:
     return number
 
 
+def clip_scale(precision: Precision, batch_size: int, max_norm: float) -> float:
+    """The power of two that clipped da's carry: for float16 one that brings max_norm / B near 2¹⁴, else 1.
+
+    No da is longer than the gradient it belongs to, so a clipped one is at most max_norm / B: far below what float16
+    holds exactly where many samples are shortened a lot. Where few are, the scale is that of ordinary gradients.
+    """
+    ordinary = precision.gradient_scale(batch_size)
+    if precision.operand != np.float16:
+        return ordinary
+    return max(ordinary, 2.0 ** min(LARGEST_CLIPPED - math.frexp(max_norm / batch_size)[1], LARGEST_SCALE))
+
+
 @contextmanager
-def _passes(net: MLP, batch_size: int, clips: bool) -> Iterator[PerSample]:
+def _passes(net: MLP, batch_size: int, clip_scale: float | None) -> Iterator[PerSample]:
     """The passes for one batch size, out of the network's store, and the scope that they run in."""
-    passes = net.per_sample_passes.pop((batch_size, clips), None)
+    passes = net.per_sample_passes.pop((batch_size, clip_scale), None)
     if passes is None:
-        passes = PerSample(net.architecture, net.theta, net.ops, batch_size, clips)
+        passes = PerSample(net.architecture, net.theta, net.ops, batch_size, clip_scale)
     with net.ops.scope():
         yield passes
     keep(passes, net.per_sample_passes)
@@ -84,12 +102,15 @@ class PerSample(Blocks["PerSampleBlock"]):
 
     Args:
         architecture, theta, ops, batch_size: as `gpuback.backprop.Backprop`'s.
-        clips: whether there are buffers for clipped gradients; every layer's da is kept for them.
+        clip_scale: what clipped da's carry, a power of two; None if nothing is clipped. Every layer's da is kept then.
     """
 
-    def __init__(self, architecture: Architecture, theta: Array, ops: Ops, batch_size: int, clips: bool) -> None:
-        self.key = batch_size, clips
-        super().__init__(PerSampleBlock, architecture, theta, ops, batch_size, clips, False)
+    def __init__(
+        self, architecture: Architecture, theta: Array, ops: Ops, batch_size: int, clip_scale: float | None
+    ) -> None:
+        self.key = batch_size, clip_scale
+        make_block = partial(PerSampleBlock, clip_scale)
+        super().__init__(make_block, architecture, theta, ops, batch_size, clip_scale is not None, False)
 
     def norms(self, x: Array, y: Array, weight: Array | None, out: Array) -> None:
         """out_b = ‖∂(w_b ℓ_b)/∂θ‖, (B,)."""
@@ -129,16 +150,18 @@ class PerSampleBlock(Block):
 
     def __init__(
         self,
+        clip_scale: float | None,
         architecture: Architecture,
         weights: Sequence[Array],
         biases: Sequence[Array],
         ops: Ops,
         rows: int,
         batch_size: int,
-        clips: bool,
+        need_gradient: bool,
         need_input_grad: bool,
     ) -> None:
         super().__init__(architecture, weights, biases, ops, rows, 1, False, need_input_grad)
+        clips = clip_scale is not None
         widths, workspace = architecture.sizes[1:-1], self.workspace
         below = [workspace.hidden(n) if clips else workspace.delta(k, n) for k, n in enumerate(widths, 1)]
         deltas = [*below, self.da_top]
@@ -151,11 +174,10 @@ class PerSampleBlock(Block):
                 deltas[1:], weights[1:], below, architecture.hidden_activations, self.sources, strict=True
             )
         ]
-        if clips:
-            scale = architecture.precision.gradient_scale(batch_size)
-            self._clip = [ops.bind_clip(da, norms, scale / batch_size, workspace) for da in deltas]
+        if clip_scale is not None:
+            self._clip = [ops.bind_clip(da, norms, clip_scale / batch_size, workspace) for da in deltas]
             self._backward = [
-                ops.bind_backward(da, W, None, None, None, scale, workspace)
+                ops.bind_backward(da, W, None, None, None, clip_scale, workspace)
                 for da, W in zip(deltas, weights, strict=True)
             ]
 
