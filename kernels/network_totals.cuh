@@ -74,19 +74,19 @@ struct Piece {
   }
 };
 
-// Puts a lane's numbers together, writes them, and returns the largest magnitude among them.
+// Puts a lane's numbers together, writes them, and returns the largest magnitude among them. Of db there are n_out.
 template <int WIDTH>
-DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const float* db, float* to) {
+DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const float* db, int n_out, float* to) {
   typedef Piece<WIDTH> P;
   float sums[P::COUNT];
   unsigned most = 0;
 #pragma unroll
   for (int i = 0; i < P::COUNT; ++i) {
-    const int o = (int)threadIdx.x % 32 + 32 * (i - P::HELD);
+    const int r = (int)threadIdx.x % 32 + 32 * (i - P::HELD), o = P::o0() + r;
     if (i < P::HELD)
       sums[i] = dw[i / 4 / P::FRAGMENTS_I][i / 4 % P::FRAGMENTS_I][i % 4];
     else
-      sums[i] = o < P::ROWS && P::i0() == 0 ? db[P::o0() + o] : 0.0f;
+      sums[i] = r < P::ROWS && o < n_out && P::i0() == 0 ? db[o] : 0.0f;
     most = max(most, magnitude(sums[i]));
   }
   store_partial(sums, P::packs(), to);
