@@ -256,3 +256,16 @@ def test_operands_beyond_float16(form, what):
     net.biases[0][5] = 0
     step(np.ones((6, 3)), np.ones((6, 2)))
     assert step.optimizer.step_count == 1 + made and np.isfinite(net.theta).all()
+
+
+@pytest.mark.parametrize("form", [*FORMS, "layers"])
+def test_an_input_that_becomes_infinite_as_it_is_rounded_to_tf32(form):
+    """Behind relu it does not show in the loss, and no da is large: dW_1 is 0 times infinity."""
+    net = network_on(EmulatorLauncher(), (1, 3, 2), form, loss="squared_error", allow_tf32=True)
+    net.weights[0][...] = -1e-3
+    x = np.full((5, 1), np.finfo(np.float32).max)
+    y = np.tile(net.biases[1] + np.float32(0.01), (5, 1))
+    step, before = TrainStep(net, SGD(0.1)), net.theta.copy()
+    assert math.isfinite(step(x, y))
+    assert (step.optimizer.step_count, step.diverged_at) == (0, 0)
+    np.testing.assert_array_equal(net.theta, before)
