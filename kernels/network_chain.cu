@@ -63,7 +63,7 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
           output_of_row(row, output, [=](int j, float value) { out[j] = value; });
         });
       } else {
-        sum += losses_of_slab(net, samples, options, first, first - row0, valid);
+        add_losses(sum, net, samples, options, first, first - row0, valid);
       }
       if (backward) {
         narrow_top(net, first - row0, valid);

@@ -61,7 +61,7 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
         forward_layer(net, k, valid);
         __syncthreads();  // the next layer's inputs are complete
       }
-      loss_sum += losses_of_slab(net, samples, options, first, first - row0, valid);
+      add_losses(loss_sum, net, samples, options, first, first - row0, valid);
       narrow_top(net, first - row0, valid);
       __syncthreads();  // da_L is complete
 #pragma unroll 1

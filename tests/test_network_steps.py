@@ -269,3 +269,29 @@ def test_an_input_that_becomes_infinite_as_it_is_rounded_to_tf32(form):
     assert math.isfinite(step(x, y))
     assert (step.optimizer.step_count, step.diverged_at) == (0, 0)
     np.testing.assert_array_equal(net.theta, before)
+
+
+# ---- What a slab's rows do not change
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_chains_losses_are_added_one_by_one_however_it_is_cut_into_slabs(form, monkeypatch):
+    monkeypatch.setattr(plans, "ITEMS_WANTED", 1)  # one chain of several slabs
+    weight = np.zeros(256, np.float32)
+    weight[[0, 64, 128, 192]] = 2.0**60, 1, -(2.0**60), 1  # of one thread's rows; only from left to right is the sum 1
+    clear_plans()
+    results, rows = set(), set()
+    for limits in (H200, replace(H200, shared_bytes=66_000)):
+        net = network_on(EmulatorLauncher(limits=limits), (64,) * 4, form, dtype="bfloat16")
+        loss, _ = net.value_and_grad(np.ones((256, 64)), np.zeros(256, int), sample_weight=weight)
+        (passes,) = net._passes.values()
+        rows.add((passes._plan if form == "whole" else passes._plan.chain).rows)
+        results.add(loss.tobytes())
+        assert loss > 0
+    clear_plans()
+    assert len(results) == 1 and len(rows) == 2
+
+
+def clear_plans() -> None:
+    for plan in (network_plans.step_plan, network_plans.chain_plan, network_plans.weights_plan):
+        plan.cache_clear()
