@@ -287,10 +287,10 @@ struct LossOptions {
   float divisor;  // B over the scale that da carries
 };
 
-// The losses of this thread's rows, added; da_L, not yet rounded, in place of a_L. `first`: the slab's first sample.
-DEVICE double losses_of_slab(const Network& net, const Samples& samples, const LossOptions& options, int first, int offset,
-                             int valid) {
-  double sum = 0;
+// Adds the losses of this thread's rows to `sum`, one by one, so that it does not depend on how a chain is cut into slabs; da_L, not
+// yet rounded, in place of a_L. `first`: the slab's first sample.
+DEVICE void add_losses(double& sum, const Network& net, const Samples& samples, const LossOptions& options, int first, int offset,
+                       int valid) {
   each_top_row(net, offset, valid, [&](int r, const TopRow& row) {
     const int64 b = first + r;
     const float weight = samples.weight_b ? samples.weight_b[b] : 1.0f, divisor = options.divisor;
@@ -300,7 +300,6 @@ DEVICE double losses_of_slab(const Network& net, const Samples& samples, const L
                                     [=](int j, float gradient) { a[j] = gradient * weight / divisor; });
     if (TopRow::lane() == 0) sum += (double)(value * weight);
   });
-  return sum;
 }
 
 // da_L as operands, rows in the same place. What is written in a round of four columns has been read in an earlier one.
