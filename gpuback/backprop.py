@@ -142,8 +142,14 @@ def _rows(array: Array, rows: slice | None) -> Array:
     return array if rows is None or array is None else array[rows]
 
 
-class _Block:
-    """A fixed number of rows: every layer bound to its buffers."""
+class Layers:
+    """A fixed number of rows: every layer bound to its buffers, from x to a_L and from da_L back.
+
+    Attributes:
+        output: a_L, (rows, n_L), which `forward` leaves behind.
+        output_delta: da_L times `scale`, in the operands' dtype, from which `backward` starts; may be `output` itself.
+        input_gradient: ∂loss/∂x, (rows, n_0), which `backward` leaves behind if it was asked for.
+    """
 
     def __init__(
         self,
@@ -152,13 +158,12 @@ class _Block:
         biases: Sequence[Array],
         ops: Ops,
         rows: int,
-        batch_size: int,
+        scale: float,
         need_gradient: bool,
         need_input_grad: bool,
     ) -> None:
         precision, sizes = architecture.precision, architecture.sizes
-        scale = precision.gradient_scale(batch_size)
-        workspace = ops.workspace(rows, sizes, precision)
+        self.workspace = workspace = ops.workspace(rows, sizes, precision)
         activations = architecture.hidden_activations
         self._load = ops.bind_load(sizes[0], precision, workspace)
         self._inputs: list[Array] = []  # h_0 of the batch at hand, h_1, …, h_{L−1}
@@ -168,18 +173,14 @@ class _Block:
             workspace.hidden(n) if g.derivative_from == "a" else None
             for n, g in zip(sizes[1:-1], activations, strict=True)
         ]
-        output = workspace.output(sizes[-1])
+        self.output = output = workspace.output(sizes[-1])
         self._forward = [
             ops.bind_forward(W, b, h, a, g, workspace)
             for W, b, h, a, g in zip(
                 weights, biases, [*self._hidden, output], [*kept, None], [*activations, None], strict=True
             )
         ]
-        da_top = workspace.output_delta(output)
-        self.loss = ops.bind_loss(
-            architecture.loss_row, architecture.output, output, da_top, batch_size / scale, workspace
-        )
-        self.apply_output = ops.bind_output(architecture.output, output, workspace)
+        self.output_delta = da_top = workspace.output_delta(output)
 
         self._backward: list[Callable[[Array, Array, Array, bool], None]] = []
         self.input_gradient = workspace.delta(0, sizes[0]) if need_input_grad else None
@@ -192,12 +193,33 @@ class _Block:
             self._backward.append(ops.bind_backward(da, W, da_prev, g, source, scale, workspace))
 
     def forward(self, x: Array) -> None:
-        """Up to the output layer's pre-activations a_L; `loss` or `apply_output` goes on from there."""
+        """Up to the output layer's pre-activations a_L."""
         self._inputs = [self._load(x), *self._hidden]
         for layer, h in zip(self._forward, self._inputs, strict=True):
             layer(h)
 
     def backward(self, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
-        """From da_L, which `loss` left behind, down: each layer's dW, db and the da of the layer below."""
+        """From da_L down: each layer's dW, db and the da of the layer below."""
         for k in range(len(self._backward) - 1, -1, -1):
             self._backward[k](self._inputs[k], dW[k], db[k], accumulate)
+
+
+class _Block(Layers):
+    """Those, with the loss, which takes `forward`'s a_L to the da_L that `backward` starts from, or with ŷ."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Sequence[Array],
+        biases: Sequence[Array],
+        ops: Ops,
+        rows: int,
+        batch_size: int,
+        need_gradient: bool,
+        need_input_grad: bool,
+    ) -> None:
+        scale = architecture.precision.gradient_scale(batch_size)
+        super().__init__(architecture, weights, biases, ops, rows, scale, need_gradient, need_input_grad)
+        row, output = architecture.loss_row, architecture.output
+        self.loss = ops.bind_loss(row, output, self.output, self.output_delta, batch_size / scale, self.workspace)
+        self.apply_output = ops.bind_output(output, self.output, self.workspace)
