@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,13 +115,12 @@ class FusedMLP(nn.Module):
         if x.numel() == 0:
             return self._of_no_samples(x.to(own.dtype), parameters)
         precision = self._precision_for(_autocast_dtype(own))
-        architecture = replace(self.architecture, precision=precision)
         rows = x.reshape(-1, sizes[0]).to(dtype_of_sums(precision)).contiguous()
         need_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, *parameters))
         need_input_grad = need_gradient and rows.requires_grad
-        lease = self._pool.take(architecture, parameters, len(rows), need_gradient, need_input_grad)
+        lease = self._pool.take(self.architecture, precision, parameters, len(rows), need_gradient, need_input_grad)
         a = Fused.apply(lease, rows, *parameters) if need_gradient else run_forward(lease, rows, parameters)
-        return OUTPUTS[architecture.output](a).to(own.dtype).reshape(*x.shape[:-1], sizes[-1])
+        return OUTPUTS[self.architecture.output](a).to(own.dtype).reshape(*x.shape[:-1], sizes[-1])
 
     def _of_no_samples(self, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         """What `nn.Linear` makes of them: nothing, whose gradients are 0."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from gpuback.architecture import Architecture
 from gpuback.backprop import Layers
 from gpuback.errors import DeviceError
 from gpuback.ops import Ops, ops_for
-from gpuback.ops.team import Team
+from gpuback.ops.team import Team, blas_threads
 from gpuback.precision import Precision
 
 KEPT_PASSES = 4
@@ -99,7 +101,7 @@ def _team(architecture: Architecture, ops: Ops, rows: int) -> Team:
     """What keeps BLAS to one thread where a second would cost more than it gains, or where PyTorch keeps to one."""
     _, team = ops.share_out(architecture.sizes, rows, architecture.precision)
     if torch.get_num_threads() == 1:
-        return Team(1, blas_alone=True)
+        return Team(1, blas_alone=blas_threads() > 1)
     return team if team.size == 1 else Team(1, blas_alone=False)  # here the batch is one block
 
 
@@ -115,38 +117,43 @@ def _scaled(da: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Pool:
-    """The passes of one module that no call is using; copies of the module begin with none."""
+    """The passes of one module that no call is using; copies of the module begin with none.
+
+    Threads share it without a lock, which a lease that is dropped amid a collection of garbage could not wait for:
+    every step is one that a deque takes whole, and the worst that can happen is that passes are made anew.
+    """
 
     def __init__(self) -> None:
-        self._free: dict[tuple[Any, ...], list[Passes]] = {}
+        self._free: deque[tuple[tuple[Any, ...], Passes]] = deque(maxlen=KEPT_PASSES)
 
     def take(
         self,
         architecture: Architecture,
+        precision: Precision,
         parameters: Sequence[torch.Tensor],
         rows: int,
         need_gradient: bool,
         need_input_grad: bool,
     ) -> Lease:
-        """Passes for such a call, until the lease on them is dropped."""
-        device, precision = parameters[0].device, architecture.precision
+        """Passes for such a call, computed in `precision`, until the lease on them is dropped."""
+        device = parameters[0].device
         own = [parameter.data_ptr() for parameter in parameters] if reads_in_place(precision, parameters) else []
         key = (rows, precision, need_gradient, need_input_grad, device, stream_of(device), *own)
-        try:
-            passes = self._free[key].pop()
-        except LookupError:
-            ops = ops_on(device.type, device.index)
-            passes = Passes(architecture, parameters, ops, rows, need_gradient, need_input_grad)
-        return Lease(self, key, passes)
+        for _ in range(len(self._free)):
+            try:
+                found, passes = self._free.popleft()
+            except IndexError:
+                break
+            if found == key:
+                return Lease(self, key, passes)
+            self._free.append((found, passes))
+        ops, architecture = ops_on(device.type, device.index), replace(architecture, precision=precision)
+        return Lease(self, key, Passes(architecture, parameters, ops, rows, need_gradient, need_input_grad))
 
     def give_back(self, key: tuple[Any, ...], passes: Passes) -> None:
+        """Keeps them for the next call, in place of the ones that have waited longest if there are many."""
         passes.forget()
-        self._free.setdefault(key, []).append(passes)
-        while sum(map(len, self._free.values())) > KEPT_PASSES:
-            oldest = next(iter(self._free))
-            self._free[oldest].pop(0)
-            if not self._free[oldest]:
-                del self._free[oldest]
+        self._free.append((key, passes))
 
     def clear(self) -> None:
         self._free.clear()

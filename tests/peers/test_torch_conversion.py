@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+import gpuback.activations
 from gpuback import MLP, SGD, TrainStep
+from gpuback._torch.conversion import NAMES
 from gpuback.errors import ConversionError, DtypeError, OptionError, ShapeError
 from gpuback.testing import random_batch
 from gpuback.torch import FusedMLP, from_torch, to_torch
@@ -50,6 +52,11 @@ def assert_close(actual: Any, expected: torch.Tensor, relative: float = 1e-13) -
 
 
 # --- from PyTorch
+
+
+def test_every_activation_has_its_module() -> None:
+    assert set(ACTIVATIONS) == set(gpuback.activations.ACTIVATIONS)
+    assert {type(module) for module in ACTIVATIONS.values()} <= set(NAMES)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
