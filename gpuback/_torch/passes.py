@@ -212,8 +212,8 @@ def reads_in_place(precision: Precision, parameters: Sequence[torch.Tensor]) -> 
 
 
 def array_over(tensor: torch.Tensor, ops: Ops) -> Array:
-    """A tensor's own memory as an array of the backend."""
-    tensor = tensor.detach()
+    """A tensor's own memory as an array of the backend; a copy only of one that is yet to be negated."""
+    tensor = tensor.detach().resolve_neg()
     return tensor.numpy() if tensor.device.type == "cpu" else ops.received(tensor, "a tensor")
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from gpu_requirements import require_gpu
 
 import gpuback
 from gpuback import MLP, Adam, TrainStep
@@ -203,6 +204,16 @@ def test_what_cupy_refuses_is_refused_in_gpubacks_words() -> None:
 
     with pytest.raises(DtypeError, match=r"^x: .*OnDevice of float32: .*tensor.detach\(\)"):
         cupy_like(from_dlpack).asarray(OnDevice(2), np.dtype(np.float32), "x")
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu_are_not_copied() -> None:
+    require_gpu()
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no GPU")
+    net, given = MLP([6, 5], backend="cupy", seed=0), [torch.tensor(array, device="cuda") for array in data()]
+    for tensor, taken in zip(given, net.checked(*given), strict=True):
+        assert taken.data.ptr == tensor.data_ptr()
 
 
 @pytest.mark.parametrize("kind", [2, 8, 10, 13], ids=["CUDA", "Metal", "ROCm", "CUDA, managed"])

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from emulator_requirements import require_emulator
+from gpu_requirements import require_gpu
 from torch import nn
 
 from gpuback._torch import passes
@@ -222,6 +223,7 @@ def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
             net(batch((rows,))).sum().backward()
             steps.step()
     assert made == [7, 3]
+    assert all(not kept._inputs for _, kept in net._pool._free)  # the batch itself is not kept
 
 
 def test_buffers_kept_are_few() -> None:
@@ -359,6 +361,7 @@ def test_to_another_dtype(dtype: torch.dtype) -> None:
     expected = to_torch(net).double()
     net(x)
     net.to(dtype)
+    assert not net._pool._free  # buffers over the old parameters
     y = net(x)
     assert y.dtype == dtype
     y.float().sum().backward()
@@ -466,6 +469,13 @@ def test_tensors_of_any_layout_and_dtype(change: Any) -> None:
     assert_close(net(x), to_torch(net)(torch.tensor(x.tolist(), dtype=torch.float64)))
 
 
+def test_one_number_that_is_negated_lazily() -> None:
+    net, x = fused([1, 1]), torch.tensor([[1 + 2j]], dtype=torch.complex128).conj().imag
+    assert x.is_neg()
+    assert x.is_contiguous()
+    assert torch.equal(net(x), net(torch.tensor([[-2.0]])))
+
+
 @pytest.mark.parametrize(
     "x, error, message",
     [
@@ -553,17 +563,16 @@ def test_the_cuda_backend_gives_the_same_numbers(dtype: str, activation: str, mo
     from emulator import EmulatorLauncher
 
     net, x = fused(dtype=dtype, activation=activation), batch((3, 7))
-    expected = [net(x).detach(), *gradients(net, net(x).square().sum(), x)]
+    y, twin = net(x), net(2 * x)  # in buffers of their own
+    expected = [y.detach(), *gradients(net, y.square().sum(), x), *gradients(net, twin.sum(), x)]
     net._pool.clear()
     ops = CudaOps(np, EmulatorLauncher("random", copies="random", resident_blocks=3), name="emulated")
     monkeypatch.setattr(passes, "ops_on", lambda kind, index: ops)
-    y = net(x)
-    twin = net(2 * x)  # other buffers
-    found = [y.detach(), *gradients(net, y.square().sum(), x)]
+    y, twin = net(x), net(2 * x)
+    found = [y.detach(), *gradients(net, y.square().sum(), x), *gradients(net, twin.sum(), x)]
     step = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2**-6, "float16": 2**-9}[dtype]
     for own, true in zip(found, expected, strict=True):
         assert_close(own, true, step)
-    twin.sum().backward()
 
 
 def test_work_goes_to_pytorchs_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -593,6 +602,28 @@ def test_work_goes_to_pytorchs_current_stream(monkeypatch: pytest.MonkeyPatch) -
     assert len(events) == 7
     assert passes.stream_of(device) == 4712
     assert passes.stream_of(torch.device("cpu")) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_on_a_gpu_beside_pytorchs_own_work(dtype: str) -> None:
+    require_gpu()
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no GPU")
+    net, x = fused([60, 90, 70, 50], dtype=dtype, activation="gelu").cuda(), batch((333,), 60).cuda()
+    exact, optimizer = to_torch(net).double(), torch.optim.SGD(net.parameters(), lr=0.1)
+    expected = [exact(x).detach(), *gradients(exact, exact(x).square().mean(), x)]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+        later = (x * torch.ones(10_000_000, device="cuda").cumsum(0)[0]).detach().requires_grad_()  # takes its time
+        y = net(later)
+        found = [y.detach(), *gradients(net, y.square().mean(), later)]
+        net(later).sum().backward()
+        optimizer.step()
+    torch.cuda.synchronize()
+    step = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2**-5, "float16": 2**-8}[dtype]
+    for own, true in zip(found, expected, strict=True):
+        assert_close(own.double(), true, step)
 
 
 def test_cuda_without_cupy_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
