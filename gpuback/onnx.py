@@ -79,8 +79,11 @@ def to_onnx(net: MLP, path: PathLike, *, opset: int = DEFAULT_OPSET) -> None:
             f"opset: expected an integer from {OLDEST_OPSET} to {newest}, the newest that onnx {onnx.__version__} "
             f"knows, got {opset!r}"
         )
-    if net.n_parameters * net.dtype.itemsize > LARGEST_FILE:
-        raise ConversionError(f"expected parameters of 2 GiB at most, as ONNX files do, got {net.n_parameters:,}")
+    size = sum(W.size * net.dtype.itemsize + b.nbytes for W, b in zip(net.weights, net.biases, strict=True))
+    if size > LARGEST_FILE:
+        raise ConversionError(
+            f"expected parameters of 2 GiB at most, which is what an ONNX file holds, got {size:,} bytes"
+        )
     model = _model(net, operator.index(opset))
     onnx.checker.check_model(model, full_check=True)
     with persistence.replacing(path) as file:

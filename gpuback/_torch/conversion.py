@@ -74,7 +74,8 @@ def from_torch(
         OptionError: a loss that does not go with the chain's last function.
     """
     if isinstance(module, FusedMLP):
-        dtype, allow_tf32 = dtype or module.precision.operand, allow_tf32 or module.precision.tf32
+        if dtype is None:
+            dtype, allow_tf32 = module.precision.operand, allow_tf32 or module.precision.tf32
         module = to_torch(module)
     chain = _Chain()
     for place, part in _parts(module):
@@ -108,7 +109,7 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
     `to_torch(net)[:-1]`. A `FusedMLP`'s have its parameters' dtype and device.
     """
     if isinstance(net, FusedMLP):
-        layers = [(layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in net.children()]
+        layers = [(layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in net.layers]
     else:
         arrays = zip(net.weights, net.biases, strict=True)
         layers = [tuple(torch.tensor(net.ops.to_numpy(part)) for part in pair) for pair in arrays]

@@ -91,7 +91,7 @@ class FusedMLP(nn.Module):
         names = (*self.architecture.activations, self.architecture.output)
         theta = torch.from_numpy(initial_parameters(self.architecture.layout, names, seed))
         with torch.no_grad():
-            for layer, W, b in zip(self.children(), *self.architecture.layout.split(theta), strict=True):
+            for layer, W, b in zip(self.layers, *self.architecture.layout.split(theta), strict=True):
                 layer.weight.copy_(W)
                 layer.bias.copy_(b)
 
@@ -103,7 +103,7 @@ class FusedMLP(nn.Module):
             ShapeError, DtypeError, DeviceError: x does not fit the parameters, or they do not fit each other.
             BackendError: the parameters are on a GPU that gpuback cannot use; the message says why.
         """
-        parameters = [part for layer in self.children() for part in (layer.weight, layer.bias)]
+        parameters = [part for layer in self.layers for part in (layer.weight, layer.bias)]
         own = _common(parameters)
         sizes = self.architecture.sizes
         if x.ndim == 0 or x.shape[-1] != sizes[0]:
@@ -113,7 +113,7 @@ class FusedMLP(nn.Module):
         if x.device != own.device:
             raise DeviceError(f"x: expected a tensor on {own.device}, where the parameters are, got one on {x.device}")
         if x.numel() == 0:
-            return self._of_no_samples(x.to(own.dtype), parameters)
+            return self._of_no_samples(x.to(own.dtype), parameters).to(own.dtype)
         precision = self._precision_for(_autocast_dtype(own))
         rows = x.reshape(-1, sizes[0]).to(dtype_of_sums(precision)).contiguous()
         need_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, *parameters))
@@ -129,9 +129,14 @@ class FusedMLP(nn.Module):
         return x
 
     @property
+    def layers(self) -> list[_Layer]:
+        """The layers from the first to the last, each with `weight` W_k (nO, nI) and `bias` b_k (nO,)."""
+        return [getattr(self, str(2 * k)) for k in range(len(self.architecture.sizes) - 1)]
+
+    @property
     def precision(self) -> Precision:
         """What products' operands are rounded to, outside of `torch.autocast`: see `dtype`."""
-        return self._precision_for(next(self.parameters()).dtype)
+        return self._precision_for(self.layers[0].weight.dtype)
 
     def _precision_for(self, dtype: torch.dtype) -> Precision:
         chosen = self.architecture.precision

@@ -52,7 +52,7 @@ def taken(value: Any, what: str, from_dlpack: Callable[[Any], Array]) -> Array:
         message = f"{what}: expected an array that can be shared by DLPack, got a {type(value).__name__} of {dtype}"
         if dtype.startswith(("bfloat16", "float8")):
             raise DtypeError(
-                f"{message}, which NumPy does not take. Convert it first, which loses nothing: x.float() in PyTorch, "
+                f"{message}, which NumPy does not have. Convert it first, which loses nothing: x.float() in PyTorch, "
                 "x.astype('float32') in JAX and CuPy"
             ) from error
         raise DtypeError(f"{message}: {error}") from error

@@ -132,7 +132,13 @@ def test_a_fused_module_becomes_the_network_that_it_is(dtype: str) -> None:
     net = from_torch(module, backend="numpy")
     assert net.dtype.name == dtype
     assert_close(net.forward(x), module(x), 1e-15 if dtype == "float64" else 5e-7)
+    assert from_torch(module, dtype="float32", backend="numpy").dtype.name == "float32"
     assert from_torch(module.bfloat16(), backend="numpy").dtype.name == "bfloat16"
+
+
+def test_a_fused_module_that_may_use_tf32_becomes_a_network_that_may() -> None:
+    assert from_torch(FusedMLP([6, 5], allow_tf32=True), backend="numpy").architecture.precision.tf32
+    assert not from_torch(FusedMLP([6, 5]), backend="numpy").architecture.precision.tf32
 
 
 # --- what has no equal

@@ -443,6 +443,13 @@ def test_any_number_of_axes_as_linear_takes_them() -> None:
         assert_close(torch.autograd.grad(net(x).sum(), x)[0], torch.autograd.grad(twin(x).sum(), x)[0])
 
 
+def test_other_modules_may_live_in_it() -> None:
+    net, x = fused(), batch()
+    expected = net(x)
+    net.other = nn.Linear(2, 2)
+    assert torch.equal(net(x), expected)
+
+
 @pytest.mark.parametrize("shape", [(0,), (3, 0, 2)])
 def test_no_samples_are_what_linear_makes_of_them(shape: tuple[int, ...]) -> None:
     net, x = fused(), batch(shape)
@@ -514,6 +521,7 @@ def test_devices_without_kernels() -> None:
         ({"dtype": torch.int8}, OptionError, "unknown dtype"),
         ({"dtype": "float16", "allow_tf32": True}, OptionError, "allow_tf32"),
         ({"activation": ["relu"]}, ShapeError, "activation"),
+        ({"seed": -1}, OptionError, "seed: expected an integer"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], error: type[Exception], message: str) -> None:
