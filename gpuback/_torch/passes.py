@@ -148,7 +148,9 @@ class Pool:
                 return Lease(self, key, passes)
             self._free.append((found, passes))
         ops, architecture = ops_on(device.type, device.index), replace(architecture, precision=precision)
-        return Lease(self, key, Passes(architecture, parameters, ops, rows, need_gradient, need_input_grad))
+        with on_stream_of(device):  # which buffers are zeroed on, and freed on
+            passes = Passes(architecture, parameters, ops, rows, need_gradient, need_input_grad)
+        return Lease(self, key, passes)
 
     def give_back(self, key: tuple[Any, ...], passes: Passes) -> None:
         """Keeps them for the next call, in place of the ones that have waited longest if there are many."""

@@ -612,6 +612,36 @@ def test_work_goes_to_pytorchs_current_stream(monkeypatch: pytest.MonkeyPatch) -
     assert passes.stream_of(torch.device("cpu")) == 0
 
 
+def test_everything_is_made_and_run_on_that_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, seen = [False], []
+
+    @contextmanager
+    def stream(device: torch.device) -> Iterator[None]:
+        inside[0] = True
+        with np.errstate(all="ignore"):
+            yield
+        inside[0] = False
+
+    def watched(name: str) -> None:
+        plain = getattr(passes.Passes, name)
+
+        def seen_to_run(*arguments: Any) -> Any:
+            seen.append((name, inside[0]))
+            return plain(*arguments)
+
+        monkeypatch.setattr(passes.Passes, name, seen_to_run)
+
+    monkeypatch.setattr(passes, "on_stream_of", stream)
+    for name in ("__init__", "run_forward", "run_backward"):
+        watched(name)
+    net, x = fused(dtype="bfloat16"), batch()
+    net(x).sum().backward()
+    with torch.no_grad():
+        net(x)
+    assert all(on_stream for _, on_stream in seen)
+    assert [name for name, _ in seen] == ["__init__", "run_forward", "run_backward", "__init__", "run_forward"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_on_a_gpu_beside_pytorchs_own_work(dtype: str) -> None:
