@@ -80,7 +80,7 @@ class Passes(Layers):
         if self._float16:
             da, unscale = _scaled(da)
         flat = da.new_empty(layout.n_parameters)
-        self.output_delta[...] = self._load_delta(array_over(da.contiguous(), ops))
+        _bits(self.output_delta)[...] = _bits(self._load_delta(array_over(da.contiguous(), ops)))
         sums = layout.split(array_over(flat, ops))
         self._team.run(lambda *_: self.backward(*sums, False), 1)
         dx = None
@@ -95,6 +95,11 @@ class Passes(Layers):
     def forget(self) -> None:
         """Lets go of the batch."""
         self._inputs = []
+
+
+def _bits(array: Array) -> Array:
+    """An array's numbers as integers, for a copy of them as they are, whatever a backend's own arithmetic does."""
+    return array.view(np.dtype(f"u{array.itemsize}"))
 
 
 def _team(architecture: Architecture, ops: Ops, rows: int) -> Team:

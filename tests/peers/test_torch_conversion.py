@@ -137,7 +137,11 @@ def test_a_fused_module_becomes_the_network_that_it_is(dtype: str) -> None:
 
 
 def test_a_fused_module_that_may_use_tf32_becomes_a_network_that_may() -> None:
-    assert from_torch(FusedMLP([6, 5], allow_tf32=True), backend="numpy").architecture.precision.tf32
+    module, x = FusedMLP([6, 9, 5], allow_tf32=True, seed=0), torch.randn(11, 6)
+    net = from_torch(module, backend="numpy")
+    assert net.architecture.precision.tf32
+    assert_close(net.forward(x), module(x), 5e-7)
+    assert not torch.equal(module(x), FusedMLP([6, 9, 5], seed=0)(x))
     assert not from_torch(FusedMLP([6, 5]), backend="numpy").architecture.precision.tf32
 
 
