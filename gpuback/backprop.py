@@ -49,14 +49,10 @@ class Backprop:
             return _Block(architecture, operands, biases, ops, rows, batch_size, need_gradient, need_input_grad)
 
         rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
-        starts, n_parameters = range(0, batch_size, rows), architecture.layout.n_parameters
-        most = self._team.size * SHARES_EACH if self._team.size > 1 else 1
-        if need_gradient and n_parameters * precision.total.itemsize * most > SUMS_BYTES:
-            most = self._team.size
-        share = -(-len(starts) // most)
-        ends = [(start, min(start + rows, batch_size)) for start in starts]
-        self._shares = [ends[first : first + share] for first in range(0, len(ends), share)]
-        heights = {end - start for start, end in ends}
+        n_parameters = architecture.layout.n_parameters
+        sums_bytes = n_parameters * precision.total.itemsize if need_gradient else 0
+        self._shares = in_shares(batch_size, rows, self._team.size, sums_bytes)
+        heights = {end - start for share in self._shares for start, end in share}
         members = range(min(self._team.size, len(self._shares)))
         self._blocks = [{height: block(height) for height in heights} for _ in members]
         others = self._shares[1:] if need_gradient else []
@@ -135,6 +131,23 @@ class Backprop:
         """The results of `work` on each share, with the weights as products read them up to date with θ."""
         self._refresh_weights()
         return self._team.run(work, len(self._shares))
+
+
+def in_shares(batch_size: int, rows: int, team_size: int, sums_bytes: int) -> list[list[tuple[int, int]]]:
+    """A batch's blocks of `rows`, each as (first row, row after the last), in shares for a team.
+
+    Args:
+        batch_size: B.
+        rows: of a block; the last one may have fewer.
+        team_size: how many work at a time.
+        sums_bytes: what the sums of one share take; 0 if it has none.
+    """
+    most = team_size * SHARES_EACH if team_size > 1 else 1
+    if sums_bytes * most > SUMS_BYTES:
+        most = team_size
+    ends = [(start, min(start + rows, batch_size)) for start in range(0, batch_size, rows)]
+    share = -(-len(ends) // most)
+    return [ends[first : first + share] for first in range(0, len(ends), share)]
 
 
 def _rows(array: Array, rows: slice | None) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from gpuback._typing import Array
 from gpuback.architecture import Architecture
-from gpuback.backprop import Layers
+from gpuback.backprop import Layers, in_shares
 from gpuback.errors import DeviceError
 from gpuback.ops import Ops, ops_for
 from gpuback.ops.team import Team, blas_threads
@@ -31,62 +32,99 @@ KEPT_PASSES = 4
 """How many calls' buffers a module keeps for the next ones."""
 
 
-class Passes(Layers):
-    """A module's layers for one number of rows: bound to its parameters' own memory, or to rounded copies of them."""
+class Passes:
+    """A module's layers for one batch size: bound to its parameters' own memory, or to rounded copies of them.
+
+    As in `gpuback.backprop`, a batch goes through the network in blocks of rows, which the backend's team shares; but
+    here every block has buffers of its own, in which it waits for its backward pass.
+    """
 
     def __init__(
         self,
         architecture: Architecture,
         parameters: Sequence[torch.Tensor],
         ops: Ops,
-        rows: int,
+        batch_size: int,
         need_gradient: bool,
         need_input_grad: bool,
     ) -> None:
-        """Args: parameters: W_1, b_1, …, W_L, b_L; the other arguments as those of `Layers`."""
+        """Args: parameters: W_1, b_1, …, W_L, b_L; the other arguments as those of `Backprop`."""
         precision, layout = architecture.precision, architecture.layout
+        self._ops, self._architecture = ops, architecture
+        self._float16 = precision.operand == np.float16
+        self._need_gradient, self._need_input_grad = need_gradient, need_input_grad
+        weights, biases = self._operands(parameters)
+
+        def block(rows: int) -> _Block:
+            return _Block(architecture, weights, biases, ops, rows, need_gradient, need_input_grad)
+
+        rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
+        if torch.get_num_threads() == 1:
+            self._team = Team(1, blas_alone=blas_threads() > 1)
+        sums_bytes = layout.n_parameters * precision.total.itemsize if need_gradient else 0
+        self._shares = in_shares(batch_size, rows, self._team.size, sums_bytes)
+        ends = list(itertools.chain.from_iterable(self._shares))
+        if need_gradient:
+            self._blocks: dict[object, _Block] = {start: block(end - start) for start, end in ends}
+            self._partials = [ops.empty(layout.n_parameters, precision.total) for _ in self._shares[1:]]
+        else:
+            members, heights = range(min(self._team.size, len(self._shares))), {end - start for start, end in ends}
+            self._blocks = {(height, member): block(height) for height in heights for member in members}
+
+    def _operands(self, parameters: Sequence[torch.Tensor]) -> tuple[Sequence[Array], Sequence[Array]]:
+        """Weights and biases as products read them."""
+        ops, precision, layout = self._ops, self._architecture.precision, self._architecture.layout
         self._copies: list[torch.Tensor] = []
         self._round_weights: Callable[[], object] = _nothing
         if reads_in_place(precision, parameters):
             arrays = [array_over(parameter, ops) for parameter in parameters]
-            weights, biases = arrays[::2], arrays[1::2]
-        else:
-            with torch.inference_mode(False):  # or no later call outside of that mode could write to it
-                theta = torch.empty(layout.n_parameters, dtype=dtype_of_sums(precision), device=parameters[0].device)
-            self._copies = [part for pair in zip(*layout.split(theta), strict=True) for part in pair]
-            flat = array_over(theta, ops)
-            weights, self._round_weights = ops.bind_weights(flat, layout, precision)
-            biases = list(layout.split(flat)[1])
-        super().__init__(architecture, weights, biases, ops, rows, 1.0, need_gradient, need_input_grad)
-        self._float16 = precision.operand == np.float16
-        self._ops, self._architecture, self._team = ops, architecture, _team(architecture, ops, rows)
-        self._write_output = ops.bind_output("identity", self.output, self.workspace)
-        self._load_delta = ops.bind_load(architecture.sizes[-1], precision, self.workspace)
+            return arrays[::2], arrays[1::2]
+        with torch.inference_mode(False):  # or no later call outside of that mode could write to it
+            theta = torch.empty(layout.n_parameters, dtype=dtype_of_sums(precision), device=parameters[0].device)
+        self._copies = [part for pair in zip(*layout.split(theta), strict=True) for part in pair]
+        flat = array_over(theta, ops)
+        weights, self._round_weights = ops.bind_weights(flat, layout, precision)
+        return weights, layout.split(flat)[1]
 
-    def run_forward(self, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         """a_L (B, n_L), fresh."""
         for copy, parameter in zip(self._copies, parameters if self._copies else (), strict=True):
             copy.copy_(parameter)
         self._round_weights()
-        h_0 = array_over(x, self._ops)
-        self._team.run(lambda *_: self.forward(h_0), 1)
         out = x.new_empty(len(x), self._architecture.sizes[-1])
-        self._write_output(array_over(out, self._ops))
+        samples, a = array_over(x, self._ops), array_over(out, self._ops)
+
+        def work(share: int, member: int) -> None:
+            for start, end in self._shares[share]:
+                block = self._blocks[start if self._need_gradient else (end - start, member)]
+                block.forward(samples[start:end])
+                block.write_output(a[start:end])
+
+        self._team.run(work, len(self._shares))
         return out
 
-    def run_backward(self, da: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    def backward(self, da: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """∂loss/∂x, if it was bound, and ∂loss/∂W_1, ∂loss/∂b_1, …, from ∂loss/∂a_L; all of them fresh."""
         layout, ops = self._architecture.layout, self._ops
         if self._float16:
             da, unscale = _scaled(da)
         flat = da.new_empty(layout.n_parameters)
-        _bits(self.output_delta)[...] = _bits(self._load_delta(array_over(da.contiguous(), ops)))
-        sums = layout.split(array_over(flat, ops))
-        self._team.run(lambda *_: self.backward(*sums, False), 1)
-        dx = None
-        if self.input_gradient is not None:
-            dx = da.new_empty(len(da), self._architecture.sizes[0])
-            array_over(dx, ops)[...] = self.input_gradient
+        dx = da.new_empty(len(da), self._architecture.sizes[0]) if self._need_input_grad else None
+        delta, whole = array_over(da.contiguous(), ops), array_over(flat, ops)
+        inputs = None if dx is None else array_over(dx, ops)
+        sums = [layout.split(part) for part in (whole, *self._partials)]
+
+        def work(share: int, member: int) -> None:
+            for start, end in self._shares[share]:
+                block = self._blocks[start]
+                block.take_delta(delta[start:end])
+                block.backward(*sums[share], start > self._shares[share][0][0])
+                if inputs is not None:
+                    inputs[start:end] = block.input_gradient
+
+        self._team.run(work, len(self._shares))
+        for partial in self._partials:
+            whole += partial
         if self._float16:
             flat *= unscale
             dx = None if dx is None else dx.mul_(unscale)
@@ -94,20 +132,38 @@ class Passes(Layers):
 
     def forget(self) -> None:
         """Lets go of the batch."""
+        for block in self._blocks.values():
+            block.forget()
+
+
+class _Block(Layers):
+    """A number of rows, on their way out and back in."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Sequence[Array],
+        biases: Sequence[Array],
+        ops: Ops,
+        rows: int,
+        need_gradient: bool,
+        need_input_grad: bool,
+    ) -> None:
+        super().__init__(architecture, weights, biases, ops, rows, 1.0, need_gradient, need_input_grad)
+        self.write_output = ops.bind_output("identity", self.output, self.workspace)
+        self._load_delta = ops.bind_load(architecture.sizes[-1], architecture.precision, self.workspace)
+
+    def take_delta(self, da: Array) -> None:
+        """da_L, from which `backward` is to start."""
+        _bits(self.output_delta)[...] = _bits(self._load_delta(da))
+
+    def forget(self) -> None:
         self._inputs = []
 
 
 def _bits(array: Array) -> Array:
     """An array's numbers as integers, for a copy of them as they are, whatever a backend's own arithmetic does."""
     return array.view(np.dtype(f"u{array.itemsize}"))
-
-
-def _team(architecture: Architecture, ops: Ops, rows: int) -> Team:
-    """What keeps BLAS to one thread where a second would cost more than it gains, or where PyTorch keeps to one."""
-    _, team = ops.share_out(architecture.sizes, rows, architecture.precision)
-    if torch.get_num_threads() == 1:
-        return Team(1, blas_alone=blas_threads() > 1)
-    return team if team.size == 1 else Team(1, blas_alone=False)  # here the batch is one block
 
 
 def _scaled(da: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,14 +253,14 @@ class Fused(torch.autograd.Function):
     def backward(ctx: Any, da: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _, *parameters = ctx.saved_tensors
         with on_stream_of(da.device):
-            dx, gradients = ctx.lease.passes.run_backward(da)
+            dx, gradients = ctx.lease.passes.backward(da)
         return None, dx, *(part.to(own.dtype) for part, own in zip(gradients, parameters, strict=True))
 
 
 def run_forward(lease: Lease, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """a_L (B, n_L), fresh."""
     with on_stream_of(x.device):
-        return lease.passes.run_forward(x, parameters)
+        return lease.passes.forward(x, parameters)
 
 
 def dtype_of_sums(precision: Precision) -> torch.dtype:

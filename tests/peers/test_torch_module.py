@@ -24,6 +24,7 @@ from gpuback._torch import passes
 from gpuback.errors import DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError
 from gpuback.ops.cuda_ops import CudaOps
 from gpuback.ops.numpy_ops import NumpyOps
+from gpuback.ops.team import Team
 from gpuback.torch import FusedMLP, to_torch
 
 ACTIVATIONS = ["identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus", "gelu", "silu"]
@@ -160,6 +161,25 @@ def test_every_call_keeps_what_its_backward_pass_needs() -> None:
             assert_close(own, theirs, 1e-12)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_large_batches_go_through_in_blocks(threads: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of 103 rows in blocks of 10, in up to 8 shares."""
+    net, x = fused(dtype=dtype, activation="gelu"), batch((103,))
+    expected = [net(x).detach(), *gradients(net, net(x).square().sum(), x)]
+    net._pool.clear()
+    monkeypatch.setattr(NumpyOps, "share_out", lambda *_, **__: (10, Team(threads, blas_alone=False)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    y, _ = net(x), net(2 * x)
+    with torch.no_grad():
+        assert torch.equal(net(x), y)
+    found = [y.detach(), *gradients(net, y.square().sum(), x)]
+    for own, true in zip(found, expected, strict=True):
+        assert_close(own, true, {"float64": 1e-14, "float32": 2e-6, "bfloat16": 2**-8, "float16": 2**-11}[dtype])
+    again = [net(x).detach(), *gradients(net, net(x).square().sum(), x)]
+    assert all(torch.equal(own, same) for own, same in zip(again, found, strict=True))
+
+
 def test_one_module_twice_in_one_graph() -> None:
     net = fused([6, 8, 6])
     twin, x = to_torch(net), batch()
@@ -223,7 +243,8 @@ def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
             net(batch((rows,))).sum().backward()
             steps.step()
     assert made == [7, 3]
-    assert all(not kept._inputs for _, kept in net._pool._free)  # the batch itself is not kept
+    blocks = [block for _, kept in net._pool._free for block in kept._blocks.values()]
+    assert all(not block._inputs for block in blocks)  # the batch itself is not kept
 
 
 def test_buffers_kept_are_few() -> None:
@@ -632,14 +653,14 @@ def test_everything_is_made_and_run_on_that_stream(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(passes.Passes, name, seen_to_run)
 
     monkeypatch.setattr(passes, "on_stream_of", stream)
-    for name in ("__init__", "run_forward", "run_backward"):
+    for name in ("__init__", "forward", "backward"):
         watched(name)
     net, x = fused(dtype="bfloat16"), batch()
     net(x).sum().backward()
     with torch.no_grad():
         net(x)
     assert all(on_stream for _, on_stream in seen)
-    assert [name for name, _ in seen] == ["__init__", "run_forward", "run_backward", "__init__", "run_forward"]
+    assert [name for name, _ in seen] == ["__init__", "forward", "backward", "__init__", "forward"]
 
 
 @pytest.mark.gpu
