@@ -7,12 +7,9 @@ buffers that belong to that one call until its graph is freed, so calls may be n
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +17,11 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
+from gpuback._torch import devices
 from gpuback._typing import Array
 from gpuback.architecture import Architecture
 from gpuback.backprop import Layers, in_shares
-from gpuback.errors import DeviceError
-from gpuback.ops import Ops, ops_for
+from gpuback.ops import Ops
 from gpuback.ops.team import Team, blas_threads
 from gpuback.precision import Precision
 
@@ -77,12 +74,12 @@ class Passes:
         self._copies: list[torch.Tensor] = []
         self._round_weights: Callable[[], object] = _nothing
         if reads_in_place(precision, parameters):
-            arrays = [array_over(parameter, ops) for parameter in parameters]
+            arrays = [devices.array_over(parameter, ops) for parameter in parameters]
             return arrays[::2], arrays[1::2]
         with torch.inference_mode(False):  # or no later call outside of that mode could write to it
             theta = torch.empty(layout.n_parameters, dtype=dtype_of_sums(precision), device=parameters[0].device)
         self._copies = [part for pair in zip(*layout.split(theta), strict=True) for part in pair]
-        flat = array_over(theta, ops)
+        flat = devices.array_over(theta, ops)
         weights, self._round_weights = ops.bind_weights(flat, layout, precision)
         return weights, layout.split(flat)[1]
 
@@ -92,7 +89,7 @@ class Passes:
             copy.copy_(parameter)
         self._round_weights()
         out = x.new_empty(len(x), self._architecture.sizes[-1])
-        samples, a = array_over(x, self._ops), array_over(out, self._ops)
+        samples, a = devices.array_over(x, self._ops), devices.array_over(out, self._ops)
 
         def work(share: int, member: int) -> None:
             for start, end in self._shares[share]:
@@ -110,8 +107,8 @@ class Passes:
             da, unscale = _scaled(da)
         flat = da.new_empty(layout.n_parameters)
         dx = da.new_empty(len(da), self._architecture.sizes[0]) if self._need_input_grad else None
-        delta, whole = array_over(da.contiguous(), ops), array_over(flat, ops)
-        inputs = None if dx is None else array_over(dx, ops)
+        delta, whole = devices.array_over(da.contiguous(), ops), devices.array_over(flat, ops)
+        inputs = None if dx is None else devices.array_over(dx, ops)
         sums = [layout.split(part) for part in (whole, *self._partials)]
 
         def work(share: int, member: int) -> None:
@@ -199,7 +196,7 @@ class Pool:
         """Passes for such a call, computed in `precision`, until the lease on them is dropped."""
         device = parameters[0].device
         own = [parameter.data_ptr() for parameter in parameters] if reads_in_place(precision, parameters) else []
-        key = (rows, precision, need_gradient, need_input_grad, device, stream_of(device), *own)
+        key = (rows, precision, need_gradient, need_input_grad, device, devices.stream_of(device), *own)
         for _ in range(len(self._free)):
             try:
                 found, passes = self._free.popleft()
@@ -208,8 +205,8 @@ class Pool:
             if found == key:
                 return Lease(self, key, passes)
             self._free.append((found, passes))
-        ops, architecture = ops_on(device.type, device.index), replace(architecture, precision=precision)
-        with on_stream_of(device):  # which buffers are zeroed on, and freed on
+        ops, architecture = devices.ops_on(device.type, device.index), replace(architecture, precision=precision)
+        with devices.on_stream_of(device):  # which buffers are zeroed on, and freed on
             passes = Passes(architecture, parameters, ops, rows, need_gradient, need_input_grad)
         return Lease(self, key, passes)
 
@@ -252,14 +249,14 @@ class Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, da: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _, *parameters = ctx.saved_tensors
-        with on_stream_of(da.device):
+        with devices.on_stream_of(da.device):
             dx, gradients = ctx.lease.passes.backward(da)
         return None, dx, *(part.to(own.dtype) for part, own in zip(gradients, parameters, strict=True))
 
 
 def run_forward(lease: Lease, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """a_L (B, n_L), fresh."""
-    with on_stream_of(x.device):
+    with devices.on_stream_of(x.device):
         return lease.passes.forward(x, parameters)
 
 
@@ -272,60 +269,6 @@ def reads_in_place(precision: Precision, parameters: Sequence[torch.Tensor]) -> 
     """Whether products can read the parameters where they are."""
     rounded = precision.sixteen_bit or precision.tf32
     return not rounded and all(parameter.is_contiguous() for parameter in parameters)
-
-
-def array_over(tensor: torch.Tensor, ops: Ops) -> Array:
-    """A tensor's own memory as an array of the backend; a copy only of one that is yet to be negated."""
-    tensor = tensor.detach().resolve_neg()
-    return tensor.numpy() if tensor.device.type == "cpu" else ops.received(tensor, "a tensor")
-
-
-@functools.cache
-def ops_on(kind: str, index: int | None) -> Ops:
-    """The backend for a device of PyTorch's.
-
-    Raises:
-        DeviceError: a device that is neither a CPU nor an NVIDIA GPU.
-        BackendError: CuPy is missing or finds no GPU; the message says which.
-    """
-    if kind == "cpu":
-        return ops_for("numpy")
-    if kind != "cuda" or torch.version.hip:
-        raise DeviceError(f"expected parameters on a CPU or an NVIDIA GPU, got them on {kind!r}")
-    ops_for("cupy")  # raises where there is none
-    import cupy
-
-    with cupy.cuda.Device(index):
-        return ops_for("cupy")
-
-
-def stream_of(device: torch.device) -> int:
-    """The address of PyTorch's current stream; 0 on a CPU. Buffers are used on one stream only."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
-class _Stream:
-    """A CUDA stream as CuPy takes it from others."""
-
-    def __init__(self, address: int) -> None:
-        self._address = address
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self._address
-
-
-def on_stream_of(device: torch.device) -> AbstractContextManager[object]:
-    """What gpuback computes with tensors of that device: after what PyTorch has queued, before what it will."""
-    scope = ops_on(device.type, device.index).scope()
-    return _queued_on(device, scope) if device.type == "cuda" else scope
-
-
-@contextlib.contextmanager
-def _queued_on(device: torch.device, scope: AbstractContextManager[object]) -> Iterator[None]:
-    import cupy
-
-    with scope, cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(_Stream(stream_of(device))):
-        yield
 
 
 def _nothing() -> None:

@@ -20,7 +20,7 @@ from emulator_requirements import require_emulator
 from gpu_requirements import require_gpu
 from torch import nn
 
-from gpuback._torch import passes
+from gpuback._torch import devices, passes
 from gpuback.errors import DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError
 from gpuback.ops.cuda_ops import CudaOps
 from gpuback.ops.numpy_ops import NumpyOps
@@ -596,7 +596,7 @@ def test_the_cuda_backend_gives_the_same_numbers(dtype: str, activation: str, mo
     expected = [y.detach(), *gradients(net, y.square().sum(), x), *gradients(net, twin.sum(), x)]
     net._pool.clear()
     ops = CudaOps(np, EmulatorLauncher("random", copies="random", resident_blocks=3), name="emulated")
-    monkeypatch.setattr(passes, "ops_on", lambda kind, index: ops)
+    monkeypatch.setattr(devices, "ops_on", lambda kind, index: ops)
     y, twin = net(x), net(2 * x)
     found = [y.detach(), *gradients(net, y.square().sum(), x), *gradients(net, twin.sum(), x)]
     step = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2**-6, "float16": 2**-9}[dtype]
@@ -624,13 +624,15 @@ def test_work_goes_to_pytorchs_current_stream(monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda of: SimpleNamespace(cuda_stream=4711 + of.index))
-    monkeypatch.setattr(passes, "ops_on", lambda kind, index: SimpleNamespace(scope=lambda: entered(f"{kind} {index}")))
-    with passes.on_stream_of(device):
+    monkeypatch.setattr(
+        devices, "ops_on", lambda kind, index: SimpleNamespace(scope=lambda: entered(f"{kind} {index}"))
+    )
+    with devices.on_stream_of(device):
         events.append("work")
     assert events[:4] == ["cuda 1", "device 1", "stream 0, 4712", "work"]
     assert len(events) == 7
-    assert passes.stream_of(device) == 4712
-    assert passes.stream_of(torch.device("cpu")) == 0
+    assert devices.stream_of(device) == 4712
+    assert devices.stream_of(torch.device("cpu")) == 0
 
 
 def test_everything_is_made_and_run_on_that_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -652,7 +654,7 @@ def test_everything_is_made_and_run_on_that_stream(monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(passes.Passes, name, seen_to_run)
 
-    monkeypatch.setattr(passes, "on_stream_of", stream)
+    monkeypatch.setattr(devices, "on_stream_of", stream)
     for name in ("__init__", "forward", "backward"):
         watched(name)
     net, x = fused(dtype="bfloat16"), batch()
@@ -692,7 +694,7 @@ def test_cuda_without_cupy_says_what_is_missing(monkeypatch: pytest.MonkeyPatch)
     backend = gpuback.ops.BACKENDS["cupy"]._replace(status=lambda: gpuback.ops.BackendStatus(False, "no CuPy"))
     monkeypatch.setitem(gpuback.ops.BACKENDS, "cupy", backend)
     with pytest.raises(BackendError, match="no CuPy"):
-        passes.ops_on.__wrapped__("cuda", 0)
+        devices.ops_on.__wrapped__("cuda", 0)
 
 
 # --- the door
