@@ -96,8 +96,8 @@ def from_torch(
     biases = [
         W.new_zeros(len(W)) if layer.bias is None else layer.bias for W, layer in zip(weights, layers, strict=True)
     ]
-    parts = [part.detach().reshape(-1) for pair in zip(weights, biases, strict=True) for part in pair]
-    net.theta = torch.cat(parts).to("cpu", torch.float64)
+    parts = [part.detach().to("cpu", torch.float64) for pair in zip(weights, biases, strict=True) for part in pair]
+    net.theta = torch.cat([part.reshape(-1) for part in parts])
     return net
 
 
@@ -126,8 +126,8 @@ def _parts(module: nn.Module, place: str = "") -> Iterator[tuple[str, nn.Module]
     if type(module) is not nn.Sequential:
         yield place or "0", module
         return
-    for index, part in module.named_children():
-        yield from _parts(part, f"{place}.{index}" if place else index)
+    for index, part in enumerate(module):  # named_children() gives a module that stands there twice only once
+        yield from _parts(part, f"{place}.{index}" if place else str(index))
 
 
 class _Chain:

@@ -102,6 +102,14 @@ def test_nested_chains_and_modules_that_do_nothing_to_rows() -> None:
     assert_close(net.forward(x), module(x), 2e-6)
 
 
+def test_modules_that_stand_in_a_chain_twice() -> None:
+    function, layer, x = nn.ReLU(), nn.Linear(6, 6), torch.randn(11, 6)
+    module = nn.Sequential(layer, function, layer, function, nn.Linear(6, 5))
+    net = from_torch(module, backend="numpy")
+    assert net.architecture.activations == ("relu", "relu")
+    assert_close(net.forward(x), module(x), 2e-6)
+
+
 def test_one_layer() -> None:
     layer, x = nn.Linear(6, 5), torch.randn(11, 6)
     assert_close(from_torch(layer, backend="numpy").forward(x), layer(x), 2e-6)
