@@ -64,5 +64,7 @@ def on_stream_of(device: torch.device) -> AbstractContextManager[object]:
 def _queued_on(device: torch.device, scope: AbstractContextManager[object]) -> Iterator[None]:
     import cupy
 
-    with scope, cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(_Stream(stream_of(device))):
+    # PyTorch exports tensors of its current device only, and CuPy's streams are those of its own.
+    stream = cupy.cuda.Stream.from_external(_Stream(stream_of(device)))
+    with scope, torch.cuda.device(device), cupy.cuda.Device(device.index), stream:
         yield

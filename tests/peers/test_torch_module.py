@@ -623,14 +623,15 @@ def test_work_goes_to_pytorchs_current_stream(monkeypatch: pytest.MonkeyPatch) -
         )
     )
     monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(torch.cuda, "device", lambda of: entered(f"PyTorch's {of}"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda of: SimpleNamespace(cuda_stream=4711 + of.index))
     monkeypatch.setattr(
         devices, "ops_on", lambda kind, index: SimpleNamespace(scope=lambda: entered(f"{kind} {index}"))
     )
     with devices.on_stream_of(device):
         events.append("work")
-    assert events[:4] == ["cuda 1", "device 1", "stream 0, 4712", "work"]
-    assert len(events) == 7
+    assert events[:5] == ["cuda 1", "PyTorch's cuda:1", "device 1", "stream 0, 4712", "work"]
+    assert len(events) == 9
     assert devices.stream_of(device) == 4712
     assert devices.stream_of(torch.device("cpu")) == 0
 
