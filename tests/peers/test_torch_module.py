@@ -80,6 +80,17 @@ def test_outputs_and_gradients_are_those_of_the_sequential(activation: str, outp
         assert_close(own, theirs, 1e-12)
 
 
+@pytest.mark.parametrize("sizes", [[6, 5], [6, 1], [1, 1, 1], [6, 3, 40]], ids=str)
+def test_networks_of_other_shapes(sizes: list[int]) -> None:
+    net, x = fused(sizes), batch((7,), sizes[0])
+    twin = to_torch(net)
+    assert_close(net(x), twin(x))
+    for own, theirs in zip(
+        gradients(net, net(x).square().sum(), x), gradients(twin, twin(x).square().sum(), x), strict=True
+    ):
+        assert_close(own, theirs, 1e-12)
+
+
 @each_activation
 def test_finite_differences(activation: str) -> None:
     net, x = fused(activation=activation), batch((4,))
