@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from gpuback._typing import Array
 from gpuback.architecture import Architecture
+from gpuback.gradients import Gradients
 from gpuback.ops import Ops
 
 Result = TypeVar("Result")
@@ -40,6 +41,7 @@ class Backprop:
         need_input_grad: bool = False,
     ) -> None:
         precision = architecture.precision
+        self.key = batch_size, need_gradient, need_input_grad
         self._batch_size = batch_size
         self._ops = ops
         _, biases = architecture.layout.split(theta)
@@ -55,6 +57,8 @@ class Backprop:
         heights = {end - start for share in self._shares for start, end in share}
         members = range(min(self._team.size, len(self._shares)))
         self._blocks = [{height: block(height) for height in heights} for _ in members]
+        in_one_piece = batch_size in heights and not self._team.blas_alone
+        self._whole = self._blocks[0][batch_size] if in_one_piece else None
         others = self._shares[1:] if need_gradient else []
         self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
         self._partial_views = [architecture.layout.split(partial) for partial in self._partials]
@@ -86,24 +90,29 @@ class Backprop:
         x: Array,
         y: Array,
         weight: Array | None,
-        dW: Sequence[Array],
-        db: Sequence[Array],
-        dx: Array | None = None,
+        gradients: Gradients,
         *,
         accumulate: bool = False,
+        loss: Array | None = None,
     ) -> Array | float:
-        """The loss; and its gradients into (or, accumulating, onto) dW and db, and into dx."""
+        """The loss; and its gradients into (or, accumulating, onto) `gradients`, ∂loss/∂x too if there is room for it.
+
+        On backends whose losses are arrays, `loss` is where it goes.
+        """
+        where = () if loss is None else (loss,)
+        dW, db, dx = gradients.weights, gradients.biases, gradients.inputs
+        if self._whole is not None:  # as below, without the calls that a small network would feel
+            self._refresh_weights()
+            part = self._whole.value_and_grad(x, y, weight, dW, db, dx, accumulate, *where)
+            return self._ops.mean_loss([part], self._batch_size)
 
         def work(share: int, member: int) -> list[Any]:
             parts = []
             dW_sum, db_sum = self._partial_views[share - 1] if share else (dW, db)
             add = accumulate and share == 0
             for block, rows in self._each(share, member):
-                block.forward(_rows(x, rows))
-                parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
-                block.backward(dW_sum, db_sum, add)
-                if dx is not None:
-                    _rows(dx, rows)[...] = block.input_gradient
+                batch = _rows(x, rows), _rows(y, rows), _rows(weight, rows)
+                parts.append(block.value_and_grad(*batch, dW_sum, db_sum, _rows(dx, rows), add, *where))
                 add = True
             return parts
 
@@ -179,7 +188,6 @@ class Layers:
         self.workspace = workspace = ops.workspace(rows, sizes, precision)
         activations = architecture.hidden_activations
         self._load = ops.bind_load(sizes[0], precision, workspace)
-        self._inputs: list[Array] = []  # h_0 of the batch at hand, h_1, …, h_{L−1}
 
         self._hidden = [workspace.hidden(width) for width in sizes[1:-1]]
         kept = [
@@ -187,13 +195,14 @@ class Layers:
             for n, g in zip(sizes[1:-1], activations, strict=True)
         ]
         self.output = output = workspace.output(sizes[-1])
-        self._forward = [
+        self._first, *upper = [
             ops.bind_forward(W, b, h, a, g, workspace)
             for W, b, h, a, g in zip(
                 weights, biases, [*self._hidden, output], [*kept, None], [*activations, None], strict=True
             )
         ]
         self.output_delta = da_top = workspace.output_delta(output)
+        self._upper = list(zip(upper, self._hidden, strict=True))
 
         self._backward: list[Callable[[Array, Array, Array, bool], None]] = []
         self.input_gradient = workspace.delta(0, sizes[0]) if need_input_grad else None
@@ -205,16 +214,23 @@ class Layers:
         for W, da, da_prev, g, source in zip(weights, [*da_below[1:], da_top], da_below, below, sources, strict=True):
             self._backward.append(ops.bind_backward(da, W, da_prev, g, source, scale, workspace))
 
-    def forward(self, x: Array) -> None:
-        """Up to the output layer's pre-activations a_L."""
-        self._inputs = [self._load(x), *self._hidden]
-        for layer, h in zip(self._forward, self._inputs, strict=True):
-            layer(h)
+    def forward(self, x: Array) -> Array:
+        """Up to the output layer's pre-activations a_L.
 
-    def backward(self, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
+        Returns:
+            h_0, x as products read it.
+        """
+        h_0 = self._load(x)
+        self._first(h_0)
+        for layer, h in self._upper:
+            layer(h)
+        return h_0
+
+    def backward(self, h_0: Array, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
         """From da_L down: each layer's dW, db and the da of the layer below."""
+        inputs = [h_0, *self._hidden]
         for k in range(len(self._backward) - 1, -1, -1):
-            self._backward[k](self._inputs[k], dW[k], db[k], accumulate)
+            self._backward[k](inputs[k], dW[k], db[k], accumulate)
 
 
 class _Block(Layers):
@@ -236,3 +252,26 @@ class _Block(Layers):
         row, output = architecture.loss_row, architecture.output
         self.loss = ops.bind_loss(row, output, self.output, self.output_delta, batch_size / scale, self.workspace)
         self.apply_output = ops.bind_output(output, self.output, self.workspace)
+
+    def value_and_grad(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        dW: Sequence[Array],
+        db: Sequence[Array],
+        dx: Array | None,
+        accumulate: bool,
+        *where: Array,
+    ) -> Any:
+        """Forward; the loss; from the da_L that it leaves behind, down: each layer's dW, db and the da below.
+
+        Returns:
+            What `ops.bind_loss` says of these rows.
+        """
+        h_0 = self.forward(x)
+        loss = self.loss(y, weight, *where)
+        self.backward(h_0, dW, db, accumulate)
+        if dx is not None:
+            dx[...] = self.input_gradient
+        return loss

@@ -65,6 +65,10 @@ class MissingExtraError(GpubackError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
+class EstimatorError(GpubackError, ValueError):
+    """An estimator of another library cannot be made into a network: another kind, or not fitted."""
+
+
 class DivergedError(GpubackError, FloatingPointError):
     """Training met a loss, a gradient or parameters that are not finite.
 

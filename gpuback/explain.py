@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from gpuback.architecture import Architecture
 from gpuback.ops import Ops
@@ -75,6 +76,12 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
         return EXACT_PRODUCTS * 2 * m * k * n, 2 * 8 * (slices + sums)
 
     depth = len(sizes) - 1
+    whole = ops.explain_network(architecture, batch_size)
+    if whole is not None:
+        launches, why = whole
+        header += f"\n{('layer by layer', 'the whole network in one launch', 'in two launches')[len(launches)]}: {why}"
+        if launches:
+            return Explanation(header, _whole_network(architecture, batch_size, launches))
     steps = []
     for k in range(1, depth + 1):
         n_in, n_out = sizes[k - 1], sizes[k]
@@ -109,3 +116,22 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
         )
     )
     return Explanation(header, tuple(steps))
+
+
+def _whole_network(architecture: Architecture, batch_size: int, launches: list[str]) -> tuple[Step, ...]:
+    """The steps of a network that a backend takes as a whole, in one launch or in two."""
+    precision, sizes, n_parameters = architecture.precision, architecture.sizes, architecture.layout.n_parameters
+    word, targets = precision.total.itemsize, 8 if architecture.loss == "cross_entropy" else 4 * sizes[-1]
+    product = 2 * batch_size * sum(n_in * n_out for n_in, n_out in pairwise(sizes))
+    delta = product - 2 * batch_size * sizes[0] * sizes[1]  # the input has no da
+    samples = batch_size * (word * sizes[0] + targets)
+    update = 2 * n_parameters, 3 * word * n_parameters
+    passes = "forward pass, loss, backward pass"
+    if len(launches) == 1:
+        what = f"{launches[0]}: {passes}, ∇θ, update"
+        return (Step("step", what, 2 * product + delta + update[0], samples + update[1]),)
+    rows = batch_size * precision.operand.itemsize * (sum(sizes[:-1]) + sum(sizes[1:]))  # every h and da
+    return (
+        Step("passes", f"{launches[0]}: {passes}", product + delta, samples + word * n_parameters + rows),
+        Step("update", f"{launches[1]}: ∇θ, update", product + update[0], rows + update[1]),
+    )

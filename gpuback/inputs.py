@@ -9,6 +9,9 @@ from gpuback.architecture import Architecture
 from gpuback.errors import DtypeError, LabelError, ShapeError
 from gpuback.ops import Ops
 
+LABELS = np.dtype(np.intp)
+"""What the losses read class labels in."""
+
 
 def as_samples(x: ArrayLike, architecture: Architecture, ops: Ops) -> Array:
     """x as (B, n_0), B ≥ 1, in the dtype that sums are kept in."""
@@ -64,7 +67,7 @@ def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
             f"y: expected labels 0 … {n_classes - 1} for an output layer of width {n_classes}, "
             f"got labels from {y.min()} to {y.max()}"
         )
-    return ops.asarray(y, np.dtype(np.intp), "y")
+    return ops.asarray(y, LABELS, "y")
 
 
 def as_sample_weight(weight: ArrayLike | None, architecture: Architecture, batch_size: int, ops: Ops) -> Array | None:

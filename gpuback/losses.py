@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from gpuback._typing import Array
 from gpuback.activations import ACTIVATIONS, sigmoid
-from gpuback.buffers import Scratch
+from gpuback.buffers import Scratch, bind
 from gpuback.sums import bind_sum_rows
 
 Run = Callable[[Array], None]
@@ -61,30 +62,30 @@ class Softmax:
     def __init__(self, a: Array, out: Array, divisor: float = 1.0) -> None:
         """Args: a: (B, n) pre-activations; out: (B, n), may be a; divisor: of the result."""
         maximum, self.total, divisors = (np.empty(len(a), a.dtype) for _ in range(3))
-        self._divisor, self._divisors = _constant(divisor, a), self.total if divisor == 1.0 else divisors
         self._sum = bind_sum_rows(out)
-        self._maximum = maximum
-        self._axis, self._a, self._out = 1, a, out
-        self._of_rows = maximum[:, None], self._divisors[:, None]
+        self._scale_total = bind(np.multiply, self.total, _constant(divisor, a), out=divisors)
+        axis, of_rows = 1, (maximum[:, None], divisors[:, None])
         if a.flags.f_contiguous and out.flags.f_contiguous:  # the same, with NumPy's inner loops over samples
-            self._axis, self._a, self._out = 0, a.T, out.T
-            self._of_rows = maximum, self._divisors
+            axis, of_rows, a, out = 0, (maximum, divisors), a.T, out.T
+        self._find_maximum = partial(np.maximum.reduce, a, axis, None, maximum)
+        self._subtract_maximum = bind(np.subtract, a, of_rows[0], out=out)
+        self._exp = bind(np.exp, out, out=out)
+        self._divide = bind(np.divide, out, of_rows[1], out=out)
 
     def shift(self) -> None:
         """out = z = a − max_j a_j, so that no exponential overflows."""
-        np.maximum.reduce(self._a, axis=self._axis, out=self._maximum)
-        np.subtract(self._a, self._of_rows[0], out=self._out)
+        self._find_maximum()
+        self._subtract_maximum()
 
     def exponentials(self) -> None:
         """out = e^z."""
-        np.exp(self._out, out=self._out)
+        self._exp()
         self._sum(self.total)
 
     def divide(self) -> None:
         """out = out / (divisor Σ_j e^z_j)."""
-        if self._divisors is not self.total:
-            np.multiply(self.total, self._divisor, out=self._divisors)
-        np.divide(self._out, self._of_rows[1], out=self._out)
+        self._scale_total()
+        self._divide()
 
     def normalise(self) -> None:
         """From z: out = ŷ / divisor."""
@@ -122,19 +123,24 @@ def _of_labels(z: Array, losses: Array, softmax: Softmax, divisor: float) -> Run
     first_of_row = np.arange(len(z), dtype=np.intp) * row_stride
     own = np.empty_like(first_of_row)
     picked = np.empty_like(losses)
+    pick = partial(flat.take, own, None, picked, "clip")  # labels were checked; "raise" would buffer the output
+    operations = (
+        bind(np.add, own, first_of_row, out=own),
+        pick,
+        softmax.exponentials,
+        bind(np.log, softmax.total, out=losses),
+        bind(np.subtract, losses, picked, out=losses),
+        softmax.divide,
+        pick,
+        bind(np.subtract, picked, one, out=picked),
+        partial(flat.__setitem__, own, picked),
+    )
 
     def run(y: Array) -> None:
         softmax.shift()
         np.multiply(y, stride, out=own)
-        np.add(own, first_of_row, out=own)
-        flat.take(own, out=picked, mode="clip")  # labels were checked; "raise" would make NumPy buffer the output
-        softmax.exponentials()
-        np.log(softmax.total, out=losses)
-        np.subtract(losses, picked, out=losses)
-        softmax.divide()
-        flat.take(own, out=picked, mode="clip")
-        np.subtract(picked, one, out=picked)
-        flat[own] = picked
+        for operation in operations:
+            operation()
 
     return run
 

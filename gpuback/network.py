@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,30 +14,16 @@ from gpuback.architecture import Architecture
 from gpuback.backprop import Backprop
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
 from gpuback.explain import Explanation, explain
+from gpuback.gradients import Gradients as Gradients
 from gpuback.inputs import as_sample_weight, as_samples, as_targets
-from gpuback.ops import Ops, ops_for
+from gpuback.ops import Ops, WholePasses, ops_for
 from gpuback.parameters import initial_parameters
 from gpuback.trace import Trace, trace
 
+Passes: TypeAlias = Backprop | WholePasses
+
 KEPT_PASSES = 4
 """For how many batch sizes, with gradient or without, a network keeps buffers; a block of rows is some megabytes."""
-
-
-@dataclass
-class Gradients:
-    """∂loss/∂θ: for each part of a network, an array of that part's shape.
-
-    Attributes:
-        theta: (n_parameters,) all of it, in θ's order and dtype.
-        weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`; counted from 0 as tuples are, so weights[0]
-            is ∇W_1.
-        inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.
-    """
-
-    theta: Array
-    weights: tuple[Array, ...]
-    biases: tuple[Array, ...]
-    inputs: Array | None = None
 
 
 class MLP:
@@ -105,7 +90,7 @@ class MLP:
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
-        self._passes: dict[tuple[int, bool, bool], Backprop] = {}
+        self._passes: dict[tuple[int, bool, bool], Passes] = {}
 
     @classmethod
     def _of(cls, architecture: Architecture, backend: str, theta: ArrayLike) -> MLP:
@@ -194,15 +179,20 @@ class MLP:
         """
         samples = as_samples(x, self._architecture, self._ops)
         outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
-        with self._ops.scope(), self.borrowed_passes(len(samples), need_gradient=False) as passes:
+        passes = self.take_passes(len(samples), need_gradient=False)
+        with self._ops.scope():
             passes.forward(samples, outputs)
+        self.keep_passes(passes)
         return outputs
 
     def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
         samples, targets, weight = self.checked(x, y, sample_weight)
-        with self._ops.scope(), self.borrowed_passes(len(samples), need_gradient=False) as passes:
-            return self._scalar(passes.loss(samples, targets, weight))
+        passes = self.take_passes(len(samples), need_gradient=False)
+        with self._ops.scope():
+            value = passes.loss(samples, targets, weight)
+        self.keep_passes(passes)
+        return self._scalar(value)
 
     def value_and_grad(
         self,
@@ -242,10 +232,10 @@ class MLP:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
         gradients = self.empty_gradients() if out is None else self._fitting(out)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
-        with self._ops.scope(), self.borrowed_passes(len(samples), need_input_grad=need_input_grad) as passes:
-            value = passes.value_and_grad(
-                samples, targets, weight, gradients.weights, gradients.biases, gradients.inputs, accumulate=accumulate
-            )
+        passes = self.take_passes(len(samples), need_input_grad=need_input_grad)
+        with self._ops.scope():
+            value = passes.value_and_grad(samples, targets, weight, gradients, accumulate=accumulate)
+        self.keep_passes(passes)
         return self._scalar(value), gradients
 
     def trace(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Trace:
@@ -323,20 +313,33 @@ class MLP:
 
     def checked(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Array, Array, Array | None]:
         """A batch as the passes take it: checked, on the backend, in θ's dtype."""
-        samples = as_samples(x, self._architecture, self._ops)
-        targets = as_targets(y, self._architecture, len(samples), self._ops)
-        return samples, targets, as_sample_weight(sample_weight, self._architecture, len(samples), self._ops)
+        architecture, ops = self._architecture, self._ops
+        samples = as_samples(x, architecture, ops)
+        targets = as_targets(y, architecture, len(samples), ops)
+        if sample_weight is not None:
+            sample_weight = as_sample_weight(sample_weight, architecture, len(samples), ops)
+        return samples, targets, sample_weight
 
-    def passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Backprop:
+    def passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Passes:
         """The passes of this network for one batch size, with buffers of their own."""
         needs = {"need_gradient": need_gradient, "need_input_grad": need_input_grad}
-        return Backprop(self._architecture, self._theta, self._ops, batch_size, **needs)
+        whole = self._ops.whole_passes(self._architecture, self._theta, batch_size, **needs)
+        return Backprop(self._architecture, self._theta, self._ops, batch_size, **needs) if whole is None else whole
 
-    def borrowed_passes(
-        self, batch_size: int, *, need_gradient: bool = True, need_input_grad: bool = False
-    ) -> _Borrowed:
-        """A context: the passes for one batch size, kept for the next call when it ends."""
-        return _Borrowed(self, (batch_size, need_gradient, need_input_grad))
+    def take_passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Passes:
+        """The passes for one batch size, out of the network's store: a second thread finds none and makes its own."""
+        try:
+            return self._passes.pop((batch_size, need_gradient, need_input_grad))
+        except KeyError:
+            return self.passes(batch_size, need_gradient, need_input_grad)
+
+    def keep_passes(self, passes: Passes) -> None:
+        """Puts into the store, for the next call, what `take_passes` gave. (What raised in between is not put back.)"""
+        store = self._passes
+        store[passes.key] = passes
+        if len(store) > KEPT_PASSES:
+            for oldest in list(store)[:-KEPT_PASSES]:
+                store.pop(oldest, None)
 
     def _fitting(self, out: Gradients) -> Gradients:
         if (
@@ -358,24 +361,3 @@ class MLP:
 
     def _scalar(self, value: Array | float) -> Array:
         return self._ops.scalar(value, self._theta.dtype)
-
-
-class _Borrowed:
-    """Buffers taken out of a network's store while they are in use, so that a second thread makes its own."""
-
-    def __init__(self, net: MLP, key: tuple[int, bool, bool]) -> None:
-        self._net, self._key = net, key
-
-    def __enter__(self) -> Backprop:
-        try:
-            self._passes = self._net._passes.pop(self._key)
-        except KeyError:
-            self._passes = self._net.passes(*self._key)
-        return self._passes
-
-    def __exit__(self, *exception: object) -> None:
-        store = self._net._passes
-        store[self._key] = self._passes
-        if len(store) > KEPT_PASSES:
-            for oldest in list(store)[:-KEPT_PASSES]:
-                store.pop(oldest, self._passes)

@@ -84,12 +84,19 @@ class Optimizer(ABC):
             )
         self.bind(net)
         gradient = gradients.theta
-        self._apply(gradient if gradient.flags.c_contiguous else gradient.copy())
+        with net.ops.scope(self.update.note_invalid):
+            self.update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
 
-    def guarded_step(self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool) -> None:
-        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`."""
+    def guarded_step(
+        self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool, **recorded: Any
+    ) -> None:
+        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, for the scope too.
+
+        `recorded`: the launches that make the update, where they are part of others.
+        """
+        assert self._update is not None
         clip_norm = None if clip_norm is None else float(clip_norm)
-        self._apply(gradient, loss=loss, clip_norm=clip_norm, halt=halt)
+        self._update(gradient, loss=loss, clip_norm=clip_norm, halt=halt, **recorded, **self._update_options())
 
     @property
     def update(self) -> Update:
@@ -140,13 +147,13 @@ class Optimizer(ABC):
         """As they are now, in Python's numbers: NumPy's may have a precision of their own."""
         return {"learning_rate": self._learning_rate, "weight_decay": float(self.weight_decay)}
 
+    def _update_options(self) -> dict[str, Any]:
+        """What the update takes: the hyper-parameters as they are now, and which of its variants it is."""
+        return self._hyper_parameters()
+
     @abstractmethod
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
         """The backend's update, bound to θ and to the state."""
-
-    def _apply(self, gradient: Array, **decision: Any) -> None:
-        """One update, with the hyper-parameters as they are now."""
-        self.update(gradient, **decision, **self._hyper_parameters())
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
@@ -232,11 +239,11 @@ class Adam(Optimizer):
             "weight_decay": float(self.weight_decay),
         }
 
+    def _update_options(self) -> dict[str, Any]:
+        return self._hyper_parameters() | {"decoupled": self._decoupled}
+
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
         return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"], step_count)
-
-    def _apply(self, gradient: Array, **decision: Any) -> None:
-        super()._apply(gradient, decoupled=self._decoupled, **decision)
 
 
 class AdamW(Adam):

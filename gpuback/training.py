@@ -7,25 +7,31 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from gpuback._typing import Array, ArrayLike, PathLike
+from gpuback.backprop import Backprop
 from gpuback.checkpoint import Checkpoint
 from gpuback.errors import DivergedError, OptionError
 from gpuback.network import MLP
+from gpuback.ops import WholePasses
 from gpuback.optimizers import Adam, Optimizer, positive
 from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
 from gpuback.samples import Batches, Samples, held_out, split
+from gpuback.step_graphs import Batch, StepGraphs
 
 
 class TrainStep:
     """One step of training: forward, loss, backward, update of θ, by the fastest path there is.
 
     Buffers are made at the first call with a batch size and reused: with x, y and weights already in the network's
-    dtypes (θ's, and int64 labels), a call allocates nothing that grows with the batch. A loss or gradient that is not
-    finite leaves θ and the optimizer alone: that step and all later ones that are not finite make no update.
+    dtypes (θ's, and int64 labels), a call allocates nothing that grows with the batch. On a GPU a narrow network's step
+    is one launch or two; of others the launches are recorded when a batch size comes a second time, and from the third
+    time on repeated at once, as a CUDA graph. A loss or gradient that is not finite leaves θ and the optimizer alone:
+    that step and all later ones that are not finite make no update. One thread at a time may call it.
 
     Args:
         net: the network.
@@ -46,6 +52,9 @@ class TrainStep:
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         optimizer.update.diverged_at = None
         self._gradients = net.empty_gradients()
+        recorder = net.ops.recorder
+        self._graphs = None if recorder is None else StepGraphs(net.ops, recorder, self._gradients)
+        self._in_scope = net.ops.bind_scope(lambda *_: optimizer.update.note_invalid())
 
     @property
     def diverged_at(self) -> int | None:
@@ -66,10 +75,34 @@ class TrainStep:
 
         With `halt` there are no more updates once a loss or gradient was not finite.
         """
-        gradients, net = self._gradients, self.net
-        with net.ops.scope(), net.borrowed_passes(len(samples)) as passes:
-            loss = passes.value_and_grad(samples, targets, weight, gradients.weights, gradients.biases)
-            self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
+        return self._in_scope(self._run, samples, targets, weight, halt)
+
+    def _run(self, samples: Array, targets: Array, weight: Array | None, halt: bool) -> Array | float:
+        passes = self.net.take_passes(len(samples))
+        if isinstance(passes, Backprop):
+            loss = self._layer_by_layer(passes, (samples, targets, weight), halt)
+        else:
+            loss = self._at_once(passes, (samples, targets, weight), halt)
+        self.net.keep_passes(passes)
+        return loss
+
+    def _layer_by_layer(self, passes: Backprop, batch: Batch, halt: bool) -> Array | float:
+        gradients, graphs = self._gradients, self._graphs
+        if graphs is not None:
+            repeated = graphs.replayed(passes, batch, self.optimizer, self.clip_norm, halt=halt)
+            if repeated is not None:
+                return repeated
+        loss = passes.value_and_grad(*batch, gradients)
+        self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
+        if graphs is not None:
+            graphs.consider(passes, batch, self.optimizer)
+        return loss
+
+    def _at_once(self, passes: WholePasses, batch: Batch, halt: bool) -> Array:
+        gradient, update = self._gradients.theta, self.optimizer.update
+        loss = self.net.ops.empty((), gradient.dtype)
+        launches = partial(passes.step, *batch, gradient, update, self.clip_norm is not None, loss)
+        self.optimizer.guarded_step(gradient, loss, self.clip_norm, halt=halt, launches=launches)
         return loss
 
 

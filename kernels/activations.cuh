@@ -58,13 +58,22 @@ DEVICE Real limited(Real a) {
 template <typename Real>
 DEVICE Real gated(Real a, Real s) { return (a < -Real(1e4) ? -Real(1e4) : a) * s; }
 
-template <typename Real, int N>
-DEVICE void activate(int activation, Real (&a)[N]) {
+// These take no more than a comparison; all others take functions that cost a kernel much code for each number.
+DEVICE bool piecewise_linear(int activation) { return activation <= LEAKY_RELU; }
+
 #define EACH(expression) _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = a[j]; a[j] = (expression); } break
+template <typename Real, int N>
+DEVICE void activate_linear(int activation, Real (&a)[N]) {
   switch (activation) {
     case IDENTITY: break;
     case RELU: EACH(x > 0 || x != x ? x : Real(0));
     case LEAKY_RELU: EACH(x > 0 ? x : Real(0.01) * x);
+  }
+}
+
+template <typename Real, int N>
+DEVICE void activate_smooth(int activation, Real (&a)[N]) {
+  switch (activation) {
     case ELU: EACH(x > 0 ? x : expm1_of(x));
     case SIGMOID: EACH(sigmoid(x));
     case TANH: EACH(tanh_of(x));
@@ -72,17 +81,31 @@ DEVICE void activate(int activation, Real (&a)[N]) {
     case GELU: EACH(gated(x, sigmoid(Gelu<Real>::argument(x))));
     case SILU: EACH(gated(x, sigmoid(x)));
   }
+}
 #undef EACH
+
+template <typename Real, int N>
+DEVICE void activate(int activation, Real (&a)[N]) {
+  if (piecewise_linear(activation))
+    activate_linear(activation, a);
+  else
+    activate_smooth(activation, a);
 }
 
 // d <- d g', with g' computed from `source`: h, or a for gelu and silu.
-template <typename Real, int N>
-DEVICE void times_derivative(int activation, Real (&d)[N], const Real (&source)[N]) {
 #define EACH(expression) _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = source[j]; d[j] *= (expression); } break
+template <typename Real, int N>
+DEVICE void times_derivative_linear(int activation, Real (&d)[N], const Real (&source)[N]) {
   switch (activation) {
     case IDENTITY: break;
     case RELU: EACH(x > 0 ? Real(1) : Real(0));
     case LEAKY_RELU: EACH(x > 0 ? Real(1) : Real(0.01));
+  }
+}
+
+template <typename Real, int N>
+DEVICE void times_derivative_smooth(int activation, Real (&d)[N], const Real (&source)[N]) {
+  switch (activation) {
     case ELU: EACH(x > 0 ? Real(1) : x + 1);
     case SIGMOID: EACH(x * (1 - x));
     case TANH: EACH(1 - x * x);
@@ -93,5 +116,13 @@ DEVICE void times_derivative(int activation, Real (&d)[N], const Real (&source)[
            (1 + limited(x) * Gelu<Real>::argument_slope(limited(x)) * sigmoid(-Gelu<Real>::argument(x))));
     case SILU: EACH(sigmoid(x) * (1 + limited(x) * sigmoid(-x)));
   }
+}
 #undef EACH
+
+template <typename Real, int N>
+DEVICE void times_derivative(int activation, Real (&d)[N], const Real (&source)[N]) {
+  if (piecewise_linear(activation))
+    times_derivative_linear(activation, d, source);
+  else
+    times_derivative_smooth(activation, d, source);
 }

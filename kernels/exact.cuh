@@ -35,6 +35,7 @@ DEVICE void settle(float x, float16& value) {
   if (x != x) value.bits = 0x7e00;
 }
 DEVICE void settle(float x, float& value) { value = x; }
+DEVICE void settle(double x, double& value) { value = x; }
 
 // Runs body(row, column) for every element of a matrix. A warp takes up to 256 columns of a row at a time.
 template <typename Body>

@@ -17,6 +17,8 @@ DEVICE int fragment_column(int e) { return (int)threadIdx.x % 4 * 2 + e % 2; }
 
 template <typename T> struct Mma16Bit {
   static constexpr int K = 16, PAD = 8, PAD_PAIRS = 8;
+  typedef uint32 FragmentA[4];
+  typedef uint32 FragmentB[2];
 
   // A's rows m0 ... m0 + 15, of a tile stored [m][k] or, transposed, [k][m].
   template <bool TRANSPOSED>
@@ -70,6 +72,8 @@ template <> struct Mma<float16> : Mma16Bit<float16> {
 // float32 operands, rounded to TF32 on the way.
 template <> struct Mma<float> {
   static constexpr int K = 8, PAD = 8, PAD_PAIRS = 4;
+  typedef uint32 FragmentA[4];
+  typedef uint32 FragmentB[2];
 
   static DEVICE void multiply(float (&c)[4], const uint32 (&a)[4], const uint32 (&b)[2]) { mma_m16n8k8_tf32(c, a, b); }
 

@@ -19,6 +19,7 @@
 //
 // Variants: OPERAND (bfloat16, float16, float for TF32), TILE. 128 threads.
 #include "epilogue.cuh"
+#include "forward_mma.cuh"
 #include "mma_tile.cuh"
 #include "reduce.cuh"
 #include "schedule.cuh"

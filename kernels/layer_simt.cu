@@ -21,10 +21,9 @@
 //
 // Variants: REAL (float or double), TILE (128, float only, or 64). 256 threads.
 #include "activations.cuh"
+#include "forward_simt.cuh"
 #include "reduce.cuh"
 #include "simt_tile.cuh"
-
-typedef SimtTile<REAL, TILE, TILE> Tile;
 
 // dw and db over one chain.
 DEVICE void weights_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> h, REAL* dw_oi, REAL* db_o, REAL factor, int accumulate,

@@ -40,6 +40,12 @@ DEVICE double load_cg(const double* address) {
   return value;
 }
 
+DEVICE float load_cg(const float* address) {
+  float value;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(address) : "memory");
+  return value;
+}
+
 DEVICE uint4 load_cg(const uint4* address) {
   uint4 value;
   asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -88,35 +88,65 @@ DEVICE void add_partials(const Real* partials, int64 stride, int count, int pack
   cp_async_wait<0>();
 }
 
-// Called by one warp for each chain with that chain's sums, of which the first `used` (a multiple of 16 bytes) count. One of these
-// warps ends with the totals: write(index, total) is called for each of its lanes' numbers.
-//   partials  room for `chains.count` partial results of this tile, `stride` numbers apart
-//   arrivals  chain_groups + 1 counters of this tile, all 0
-//   ring      512 DEPTH bytes of shared memory for this warp
-template <int DEPTH, typename Real, int Count, typename Write>
-DEVICE void reduce_chains(const Real (&sums)[Count], int used, Real* partials, int64 stride, unsigned* arrivals, Chains chains,
-                          int chain, Pack<Real>* ring, Write write) {
-  const int width = Pack<Real>::count, lane = threadIdx.x % 32;
+// A warp's partial result, `packs` times 16 bytes of each lane's sums.
+template <typename Real, int Count>
+DEVICE void store_partial(const Real (&sums)[Count], int packs, Real* own) {
+  const int width = Pack<Real>::count;
   static_assert(Count % width == 0, "lanes store 16 bytes at a time");
-  const int group = chain / chains.group_size, first = group * chains.group_size, groups = chain_groups(chains);
-  const int members = min(chains.group_size, chains.count - first), packs = used / width;
-  Real* own = partials + chain * stride;
-  Real* group_sum = partials + first * stride;  // nobody else reads this group's partial results
 #pragma unroll
   for (int i = 0; i < Count / width; ++i) {
     Pack<Real> pack;
 #pragma unroll
     for (int j = 0; j < width; ++j) pack.at[j] = sums[i * width + j];
-    if (i < packs) ((Pack<Real>*)own)[i * 32 + lane] = pack;
+    if (i < packs) ((Pack<Real>*)own)[i * 32 + threadIdx.x % 32] = pack;
   }
-  const auto write_pack = [&](int i, const Pack<Real>& pack) {
+}
+
+// What is left to add for the totals: `count` results, `stride` numbers apart.
+template <typename Real>
+struct LastSum {
+  Real* from;
+  int64 stride;
+  int count;  // 0: another warp adds them
+};
+
+// Called by one warp for each chain, once its partial result stands at partials + chain * stride. Adds the group's if it is the
+// last of its group. The last of all is told what is left to add.
+//   arrivals  chain_groups + 1 counters of this tile, all 0
+//   ring      512 DEPTH bytes of shared memory for this warp
+template <int DEPTH, typename Real>
+DEVICE LastSum<Real> join_chains(Real* partials, int64 stride, int packs, unsigned* arrivals, Chains chains, int chain,
+                                 Pack<Real>* ring) {
+  const int group = chain / chains.group_size, first = group * chains.group_size, groups = chain_groups(chains);
+  const int members = min(chains.group_size, chains.count - first);
+  Real* group_sum = partials + first * stride;  // nobody else reads this group's partial results
+  if (!arrive_last(arrivals + group, members)) return {nullptr, 0, 0};
+  if (groups == 1) return {group_sum, stride, members};
+  add_partials<DEPTH>(group_sum, stride, members, packs, ring, [&](int i, const Pack<Real>& pack) {
+    ((Pack<Real>*)group_sum)[i * 32 + threadIdx.x % 32] = pack;
+  });
+  if (!arrive_last(arrivals + groups, groups)) return {nullptr, 0, 0};
+  return {partials, chains.group_size * stride, groups};
+}
+
+// Adds it up: write(index, total) is called for each of this lane's numbers.
+template <int DEPTH, typename Real, typename Write>
+DEVICE void write_totals(const LastSum<Real>& last, int packs, Pack<Real>* ring, Write write) {
+  const int width = Pack<Real>::count;
+  add_partials<DEPTH>(last.from, last.stride, last.count, packs, ring, [&](int i, const Pack<Real>& pack) {
 #pragma unroll
     for (int j = 0; j < width; ++j) write(i * width + j, pack.at[j]);
-  };
-  if (!arrive_last(arrivals + group, members)) return;
-  if (groups == 1) return add_partials<DEPTH>(group_sum, stride, members, packs, ring, write_pack);
-  add_partials<DEPTH>(group_sum, stride, members, packs, ring,
-                      [&](int i, const Pack<Real>& pack) { ((Pack<Real>*)group_sum)[i * 32 + lane] = pack; });
-  if (!arrive_last(arrivals + groups, groups)) return;
-  add_partials<DEPTH>(partials, chains.group_size * stride, groups, packs, ring, write_pack);
+  });
+}
+
+// All of it, called by one warp for each chain with that chain's sums, of which the first `used` (a multiple of 16 bytes) count. One
+// of these warps ends with the totals.
+//   partials  room for `chains.count` partial results of this tile, `stride` numbers apart
+template <int DEPTH, typename Real, int Count, typename Write>
+DEVICE void reduce_chains(const Real (&sums)[Count], int used, Real* partials, int64 stride, unsigned* arrivals, Chains chains,
+                          int chain, Pack<Real>* ring, Write write) {
+  const int packs = used / Pack<Real>::count;
+  store_partial(sums, packs, partials + chain * stride);
+  const LastSum<Real> last = join_chains<DEPTH>(partials, stride, packs, arrivals, chains, chain, ring);
+  if (last.count) write_totals<DEPTH>(last, packs, ring, write);
 }

@@ -1,4 +1,6 @@
-"""Modules marked `on_each_backend` run on NumPy, and a part of their cases on the CUDA backend in the emulator."""
+"""Modules marked `on_each_backend` run on NumPy, and a part of their cases on the CUDA backend in the emulator: as it
+is, with narrow networks taken as a whole, and layer by layer.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ import gpuback.ops
 from gpuback.ops import Backend, BackendStatus
 from gpuback.ops.cuda_ops import CudaOps
 
-BACKENDS = ("numpy", "emulated")
+BACKENDS = ("numpy", "emulated", "layers")
 MOST_CASES = 25
-"""Of one test function, in the emulator."""
+"""Of one test function, on either of the emulated backends."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,13 +40,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted, emulated = config.getoption("--backend"), defaultdict(list)
     for item in items:
-        if _backend_of(item) == "emulated" and not item.get_closest_marker("numpy_only"):
-            emulated[item.parent, item.originalname].append(item)
+        if _backend_of(item) in BACKENDS[1:] and not item.get_closest_marker("numpy_only"):
+            emulated[item.parent, item.originalname, _backend_of(item)].append(item)
     kept = {item for cases in emulated.values() for item in _well_spread(cases)}
     chosen, left_out = [], []
     for item in items:
         backend = _backend_of(item)
-        runs = item in kept if backend == "emulated" else True
+        runs = item in kept if backend in BACKENDS[1:] else True
         (chosen if runs and wanted in (None, backend or "numpy") else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -73,26 +75,28 @@ def _well_spread(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 
 @functools.cache
-def emulated_ops(reproducible: bool = False) -> CudaOps:
-    from emulator import EmulatorLauncher
+def emulated_ops(reproducible: bool = False, *, takes_networks: bool = True) -> CudaOps:
+    from emulator import EmulatorLauncher, StrictNumpy
 
     launcher = EmulatorLauncher("random", copies="random", resident_blocks=3)
     if reproducible:
         from gpuback.ops.reproducible_cuda import ReproducibleCudaOps
 
         return ReproducibleCudaOps(np, launcher, np.dot, name="emulated")
-    return CudaOps(np, launcher, name="emulated")
+    return CudaOps(StrictNumpy(launcher), launcher, name="emulated", takes_networks=takes_networks)
 
 
 @pytest.fixture(autouse=True)
 def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What backend="auto" stands for, and who runs `fused_backward` on NumPy arrays."""
     if getattr(request, "param", "numpy") == "numpy":
+        yield
         return
     from emulator_requirements import require_emulator  # the emulator cannot be imported everywhere
 
     require_emulator()
-    ops, plain_for, plain_of = emulated_ops(), gpuback.ops.ops_for, gpuback.ops.ops_of
+    make = functools.partial(emulated_ops, takes_networks=request.param == "emulated")
+    ops, plain_for, plain_of = make(), gpuback.ops.ops_for, gpuback.ops.ops_of
 
     def ops_for(name: str, *, reproducible: bool = False) -> gpuback.ops.Ops:
         return plain_for("emulated" if name == "auto" else name, reproducible=reproducible)
@@ -101,8 +105,11 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         plain_of(arrays)  # refuses what is refused
         return ops
 
-    backend = Backend(emulated_ops, lambda: BackendStatus(True, "the emulator"))
+    backend = Backend(make, lambda: BackendStatus(True, "the emulator"))
     monkeypatch.setitem(gpuback.ops.BACKENDS, "emulated", backend)
     monkeypatch.setattr(gpuback.ops, "ops_for", ops_for)
     monkeypatch.setattr(gpuback.network, "ops_for", ops_for)
     monkeypatch.setattr(gpuback.ops, "ops_of", ops_of)
+    ops.launcher.failed_records.clear()
+    yield
+    assert not ops.launcher.failed_records, "a step of training could not be recorded"

@@ -87,10 +87,12 @@ def test_kernels_and_tables_agree_on_numbers():
     assert enumerators("activations.cuh", "Activation") == {
         row.name.upper(): row.kernel_id for row in ACTIVATIONS.values()
     }
-    assert enumerators("losses.cu", "Loss") == {row.name.upper(): row.kernel_id for row in LOSSES.values()}
-    assert enumerators("losses.cu", "Output") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
-    state = enumerators("optimizers.cu", "State")
+    assert enumerators("output_rows.cuh", "Loss") == {row.name.upper(): row.kernel_id for row in LOSSES.values()}
+    assert enumerators("output_rows.cuh", "OutputFunction") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
+    state = enumerators("update.cuh", "State")
     assert state == {name.upper(): place for place, name in enumerate(cuda_updates.STATE)}
+    hyper = enumerators("update.cuh", "HyperParameter")
+    assert hyper == {name.upper(): place for place, name in enumerate(cuda_updates.HYPER_PARAMETERS)}
 
 
 def test_kernels_know_which_derivatives_come_from_a():

@@ -25,13 +25,47 @@ class FakeArray:
         self.device = SimpleNamespace(id=device_id)
 
 
+class FakeStream:
+    """What is launched while it is captured goes into a graph. Refuses what CuPy's streams refuse."""
+
+    def __init__(self, owner, pointer):
+        self.owner, self.ptr, self.captured = owner, pointer, None
+
+    def __enter__(self):
+        self.before, self.owner.stream = self.owner.stream, self
+        return self
+
+    def __exit__(self, *exception):
+        self.owner.stream = self.before
+
+    def begin_capture(self, mode=None):
+        self.owner.note("begin capture", self.ptr)
+        assert self.ptr not in (0, 1), "cannot capture on the default (legacy) stream"
+        self.captured = []
+
+    def is_capturing(self):
+        self.owner.note("is capturing", self.ptr)
+        return self.captured is not None
+
+    def end_capture(self):
+        captured, self.captured = self.captured, None
+        assert captured is not None
+        self.owner.note("end capture", self.ptr)
+
+        def launch(stream=None):
+            stream = self.owner.stream if stream is None else stream
+            self.owner.note("graph", stream.ptr, captured)
+
+        return SimpleNamespace(launch=launch)
+
+
 class FakeCupy:
     """Notes down what it is asked to do. `calls`: (what, …)."""
 
     def __init__(self, capability="90", shared_bytes=232448, devices=1, threads=1024):
         self.calls = []
         self.current = 0
-        self.stream = 0
+        self.stream = FakeStream(self, 0)
         self.refuses = {}
         owner = self
 
@@ -65,8 +99,13 @@ class FakeCupy:
             Device=Device,
             runtime=runtime,
             driver=driver,
-            get_current_stream=lambda: SimpleNamespace(ptr=self.stream),
+            get_current_stream=lambda: self.stream,
+            Stream=self.make_stream,
         )
+
+    def make_stream(self, *, non_blocking):
+        self.note("stream", non_blocking)
+        return FakeStream(self, 0x5000 + len(self.calls))
 
     def note(self, what, *details):
         self.calls.append((what, *details))
@@ -90,6 +129,8 @@ class FakeCupy:
         cells = (ctypes.c_void_p * len(TYPES)).from_address(pointer)
         values = [kind.from_address(cell).value for kind, cell in zip(TYPES, cells, strict=True)]
         self.note("launch", function, shape, shared_bytes, stream, values, extra, self.current)
+        if self.stream.captured is not None:
+            self.stream.captured.append(values)
 
     def noted(self, what):
         return [call[1:] for call in self.calls if call[0] == what]
@@ -147,8 +188,8 @@ def test_capabilities_of_three_digits(monkeypatch, compiled):
 def test_arguments_slots_shape_and_stream_reach_the_launch(cupy):
     launch = CudaLauncher().bind(LaunchPlan(SCALE, 5, 256, 4096), arguments(n=Slot(np.int32)))
     launch(np.int32(41), FakeArray(0x2000))
-    cupy.stream = 0x77
-    launch(42, None)
+    with FakeStream(cupy, 0x77):
+        launch(42, None)
     function = sum(map(ord, "/scale.cubinscale"))
     shape = [5, 1, 1, 256, 1, 1]
     assert cupy.noted("launch") == [
@@ -250,6 +291,85 @@ def test_a_kernel_runs_on_its_own_device(monkeypatch, compiled):
     assert [call[-1] for call in cupy.noted("launch")] == [1, 1]
     with pytest.raises(DeviceError, match="argument 0: expected an array on CUDA device 1, got one on device 0"):
         CudaLauncher(1).bind(LaunchPlan(SCALE, 1, 32), arguments())
+
+
+def test_a_record_is_a_graph_captured_on_a_stream_of_its_own(cupy):
+    launcher = CudaLauncher()
+    launch = launcher.bind(LaunchPlan(SCALE, 1, 32), arguments(n=Slot(np.int32)))
+
+    def work():
+        assert launcher.capturing()
+        launch(1, FakeArray(0x2000))
+        launch(2, None)
+
+    replay = launcher.record(work)
+    assert not launcher.capturing() and cupy.stream.ptr == 0
+    assert cupy.noted("stream") == [(True,)]  # it does not wait for the default stream
+    (stream,) = {call[3] for call in cupy.noted("launch")}
+    assert cupy.noted("begin capture") == cupy.noted("end capture") == [(stream,)]
+    assert stream not in (0, 1) and cupy.noted("graph") == []
+    replay()
+    with FakeStream(cupy, 0x77):
+        replay()
+    values = [[0x1000, 1, 0.5, 1e300, 0x2000, None], [0x1000, 2, 0.5, 1e300, None, None]]
+    assert cupy.noted("graph") == [(0, values), (0x77, values)]  # on whichever stream is the current one
+    assert len(cupy.noted("launch")) == 2
+
+
+def test_whether_a_stream_is_captured_is_asked_of_streams_that_can_be(cupy):
+    launcher = CudaLauncher()
+    for pointer in (0, 1):  # the default stream, asked while another is captured, would raise
+        with FakeStream(cupy, pointer):
+            assert not launcher.capturing()
+    assert cupy.noted("is capturing") == []
+    with FakeStream(cupy, 0x77) as stream:
+        assert not launcher.capturing()
+        stream.begin_capture()
+        assert launcher.capturing()
+        stream.end_capture()
+        assert not launcher.capturing()
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), MemoryError("no room")])
+@pytest.mark.parametrize("ends", [True, False])
+def test_whatever_happens_a_capture_is_ended(cupy, error, ends):
+    launcher = CudaLauncher()
+    if not ends:
+        cupy.refuses["end capture"] = "cudaErrorStreamCaptureInvalidated"
+
+    def work():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        launcher.record(work)
+    assert caught.value is error
+    assert len(cupy.noted("end capture")) == 1 and cupy.stream.ptr == 0
+
+
+@pytest.mark.parametrize("what", ["stream", "begin capture", "launch", "end capture"])
+def test_a_graph_that_cannot_be_recorded_is_told_with_its_reason(cupy, what):
+    launcher = CudaLauncher()
+    launch = launcher.bind(LaunchPlan(SCALE, 1, 32), arguments())
+    cupy.refuses[what] = "CUDA_ERROR_OF_SOME_KIND"
+    with pytest.raises(BackendError, match=r"CUDA device 0 could not record a CUDA graph: .*CUDA_ERROR_OF_SOME_KIND"):
+        launcher.record(lambda: launch(None))
+    assert cupy.stream.ptr == 0 and len(cupy.noted("end capture")) == (what in ("launch", "end capture"))
+
+
+def test_a_graph_that_cannot_be_launched_is_told_with_its_reason(cupy):
+    replay = CudaLauncher().record(lambda: None)
+    cupy.refuses["graph"] = "CUDA_ERROR_OF_SOME_KIND"
+    with pytest.raises(BackendError, match=r"a CUDA graph could not be launched on CUDA device 0: CUDA_ERROR"):
+        replay()
+
+
+def test_copies_are_queued(cupy):
+    copied = []
+    source, target = FakeArray(0x1000), FakeArray(0x2000)
+    source.nbytes = target.nbytes = 48
+    target.data.copy_from_device_async = lambda *given: copied.append(given)
+    CudaLauncher().copy(source, target)
+    assert copied == [(source.data, 48)]
 
 
 def test_no_cupy_and_no_device_are_named(monkeypatch, compiled):

@@ -7,13 +7,14 @@ import dataclasses
 import gc
 import math
 import re
+import threading
 from fractions import Fraction
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from emulator import EmulationError, EmulatorLauncher, GuardedNumpy
+from emulator import EmulationError, EmulatorLauncher, GuardedNumpy, StrictNumpy
 from emulator.build import EMULATOR, CompileError, kernel_library
 from emulator_requirements import require_emulator
 
@@ -567,6 +568,72 @@ def test_guarded_arrays_give_their_memory_back():
     held = mappings()
     del views
     assert mappings() <= held - 50
+
+
+# ---- Records, as CUDA graphs are
+
+
+def test_a_record_repeats_launches_with_the_arguments_they_had(checked):
+    total, other = np.zeros((), i32), np.zeros((), i32)
+    launcher = EmulatorLauncher(folder=EMULATOR, checked=checked)
+    launch = launcher.bind(LaunchPlan(variant("early_exit"), 1, 128, 512), [Slot(), Slot(i32)])
+
+    def work():
+        assert launcher.capturing()
+        launch(total, 70)
+        launch(other, 3)
+
+    replay = launcher.record(work)
+    assert (total, other, launcher.launches) == (0, 0, []) and not launcher.capturing()
+    replay()
+    launch(other, 10)
+    replay()
+    assert (total, other) == (2 * sum(range(70)), 2 * sum(range(3)) + sum(range(10)))
+    assert launcher.launches == ["early_exit"] * 5
+    assert launcher.replays == 2
+
+
+def test_a_record_keeps_neither_arrays_nor_launches_alive():
+    for lost in ("array", "launch"):
+        launcher = EmulatorLauncher(folder=EMULATOR)
+        kept = {"array": np.zeros((), i32)}
+        kept["launch"] = launcher.bind(LaunchPlan(variant("early_exit"), 1, 64, 256), [Slot(), i32(5)])
+        replay = launcher.record(lambda kept=kept: kept["launch"](kept["array"]))
+        replay()
+        del kept[lost]
+        with pytest.raises(EmulationError, match="a record was replayed whose arrays or launches are gone"):
+            replay()
+
+
+def test_while_launches_are_recorded_nothing_else_may_be_done():
+    launcher = EmulatorLauncher(folder=EMULATOR)
+    xp, total = StrictNumpy(launcher), np.zeros((), i32)
+    for work, message in [
+        (lambda: launcher.record(lambda: None), "a record was begun within another one"),
+        (lambda: launcher.copy(total, total), "a copy while launches are recorded"),
+        (lambda: xp.zeros(3), "zeros while launches are recorded"),
+    ]:
+        with pytest.raises(EmulationError, match=message):
+            launcher.record(work)
+        assert not launcher.capturing() and message in launcher.failed_records[-1]
+    assert launcher.record(lambda: xp.float32(isinstance(total, xp.ndarray)))() is None
+    assert xp.zeros(3).tolist() == [0, 0, 0]
+
+
+def test_other_threads_go_on_while_one_records():
+    total = np.zeros((), i32)
+    launcher = EmulatorLauncher(folder=EMULATOR)
+    launch = launcher.bind(LaunchPlan(variant("early_exit"), 1, 64, 256), [total, i32(5)])
+
+    def work():
+        thread = threading.Thread(target=launch)
+        thread.start()
+        thread.join()
+
+    replay = launcher.record(work)
+    assert total == 10
+    replay()
+    assert total == 10
 
 
 # ---- Counts

@@ -72,10 +72,10 @@ def kernels(tmp_path, monkeypatch):
 @pytest.fixture
 def cases():
     """gpuback's kernels. Their cubins are kept in the user's cache: a second run compiles nothing."""
-    from gpuback.cuda.plans import variants
+    from gpuback.cuda.variants import every_kernel
 
     require_gates(*gates.ARCHS)
-    return list(variants())
+    return list(every_kernel())
 
 
 def require_sound(rows):

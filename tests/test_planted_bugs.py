@@ -85,10 +85,13 @@ FOUND = {
         "reduce.cuh",
         [
             (
-                "  Real* own = partials",
-                "  const bool last = arrive_last(arrivals + group, members);\n  Real* own = partials",
+                "  store_partial(sums, packs, partials + chain * stride);\n  const LastSum<Real> last = ",
+                "  const LastSum<Real> last = ",
             ),
-            ("if (!arrive_last(arrivals + group, members)) return;", "if (!last) return;"),
+            (
+                "  if (last.count) write_totals",
+                "  store_partial(sums, packs, partials + chain * stride);\n  if (last.count) write_totals",
+            ),
         ],
         NARROW,
         r"race .*'partials'",
@@ -157,11 +160,12 @@ BY_ARRIVAL = Bug(
     "reduce.cuh",
     [
         (
-            "  Real* own = partials + chain * stride;",
+            "  store_partial(sums, packs, partials + chain * stride);",
+            "  const int group = chain / chains.group_size;\n"
             "  unsigned place = 0;\n"
-            "  if (lane == 0) place = atomicAdd(arrivals + group, 0x10000u) >> 16;\n"
+            "  if (threadIdx.x % 32 == 0) place = atomicAdd(arrivals + group, 0x10000u) >> 16;\n"
             "  place = __shfl_sync(0xffffffffu, place, 0);\n"
-            "  Real* own = partials + (first + (int)place) * stride;",
+            "  store_partial(sums, packs, partials + (group * chains.group_size + (int)place) * stride);",
         ),
         ("last = atomicAdd(arrivals, 1u) ==", "last = (atomicAdd(arrivals, 1u) & 0xffffu) =="),
     ],
@@ -205,7 +209,7 @@ def test_the_checker_finds_a_missing_warp_barrier_before_staged_memory_is_used_a
         Layer(301, 60, 120, "bfloat16", "tanh"),
         r"race \(write after read.* shared memory",
     )
-    monkeypatch.setattr(plans, "_slab_choices", lambda *layer: [plans._Slabs(64, 128, 128, 2)])
+    monkeypatch.setattr(plans, "slab_choices", lambda *layer: [plans._Slabs(64, 128, 128, 2)])
     plans.layer_plan.cache_clear()
     try:
         run(bug, KERNELS, checked=True)

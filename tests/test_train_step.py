@@ -360,6 +360,56 @@ def test_a_large_finite_gradient_is_no_divergence() -> None:
     assert (net.theta != before).all()
 
 
+@pytest.mark.parametrize("way", ["TrainStep", "optimizer.step"])
+def test_an_update_that_makes_nan_stores_the_canonical_one(way: str) -> None:
+    """b = −∞ switches a unit off, so loss and gradient are finite; weight decay then computes −∞ + ∞."""
+    net, optimizer = MLP([1, 1, 1], loss="squared_error", seed=0), SGD(0.5, weight_decay=0.1)
+    net.biases[0][:] = -math.inf
+    x, y = np.ones((1, 1)), np.ones((1, 1))
+    if way == "TrainStep":
+        step = TrainStep(net, optimizer)
+        step(x, y)
+        assert step.diverged_at is None
+    else:
+        optimizer.step(net, net.value_and_grad(x, y)[1])
+    bits = np.asarray(net.biases[0]).view(np.uint32)
+    assert bits == 0x7FC00000
+    assert np.isnan(net.theta).sum() == 1
+
+
+def test_numpys_error_settings_stay_the_callers() -> None:
+    net = network()
+    x, y, _ = batch(net, 4)
+    with np.errstate(over="raise", under="warn", divide="print", invalid="raise"):
+        before = np.geterr()
+        step = TrainStep(net, Adam())
+        for samples in (x, np.full_like(x, 1e38)):  # whose products overflow
+            step(samples, y)
+            assert np.geterr() == before
+    assert step.diverged_at == 1
+
+
+def test_a_step_that_was_interrupted_can_be_made_again() -> None:
+    class InterruptionError(Exception): ...
+
+    class Interrupted(SGD):
+        def guarded_step(self, *arguments: Any, **options: Any) -> None:
+            if not self.seen:
+                self.seen = True
+                raise InterruptionError
+            super().guarded_step(*arguments, **options)
+
+        seen = False
+
+    net, twin = network(), network()
+    x, y, _ = batch(net, 4)
+    step, expected = TrainStep(net, Interrupted(0.1)), TrainStep(twin, SGD(0.1))
+    with pytest.raises(InterruptionError):
+        step(x, y)
+    assert float(step(x, y)) == float(expected(x, y))
+    assert net.theta.tobytes() == twin.theta.tobytes()
+
+
 # --- errors leave everything as it was
 
 

@@ -17,7 +17,7 @@ from emulator_requirements import require_emulator
 
 from gpuback.cuda import plans
 from gpuback.errors import ShapeError
-from gpuback.ops import cuda_updates, numpy_updates
+from gpuback.ops import cuda_updates, numpy_ops, numpy_updates
 from gpuback.ops.exact_sums import CHUNK, exact_sum, norm
 
 require_emulator()
@@ -73,7 +73,7 @@ class Run:
 
     def step(self, gradient: np.ndarray, clip_norm: float | None = None) -> None:
         loss = np.ones((), gradient.dtype)
-        with np.errstate(all="ignore"):
+        with numpy_ops.NumpyOps().scope(self.update.note_invalid):
             self.update(gradient.copy(), loss=loss, clip_norm=clip_norm, **self.options)
 
     def bits(self) -> tuple[bytes, ...]:
@@ -151,9 +151,35 @@ def test_the_norms_launches_come_only_where_it_is_needed() -> None:
     plain = Run(np.ones(3, np.float32), SGD, launcher)
     exact.step(np.ones(3, np.float32))
     plain.step(np.ones(3, np.float32), 1.0)
-    assert launcher.launches == ["begin_step", "sgd"] * 2
+    assert launcher.launches == ["set_hyper_parameters", "begin_step", "sgd"] * 2
     exact.step(np.ones(3, np.float32), 1.0)
-    assert launcher.launches[4:] == ["largest", "exact_sum", "begin_step", "sgd"]
+    assert launcher.launches[6:] == ["set_hyper_parameters", "largest", "exact_sum", "begin_step", "sgd"]
+
+
+def test_hyper_parameters_are_written_when_they_change() -> None:
+    launcher = EmulatorLauncher()
+    run = Run(np.ones(3, np.float32), ADAM, launcher)
+    for options in (ADAM, ADAM, ADAM | {"learning_rate": 0.1}, ADAM | {"learning_rate": 0.1}, ADAM):
+        run.options = options
+        run.step(np.ones(3, np.float32))
+    assert [i for i, entry in enumerate(launcher.launches) if entry == "set_hyper_parameters"] == [0, 5, 10]
+    hyper = dict(zip(cuda_updates.HYPER_PARAMETERS, run.update.hyper, strict=True))
+    given = {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999, "eps": 1e-8}
+    assert hyper == dict.fromkeys(cuda_updates.HYPER_PARAMETERS, 0.0) | given
+
+
+def test_what_a_graph_of_the_users_writes_is_not_relied_on() -> None:
+    """It writes when it runs, and again whenever it does."""
+    launcher = EmulatorLauncher()
+    run = Run(np.ones(3, np.float32), SGD, launcher)
+    gradient = np.ones(3, np.float32)
+    graph = launcher.record(lambda: run.update(gradient, **SGD | {"learning_rate": 0.5}))
+    for turn, rate in enumerate((0.25, 0.25)):
+        run.update(gradient, **SGD | {"learning_rate": rate})
+        assert run.update.hyper[0] == rate
+        np.testing.assert_array_equal(run.theta, np.float32(1 - 0.25 - 0.75 * turn))
+        graph()
+        assert run.update.hyper[0] == 0.5
 
 
 @pytest.mark.parametrize("exact_norm", [False, True])
@@ -358,7 +384,7 @@ class Mistake(NamedTuple):
 
 STEP_MISTAKES = {
     "momentum contracted": Mistake(
-        [("keep * velocities.at[j] + g;", "__fmaf_rn(keep.value, velocities.at[j], g.value);")], "momentum"
+        [("keep * Number(*velocity) + g;", "__fmaf_rn(keep.value, *velocity, g.value);")], "momentum"
     ),
     "theta's step contracted": Mistake(
         [("settled(t - rate * g)", "settled(Number(__fmaf_rn(-rate.value, g.value, t.value)))")], "sgd"
@@ -370,19 +396,19 @@ STEP_MISTAKES = {
     "the first moment's correction in float": Mistake(
         [
             (
-                "(REAL)(learning_rate * root_2 / (one - state[BETA_POWER_1])).value",
-                "(REAL)(learning_rate * root_2).value / (REAL)(1 - state[5])",
+                "(Real)(learning_rate * root_2 / (one - beta_power_1)).value",
+                "(Real)(learning_rate * root_2).value / (Real)(1 - beta_power_1)",
             )
         ],
         "adam",
     ),
     "theta shrinks with its step": Mistake([("settled(t - rate * (m", "settled(t - rate * shrink * (m")], "adamw"),
-    "0 theta is added": Mistake([("if (decays) g = g + decay * t;", "g = g + decay * t;")], "momentum"),
+    "0 theta is added": Mistake([("if (decay.value != 0) g = g + decay * t;", "g = g + decay * t;")], "momentum"),
     "the factor is not rounded": Mistake(
         [
-            ("  REAL factor;", "  double factor;"),
-            ("factor((REAL)state[FACTOR])", "factor(state[FACTOR])"),
-            ("return g * factor;", "return (REAL)(g.value * factor);"),
+            ("  Real factor;", "  double factor;"),
+            ("factor((Real)state[FACTOR])", "factor(state[FACTOR])"),
+            ("return g * factor;", "return (Real)(g.value * factor);"),
         ],
         "sgd",
         "ordinary",
@@ -394,7 +420,7 @@ STEP_MISTAKES = {
 @pytest.mark.parametrize("name", STEP_MISTAKES)
 def test_bits_tell_a_step_that_rounds_otherwise(name: str, tmp_path: Path) -> None:
     patches, algorithm, clipping = STEP_MISTAKES[name]
-    folder = planted(tmp_path, "optimizers.cu", *patches)
+    folder = planted(tmp_path, "update.cuh", *patches)
     assert run_together(ALGORITHMS[algorithm], clipping, 1025, steps=2)
     assert not run_together(ALGORITHMS[algorithm], clipping, 1025, steps=2, folder=folder)
 

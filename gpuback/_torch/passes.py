@@ -94,8 +94,7 @@ class Passes:
         def work(share: int, member: int) -> None:
             for start, end in self._shares[share]:
                 block = self._blocks[start if self._need_gradient else (end - start, member)]
-                block.forward(samples[start:end])
-                block.write_output(a[start:end])
+                block.run_forward(samples[start:end], a[start:end])
 
         self._team.run(work, len(self._shares))
         return out
@@ -114,8 +113,7 @@ class Passes:
         def work(share: int, member: int) -> None:
             for start, end in self._shares[share]:
                 block = self._blocks[start]
-                block.take_delta(delta[start:end])
-                block.backward(*sums[share], start > self._shares[share][0][0])
+                block.run_backward(delta[start:end], *sums[share], start > self._shares[share][0][0])
                 if inputs is not None:
                     inputs[start:end] = block.input_gradient
 
@@ -130,7 +128,7 @@ class Passes:
     def forget(self) -> None:
         """Lets go of the batch."""
         for block in self._blocks.values():
-            block.forget()
+            block.h_0 = None
 
 
 class _Block(Layers):
@@ -147,15 +145,19 @@ class _Block(Layers):
         need_input_grad: bool,
     ) -> None:
         super().__init__(architecture, weights, biases, ops, rows, 1.0, need_gradient, need_input_grad)
-        self.write_output = ops.bind_output("identity", self.output, self.workspace)
+        self.h_0: Array = None
+        self._write_output = ops.bind_output("identity", self.output, self.workspace)
         self._load_delta = ops.bind_load(architecture.sizes[-1], architecture.precision, self.workspace)
 
-    def take_delta(self, da: Array) -> None:
-        """da_L, from which `backward` is to start."""
-        _bits(self.output_delta)[...] = _bits(self._load_delta(da))
+    def run_forward(self, x: Array, out: Array) -> None:
+        """out = a_L; h_0, which may be x itself, is kept for the way back."""
+        self.h_0 = self.forward(x)
+        self._write_output(out)
 
-    def forget(self) -> None:
-        self._inputs = []
+    def run_backward(self, da: Array, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
+        """From da, ∂loss/∂a_L."""
+        _bits(self.output_delta)[...] = _bits(self._load_delta(da))
+        self.backward(self.h_0, dW, db, accumulate)
 
 
 def _bits(array: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import threading
@@ -20,6 +21,7 @@ from gpuback.errors import BackendError, DeviceError
 # compute capability.
 _SHARED_BYTES_UNASKED = 48 * 1024
 _POINTER_BYTES = 8
+_DEFAULT_STREAMS = 0, 1  # handles of the legacy default stream
 
 
 class _Loaded(NamedTuple):
@@ -119,6 +121,47 @@ class CudaLauncher:
             return latest[0]
 
         return look
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """See `Launcher.record`: `work`, captured into a CUDA graph, which is launched on CuPy's current stream.
+
+        The device is the current one when it is recorded and when it is launched.
+        """
+        # Capture is CuPy's default, "relaxed": a garbage collection meanwhile may free memory. Streams that wait for
+        # the default stream cannot be captured while others use it.
+        try:
+            stream = self._cupy.cuda.Stream(non_blocking=True)
+            with stream:
+                stream.begin_capture()
+                try:
+                    work()
+                except BaseException:
+                    with contextlib.suppress(RuntimeError):  # what made it fail is what counts
+                        stream.end_capture()
+                    raise
+                launch_graph = stream.end_capture().launch
+        except RuntimeError as error:
+            raise BackendError(f"CUDA device {self.device_id} could not record a CUDA graph: {error}") from error
+
+        def replay() -> None:
+            try:
+                launch_graph()
+            except RuntimeError as error:
+                raise BackendError(
+                    f"a CUDA graph could not be launched on CUDA device {self.device_id}: {error}; an error of an "
+                    "earlier launch may show here"
+                ) from error
+
+        return replay
+
+    def capturing(self) -> bool:
+        """Whether CuPy's current stream is being captured. The default stream cannot be."""
+        stream = self._cupy.cuda.get_current_stream()
+        return stream.ptr not in _DEFAULT_STREAMS and bool(stream.is_capturing())
+
+    def copy(self, source: Array, target: Array) -> None:
+        """target = source, on CuPy's current stream; both contiguous, of the same dtype and shape."""
+        target.data.copy_from_device_async(source.data, target.nbytes)
 
     def _launch(self, plan: LaunchPlan, loaded: _Loaded, block: ArgumentBlock) -> Launch:
         launch_kernel = self._cupy.cuda.driver.launchKernel
@@ -245,6 +288,6 @@ def _size(argument: Argument) -> int:
 
 @functools.cache
 def _tensor_core_variants() -> frozenset[Variant]:
-    from gpuback.cuda import plans
+    from gpuback.cuda.variants import every_kernel
 
-    return frozenset(case.variant for case in plans.variants() if case.tensor_cores)
+    return frozenset(case.variant for case in every_kernel() if case.tensor_cores)

@@ -73,7 +73,7 @@ def check(cases: Iterable[Case], archs: Iterable[str], *, folder: Path | None = 
     """Compiles every case for every architecture, on all cores, and looks at what came out.
 
     Args:
-        cases: what to compile; see `gpuback.cuda.plans.variants`.
+        cases: what to compile; see `gpuback.cuda.variants.every_kernel`.
         archs: architectures as NVRTC names them.
         folder: where the sources lie; gpuback's kernels by default.
 
@@ -190,9 +190,9 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     )
     options = parser.parse_args(arguments)
     if cases is None:
-        from gpuback.cuda.plans import variants
+        from gpuback.cuda.variants import every_kernel
 
-        cases = variants()
+        cases = every_kernel()
     if options.arch or options.all:
         pairs = [(case, arch) for case in cases for arch in (options.arch.split(",") if options.arch else ARCHS)]
     else:

@@ -92,6 +92,25 @@ class Launcher(Protocol):
         """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet."""
         ...
 
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """A function that repeats all launches of `work` at once, with the arguments that they have now.
+
+        Nothing runs meanwhile. `work` may only launch: it may not wait, copy, fill or allocate. What its launches read
+        and write has to be kept alive as long as the function is called.
+
+        Raises:
+            BackendError: the device, or its driver, cannot.
+        """
+        ...
+
+    def capturing(self) -> bool:
+        """Whether launches are being recorded now, by `record` or by the user, rather than run."""
+        ...
+
+    def copy(self, source: Array, target: Array) -> None:
+        """target = source, of the same dtype and shape, both contiguous; queued like a launch."""
+        ...
+
 
 class ArgumentBlock:
     """Kernel arguments laid out in memory as a launch wants them: an array of pointers to values.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from gpuback.precision import Precision
 Real = Literal["float", "double"]
 """The C++ name of what sums are kept in."""
 
-VectorEntry = Literal["begin_step", "vector_norm", "sgd", "adam", "largest", "exact_sum"]
+VectorEntry = Literal["set_hyper_parameters", "begin_step", "vector_norm", "sgd", "adam", "largest", "exact_sum"]
 """The kernels over flat vectors."""
 
 THREADS = 256
@@ -63,6 +62,9 @@ class Chains:
     count: int
     rows: int
 
+    def __str__(self) -> str:
+        return f"{self.count} chains of {self.rows} rows"
+
     @property
     def group_size(self) -> int:
         """⌈√count⌉."""
@@ -74,7 +76,7 @@ class Chains:
         return -(-self.count // self.group_size) + 1
 
 
-def _chains(batch_size: int, wanted: int, shortest: int, longest: int) -> Chains:
+def chains_for(batch_size: int, wanted: int, shortest: int, longest: int) -> Chains:
     """About `wanted` chains of whole multiples of 64 rows, within limits."""
     rows = min(max(-(-batch_size // wanted), shortest), longest)
     rows = -(-rows // 64) * 64
@@ -125,11 +127,13 @@ def uses_tensor_cores(precision: Precision) -> bool:
 # Tiles, as in kernels/simt_tile.cuh and kernels/mma_tile.cuh
 
 
-def _simt_shared(real: str, tile: int) -> int:
+def simt_shared(real: str, tile: int) -> int:
+    """Bytes of shared memory of a tile without tensor cores."""
     return (8 if real == "double" else 4) * (tile * tile + 2 * 16 * 2 * (tile + 4))
 
 
-def _mma_shared(operand: str, tile: int) -> int:
+def mma_shared(operand: str, tile: int) -> int:
+    """Bytes of shared memory of a tile on tensor cores."""
     size = 4 if operand == "float" else 2
     step = 64 // size
     upright, flat = tile * (step + 8), step * (tile + 8)
@@ -161,7 +165,7 @@ class _Slabs:
         )
 
 
-def _slab_choices(operand: str, max_out: int, max_in: int) -> list[_Slabs]:
+def slab_choices(operand: str, max_out: int, max_in: int) -> list[_Slabs]:
     """From deep to shallow: the first that has room in shared memory is taken."""
     size = 4 if operand == "float" else 2
     if max_out == max_in == 64:
@@ -198,13 +202,19 @@ def layer_plan(
     return _mma_layer(batch_size, n_out, n_in, precision, limits, need_da_prev)
 
 
-def _narrow_chains(batch_size: int) -> Chains:
-    return _chains(batch_size, ITEMS_WANTED, NARROW_SMALLEST_CHAIN, LONGEST_CHAIN)
+def narrow_chains(batch_size: int) -> Chains:
+    """How a narrow layer's sums over the batch are cut."""
+    return chains_for(batch_size, ITEMS_WANTED, NARROW_SMALLEST_CHAIN, LONGEST_CHAIN)
+
+
+def whole_packs(count: int) -> int:
+    """So many float32, by fours: what a lane moves at a time."""
+    return -(-count // 4) * 4
 
 
 def _held(of_dw: int, fragments: int) -> int:
-    """Numbers that a lane brings to a reduction: its part of dW, and two of db for each row of fragments, by fours."""
-    return of_dw + -(-2 * fragments // 4) * 4
+    """Numbers that a lane brings to a reduction: its part of dW, and two of db for each row of fragments."""
+    return of_dw + whole_packs(2 * fragments)
 
 
 def _narrow_layer(
@@ -213,11 +223,11 @@ def _narrow_layer(
     """One block to a chain; None where shared memory has no room for it."""
     operand = _operand(precision)
     max_out, max_in = (64 if width <= 64 else 128 for width in (n_out, n_in))
-    choices = _slab_choices(operand, max_out, max_in)
+    choices = slab_choices(operand, max_out, max_in)
     slabs = next((s for s in choices if s.shared_bytes(operand) <= limits.shared_bytes), None)
     if slabs is None:
         return None
-    chains = _narrow_chains(batch_size)
+    chains = narrow_chains(batch_size)
     per_lane = _held(slabs.max_out * slabs.max_in // (32 * NARROW_WARPS), slabs.max_out // 64)
     return LayerPlan(
         LaunchPlan(slabs.variant(operand), chains.count, 32 * NARROW_WARPS, slabs.shared_bytes(operand)),
@@ -236,16 +246,16 @@ def _mma_layer(
     for tile in (128, 64):
         tiles_o, tiles_i = -(-n_out // tile), -(-n_in // tile)
         if max(n_out, n_in) <= NARROW:  # where only the device keeps a layer from `layer_mma_narrow`: the same bits
-            chains = _narrow_chains(batch_size)
+            chains = narrow_chains(batch_size)
         else:
-            chains = _chains(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, LONGEST_CHAIN)
+            chains = chains_for(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, LONGEST_CHAIN)
         dw_items, da_items = chains.count * tiles_o * tiles_i, -(-batch_size // tile) * tiles_i
         if dw_items + da_items >= ITEMS_WANTED:  # with da in any case: dW has the same bits without
             break
     items = dw_items + need_da_prev * da_items
     per_lane = _held(tile * tile // MMA_THREADS, tile // 32)
     variant = Variant("layer_mma.cu", "layer_mma", (f"OPERAND={operand}", f"TILE={tile}"))
-    shared = _mma_shared(operand, tile)
+    shared = mma_shared(operand, tile)
     room = (limits.shared_bytes + SHARED_RESERVED) // (shared + SHARED_RESERVED)
     in_flight = limits.multiprocessors * max(1, min(2 if tile == 128 else 3, room))
     return LayerPlan(
@@ -266,11 +276,11 @@ def _simt_layer(
     tiles_o, tiles_i, tiles_da = -(-n_out // tile), -(-n_in // tile), -(-batch_size // tile) * -(-n_in // tile)
     # No shorter than an item of da, which nothing can cut: that would only add partial results.
     shortest = max(SIMT_SMALLEST_CHAIN, n_out)
-    chains = _chains(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), shortest, SIMT_LONGEST_CHAIN)
+    chains = chains_for(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), shortest, SIMT_LONGEST_CHAIN)
     items = chains.count * tiles_o * tiles_i + need_da_prev * tiles_da
     partials = tile * tile + THREADS * (2 if real == "double" else 4)
     return LayerPlan(
-        LaunchPlan(_simt_variant("layer_simt", real, tile), items, THREADS, _simt_shared(real, tile)),
+        LaunchPlan(simt_variant("layer_simt", real, tile), items, THREADS, simt_shared(real, tile)),
         chains,
         partials=chains.count * tiles_o * tiles_i * partials if chains.count > 1 else 0,
         counters=8 * tiles_o * tiles_i * chains.counters,
@@ -279,18 +289,20 @@ def _simt_layer(
     )
 
 
-def _simt_tiles(real: str) -> tuple[int, ...]:
+def simt_tiles(real: str) -> tuple[int, ...]:
+    """The tiles that there are without tensor cores."""
     return (64,) if real == "double" else (128, 64)
 
 
 def _simt_tile(real: str, narrowest: int, rows: int, columns: int) -> int:
     """For so many rows and columns of da or of a forward pass."""
     enough = -(-rows // 128) * -(-columns // 128) >= SIMT_TILES_WANTED
-    return 128 if narrowest > 64 and enough and 128 in _simt_tiles(real) else 64
+    return 128 if narrowest > 64 and enough and 128 in simt_tiles(real) else 64
 
 
-def _simt_variant(entry: str, real: str, tile: int) -> Variant:
-    return Variant(f"{entry}.cu", entry, (f"REAL={real}", f"TILE={tile}"))
+def simt_variant(entry: str, real: str, tile: int) -> Variant:
+    """A kernel without tensor cores."""
+    return Variant("layer_simt.cu", entry, (f"REAL={real}", f"TILE={tile}"))
 
 
 @functools.cache
@@ -305,13 +317,13 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
         operand = _operand(precision)
         wide = -(-batch_size // 128) * -(-n_out // 128) >= ITEMS_WANTED and n_out > 64
         rows = columns = 128 if wide else 64
-        variant = Variant("forward_mma.cu", "forward_mma", (f"OPERAND={operand}", f"TILE={rows}"))
-        shared, threads = _mma_shared(operand, rows), MMA_THREADS
+        variant = Variant("layer_mma.cu", "forward_mma", (f"OPERAND={operand}", f"TILE={rows}"))
+        shared, threads = mma_shared(operand, rows), MMA_THREADS
     else:
         real = _real(precision)
         rows = columns = _simt_tile(real, n_out, batch_size, n_out)
-        variant = _simt_variant("forward_simt", real, rows)
-        shared, threads = _simt_shared(real, rows), THREADS
+        variant = simt_variant("forward_simt", real, rows)
+        shared, threads = simt_shared(real, rows), THREADS
     return LaunchPlan(variant, -(-batch_size // rows) * -(-n_out // columns), threads, shared)
 
 
@@ -343,7 +355,7 @@ def output_plan(batch_size: int, precision: Precision) -> LaunchPlan:
 
 def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision: Precision) -> LaunchPlan:
     """Copies in the operands' format."""
-    variant = Variant("copies.cu", entry, (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    variant = Variant("losses.cu", entry, (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
@@ -353,7 +365,7 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
     Raises:
         ShapeError: more terms than add up exactly.
     """
-    exact, steps = entry in ("largest", "exact_sum"), entry in ("sgd", "adam")
+    exact, steps = entry in ("largest", "exact_sum"), entry in ("set_hyper_parameters", "sgd", "adam")
     if exact and length > LONGEST_EXACT_SUM:
         raise ShapeError(f"an exact sum: expected at most {LONGEST_EXACT_SUM} terms, got {length}")
     blocks = min(-(-length // (4 * THREADS)), LARGEST_ROW_GRID if steps else 256)
@@ -402,55 +414,3 @@ def exact_row_plan(
     """The output layer: each row's loss and da, or ŷ."""
     variant = Variant("exact_losses.cu", entry, (f"OPERAND={_operand(precision)}", *elementary.DEFINES))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
-
-
-# Everything that can be asked for
-
-
-class CompiledKernel(NamedTuple):
-    """A variant, with what its launches have in common."""
-
-    variant: Variant
-    block: int
-    shared_bytes: int
-    tensor_cores: bool
-
-
-def variants() -> list[CompiledKernel]:
-    """Every kernel that the plans above can ask for."""
-    return list(dict.fromkeys(_variants()))
-
-
-def _variants() -> Iterator[CompiledKernel]:
-    for operand in ("bfloat16", "float16", "float"):
-        for max_out in (64, 128):
-            for max_in in (64, 128):
-                for slabs in _slab_choices(operand, max_out, max_in):
-                    yield CompiledKernel(slabs.variant(operand), 32 * NARROW_WARPS, slabs.shared_bytes(operand), True)
-        for source, entry in (("layer_mma.cu", "layer_mma"), ("forward_mma.cu", "forward_mma")):
-            for tile in (128, 64):
-                variant = Variant(source, entry, (f"OPERAND={operand}", f"TILE={tile}"))
-                yield CompiledKernel(variant, MMA_THREADS, _mma_shared(operand, tile), True)
-    for real in ("float", "double"):
-        for entry in ("layer_simt", "forward_simt"):
-            for tile in _simt_tiles(real):
-                yield CompiledKernel(_simt_variant(entry, real, tile), THREADS, _simt_shared(real, tile), False)
-    for name in ("bfloat16", "float16", "float32", "float64"):
-        precision = Precision.of(name)
-        plans = [loss_plan(1, precision), output_plan(1, precision)]
-        if name != "float64":
-            plans.append(copy_plan("copy_weights", 1, precision))
-        if precision.sixteen_bit:
-            plans.append(copy_plan("copy_rows", 1, precision))
-        for plan in plans:
-            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
-    for name in ("bfloat16", "float16", "float32"):
-        precision = Precision.of(name)
-        plans = [exact_plan(entry, 1, 1, precision) for entry in get_args(ExactEntry)]
-        plans += [exact_row_plan(entry, 1, precision) for entry in ("exact_loss_rows", "exact_output_rows")]
-        for plan in plans:
-            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
-    for real in get_args(Real):
-        for entry in get_args(VectorEntry):
-            plan = vector_plan(entry, 1, real)
-            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)

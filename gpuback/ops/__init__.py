@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
+from gpuback.architecture import Architecture
 from gpuback.errors import BackendError, DeviceError, DtypeError, OptionError, ShapeError, require_known
+from gpuback.gradients import Gradients
 from gpuback.losses import Loss
 from gpuback.ops.numpy_ops import NumpyOps
 from gpuback.ops.team import Team
@@ -43,6 +45,8 @@ class Update(Protocol):
     ) -> None:
         """One update of θ and of the optimizer's state, unless `loss` or the gradient is not finite.
 
+        It runs in `Ops.scope(self.note_invalid)`.
+
         Args:
             gradient: ∇θ, (n_parameters,).
             loss: the loss it belongs to; None makes the update whatever the gradient is.
@@ -52,9 +56,48 @@ class Update(Protocol):
         """
         ...
 
+    def note_invalid(self, *what: Any) -> None:
+        """Takes note that some operation on the host has made NaN of other numbers."""
+        ...
+
     def glance(self) -> int | None:
         """`diverged_at` as of some moment not long ago, without waiting."""
         ...
+
+
+class Recorder(Protocol):
+    """What repeats a sequence of launches at once; see `gpuback.cuda.launch.Launcher`."""
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]: ...
+    def capturing(self) -> bool: ...
+    def copy(self, source: Array, target: Array) -> None: ...
+
+
+class WholePasses(Protocol):
+    """The passes of a network that a backend takes as a whole, not layer by layer.
+
+    What `gpuback.backprop.Backprop` does, and a step of training.
+    """
+
+    @property
+    def key(self) -> tuple[int, bool, bool]:
+        """Batch size, and whether there are buffers for gradients, and for the inputs'."""
+        ...
+
+    def forward(self, x: Array, out: Array) -> None: ...
+    def loss(self, x: Array, y: Array, weight: Array | None) -> Array: ...
+    def value_and_grad(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        gradients: Gradients,
+        *,
+        accumulate: bool = False,
+    ) -> Array: ...
+    def step(
+        self, x: Array, y: Array, weight: Array | None, gradient: Array, update: Any, clips: bool, loss: Array
+    ) -> None: ...
 
 
 class Ops(Protocol):
@@ -67,8 +110,19 @@ class Ops(Protocol):
     reproducible: bool
     """Whether results have the bits that every backend gives with `reproducible=True`."""
 
-    def scope(self) -> AbstractContextManager[object]:
-        """What every computation runs in: no warnings about infinities; the right device."""
+    def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
+        """What every computation runs in: no warnings about infinities; the right device.
+
+        Args:
+            on_invalid: called when an operation on the host has made NaN of other numbers.
+        """
+        ...
+
+    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+        """Such a scope, made once for many times: a function (work, *arguments) that does work(*arguments) in it.
+
+        One thread at a time may call it.
+        """
         ...
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Any: ...
@@ -114,6 +168,23 @@ class Ops(Protocol):
     ) -> None: ...
     def may_overlap(self, array: Array, other: Array) -> bool: ...
 
+    @property
+    def recorder(self) -> Recorder | None:
+        """What can record a step of training; None where it is no sequence of launches."""
+        ...
+
+    def whole_passes(
+        self,
+        architecture: Architecture,
+        theta: Array,
+        batch_size: int,
+        *,
+        need_gradient: bool = True,
+        need_input_grad: bool = False,
+    ) -> WholePasses | None:
+        """The passes of a network that is taken as a whole; None where it goes layer by layer."""
+        ...
+
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> Update: ...
     def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> Update: ...
     def norm(self, array: Array) -> float: ...
@@ -129,6 +200,10 @@ class Ops(Protocol):
     def indices(self, order: NDArray[np.intp]) -> Array: ...
     def take_rows(self, array: Array, indices: Array, out: Array) -> None: ...
     def to_numpy(self, array: Array) -> NDArray[Any]: ...
+
+    def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str] | None:
+        """The launches of a whole step, none if it goes layer by layer, and why so; None where it always does."""
+        ...
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str: ...
     def explain_backward(

@@ -20,11 +20,14 @@ from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
 from gpuback.activations import ACTIVATIONS, Activation
+from gpuback.architecture import Architecture
 from gpuback.cuda import plans
 from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
+from gpuback.cuda.network_plans import StepPlan, step_plan
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
 from gpuback.ops import dlpack
+from gpuback.ops.cuda_network import NetworkPasses, TwoLaunches, gradient_plan
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
 from gpuback.ops.cuda_workspace import CudaBuffers, CudaWorkspace, pitch_for, pitch_of
 from gpuback.ops.host_arrays import as_host_array, is_real
@@ -48,6 +51,7 @@ class CudaOps:
         launcher: what runs kernels.
         name: of the backend.
         device: a context in which `launcher`'s device is the current one.
+        takes_networks: narrow networks are taken as a whole, in a launch or two; else all go layer by layer.
     """
 
     reproducible = False
@@ -59,15 +63,24 @@ class CudaOps:
         *,
         name: str = "cupy",
         device: AbstractContextManager[object] | None = None,
+        takes_networks: bool = True,
     ) -> None:
         self.name = name
+        self._takes_networks = takes_networks
         self.xp = xp
         self.launcher = launcher
         self._device = nullcontext() if device is None else device
         self._laid_out = threading.local()
 
-    def scope(self) -> AbstractContextManager[object]:
+    def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
         return self._device
+
+    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+        def run(work: Callable[..., Any], *arguments: Any) -> Any:
+            with self._device:
+                return work(*arguments)
+
+        return run
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> CudaWorkspace:
         return CudaWorkspace(self, rows, sizes, precision)
@@ -142,8 +155,9 @@ class CudaOps:
 
     def bind_loss(
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: CudaWorkspace
-    ) -> Callable[[Array, Array | None], Array]:
-        """The mean over the batch of w_b ℓ_b, a 0-d array, and da = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w.
+    ) -> Callable[..., Array]:
+        """The mean over the batch of w_b ℓ_b, a 0-d array, and da = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w,
+        and of where the mean goes: a fresh array, if that is not given.
 
         A label that is out of range makes its loss and its row of da NaN.
         """
@@ -162,8 +176,9 @@ class CudaOps:
             ],
         )
 
-        def loss_and_delta(y: Array, weight: Array | None) -> Array:
-            mean = self.xp.empty((), precision.total)
+        def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
+            if mean is None:
+                mean = self.xp.empty((), precision.total)
             labels, targets = (y, None) if y.ndim == 1 else (None, y)
             launch(labels, targets, weight, mean)
             return mean
@@ -331,6 +346,31 @@ class CudaOps:
 
     # Updates
 
+    @property
+    def recorder(self) -> Launcher | None:
+        """What is bound for a step of training, its update too, only launches."""
+        return self.launcher
+
+    def whole_passes(
+        self,
+        architecture: Architecture,
+        theta: Array,
+        batch_size: int,
+        *,
+        need_gradient: bool = True,
+        need_input_grad: bool = False,
+    ) -> NetworkPasses | None:
+        """The passes of a narrow network, a launch or two each; None for others."""
+        plan = self._network_plan(architecture, batch_size)
+        if isinstance(plan, str):
+            return None
+        return NetworkPasses(self, architecture, theta, plan, (batch_size, need_gradient, need_input_grad))
+
+    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
+        if not self._takes_networks:
+            return "so this backend was asked to"
+        return gradient_plan(architecture, batch_size, self.launcher.limits)
+
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
         return SGDUpdate(self.xp, self.launcher, theta, velocity, steps)
 
@@ -441,6 +481,22 @@ class CudaOps:
         return self.xp.asarray(as_host_array(self.to_numpy(array), dtype, what))
 
     # In words
+
+    def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str]:
+        """The launches of a whole step, none if it goes layer by layer; and why so."""
+        plan = self._network_plan(architecture, batch_size)
+        if isinstance(plan, str):
+            return [], plan
+        if isinstance(plan, StepPlan):
+            one = f"network_narrow, {plan.launch.grid} blocks, slabs of {plan.rows} rows, {plan.sums.chains}"
+            return [one], "a block has room for all weights, and its registers for the sums of all gradients"
+        chain, weights = plan
+        kept = "all weights" if chain.all_weights else "one layer's weights"
+        what = [
+            f"network_chain, {chain.launch.grid} blocks, slabs of {chain.rows} rows beside {kept}, {chain.chains}",
+            f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.chains}",
+        ]
+        return what, str(step_plan(architecture, batch_size, self.launcher.limits))
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """What runs a layer's forward pass."""

@@ -1,14 +1,16 @@
 """The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device.
 
 `begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it; kernels/optimizers.cu says how.
-The host waits for neither: it reads the numbers when it is asked.
+The host waits for neither: it reads the numbers when it is asked. Hyper-parameters lie on the device as well, written
+when they change, so that the two launches are the same for every step, and can be repeated by a CUDA graph.
 
 Sums whose bits are NumPy's are two more launches: `largest` and `exact_sum` of kernels/exact_sums.cu.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import struct
+from abc import ABC
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,7 +22,13 @@ from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
 from gpuback.ops.numpy_updates import beta_powers
 
 STATE = ("steps", "diverged_at", "apply", "prescales", "factor", "beta_power_1", "beta_power_2")
-"""The numbers on the device, in the order of kernels/optimizers.cu; float64."""
+"""The numbers on the device, in the order of kernels/update.cuh; float64."""
+
+HYPER_PARAMETERS = (
+    *("learning_rate", "weight_decay", "momentum", "nesterov"),
+    *("beta_1", "beta_2", "eps", "decoupled", "clip_norm", "halt"),
+)
+"""What the host writes there, in that order; float64. What an optimizer has none of is 0, and so is no clipping."""
 
 NEVER = -1.0
 
@@ -75,38 +83,50 @@ class CudaUpdate(ABC):
         theta: θ, updated in place.
         steps: how many were made before.
         exact_norm: the gradient's norm, which clipping needs, has the bits of `gpuback.ops.exact_sums.norm`.
+
+    Attributes:
+        hyper: the hyper-parameters on the device, as `write_hyper` left them.
+        state: what stays there from step to step; see STATE.
+        kernel_id: the kernels' number for this kind of optimizer, in kernels/network_totals.cuh.
+        moments: what it keeps for each parameter: a first and a second array, or None.
     """
 
-    _step: Callable[..., None]
+    kernel_id: int
+    moments: tuple[Array | None, Array | None]
+
+    _step: Callable[[Array], None]
 
     def __init__(self, xp: Any, launcher: Launcher, theta: Array, steps: int, exact_norm: bool) -> None:
         self._xp, self._launcher, self._theta = xp, launcher, theta
         self._real = plans.real_of(theta.dtype)
-        self._state = xp.zeros(len(STATE), np.float64)
+        self.state = xp.zeros(len(STATE), np.float64)
         for name, value in (("steps", steps), ("diverged_at", NEVER), ("beta_power_1", 1.0), ("beta_power_2", 1.0)):
             self._put(name, value)
-        self._glance: Callable[[], Any] = launcher.watch(self._state)
+        self._glance: Callable[[], Any] = launcher.watch(self.state)
+        self.hyper = xp.zeros(len(HYPER_PARAMETERS), np.float64)
+        self._written: bytes | None = None
+        self._overwritten = False  # by a graph of the user's, which writes whenever it runs
+        self._write = launcher.bind(
+            plans.vector_plan("set_hyper_parameters", 1, self._real),
+            [*[Slot(np.float64)] * len(HYPER_PARAMETERS), self.hyper],
+        )
         norm = xp.empty((), np.float64) if exact_norm else None
         self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._real, norm)
         plan = plans.vector_plan("begin_step", theta.size, self._real)
-        self._begin = launcher.bind(
-            plan,
-            [
-                *(Slot(), np.int64(theta.size), Slot(), Slot(np.float64)),  # gradient, its length, loss, clip_norm
-                norm,
-                *(Slot(np.float64), Slot(np.float64), Slot(np.int32)),  # betas, halt
-                *(self._state, xp.empty(3 * plan.grid, np.float64), xp.zeros(1, np.uint32)),
-            ],
-        )
+        workspace = xp.empty(3 * plan.grid, np.float64), xp.zeros(1, np.uint32)
+        arguments = [Slot(), np.int64(theta.size), Slot(), norm, self.hyper, self.state, *workspace]
+        self._begin = launcher.bind(plan, arguments)  # a function of the gradient and the loss
 
-    def _bind(self, entry: Literal["sgd", "adam"], arguments: list[Argument]) -> Callable[..., None]:
-        return self._launcher.bind(plans.vector_plan(entry, self._theta.size, self._real), [*arguments, self._state])
+    def _bind(self, entry: Literal["sgd", "adam"], arguments: list[Argument]) -> Launch:
+        """The update's launch, as a function of the gradient."""
+        plan, n = plans.vector_plan(entry, self._theta.size, self._real), np.int64(self._theta.size)
+        return self._launcher.bind(plan, [*arguments, Slot(), n, self.hyper, self.state])
 
     def _put(self, name: str, value: float) -> None:
-        self._state[STATE.index(name)] = value
+        self.state[STATE.index(name)] = value
 
     def _get(self, name: str) -> float:
-        return float(self._state[STATE.index(name)])
+        return float(self.state[STATE.index(name)])
 
     @property
     def steps(self) -> int:
@@ -120,6 +140,9 @@ class CudaUpdate(ABC):
     def diverged_at(self, value: int | None) -> None:
         self._put("diverged_at", NEVER if value is None else value)
 
+    def note_invalid(self, *what: Any) -> None:
+        return  # the kernels settle NaN themselves
+
     def glance(self) -> int | None:
         state = self._glance()
         return None if state is None else _count(state[STATE.index("diverged_at")])
@@ -131,25 +154,62 @@ class CudaUpdate(ABC):
         loss: Array | None = None,
         clip_norm: float | None = None,
         halt: bool = False,
+        launches: Callable[[], None] | None = None,
         **hyper_parameters: Any,
     ) -> None:
-        betas = self._prepared(hyper_parameters)
+        """See `gpuback.ops.Update`.
+
+        Args:
+            launches: what to run in place of the update's own launches, which it contains.
+        """
+        self.write_hyper(clip_norm=clip_norm, halt=halt, **hyper_parameters)
+        if launches is not None:
+            launches()
+            return
         if clip_norm is not None and self._write_norm is not None:
             self._write_norm(gradient)
-        self._begin(gradient, loss, clip_norm or 0.0, *betas, halt)
-        self._step(gradient, *self._ordered(**hyper_parameters))
+        self.launch(gradient, loss)
 
-    def _prepared(self, hyper_parameters: dict[str, Any]) -> tuple[float, float]:
-        """(β₁, β₂), where there are any."""
-        return 0.0, 0.0
+    def launch(self, gradient: Array, loss: Array | None) -> None:
+        """One update by the hyper-parameters that lie on the device; nothing but launches."""
+        self._begin(gradient, loss)
+        self.launch_step(gradient)
 
-    @abstractmethod
-    def _ordered(self, **hyper_parameters: Any) -> tuple[Any, ...]:
-        """The hyper-parameters as the kernel takes them."""
+    def launch_step(self, gradient: Array) -> None:
+        """The second half of an update, by what has been decided in `state`."""
+        self._step(gradient)
+
+    def write_hyper(
+        self,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        betas: tuple[float, float] = (0.0, 0.0),
+        eps: float = 0.0,
+        decoupled: bool = False,
+        clip_norm: float | None = None,
+        halt: bool = False,
+    ) -> None:
+        """Brings what lies on the device up to date: one launch if something has changed, else nothing."""
+        first = learning_rate, weight_decay, momentum, nesterov
+        numbers = *first, *betas, eps, decoupled, clip_norm or 0.0, halt
+        packed = _PACKED(*numbers)
+        if packed != self._written:
+            self._write(*numbers)
+            self._overwritten |= self._launcher.capturing()
+            self._written = None if self._overwritten else packed
+
+
+_PACKED = struct.Struct(f"{len(HYPER_PARAMETERS)}d").pack
+"""Numbers by their bits: a NaN is the same as itself."""
 
 
 class SGDUpdate(CudaUpdate):
     """See `gpuback.ops.numpy_updates.SGDUpdate`."""
+
+    kernel_id = 2
 
     def __init__(
         self,
@@ -162,17 +222,14 @@ class SGDUpdate(CudaUpdate):
         exact_norm: bool = False,
     ) -> None:
         super().__init__(xp, launcher, theta, steps, exact_norm)
-        options = [Slot(np.float64), Slot(np.float64), Slot(np.int32), Slot(np.float64)]
-        self._step = self._bind("sgd", [theta, velocity, Slot(), np.int64(theta.size), *options])
-
-    def _ordered(  # type: ignore[override]
-        self, *, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
-    ) -> tuple[Any, ...]:
-        return learning_rate, momentum, nesterov, weight_decay
+        self.moments = velocity, None
+        self._step = self._bind("sgd", [theta, velocity])
 
 
 class AdamUpdate(CudaUpdate):
     """See `gpuback.ops.numpy_updates.AdamUpdate`."""
+
+    kernel_id = 3
 
     def __init__(
         self,
@@ -186,30 +243,17 @@ class AdamUpdate(CudaUpdate):
         exact_norm: bool = False,
     ) -> None:
         super().__init__(xp, launcher, theta, steps, exact_norm)
-        options = [*[Slot(np.float64)] * 5, Slot(np.int32)]
         self._steps_before = steps
-        arguments = [theta, first_moment, second_moment, Slot(), np.int64(theta.size), *options]
-        self._step = self._bind("adam", arguments)
+        self.moments = first_moment, second_moment
+        self._step = self._bind("adam", [theta, first_moment, second_moment])
 
-    def _prepared(self, hyper_parameters: dict[str, Any]) -> tuple[float, float]:
-        betas: tuple[float, float] = hyper_parameters["betas"]
+    def write_hyper(self, *, betas: tuple[float, float], **others: Any) -> None:  # type: ignore[override]
+        super().write_hyper(betas=betas, **others)
         if self._steps_before:  # the powers of βs that steps made elsewhere have left
             first, second = beta_powers(betas, self._steps_before)
             self._put("beta_power_1", first)
             self._put("beta_power_2", second)
             self._steps_before = 0
-        return betas
-
-    def _ordered(  # type: ignore[override]
-        self,
-        *,
-        learning_rate: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> tuple[Any, ...]:
-        return learning_rate, *betas, eps, weight_decay, decoupled
 
 
 def _count(value: float) -> int | None:

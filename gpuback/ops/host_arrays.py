@@ -23,6 +23,8 @@ def as_host_array(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> A
         DeviceError: an array in a GPU's memory.
         DtypeError: complex numbers, text, objects, tensors that cannot be shared.
     """
+    if type(value) is np.ndarray and value.flags.c_contiguous and (dtype is None or value.dtype is dtype):
+        return value
     array = value if isinstance(value, np.ndarray) else _host_array(value, what)
     if dtype is None or array.dtype != dtype:
         if not is_real(array.dtype):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpuback._typing import Array
-from gpuback.buffers import aligned_empty
+from gpuback.buffers import aligned_empty, bind
 from gpuback.ops.exact_sums import norm as norm
 
 CHUNK = 1 << 16
@@ -36,12 +36,25 @@ class NumpyUpdate(ABC):
     seen to gain nothing beside them.
     """
 
+    _count_of_numbers: int
+    """How many numbers the formulas contain."""
+
     def __init__(self, steps: int, theta: Array, *state: Array | None) -> None:
         self.steps = steps
         self.diverged_at: int | None = None
         self._arrays = [array for array in (theta, *state) if array is not None]
-        self._parts = _parts(theta, *state)
         self._invalid = False
+        self._numbers = np.zeros(self._count_of_numbers, theta.dtype)
+        self._last_numbers: tuple[float, ...] | None = None
+        # Views without axes, which ufuncs take up sooner than NumPy's or Python's scalars.
+        numbers = [self._numbers[i, ...] for i in range(self._count_of_numbers)]
+        spare, other = (aligned_empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(2))
+        self._parts = []
+        for start in range(0, len(theta), CHUNK):
+            where = slice(start, min(start + CHUNK, len(theta)))
+            views = [None if array is None else array[where] for array in (theta, *state)]
+            scratch = [array[: where.stop - start] for array in (spare, other)]
+            self._parts.append((where, self._bind(*views, *scratch, *numbers)))
 
     def __call__(
         self,
@@ -63,35 +76,37 @@ class NumpyUpdate(ABC):
             if clip_norm is not None:
                 factor = clip(gradient, clip_norm)
         self.steps += 1
-        with np.errstate(all="ignore", invalid="call", call=self._note_invalid):
-            self._apply(gradient, factor, *np.array(self._numbers(**hyper_parameters), gradient.dtype))
+        self._invalid = False
+        numbers = self._numbers_now(**hyper_parameters)
+        if numbers != self._last_numbers:
+            self._numbers[:] = self._last_numbers = numbers
+        for where, update in self._parts:
+            update(gradient[where], factor)
         if self._invalid:
             self._settle_nan()
 
-    def _note_invalid(self, *_: Any) -> None:
+    def note_invalid(self, *what: Any) -> None:
         self._invalid = True
 
     def _settle_nan(self) -> None:
         """∞ − ∞ and the like leave a NaN with the processor's bits: all get the one that other backends store."""
         for array in self._arrays:
             array[np.isnan(array)] = np.nan
-        self._invalid = False
 
     def glance(self) -> int | None:
         return self.diverged_at
 
     @abstractmethod
-    def _numbers(self, **hyper_parameters: Any) -> Sequence[float]:
+    def _numbers_now(self, **hyper_parameters: Any) -> tuple[float, ...]:
         """What this step's formulas contain, computed in float64."""
 
     @abstractmethod
-    def _apply(self, gradient: Array, factor: float, *numbers: Any) -> None:
-        """The update itself, with `factor` times the gradient; `numbers` in θ's dtype."""
+    def _bind(self, *arrays_and_numbers: Any) -> Callable[[Array, float], None]:
+        """The update of some parameters, as a function of their gradient and the factor that it is multiplied by.
 
-
-def _scaled(gradient: Array, factor: float, out: Array) -> Array:
-    """factor · gradient, in `out` unless that is the gradient itself."""
-    return gradient if factor == 1.0 else np.multiply(gradient, factor, out=out)
+        Args:
+            arrays_and_numbers: θ and the optimizer's state; two scratch arrays; the numbers, in θ's dtype.
+        """
 
 
 def clip(gradient: Array, clip_norm: float) -> float:
@@ -117,30 +132,37 @@ class SGDUpdate(NumpyUpdate):
     momentum μ, nesterov, weight_decay λ. Without weight decay nothing is added to c ∇θ, not even 0.
     """
 
+    _count_of_numbers = 4
+
     def __init__(self, theta: Array, velocity: Array | None, steps: int) -> None:
         super().__init__(steps, theta, velocity)
 
-    def _numbers(  # type: ignore[override]
+    def _numbers_now(  # type: ignore[override]
         self, *, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
-    ) -> Sequence[float]:
+    ) -> tuple[float, ...]:
         return learning_rate, momentum, nesterov, weight_decay
 
-    def _apply(self, gradient: Array, factor: float, rate: Any, keep: Any, nesterov: Any, decay: Any) -> None:
-        for where, t, v, spare, other in self._parts:
-            g = _scaled(gradient[where], factor, spare)
-            if decay:
+    def _bind(
+        self, t: Array, v: Array | None, spare: Array, other: Array, rate: Any, keep: Any, nesterov: Any, decay: Any
+    ) -> Callable[[Array, float], None]:
+        def update(g: Array, factor: float) -> None:
+            if factor != 1.0:
+                g = np.multiply(g, factor, out=spare)
+            if decay.item():
                 np.multiply(t, decay, out=other)
                 g = np.add(g, other, out=spare)
             if v is not None:
                 np.multiply(v, keep, out=v)
                 np.add(v, g, out=v)
-                if nesterov:
+                if nesterov.item():
                     np.multiply(v, keep, out=other)
                     g = np.add(g, other, out=spare)
                 else:
                     g = v
             np.multiply(g, rate, out=spare)
             np.subtract(t, spare, out=t)
+
+        return update
 
 
 class AdamUpdate(NumpyUpdate):
@@ -151,11 +173,13 @@ class AdamUpdate(NumpyUpdate):
     fixes to the bit; a library's pow may vary.
     """
 
+    _count_of_numbers = 7
+
     def __init__(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> None:
         super().__init__(steps, theta, first_moment, second_moment)
         self._beta_powers: tuple[float, float] | None = None
 
-    def _numbers(  # type: ignore[override]
+    def _numbers_now(  # type: ignore[override]
         self,
         *,
         learning_rate: float,
@@ -163,7 +187,7 @@ class AdamUpdate(NumpyUpdate):
         eps: float,
         weight_decay: float,
         decoupled: bool,
-    ) -> Sequence[float]:
+    ) -> tuple[float, ...]:
         first, second = self._beta_powers or beta_powers(betas, self.steps - 1)
         self._beta_powers = first, second = first * betas[0], second * betas[1]
         root = math.sqrt(1.0 - second)
@@ -171,10 +195,13 @@ class AdamUpdate(NumpyUpdate):
         decay, shrink = (0.0, 1.0 - learning_rate * weight_decay) if decoupled else (weight_decay, 1.0)
         return rate, 1.0 - betas[0], betas[1], 1.0 - betas[1], eps * root, decay, shrink
 
-    def _apply(
+    def _bind(
         self,
-        gradient: Array,
-        factor: float,
+        t: Array,
+        m: Array,
+        v: Array,
+        spare: Array,
+        other: Array,
         rate: Any,
         gain_1: Any,
         keep_2: Any,
@@ -182,26 +209,35 @@ class AdamUpdate(NumpyUpdate):
         epsilon: Any,
         decay: Any,
         shrink: Any,
-    ) -> None:
-        for where, t, m, v, spare, other in self._parts:
-            g = _scaled(gradient[where], factor, spare)
-            if shrink != 1.0:
+    ) -> Callable[[Array, float], None]:
+        square = step = spare
+        operations = (
+            bind(np.multiply, other, gain_1, out=other),
+            bind(np.add, m, other, out=m),
+            bind(np.multiply, v, keep_2, out=v),
+            bind(np.multiply, square, gain_2, out=square),
+            bind(np.add, v, square, out=v),
+            bind(np.sqrt, v, out=step),
+            bind(np.add, step, epsilon, out=step),
+            bind(np.divide, m, step, out=step),
+            bind(np.multiply, step, rate, out=step),
+            bind(np.subtract, t, step, out=t),
+        )
+
+        def update(g: Array, factor: float) -> None:
+            if factor != 1.0:
+                g = np.multiply(g, factor, out=spare)
+            if shrink.item() != 1.0:
                 np.multiply(t, shrink, out=t)
-            if decay:
+            if decay.item():
                 np.multiply(t, decay, out=other)
                 g = np.add(g, other, out=spare)
             np.subtract(g, m, out=other)
-            np.multiply(other, gain_1, out=other)
-            np.add(m, other, out=m)
-            np.multiply(v, keep_2, out=v)
-            square = np.multiply(g, g, out=spare)
-            np.multiply(square, gain_2, out=square)
-            np.add(v, square, out=v)
-            step = np.sqrt(v, out=spare)
-            np.add(step, epsilon, out=step)
-            np.divide(m, step, out=step)
-            np.multiply(step, rate, out=step)
-            np.subtract(t, step, out=t)
+            np.multiply(g, g, out=square)
+            for operation in operations:
+                operation()
+
+        return update
 
 
 def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
@@ -210,14 +246,3 @@ def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
     for _ in range(steps):
         first, second = first * betas[0], second * betas[1]
     return first, second
-
-
-def _parts(theta: Array, *state: Array | None) -> list[list[Any]]:
-    """θ and an optimizer's state in parts of up to CHUNK: for each where it lies, its views, and two scratch arrays."""
-    scratch = [aligned_empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(2)]
-    parts = []
-    for start in range(0, len(theta), CHUNK):
-        where = slice(start, min(start + CHUNK, len(theta)))
-        views = [None if array is None else array[where] for array in (theta, *state)]
-        parts.append([where, *views, *(array[: where.stop - start] for array in scratch)])
-    return parts

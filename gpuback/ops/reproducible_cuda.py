@@ -55,6 +55,10 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         super().__init__(xp, launcher, name=name, device=device)
         self._multiply = multiply
 
+    @property
+    def recorder(self) -> None:
+        """cuBLAS is not recorded."""
+
     def workspace(  # type: ignore[override]
         self, rows: int, sizes: tuple[int, ...], precision: Precision
     ) -> ReproducibleCudaBuffers:

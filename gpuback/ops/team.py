@@ -25,19 +25,20 @@ class Team:
 
     Args:
         size: how many tasks there are at a time, at most.
-        blas_alone: whether BLAS keeps to one thread even while a single task runs; with several it always does.
+        blas_alone: whether BLAS keeps to one thread even while a single task runs; with several it always does. If not,
+            `run` does no more than to do the work.
     """
 
     def __init__(self, size: int, blas_alone: bool) -> None:
         self.size = size
-        self._blas_alone = blas_alone or size > 1
+        self.blas_alone = blas_alone or size > 1
 
     def run(self, work: Callable[[int, int], Result], count: int) -> list[Result]:
         """[work(0, m), …, work(count − 1, m)], where m says which member of the team works on it: whoever is free.
 
         What one of them raises is raised here, once all have ended; those not begun by then are left out.
         """
-        if not self._blas_alone:
+        if not self.blas_alone:
             return [work(index, 0) for index in range(count)]
         results: dict[int, Result] = {}
         indices = iter(range(count))
@@ -137,6 +138,13 @@ def blas_threads() -> int:
     with _lock:
         counts = _before if _inside else [library.threads() for library in shared]
     return max([*counts, *(library.threads() for library in own)], default=1)
+
+
+@functools.cache
+def blas_cores() -> set[str]:
+    """For which processors the OpenBLAS that is loaded has chosen its kernels, as it names them, in small letters."""
+    libraries = ThreadpoolController().lib_controllers
+    return {str(library.architecture).lower() for library in libraries if library.internal_api == "openblas"}
 
 
 _lock = threading.Lock()

@@ -3,5 +3,6 @@
 from emulator.build import compiler_missing
 from emulator.guarded import GuardedNumpy
 from emulator.launcher import Counts, EmulationError, EmulatorLauncher
+from emulator.strict import StrictNumpy
 
-__all__ = ["Counts", "EmulationError", "EmulatorLauncher", "GuardedNumpy", "compiler_missing"]
+__all__ = ["Counts", "EmulationError", "EmulatorLauncher", "GuardedNumpy", "StrictNumpy", "compiler_missing"]

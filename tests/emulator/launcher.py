@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ class EmulatorLauncher:
         folder: where the sources of kernels lie.
 
     Attributes:
-        launches: the entry points launched so far, in order.
+        launches: the entry points launched so far, in order; those of a record when it is replayed.
+        replays: how often a record was replayed.
+        failed_records: why `record` failed, each time that it did.
     """
 
     def __init__(
@@ -65,6 +68,9 @@ class EmulatorLauncher:
             raise ValueError(f"resident_blocks {resident_blocks}: at least one block has to run")
         self.limits = limits
         self.launches: list[str] = []
+        self.replays = 0
+        self.failed_records: list[str] = []
+        self._recording = threading.local()  # `launches`: what is being recorded
         self._folder = folder
         self._tally = Tally()
         self._settings = structs.Settings(
@@ -91,6 +97,36 @@ class EmulatorLauncher:
     def watch(self, array: np.ndarray) -> Callable[[], np.ndarray]:
         return array.copy
 
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """The launches of `work`, none of which runs now. Like a CUDA graph, the record keeps nothing alive."""
+        if self.capturing():
+            raise EmulationError("a record was begun within another one")
+        self._recording.launches = recorded = []
+        try:
+            work()
+        except BaseException as error:
+            self.failed_records.append(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            del self._recording.launches
+
+        def replay() -> None:
+            self.replays += 1
+            for launch, values in recorded:
+                _alive(launch)(*map(_alive, values))
+
+        return replay
+
+    def capturing(self) -> bool:
+        return hasattr(self._recording, "launches")
+
+    def copy(self, source: np.ndarray, target: np.ndarray) -> None:
+        if self.capturing():
+            raise EmulationError("a copy while launches are recorded")
+        assert source.shape == target.shape and source.dtype == target.dtype
+        assert source.flags.c_contiguous and target.flags.c_contiguous
+        target[...] = source
+
     def bind(self, plan: LaunchPlan, arguments: Sequence[Argument]) -> Launch:
         """A launch with its arguments laid out; arguments that the kernel would misread are refused."""
         self._check_plan(plan)
@@ -111,14 +147,14 @@ class EmulatorLauncher:
         )
         entry = plan.variant.entry
         pointer = ctypes.addressof(description)
-        run = load_runtime().emulator_launch
-        record = self.launches.append
+        start = load_runtime().emulator_launch
+        note = self.launches.append
 
         def launch(*values: Any) -> None:
             block.fill(values)
-            record(entry)
+            note(entry)
             with _ONE_AT_A_TIME:
-                failed = run(pointer)
+                failed = start(pointer)
             if failed:
                 raise EmulationError(_explain(kernel, _filled(arguments, values)))
 
@@ -130,9 +166,19 @@ class EmulatorLauncher:
             launch(*values)
             self._tally.add(kernel, filled, arrays)
 
+        run = checked_launch if self._settings.checked else launch
+        recording = self._recording
+
+        def launch_or_record(*values: Any) -> None:
+            if not hasattr(recording, "launches"):
+                run(*values)
+            else:
+                block.fill(values)
+                recording.launches.append((weakref.ref(run), [_held(value) for value in values]))
+
         # Whatever the description points to lives as long as the launch.
         launch.keeps = (description, block, kernel)
-        return checked_launch if self._settings.checked else launch
+        return launch_or_record
 
     def _check_plan(self, plan: LaunchPlan) -> None:
         if not 1 <= plan.block <= 1024:
@@ -144,6 +190,21 @@ class EmulatorLauncher:
                 f"{plan.variant.entry}: {plan.shared_bytes} bytes of shared memory; "
                 f"this device has {self.limits.shared_bytes} for a block"
             )
+
+
+def _held(value: Any) -> Any:
+    """A launch's argument as a record holds it: an array by its address alone."""
+    return weakref.ref(value) if isinstance(value, np.ndarray) else value
+
+
+def _alive(held: Any) -> Any:
+    """What a record holds, if it is still there."""
+    if not isinstance(held, weakref.ref):
+        return held
+    value = held()
+    if value is None:
+        raise EmulationError("a record was replayed whose arrays or launches are gone")
+    return value
 
 
 def _address(array: np.ndarray) -> int:

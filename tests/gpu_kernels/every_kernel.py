@@ -14,6 +14,7 @@ import numpy as np
 import gpuback
 from gpuback import SGD, Adam, TrainStep
 from gpuback.cuda import plans
+from gpuback.cuda.variants import every_kernel
 from gpuback.ops import exact_products, ops_for
 from gpuback.optimizers import Optimizer
 from gpuback.testing import random_batch, random_layer
@@ -26,6 +27,9 @@ DTYPES = {
     "float64": ("float64", False),
 }
 NARROW = [(n_out, n_in) for n_out in (61, 101) for n_in in (50, 123)]
+NARROW_NETWORKS = [(9, 31, 5), (20, 64, 33, 10), (100, 128, 7), (9, *[40] * 9, 5), (100, 128, 90, 128, 7)]
+"""For each kernel that takes a whole network, one that goes through it."""
+
 SHARED_BYTES = (None, 166912, 101376)
 """Of this device, of an A100 and of an A10: smaller ones get shallower rings of slabs."""
 
@@ -77,13 +81,15 @@ def main() -> None:
         launcher.limits = limits
         layer(150, 150, 137, dtype, allow_tf32)
         networks((33, 150, 10), 150, dtype, allow_tf32)
+        for sizes in NARROW_NETWORKS:
+            networks(sizes, 301, dtype, allow_tf32)
     want(4)
     for dtype, allow_tf32 in chosen:
         layer(301, 150, 137, dtype, allow_tf32)
         networks((33, 150, 140, 10), 301, dtype, allow_tf32)
     cupy.cuda.runtime.deviceSynchronize()
     ran = {*launcher._functions, *ops_for("cupy", reproducible=True).launcher._functions}  # type: ignore[attr-defined]
-    known = {kernel.variant for kernel in plans.variants()}
+    known = {kernel.variant for kernel in every_kernel()}
     print(f"ran {len(ran & known)} of {len(known)} kernels")
     if chosen == [*DTYPES.values()]:
         for variant in sorted(known - ran):

@@ -255,7 +255,7 @@ def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
             steps.step()
     assert made == [7, 3]
     blocks = [block for _, kept in net._pool._free for block in kept._blocks.values()]
-    assert all(not block._inputs for block in blocks)  # the batch itself is not kept
+    assert all(block.h_0 is None for block in blocks)  # the batch itself is not kept
 
 
 def test_buffers_kept_are_few() -> None:

@@ -8,11 +8,12 @@
 // A block computes one tile of 128 x 128 or 64 x 64: A = h, B = w transposed, K = nI. Tiles of one row of tiles follow each
 // other, so that their rows of h are read from the level-2 cache. Rows that are not aligned to 16 bytes are read by plain loads.
 //
-// Variants: OPERAND (bfloat16, float16, float for TF32), TILE. 128 threads.
+// Compiled with layer_mma.cu: a network that goes one way layer by layer also goes the other. Variants as there. 128 threads.
+#pragma once
 #include "epilogue.cuh"
 #include "mma_tile.cuh"
 
-typedef MmaTile<OPERAND, TILE, TILE, 4, false, true> Tile;
+typedef MmaTile<OPERAND, TILE, TILE, 4, false, true> ForwardTile;
 
 KERNEL __launch_bounds__(128, 2) forward_mma(const OPERAND* h_bi, int h_pitch, const OPERAND* w_oi, int w_pitch,
                                           const float* bias_o, OPERAND* a_bo, int a_pitch, void* out_bo, int out_pitch,
@@ -20,7 +21,7 @@ KERNEL __launch_bounds__(128, 2) forward_mma(const OPERAND* h_bi, int h_pitch, c
   SHARED_MEMORY(memory);
   const int tiles_o = ceil_div(n_out, TILE), b0 = blockIdx.x / tiles_o * TILE, o0 = blockIdx.x % tiles_o * TILE;
   const Matrix<OPERAND> h = {h_bi, h_pitch, n_batch, n_in}, w = {w_oi, w_pitch, n_out, n_in};
-  Tile tile;
+  ForwardTile tile;
   tile.multiply((OPERAND*)memory, h, w, b0, o0, 0, n_in, false);
   float* sums = (float*)memory;
   tile.share(sums);
@@ -32,8 +33,8 @@ KERNEL __launch_bounds__(128, 2) forward_mma(const OPERAND* h_bi, int h_pitch, c
   if (o >= n_out) return;
   const Four bias = load_group<4>(bias_o + o, n_out - o, false);
 #pragma unroll 1
-  for (int row = (int)threadIdx.x / lanes; row < TILE && b0 + row < n_batch; row += Tile::THREADS / lanes) {
-    Four a = *(const Four*)(sums + row * Tile::PITCH_C + column);
+  for (int row = (int)threadIdx.x / lanes; row < TILE && b0 + row < n_batch; row += ForwardTile::THREADS / lanes) {
+    Four a = *(const Four*)(sums + row * ForwardTile::PITCH_C + column);
 #pragma unroll
     for (int j = 0; j < 4; ++j) a.at[j] += bias.at[j];
     if (derivative_from_a(activation)) a = widen(narrow<OPERAND>(a));

@@ -9,7 +9,8 @@
 // are read from the level-2 cache. With B = 8192 and nO = nI = 1024: 64 x 8 tiles of 128 x 128. On an H200 that is 60 % of the
 // FP32 peak.
 //
-// Variants: REAL (float or double), TILE (128, float only, or 64). 256 threads.
+// Compiled with layer_simt.cu: a network that goes one way layer by layer also goes the other. Variants as there. 256 threads.
+#pragma once
 #include "activations.cuh"
 #include "simt_tile.cuh"
 

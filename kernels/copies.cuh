@@ -1,6 +1,7 @@
 // Copies in the operands' format, rows padded to 16 bytes: what products read. NaN has one pattern of bits.
 //
-// Variants: REAL (float or double) of what is copied, OPERAND. 256 threads, a warp to a row.
+// Compiled with losses.cu. Variants: REAL (float or double) of what is copied, OPERAND. 256 threads, a warp to a row.
+#pragma once
 #include "exact.cuh"
 
 // out_bi = x_bi, rounded. x and out (B, n) row by row with a pitch each.

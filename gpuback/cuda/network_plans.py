@@ -1,0 +1,308 @@
+"""Launch plans of the kernels that take a whole narrow network at once: kernels/network_narrow.cu and network_chain.cu.
+
+How the batch is cut follows from the shape alone, so sums have the same bits on every device; the device decides how
+many rows a block takes at a time, which changes none.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuback.architecture import Architecture
+from gpuback.cuda import plans
+from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
+from gpuback.cuda.plans import Chains
+from gpuback.precision import Precision
+
+WARPS, TILE = 8, 32
+"""Of a block; rows and columns of a warp's tile. As in kernels/network_slab.cuh."""
+
+THREADS = 32 * WARPS
+
+RING_BYTES = WARPS * 8 * 512
+"""Through which a block's warps read partial results, where the slab was."""
+
+LAYER_NUMBERS = 12
+"""Of an entry of the layout: `Layer` in kernels/network_slab.cuh."""
+
+COUNTERS = 4
+"""Of a launch, before the pieces' own."""
+
+ROWS = (128, 96, 64, 32)
+"""Of a slab, the best first: with 128 each of a block's warps has a tile of a layer of 64."""
+
+
+ChainEntry = Literal["network_chain", "network_weights_64", "network_weights_128"]
+"""The kernels of the two launches."""
+
+
+class Shape(NamedTuple):
+    """The widest layers and the most of them whose sums of dW a variant of `network_narrow` holds in registers."""
+
+    width: int
+    layers: int
+
+
+SHAPES = (Shape(32, 16), Shape(64, 8), Shape(128, 2))
+"""The variants there are, the better first."""
+
+
+@dataclass(frozen=True)
+class SumsPlan:
+    """How sums over the batch are cut and added up.
+
+    Attributes:
+        chains: how the batch is cut.
+        partials: numbers of workspace for partial results.
+        slots: a layer's parts that warps could hold, for all layers; `pieces` of them have anything in them.
+    """
+
+    chains: Chains
+    partials: int
+    slots: int
+    pieces: int
+
+    @property
+    def counters(self) -> int:
+        """All 0 before and after."""
+        return COUNTERS + self.slots * self.chains.counters
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """A step of a whole network in one launch.
+
+    Attributes:
+        launch: what is launched.
+        layout: what lies where: (L + 1, LAYER_NUMBERS).
+        rows: of a slab.
+        sums: those of dW and db.
+    """
+
+    launch: LaunchPlan
+    layout: NDArray[np.int32]
+    rows: int
+    sums: SumsPlan
+
+
+@dataclass(frozen=True)
+class ChainPlan:
+    """A network's forward pass, its loss and its backward pass down to every da in one launch.
+
+    Attributes:
+        launch, layout, rows: as StepPlan's.
+        all_weights: a block keeps all of them; else it reads each layer's anew for every slab.
+        chains: how the batch is cut.
+        columns: of all matrices of the workspace.
+    """
+
+    launch: LaunchPlan
+    layout: NDArray[np.int32]
+    rows: int
+    all_weights: bool
+    chains: Chains
+    columns: int
+
+
+@dataclass(frozen=True)
+class WeightsPlan:
+    """All dW and db from what a ChainPlan has left in the workspace, in one launch."""
+
+    launch: LaunchPlan
+    rows: int
+    sums: SumsPlan
+
+
+def whole(width: int) -> int:
+    """What a width is rounded up to."""
+    return -(-width // 16) * 16
+
+
+def refusal(architecture: Architecture, limits: DeviceLimits) -> str | None:
+    """Why no kernel takes such a network at once; None if there is one."""
+    precision, widest = architecture.precision, max(architecture.sizes)
+    if plans.uses_tensor_cores(precision) and not limits.tensor_cores:
+        return "this device has no tensor cores for such operands"
+    if precision.reproducible:
+        return "reproducible mode goes layer by layer"
+    if precision.name == "float64":
+        return "float64 goes layer by layer"
+    if widest > plans.NARROW:
+        return f"a layer is {widest} wide, and whole networks are taken up to {plans.NARROW}"
+    return None
+
+
+@functools.cache
+def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | str:
+    """A whole step in one launch; or, in words, why there is none. For what `refusal` lets through."""
+    sizes, precision = architecture.sizes, architecture.precision
+    depth, widest = len(sizes) - 1, max(sizes)
+    shape = next((shape for shape in SHAPES if widest <= shape.width and depth <= shape.layers), None)
+    if shape is None:
+        known = " or ".join(f"{shape.layers} of {shape.width}" for shape in SHAPES)
+        return f"registers hold the sums of {known} layers, not of {depth} up to {widest} wide"
+    for rows in ROWS:
+        layout, shared_bytes = _step_layout(architecture, rows)
+        if shared_bytes <= limits.shared_bytes:
+            break
+    else:
+        return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
+    sums = _sums(sizes, shape.width, plans.narrow_chains(batch_size))
+    grid = min(sums.chains.count, limits.multiprocessors)
+    return StepPlan(LaunchPlan(step_variant(shape, precision), grid, THREADS, shared_bytes), layout, rows, sums)
+
+
+@functools.cache
+def chain_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits, *, backward: bool) -> ChainPlan | str:
+    """The passes in one launch, with or without the backward one; or, in words, why there is none."""
+    for all_weights, rows in ((True, 128), (True, 96), (True, 64), *((False, rows) for rows in ROWS)):
+        layout, shared_bytes, columns = _chain_layout(architecture, rows, all_weights, backward)
+        if shared_bytes <= limits.shared_bytes:
+            break
+    else:
+        return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
+    chains = plans.narrow_chains(batch_size)
+    grid = min(chains.count, 2 * limits.multiprocessors)
+    launch = LaunchPlan(chain_variant("network_chain", architecture.precision), grid, THREADS, shared_bytes)
+    return ChainPlan(launch, layout, rows, all_weights, chains, columns)
+
+
+@functools.cache
+def weights_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> WeightsPlan | str:
+    """All layers' dW and db in one launch; or, in words, why there is none."""
+    sizes, precision = architecture.sizes, architecture.precision
+    depth, width = len(sizes) - 1, 64 if max(sizes) <= 64 else 128
+    pitch = (width + _pad(precision)) * precision.operand.itemsize
+    before = _table_bytes(depth) + 4 * width
+    for rows in ROWS[0], ROWS[2], ROWS[3]:
+        shared_bytes = before + max(4 * rows * pitch, RING_BYTES)
+        if shared_bytes <= limits.shared_bytes // (1 if rows == ROWS[-1] else 2):
+            break
+    else:
+        return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
+    wanted = -(-2 * plans.ITEMS_WANTED // depth)
+    sums = _sums(sizes, width, plans.chains_for(batch_size, wanted, plans.NARROW_SMALLEST_CHAIN, plans.LONGEST_CHAIN))
+    grid = min(depth * sums.chains.count, 2 * limits.multiprocessors)
+    variant = chain_variant("network_weights_64" if width == 64 else "network_weights_128", precision)
+    return WeightsPlan(LaunchPlan(variant, grid, THREADS, shared_bytes), rows, sums)
+
+
+# What lies where
+
+
+def _pad(precision: Precision) -> int:
+    """Numbers at the end of a row of operands."""
+    return 8 if plans.uses_tensor_cores(precision) else 4
+
+
+def _table_bytes(depth: int) -> int:
+    return -(-(depth + 1) * LAYER_NUMBERS * 4 // 16) * 16
+
+
+def _table(architecture: Architecture) -> NDArray[np.int32]:
+    """Widths, activations and places in θ."""
+    sizes, hidden = architecture.sizes, architecture.hidden_activations
+    table = np.zeros((len(sizes), LAYER_NUMBERS), np.int32)
+    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
+        activation = hidden[k].kernel_id if k < len(hidden) else 0
+        table[k, :4] = n_in, n_out, activation, architecture.layout.weight_starts[k]
+    table[-1, 0] = sizes[-1]
+    return table
+
+
+def _row_bytes(width: int, precision: Precision) -> int:
+    return (whole(width) + _pad(precision)) * precision.operand.itemsize
+
+
+def _top_row_bytes(width: int, precision: Precision) -> int:
+    return (whole(width) + (4 if precision.sixteen_bit else _pad(precision))) * 4
+
+
+def _kept(architecture: Architecture) -> list[bool]:
+    """For the inputs of each layer, whether the pre-activations that they came from are kept."""
+    return [False, *(g.derivative_from == "a" for g in architecture.hidden_activations)]
+
+
+def _step_layout(architecture: Architecture, rows: int) -> tuple[NDArray[np.int32], int]:
+    """For `network_narrow`; and the bytes that it takes in all."""
+    sizes, precision = architecture.sizes, architecture.precision
+    table, end = _table(architecture), _table_bytes(len(sizes) - 1)
+    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
+        bias, db = end, end + 4 * whole(n_out)
+        w = db + 4 * whole(n_out)
+        table[k, 4:7] = w, bias, db
+        end = w + whole(n_out) * _row_bytes(n_in, precision)
+    slab = end
+    for k, (width, kept) in enumerate(zip(sizes[:-1], _kept(architecture), strict=True)):
+        table[k, 7], end = end, end + rows * _row_bytes(width, precision)
+        if kept:
+            table[k, 8], end = end, end + rows * _row_bytes(width, precision)
+    table[-1, 7], end = end, end + rows * _top_row_bytes(sizes[-1], precision)
+    return table, max(end, slab + RING_BYTES)
+
+
+def _chain_layout(
+    architecture: Architecture, rows: int, all_weights: bool, backward: bool
+) -> tuple[NDArray[np.int32], int, int]:
+    """For `network_chain`; the bytes that it takes in all, and the columns of the workspace.
+
+    Neighbouring layers' inputs take turns at two places. Without `backward` nothing is kept.
+    """
+    sizes, precision = architecture.sizes, architecture.precision
+    depth, kept = len(sizes) - 1, _kept(architecture) if backward else [False] * (len(sizes) - 1)
+    table, start = _table(architecture), _table_bytes(depth)
+    end = start
+    for k, (n_in, n_out) in enumerate(pairwise(sizes)):
+        first = end if all_weights else start
+        bias, w = first, first + 4 * whole(n_out)
+        table[k, 4:6] = w, bias
+        end = max(end, w + whole(n_out) * _row_bytes(n_in, precision))
+    for turn in range(min(2, depth)):
+        widest = max(sizes[:-1][turn::2])
+        table[turn:-1:2, 7], end = end, end + rows * _row_bytes(widest, precision)
+        if any(kept[turn::2]):
+            for k in range(turn, depth, 2):
+                table[k, 8] = end if kept[k] else 0
+            end += rows * _row_bytes(widest, precision)
+    table[-1, 7], end = end, end + rows * _top_row_bytes(sizes[-1], precision)
+    columns = 0
+    if backward:
+        for k, width in enumerate(sizes):
+            for number, there in ((9, k < depth), (10, k < depth and kept[k]), (11, k > 0)):
+                if there:
+                    table[k, number], columns = columns, columns + whole(width)
+    return table, end, columns
+
+
+def _sums(sizes: tuple[int, ...], width: int, chains: Chains) -> SumsPlan:
+    """2 x 4 warps (32 wide: 2 x 2) stand over each dW, and hold a part of `rows` x `columns` each."""
+    rows, columns = width // 2, max(width // 4, 16)
+    held = rows * columns // 32 + plans.whole_packs(-(-rows // 32))
+    slots = WARPS * (len(sizes) - 1)
+    pieces = sum(min(2, -(-n_out // rows)) * -(-n_in // columns) for n_in, n_out in pairwise(sizes))
+    return SumsPlan(chains, chains.count * slots * 32 * held, slots, pieces)
+
+
+# Variants
+
+
+def _operands(precision: Precision) -> tuple[str, str]:
+    operand = precision.name if precision.sixteen_bit else "float"
+    return f"OPERAND={operand}", f"TENSOR_CORES={int(plans.uses_tensor_cores(precision))}"
+
+
+def step_variant(shape: Shape, precision: Precision) -> Variant:
+    """The kernel of the one launch for such networks and operands."""
+    sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}"
+    return Variant("network_narrow.cu", "network_narrow", (*_operands(precision), *sizes))
+
+
+def chain_variant(entry: ChainEntry, precision: Precision) -> Variant:
+    """A kernel of the two launches for such operands."""
+    return Variant("network_chain.cu", entry, _operands(precision))

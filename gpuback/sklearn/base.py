@@ -1,0 +1,303 @@
+"""What the two estimators share: fitting, epoch by epoch, as scikit-learn does it, and what a fit leaves behind."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state, shuffle
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from gpuback._typing import ArrayLike
+from gpuback.architecture import Architecture
+from gpuback.errors import DataError, OptionError, ShapeError
+from gpuback.network import MLP
+from gpuback.sklearn.descent import Descent, TrainingSet
+from gpuback.sklearn.parameters import LOSSES, Parameters, check_parameters, gpuback_activation, layer_widths
+
+
+class BaseMLP(Parameters, ABC):
+    """A multilayer perceptron as an estimator; the public ones say what it predicts."""
+
+    # The fitted state. `_net` is there from the first fit on, and with it all the rest.
+    _net: MLP
+    _descent: Descent
+    _best_theta: NDArray[Any] | None
+    _no_improvement_count: int
+    loss_: float
+    loss_curve_: list[float]
+    best_loss_: float | None
+    validation_scores_: list[float] | None
+    best_validation_score_: float | None
+    n_iter_: int
+    t_: int
+    n_layers_: int
+    n_outputs_: int
+    out_activation_: str
+
+    # What differs between the two
+
+    @abstractmethod
+    def _checked(self, X: ArrayLike, y: ArrayLike, *, reset: bool, incremental: bool) -> tuple[Any, Any, Any]:
+        """X, y as predictions look, and y as the network's targets; settles what the outputs are, if `reset`."""
+
+    @abstractmethod
+    def _output(self, targets: Any) -> tuple[int, str]:
+        """How many outputs, and their function in scikit-learn's words."""
+
+    @abstractmethod
+    def _predictions(self, outputs: Any) -> Any:
+        """What `predict` returns for the network's outputs."""
+
+    @abstractmethod
+    def _score(self, y: Any, predictions: Any, sample_weight: Any) -> float:
+        """The validation score."""
+
+    # Fitting
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+        """Trains on X and y until the loss (or, with early stopping, the score) no longer improves.
+
+        Args:
+            X: (n_samples, n_features) dense real numbers.
+            y: (n_samples,) or (n_samples, n_outputs).
+            sample_weight: (n_samples,).
+
+        Returns:
+            self.
+
+        Raises:
+            OptionError, DataError, and ValueErrors of scikit-learn's: a parameter or the data cannot be used.
+        """
+        return self._fit(X, y, sample_weight, incremental=False)
+
+    def _fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, *, incremental: bool) -> Any:
+        check_parameters(self.get_params(deep=False))
+        if incremental and self.early_stopping:
+            raise OptionError("partial_fit does not support early_stopping=True")
+        first = not hasattr(self, "_net") or not (self.warm_start or incremental)
+        X, y, targets = self._checked(X, y, reset=first, incremental=incremental)
+        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        random = check_random_state(self.random_state)
+        architecture = self._architecture(X.shape[1], targets)
+        if first:
+            self._initialise(architecture, random)
+        elif architecture != self._net.architecture:
+            raise OptionError(
+                f"warm_start and partial_fit go on with the network that there is, {self._net!r}; "
+                f"the parameters and data now ask for sizes {architecture.sizes}, activation {self.activation!r} "
+                f"and dtype {architecture.precision.name}"
+            )
+        if first or self.early_stopping != (self.validation_scores_ is not None):
+            self._start_watching()
+        if not incremental or not hasattr(self, "_descent"):
+            self._descent = Descent(self._net, self.get_params(deep=False))
+
+        rows, held = self._hold_out(X, y, targets, weight, random)
+        X, targets, weight = X[rows], targets[rows], None if weight is None else weight[rows]
+        samples = TrainingSet(self._net, X, targets, weight, self._size_of_batches(len(X)))
+        try:
+            self._epochs(samples, len(X), random, held, incremental)
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=3)
+        if self.early_stopping:
+            self._net.theta = self._best_theta
+        with self._net.ops.scope():
+            if not self._net.ops.all_finite(self._net.theta):
+                raise DataError(
+                    "Solver produced non-finite parameter weights. The input data may contain large values and need "
+                    "to be preprocessed."
+                )
+        return self
+
+    def _architecture(self, n_features: int, targets: Any) -> Architecture:
+        n_outputs, output = self._output(targets)
+        return Architecture.create(
+            [n_features, *layer_widths(self.hidden_layer_sizes), n_outputs],
+            activation=gpuback_activation(self.activation),
+            loss=LOSSES[output],
+            dtype=self.dtype,
+        )
+
+    def _initialise(self, architecture: Architecture, random: np.random.RandomState) -> None:
+        """A fresh network with the very numbers that scikit-learn draws, and nothing seen so far."""
+        self._net = MLP(**architecture.as_options(), backend=self.backend, seed=0)
+        theta = np.empty(self._net.n_parameters)
+        weights, biases = architecture.layout.split(theta)
+        factor = 2.0 if gpuback_activation(self.activation) == "sigmoid" else 6.0
+        for W, b in zip(weights, biases, strict=True):
+            bound = math.sqrt(factor / sum(W.shape))
+            W[...] = random.uniform(-bound, bound, W.T.shape).T
+            b[...] = random.uniform(-bound, bound, b.shape)
+        self._net.theta = theta
+        self.n_layers_ = len(architecture.sizes)
+        self.n_outputs_ = architecture.sizes[-1]
+        self.out_activation_ = next(name for name, loss in LOSSES.items() if loss == architecture.loss)
+        self.n_iter_ = self.t_ = self._no_improvement_count = 0
+        self.loss_curve_ = []
+
+    def _start_watching(self) -> None:
+        """What stopping goes by, the loss or the validation score, is nothing yet."""
+        self.best_loss_ = None if self.early_stopping else math.inf
+        self.validation_scores_ = [] if self.early_stopping else None
+        self.best_validation_score_ = -math.inf if self.early_stopping else None
+        self._best_theta = self._net.ops.to_numpy(self._net.theta).copy() if self.early_stopping else None
+
+    def _hold_out(self, X: Any, y: Any, targets: Any, weight: Any, random: Any) -> tuple[Any, tuple[Any, ...] | None]:
+        """The rows to train on, and X, y and weights to validate on: those that scikit-learn takes."""
+        if not self.early_stopping:
+            return slice(None), None
+        stratify = targets if self.out_activation_ == "logistic" and self.n_outputs_ == 1 else None
+        rows, others = train_test_split(
+            np.arange(len(X)), random_state=random, test_size=self.validation_fraction, stratify=stratify
+        )
+        if len(others) < 2:
+            raise DataError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        x_held = self._net.ops.asarray(X[others], self._net.theta.dtype, "X")
+        return rows, (x_held, y[others], None if weight is None else weight[others])
+
+    def _size_of_batches(self, n_samples: int) -> int:
+        if self.batch_size == "auto":
+            return min(200, n_samples)
+        if self.batch_size > n_samples:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=4
+            )
+        return min(int(self.batch_size), n_samples)
+
+    def _epochs(self, samples: TrainingSet, n_samples: int, random: Any, held: Any, incremental: bool) -> None:
+        """One epoch, or as many as max_iter and the stopping rule allow."""
+        order = np.arange(n_samples)
+        self.n_iter_ = 0
+        while self.n_iter_ < (1 if incremental else self.max_iter):
+            if self.shuffle:
+                order = shuffle(order, random_state=random)
+            self.loss_ = self._descent.epoch(samples, order if self.shuffle else None, float(self.alpha))
+            self.n_iter_ += 1
+            self.t_ += n_samples
+            self.loss_curve_.append(self.loss_)
+            if self.verbose:
+                print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
+            improved = self._note_loss() if held is None else self._note_score(*held)
+            self._no_improvement_count = 0 if improved else self._no_improvement_count + 1
+            self._descent.end_epoch(self.t_)
+            if self._no_improvement_count > self.n_iter_no_change:
+                what = "Training loss" if held is None else "Validation score"
+                message = (
+                    f"{what} did not improve more than tol={self.tol:f} for {self.n_iter_no_change} consecutive epochs."
+                )
+                if self._descent.stops(message, bool(self.verbose)):
+                    return
+                self._no_improvement_count = 0
+        if not incremental:
+            warnings.warn(
+                f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
+                "converged yet.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _note_loss(self) -> bool:
+        """Whether the loss is the best so far by more than tol; NaN counts as better, as in scikit-learn."""
+        assert self.best_loss_ is not None
+        improved = not self.loss_ > self.best_loss_ - self.tol
+        self.best_loss_ = self.loss_ if self.loss_ < self.best_loss_ else self.best_loss_
+        return improved
+
+    def _note_score(self, X: Any, y: Any, sample_weight: Any) -> bool:
+        """Whether the validation score is the best so far by tol or more; the best θ is kept."""
+        assert self.validation_scores_ is not None
+        assert self.best_validation_score_ is not None
+        outputs = self._net.ops.to_numpy(self._net.forward(X))
+        score = math.nan
+        if np.isfinite(outputs).all():
+            score = float(self._score(y, self._predictions(outputs), sample_weight))
+        self.validation_scores_.append(score)
+        if self.verbose:
+            print(f"Validation score: {score:f}")
+        improved = not score < self.best_validation_score_ + self.tol
+        if score > self.best_validation_score_:
+            self.best_validation_score_ = score
+            self._best_theta = self._net.ops.to_numpy(self._net.theta).copy()
+        return improved
+
+    # What has been fitted
+
+    def _outputs(self, X: ArrayLike) -> NDArray[Any]:
+        """The network's outputs on the host, (n_samples, n_outputs), in the dtype that X and θ have in common."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False)
+        outputs: NDArray[Any] = self._net.ops.to_numpy(self._net.forward(X))
+        return outputs.astype(np.result_type(X, outputs), copy=False)
+
+    def predict(self, X: ArrayLike) -> Any:
+        """The predictions for X, (n_samples,) or (n_samples, n_outputs)."""
+        return self._predictions(self._outputs(X))
+
+    @property
+    def coefs_(self) -> list[NDArray[Any]]:
+        """The weights as scikit-learn has them, W_kᵀ, each (nI, nO): read-only copies on the host, new at each access.
+
+        Assigning a list of arrays of these shapes writes them into the network; so does `intercepts_`.
+        """
+        check_is_fitted(self)
+        return self._copies([W.T for W in self._net.weights])
+
+    @coefs_.setter
+    def coefs_(self, values: Sequence[ArrayLike]) -> None:
+        check_is_fitted(self)
+        self._write("coefs_", [W.T for W in self._net.weights], values)
+
+    @property
+    def intercepts_(self) -> list[NDArray[Any]]:
+        """The biases, each (nO,); see `coefs_`."""
+        check_is_fitted(self)
+        return self._copies(self._net.biases)
+
+    @intercepts_.setter
+    def intercepts_(self, values: Sequence[ArrayLike]) -> None:
+        check_is_fitted(self)
+        self._write("intercepts_", self._net.biases, values)
+
+    def _copies(self, parts: Sequence[Any]) -> list[NDArray[Any]]:
+        copies = [np.array(self._net.ops.to_numpy(part), order="C") for part in parts]
+        for copy in copies:
+            copy.flags.writeable = False  # what is written to a copy would be lost without a word
+        return copies
+
+    def _write(self, name: str, parts: Sequence[Any], values: Sequence[ArrayLike]) -> None:
+        arrays = [self._net.ops.asarray(value, self._net.theta.dtype, name) for value in values]
+        expected, came = [part.shape for part in parts], [array.shape for array in arrays]
+        if came != expected:
+            raise ShapeError(f"{name}: expected arrays of shapes {expected}, got {came}")
+        for part, array in zip(parts, arrays, strict=True):
+            part[...] = array
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_net")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: in host arrays, so that backend="auto" is settled anew where it is loaded."""
+        state = dict(super().__getstate__())
+        if "_net" in state:
+            state["_net"] = self._net.to("numpy")
+        if "_descent" in state:
+            state["_descent"] = self._descent.portable()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if "_net" in state:
+            state["_net"] = state["_net"].to(state["backend"])
+        if "_descent" in state:
+            state["_descent"] = Descent.restored(state["_net"], state["_descent"])
+        super().__setstate__(state)

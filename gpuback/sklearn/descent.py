@@ -1,0 +1,170 @@
+"""scikit-learn's stochastic solvers by gpuback's means: means weighted by Σw, L2 on weights alone, its Adam and SGD."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuback._typing import Array
+from gpuback.errors import DataError
+from gpuback.network import MLP
+from gpuback.optimizers import SGD, Adam
+from gpuback.samples import Batches, Samples
+
+SMALLEST_RATE = 1e-6
+"""The adaptive schedule stops where the learning rate is no larger."""
+
+
+class Descent:
+    """Gradient descent on one network, epoch by epoch.
+
+    A batch's loss is Σ_b w_b ℓ_b / Σ_b w_b + ½ α Σ_k ‖W_k‖² / Σ_b w_b, without a penalty on biases. For several outputs
+    of a regressor the *reported* ℓ_b is the mean over outputs, ½ Σ_j (ŷ_j − y_j)² / n_L, while the gradient is that of
+    the sum, as scikit-learn has it.
+
+    Adam: θ ← θ − (η√c₂/c₁) m/(√v + ε), cᵢ = 1 − βᵢᵗ: gpuback's has ε√c₂ there, and gets ε/√c₂ for ε. SGD: v ← μv − η∇θ,
+    θ ← θ + v (Nesterov: θ + μv − η∇θ): η stands inside v, which is rescaled whenever gpuback's η, outside, changes.
+
+    Args:
+        net: the network.
+        parameters: the estimator's, checked.
+
+    Source: scikit-learn's `_multilayer_perceptron.py` and `_stochastic_optimizers.py`.
+    """
+
+    def __init__(self, net: MLP, parameters: Mapping[str, Any]) -> None:
+        names = ("solver", "learning_rate_init", "beta_1", "beta_2", "epsilon", "momentum", "nesterovs_momentum")
+        self._parameters = {name: parameters[name] for name in (*names, "learning_rate", "power_t")}
+        self.steps = 0
+        self._net, p = net, self._parameters
+        rate, momentum = float(p["learning_rate_init"]), float(p["momentum"])
+        self._optimizer: Adam | SGD
+        if p["solver"] == "adam":
+            self._optimizer = Adam(rate, (float(p["beta_1"]), float(p["beta_2"])), float(p["epsilon"]))
+        else:
+            self._optimizer = SGD(rate, momentum, nesterov=bool(p["nesterovs_momentum"]) and momentum > 0)
+        self._optimizer.bind(net)
+        self._gradients = net.empty_gradients()
+
+    def portable(self) -> dict[str, Any]:
+        """All there is to say about it, in host arrays; see `restored`."""
+        return {
+            "parameters": self._parameters,
+            "steps": self.steps,
+            "learning_rate": self._optimizer.learning_rate,
+            "state": {name: self._net.ops.to_numpy(array).copy() for name, array in self._optimizer.state.items()},
+        }
+
+    @classmethod
+    def restored(cls, net: MLP, portable: Mapping[str, Any]) -> Descent:
+        """The one that `portable` speaks of, going on with `net`."""
+        descent = cls(net, portable["parameters"])
+        descent.steps = portable["steps"]
+        descent._optimizer.learning_rate = portable["learning_rate"]
+        descent._optimizer.restore(net, portable["state"], descent.steps)
+        return descent
+
+    def epoch(self, batches: TrainingSet, order: NDArray[np.intp] | None, alpha: float) -> float:
+        """A step on each batch; the mean of their losses, each counted as often as it has samples."""
+        net, gradients, regression = self._net, self._gradients, self._net.architecture.output == "identity"
+        outputs = net.sizes[-1] if regression else 1
+        losses, penalties, counts = [], [], []
+        with net.ops.scope():
+            for batch, weight_sum in batches.each(order):
+                if alpha:
+                    penalties.append(self._penalty(alpha / weight_sum))
+                passes = net.take_passes(len(batch.x))
+                losses.append(passes.value_and_grad(batch.x, batch.y, batch.weight, gradients, accumulate=alpha > 0))
+                net.keep_passes(passes)
+                self._step()
+                counts.append(len(batch.x))
+            values = np.array(net.ops.to_floats(losses)) / outputs
+            if penalties:
+                values += 0.5 * np.array(net.ops.to_floats(penalties))
+        return float(values @ counts) / sum(counts)
+
+    def _penalty(self, rate: float) -> Array:
+        """∇W = rate · W and ∇b = 0, to which the loss's gradients are added; Σ_k W_k · ∇W_k."""
+        net, gradients = self._net, self._gradients
+        for W, dW, db in zip(net.weights, gradients.weights, gradients.biases, strict=True):
+            np.multiply(W, rate, out=dW)
+            db.fill(0)
+        return net.theta.dot(gradients.theta)
+
+    def _step(self) -> None:
+        self.steps += 1
+        if isinstance(self._optimizer, Adam):
+            self._optimizer.eps = self._parameters["epsilon"] / math.sqrt(
+                1.0 - self._parameters["beta_2"] ** self.steps
+            )
+        self._optimizer.step(self._net, self._gradients)
+
+    def end_epoch(self, samples_seen: int) -> None:
+        """What the schedule says after an epoch."""
+        p = self._parameters
+        if p["solver"] == "sgd" and p["learning_rate"] == "invscaling":
+            self._set_rate(float(p["learning_rate_init"]) / (samples_seen + 1) ** float(p["power_t"]))
+
+    def stops(self, message: str, verbose: bool) -> bool:
+        """Whether training stops, now that it improves no longer; if not, the learning rate is divided by 5."""
+        adaptive = self._parameters["solver"] == "sgd" and self._parameters["learning_rate"] == "adaptive"
+        rate = self._optimizer.learning_rate
+        if not adaptive or rate <= SMALLEST_RATE:
+            if verbose:
+                print(message + (" Learning rate too small. Stopping." if adaptive else " Stopping."))
+            return True
+        self._set_rate(rate / 5.0)
+        if verbose:
+            print(f"{message} Setting learning rate to {rate / 5.0:f}")
+        return False
+
+    def _set_rate(self, rate: float) -> None:
+        before, self._optimizer.learning_rate = self._optimizer.learning_rate, rate
+        if "velocity" in self._optimizer.state and rate != before:
+            with self._net.ops.scope():
+                self._optimizer.state["velocity"] *= before / rate
+
+
+class TrainingSet:
+    """Samples in mini-batches, each with the sum of its weights.
+
+    gpuback divides a batch's loss by its size B, scikit-learn by Σw: weights go to the network as shares, w_b B/Σw.
+    """
+
+    def __init__(self, net: MLP, x: Array, y: Array, weight: NDArray[Any] | None, size: int) -> None:
+        self._net, self._size = net, size
+        self._weight = None if weight is None else np.asarray(weight, np.float64)
+        samples = Samples.checked(net, x, y, weight)
+        self._shares = None if weight is None else net.ops.empty(len(weight), net.theta.dtype)
+        self._n_samples = len(samples.x)
+        self._batches = Batches(net, Samples(samples.x, samples.y, self._shares), size)
+
+    def each(self, order: NDArray[np.intp] | None) -> Iterator[tuple[Samples, float]]:
+        """(batch, Σw), in that order of the samples (None: as they stand)."""
+        starts = np.arange(0, self._n_samples, self._size)
+        counts = np.diff(starts, append=self._n_samples)
+        sums = counts.astype(np.float64)
+        if self._weight is not None and self._shares is not None:
+            rows = slice(None) if order is None else order
+            weight = self._weight[rows]
+            sums = _weight_sums(weight, starts, counts)
+            shares = np.empty_like(weight)
+            shares[rows] = weight * np.repeat(counts / sums, counts)
+            self._shares[...] = self._net.ops.asarray(shares, self._net.theta.dtype, "sample_weight")
+        return zip(self._batches.each(order), sums.tolist(), strict=True)
+
+
+def _weight_sums(weight: NDArray[Any], starts: NDArray[np.intp], counts: NDArray[np.intp]) -> NDArray[Any]:
+    """Σw of each batch."""
+    sums = np.add.reduceat(weight, starts)
+    if not sums.all():
+        batch = int(np.argmin(sums != 0))
+        raise DataError(
+            f"sample_weight: expected weights whose sum over each batch is not zero, got 0 over the {counts[batch]} "
+            f"samples of batch {batch}; leave out samples of weight zero or enlarge batch_size"
+        )
+    return sums

@@ -1,0 +1,156 @@
+// The output layer of one sample: y^ = O(a), the loss l(y^, y), and dl/da.
+//
+//     cross entropy, softmax            l = sum_j y_j (log s - z_j)                dl/da = (sum_j y_j) y^ - y
+//                                       of a label y: log s - z_y                  y^ - e(y)
+//                                       with z = a - max a, s = sum_j e^z_j, y^ = e^z / s
+//     binary cross entropy, sigmoid     l = sum_j max(a, 0) - a y + log1p(e^-|a|)  y^ - y
+//     squared error                     l = 1/2 sum_j (y^ - y)^2                   r = y^ - y
+//       identity, sigmoid, tanh                                                    r g'(a)
+//       softmax                                                                    y^ (r - sum_j r_j y^_j)
+//
+// A label outside 0 ... n - 1 is never used as an index: its loss and its dl/da become NaN.
+#pragma once
+#include "activations.cuh"
+#include "block_sum.cuh"
+
+enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
+enum OutputFunction { OUTPUT_SOFTMAX = -1 };  // else IDENTITY, SIGMOID or TANH
+
+// A row of pre-activations in memory, worked on by LANES neighbouring lanes of a warp: each takes every LANES-th column.
+template <int LANES, typename Real>
+struct Row {
+  const Real* a;
+  int n;
+
+  static DEVICE int lane() { return threadIdx.x % LANES; }
+
+  // These lanes' values, combined in each of them.
+  template <typename Combine>
+  static DEVICE Real combined(Real value, Combine combine) {
+    const unsigned lanes = 0xffffffffu >> (32 - LANES) << threadIdx.x % 32 / LANES * LANES;
+#pragma unroll
+    for (int step = LANES / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(lanes, value, step));
+    return value;
+  }
+
+  // body(j, a_j) for each of this lane's columns.
+  template <typename Body>
+  DEVICE void each(Body body) const {
+    for (int j = lane(); j < n; j += LANES) body(j, a[j]);
+  }
+
+  // The sum of term(j, a_j) over the row. A lane adds 64 of its columns at a time.
+  template <typename Term>
+  DEVICE Real sum(Term term) const {
+    Real total = 0;
+    for (int first = lane(); first < n; first += LANES * 64) {
+      Real sum = 0;
+      for (int j = first; j < min(n, first + LANES * 64); j += LANES) sum += term(j, a[j]);
+      total += sum;
+    }
+    return combined(total, Add());
+  }
+
+  // NaN wins.
+  DEVICE Real largest() const {
+    Real most = Real(__uint_as_float(0xff800000u));  // no lane reads another's columns
+    for (int j = lane(); j < n; j += LANES) most = a[j] > most || a[j] != a[j] ? a[j] : most;
+    return combined(most, Larger());
+  }
+};
+
+template <typename Real>
+struct Softmax {
+  Real highest, total;  // max a, sum e^(a - max a)
+
+  template <int LANES>
+  explicit DEVICE Softmax(const Row<LANES, Real>& row) : highest(row.largest()) {
+    const Real shift = highest;
+    total = row.sum([=](int, Real a) { return exp_of(a - shift); });
+  }
+  DEVICE Real operator()(Real a) const { return exp_of(a - highest) / total; }
+};
+
+// The output functions that are no softmax.
+template <typename Real>
+DEVICE Real apply_output(int output, Real a) {
+  return output == SIGMOID ? sigmoid(a) : output == TANH ? tanh_of(a) : a;
+}
+
+// Their derivative, from y^.
+template <typename Real>
+DEVICE Real output_derivative(int output, Real predicted) {
+  return output == SIGMOID ? predicted * (1 - predicted) : output == TANH ? 1 - predicted * predicted : Real(1);
+}
+
+// Each of these returns a row's loss and calls write(j, dl/da_j) for each of the lane's columns, when a_j has been read for the last
+// time: the gradient may take its place.
+
+template <int LANES, typename Real, typename Write>
+DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
+  if (label < 0 || label >= row.n) {
+    const Real nan = Real(__uint_as_float(0x7fc00000u));
+    row.each([&](int j, Real) { write(j, nan); });
+    return nan;
+  }
+  const Softmax<Real> softmax(row);
+  const Real of_label = row.sum([=](int j, Real a) { return j == label ? a : Real(0); });
+  const Real loss = log_of(softmax.total) - (of_label - softmax.highest);
+  row.each([&](int j, Real a) { write(j, j == label ? softmax(a) - 1 : softmax(a)); });
+  return loss;
+}
+
+template <int LANES, typename Real, typename Write>
+DEVICE Real probability_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
+  const Softmax<Real> softmax(row);
+  const Real log_total = log_of(softmax.total), mass = row.sum([=](int j, Real) { return y[j]; });
+  const Real loss = row.sum([=](int j, Real a) { return y[j] * (log_total - (a - softmax.highest)); });
+  row.each([&](int j, Real a) { write(j, mass * softmax(a) - y[j]); });
+  return loss;
+}
+
+template <int LANES, typename Real, typename Write>
+DEVICE Real binary_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
+  return row.sum([&](int j, Real a) {
+    const Real target = y[j];
+    write(j, sigmoid(a) - target);
+    return (a > 0 || a != a ? a : Real(0)) - a * target + log1p_of(exp_of(-abs_of(a)));
+  });
+}
+
+template <int LANES, typename Real, typename Write>
+DEVICE Real squared_loss(const Row<LANES, Real>& row, const Real* y, int output, Write write) {
+  return Real(0.5) * row.sum([&](int j, Real a) {
+    const Real predicted = apply_output(output, a), residual = predicted - y[j];
+    write(j, residual * output_derivative(output, predicted));
+    return residual * residual;
+  });
+}
+
+template <int LANES, typename Real, typename Write>
+DEVICE Real squared_softmax_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
+  const Softmax<Real> softmax(row);
+  const Real dot = row.sum([=](int j, Real a) { return (softmax(a) - y[j]) * softmax(a); });
+  const Real twice = row.sum([=](int j, Real a) { return (softmax(a) - y[j]) * (softmax(a) - y[j]); });
+  row.each([&](int j, Real a) { write(j, softmax(a) * (softmax(a) - y[j] - dot)); });
+  return Real(0.5) * twice;
+}
+
+// `label` points to the sample's label, or is null: then y are its targets.
+template <int LANES, typename Real, typename Write>
+DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y, Write write) {
+  if (loss == CROSS_ENTROPY) return label ? label_loss(row, *label, write) : probability_loss(row, y, write);
+  if (loss == BINARY_CROSS_ENTROPY) return binary_loss(row, y, write);
+  return output == OUTPUT_SOFTMAX ? squared_softmax_loss(row, y, write) : squared_loss(row, y, output, write);
+}
+
+// write(j, y^_j) for each of the lane's columns.
+template <int LANES, typename Real, typename Write>
+DEVICE void output_of_row(const Row<LANES, Real>& row, int output, Write write) {
+  if (output == OUTPUT_SOFTMAX) {
+    const Softmax<Real> softmax(row);
+    row.each([&](int j, Real a) { write(j, softmax(a)); });
+  } else {
+    row.each([&](int j, Real a) { write(j, apply_output(output, a)); });
+  }
+}

@@ -1,0 +1,391 @@
+"""gpuback.sklearn's estimators: scikit-learn's own checks, and runs beside scikit-learn's, epoch by epoch."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+from sklearn import neural_network
+from sklearn.base import clone
+from sklearn.datasets import load_digits, make_multilabel_classification
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from gpuback.errors import DataError, LabelError, OptionError, ShapeError
+from gpuback.sklearn import MLPClassifier, MLPRegressor
+from gpuback.sklearn.descent import Descent
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+PEERS = {MLPClassifier: neural_network.MLPClassifier, MLPRegressor: neural_network.MLPRegressor}
+each_estimator = pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor], ids=["classifier", "regressor"])
+
+
+# --- scikit-learn's checks
+
+
+@parametrize_with_checks(
+    [kind(max_iter=100, **options) for kind in PEERS for options in ({}, {"dtype": "float64"}, {"solver": "sgd"})]
+)
+def test_scikit_learns_checks(estimator, check):
+    if check.func.__name__ == "check_sample_weight_equivalence_on_dense_data":
+        estimator.set_params(dtype="float64")  # it asks for seven digits of sums in another order; float32 has as many
+    check(estimator)
+
+
+@each_estimator
+def test_parameters_are_scikit_learns_in_its_order(kind):
+    parameters, expected = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(each).parameters.values()]
+        for each in (kind, PEERS[kind])
+    )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    assert parameters == [*expected, ("backend", keyword, "auto"), ("dtype", keyword, "float32")]
+
+
+# --- beside scikit-learn
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(163, 7))
+NAMES = np.array(["ant", "bee", "cat", "dog"])
+TARGETS = {
+    "classes": (MLPClassifier, NAMES[RNG.integers(4, size=163)]),
+    "two classes": (MLPClassifier, NAMES[(X[:, 0] + X[:, 1] > 0.3).astype(int)]),
+    "labels": (MLPClassifier, (RNG.random((163, 3)) < 0.4).astype(int)),
+    "value": (MLPRegressor, np.sin(X[:, 0]) - X[:, 1]),
+    "values": (MLPRegressor, np.c_[np.sin(X[:, 0]), X[:, 1] * X[:, 2], RNG.normal(size=163)]),
+}
+WEIGHT = RNG.uniform(0.1, 3, 163)
+each_target = pytest.mark.parametrize("targets", TARGETS)
+
+TOLERANCE = {"float64": 1e-11, "float32": 3e-5}
+
+
+def pair(kind: Any, dtype: str, **options: Any) -> tuple[Any, Any]:
+    """One of ours and scikit-learn's with the same parameters."""
+    options = {"random_state": 3, "max_iter": 12, "batch_size": 20, **options}
+    return kind(dtype=dtype, **options), PEERS[kind](**options)
+
+
+def assert_same_course(ours: Any, theirs: Any, dtype: str) -> None:
+    """The same losses and scores in every epoch, the same parameters and predictions in the end."""
+    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=TOLERANCE[dtype])
+    assert ours.loss_ == ours.loss_curve_[-1]
+    assert (ours.n_iter_, ours.t_, ours.n_layers_) == (theirs.n_iter_, theirs.t_, theirs.n_layers_)
+    assert (ours.n_outputs_, ours.out_activation_) == (theirs.n_outputs_, theirs.out_activation_)
+    for name in ("best_loss_", "best_validation_score_", "validation_scores_"):
+        expected = getattr(theirs, name)
+        if expected is None:
+            assert getattr(ours, name) is None
+        else:
+            np.testing.assert_allclose(getattr(ours, name), expected, **tolerance)
+    for part, expected in zip(ours.coefs_ + ours.intercepts_, theirs.coefs_ + theirs.intercepts_, strict=True):
+        assert part.shape == expected.shape
+        np.testing.assert_allclose(part, expected, **tolerance)
+    if hasattr(theirs, "predict_proba"):
+        np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), **tolerance)
+        np.testing.assert_array_equal(ours.classes_, theirs.classes_)
+        np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
+    else:
+        np.testing.assert_allclose(ours.predict(X), theirs.predict(X), **tolerance)
+
+
+@each_target
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("alpha", [0.0, 0.7])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_losses_and_parameters(targets, solver, weighted, alpha, dtype):
+    kind, y = TARGETS[targets]
+    for estimator in (models := pair(kind, dtype, solver=solver, alpha=alpha, shuffle=False, learning_rate_init=0.01)):
+        estimator.fit(X, y, WEIGHT if weighted else None)
+    assert_same_course(*models, dtype)
+
+
+@each_target
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "logistic", "hidden_layer_sizes": (9, 5)},
+        {"activation": "tanh", "hidden_layer_sizes": 11, "batch_size": "auto"},
+        {"activation": "identity", "hidden_layer_sizes": [], "alpha": 0.1},
+        {"solver": "sgd", "momentum": 0.0},
+        {"solver": "sgd", "momentum": 0.8, "nesterovs_momentum": False},
+        {"solver": "sgd", "learning_rate": "invscaling", "power_t": 0.2, "learning_rate_init": 0.3},
+        {"solver": "sgd", "learning_rate": "adaptive", "tol": 0.05, "n_iter_no_change": 1, "max_iter": 30},
+        {"solver": "adam", "beta_1": 0.7, "beta_2": 0.9, "epsilon": 0.03},
+        {"early_stopping": True, "learning_rate_init": 0.02, "n_iter_no_change": 2, "max_iter": 40},
+        {"early_stopping": True, "validation_fraction": 0.3, "solver": "sgd", "learning_rate": "adaptive"},
+        {"tol": 0.1, "n_iter_no_change": 2},
+    ],
+    ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
+)
+def test_options(targets, options):
+    kind, y = TARGETS[targets]
+    for estimator in (models := pair(kind, "float64", **options)):
+        estimator.fit(X, y, WEIGHT)
+    assert_same_course(*models, "float64")
+
+
+@each_target
+def test_partial_fit_goes_on_with_the_optimizer(targets):
+    kind, y = TARGETS[targets]
+    classes = {"classes": NAMES, "two classes": NAMES[:2], "labels": [0, 1, 2]}
+    more = {"classes": classes[targets]} if targets in classes else {}
+    for estimator in (models := pair(kind, "float64", solver="sgd", learning_rate="adaptive", tol=0.3)):
+        for start in range(0, 160, 40):
+            estimator.partial_fit(X[start : start + 40], y[start : start + 40], WEIGHT[start : start + 40], **more)
+        estimator.partial_fit(X, y)
+        assert estimator.n_iter_ == 1
+    assert_same_course(*models, "float64")
+
+
+@each_target
+def test_warm_start(targets):
+    kind, y = TARGETS[targets]
+    for estimator in (models := pair(kind, "float64", warm_start=True)):
+        for _ in range(3):
+            estimator.fit(X, y)
+    assert len(models[0].loss_curve_) == 36
+    assert_same_course(*models, "float64")
+
+
+def test_warm_start_keeps_the_best_parameters_of_all_fits():
+    """scikit-learn's go on changing after the fit that restored them, for a later fit's sake."""
+    y = np.sin(X[:, 0]) - X[:, 1]
+    model = MLPRegressor(early_stopping=True, warm_start=True, max_iter=60, learning_rate_init=0.01, random_state=0)
+    best, score = model.fit(X, y).coefs_, model.best_validation_score_
+    model.set_params(learning_rate_init=1.0, n_iter_no_change=2).fit(X, y)
+    assert max(model.validation_scores_[-3:]) < score == model.best_validation_score_
+    for part, expected in zip(model.coefs_, best, strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
+def test_warm_start_may_begin_to_stop_early():
+    model = MLPRegressor(warm_start=True, max_iter=3, random_state=0).fit(X, X[:, 0])
+    model.set_params(early_stopping=True).fit(X, X[:, 0])
+    assert len(model.validation_scores_) == 3
+    assert model.best_loss_ is None
+    assert model.set_params(early_stopping=False).fit(X, X[:, 0]).best_loss_ == min(model.loss_curve_[-3:])
+
+
+def test_sixteen_bit_operands_and_gpubacks_activations():
+    y = X[:, 0] * X[:, 1]
+    scores = {
+        dtype: MLPRegressor(activation="gelu", dtype=dtype, max_iter=300, tol=0, random_state=0).fit(X, y).score(X, y)
+        for dtype in ("float32", "bfloat16", "float16")
+    }
+    assert min(scores.values()) > 0.9
+    assert len(set(scores.values())) == 3
+
+
+def test_digits():
+    x, y = load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(x / 16, y, random_state=0, stratify=y)
+    ours, theirs = (
+        kind(max_iter=40, random_state=0).fit(x_train, y_train) for kind in (MLPClassifier, PEERS[MLPClassifier])
+    )
+    assert ours.score(x_test, y_test) == pytest.approx(theirs.score(x_test, y_test), abs=0.005)
+    assert ours.score(x_test, y_test) > 0.96
+
+
+# --- what comes out
+
+
+def test_predictions_are_float64_if_x_or_the_network_is():
+    regressor, classifier = MLPRegressor(max_iter=1).fit(X, X[:, 0]), MLPClassifier(max_iter=1).fit(X, X[:, :3] > 0)
+    for x, expected in ((X, np.float64), (X.astype(np.float32), np.float32), (X.astype(int), np.float64)):
+        assert regressor.predict(x).dtype == classifier.predict_proba(x).dtype == expected
+    double = MLPRegressor(max_iter=1, dtype="float64").fit(X, X[:, 0])
+    assert double.predict(X.astype(np.float32)).dtype == np.float64
+
+
+def test_probabilities_of_classes_sum_to_one():
+    probabilities = MLPClassifier(max_iter=5, random_state=0).fit(X, TARGETS["classes"][1]).predict_proba(X)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-15)
+
+
+def test_log_probabilities_and_multilabel_predictions():
+    x, y = make_multilabel_classification(n_samples=60, n_classes=4, random_state=0)
+    model = MLPClassifier(max_iter=50, random_state=0).fit(x, y)
+    np.testing.assert_array_equal(model.predict_log_proba(x), np.log(model.predict_proba(x)))
+    np.testing.assert_array_equal(model.predict(x), model.predict_proba(x) > 0.5)
+    assert model.predict(x).shape == y.shape
+
+
+def test_coefs_are_read_only_copies_and_can_be_assigned():
+    model = MLPRegressor(hidden_layer_sizes=(5,), max_iter=2).fit(X, X[:, :2])
+    assert [coef.shape for coef in model.coefs_] == [(7, 5), (5, 2)]
+    with pytest.raises(ValueError, match="read-only"):
+        model.coefs_[0][...] = 0
+    model.coefs_ = [np.full((7, 5), 0.5), np.full((5, 2), [1.0, -1.0])]
+    model.intercepts_ = [np.zeros(5), [10, 20]]
+    x = np.abs(X)
+    np.testing.assert_allclose(model.predict(x), 2.5 * x.sum(axis=1)[:, None] * [1, -1] + [10, 20], rtol=1e-5)
+    with pytest.raises(ShapeError, match=r"coefs_: expected .*\(7, 5\)"):
+        model.coefs_ = [coef.T for coef in model.coefs_]
+
+
+def test_fitted_attributes_are_missing_before_fit():
+    model = MLPClassifier()
+    assert not [name for name in ("coefs_", "intercepts_", "classes_", "loss_", "n_iter_") if hasattr(model, name)]
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+
+
+def test_verbose(capsys):
+    assert MLPRegressor(verbose=True, max_iter=2).fit(X, X[:, 0]).n_iter_ == 2
+    assert capsys.readouterr().out.startswith("Iteration 1, loss = ")
+
+
+# --- among scikit-learn's tools
+
+
+def pickled(model: Any, _: Any) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+def dumped(model: Any, folder: Any) -> Any:
+    joblib.dump(model, folder / "model.joblib")
+    return joblib.load(folder / "model.joblib", mmap_mode="r")
+
+
+@pytest.mark.parametrize("copied", [pickled, dumped])
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_a_pickled_model_goes_on_to_the_same_bits(copied, solver, tmp_path):
+    kind, y = TARGETS["classes"]
+    model = kind(solver=solver, learning_rate="invscaling", max_iter=3, random_state=0).fit(X, y)
+    copy = copied(model, tmp_path)
+    np.testing.assert_array_equal(copy.predict_proba(X), model.predict_proba(X))
+    for each in (model, copy):
+        each.partial_fit(X, y)
+    for part, expected in zip(copy.coefs_, model.coefs_, strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
+def test_pipeline_grid_search_and_clone_in_two_processes():
+    y = TARGETS["two classes"][1]
+    pipeline = make_pipeline(
+        StandardScaler(), MLPClassifier((8,), learning_rate_init=0.05, max_iter=30, random_state=0)
+    )
+    grid = {"mlpclassifier__alpha": [1e-4, 1.0], "mlpclassifier__solver": ["adam", "sgd"]}
+    search = GridSearchCV(pipeline, grid, cv=2, n_jobs=2).fit(X, y)
+    assert search.best_score_ > 0.8
+    again = clone(search.best_estimator_).fit(X, y)
+    np.testing.assert_array_equal(again.predict_proba(X), search.predict_proba(X))
+
+
+@pytest.mark.on_each_backend
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_on_each_backend(solver, targets):
+    kind, y = TARGETS[targets]
+    options = {"solver": solver, "learning_rate": "invscaling", "alpha": 0.5, "max_iter": 2, "early_stopping": True}
+    ours, theirs = pair(kind, "float32", hidden_layer_sizes=(5,), **options)
+    assert_same_course(pickled(ours.fit(X, y, WEIGHT), None), theirs.fit(X, y, WEIGHT), "float32")
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "kind, options, message",
+    [
+        (MLPClassifier, {"solver": "lbfgs"}, "'adam' and 'sgd' and no 'lbfgs'"),
+        (MLPRegressor, {"loss": "poisson"}, "no 'poisson'"),
+        (MLPRegressor, {"loss": "absolute_error"}, "loss: expected one of squared_error, got 'absolute_error'"),
+        (MLPClassifier, {"solver": "adamw"}, "solver: expected one of adam, sgd, got 'adamw'"),
+        (MLPClassifier, {"activation": "swish"}, "activation: expected one of logistic, identity, relu.*'swish'"),
+        (MLPClassifier, {"alpha": -1.0}, "alpha: expected a finite number ≥ 0, got -1.0"),
+        (MLPClassifier, {"momentum": 1.0}, "momentum: expected a number ≥ 0 and < 1, got 1.0"),
+        (MLPClassifier, {"max_iter": 0}, "max_iter: expected an integer ≥ 1, got 0"),
+        (MLPClassifier, {"max_iter": 2.5}, "max_iter: expected an integer ≥ 1, got 2.5"),
+        (MLPClassifier, {"batch_size": "all"}, "batch_size: expected 'auto' or an integer ≥ 1, got 'all'"),
+        (MLPClassifier, {"n_iter_no_change": 0}, "n_iter_no_change: expected an integer ≥ 1 or infinity, got 0"),
+        (MLPClassifier, {"shuffle": "yes"}, "shuffle: expected True or False, got 'yes'"),
+        (MLPClassifier, {"hidden_layer_sizes": (5, 0)}, r"hidden_layer_sizes must be > 0, got \[5, 0\]"),
+        (MLPClassifier, {"hidden_layer_sizes": (5, 2.5)}, "hidden_layer_sizes: expected integers"),
+        (MLPClassifier, {"hidden_layer_sizes": "5"}, "hidden_layer_sizes: expected integers, got '5'"),
+        (MLPClassifier, {"backend": "tpu"}, "unknown backend 'tpu'"),
+        (MLPClassifier, {"dtype": "float8"}, "unknown dtype 'float8'"),
+    ],
+)
+def test_parameters_out_of_range(kind, options, message):
+    with pytest.raises(OptionError, match=message) as caught:
+        kind(**options).fit(X, X[:, 0] > 0)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_n_iter_no_change_may_be_infinite_and_batches_larger_than_the_data():
+    model = MLPRegressor(n_iter_no_change=np.inf, max_iter=5, tol=10.0, batch_size=1000)
+    with pytest.warns(UserWarning, match="batch_size"):
+        assert model.fit(X, X[:, 0]).n_iter_ == 5
+
+
+@pytest.mark.filterwarnings("default::sklearn.exceptions.ConvergenceWarning")
+@each_estimator
+def test_too_few_iterations_are_warned_about(kind):
+    model = kind(max_iter=2, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\) reached"):
+        model.fit(X, X[:, 0] > 0)
+
+
+def test_an_interrupted_fit_keeps_what_it_has(monkeypatch):
+    epoch = Descent.epoch
+
+    def interrupted(descent: Descent, *arguments: Any) -> float:
+        if descent.steps == 3:
+            raise KeyboardInterrupt
+        return epoch(descent, *arguments)
+
+    monkeypatch.setattr(Descent, "epoch", interrupted)
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        model = MLPRegressor(max_iter=9, random_state=0).fit(X, X[:, 0])
+    assert model.n_iter_ == len(model.loss_curve_) == 3
+    assert model.predict(X).shape == (163,)
+
+
+def test_partial_fit_refuses_early_stopping_and_missing_or_unknown_classes():
+    with pytest.raises(ValueError, match="does not support early_stopping"):
+        MLPRegressor(early_stopping=True).partial_fit(X, X[:, 0])
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        MLPClassifier().partial_fit(X, X[:, 0] > 0)
+    model = MLPClassifier().partial_fit(X, TARGETS["classes"][1], classes=NAMES)
+    with pytest.raises(LabelError, match="classes not in `self.classes_`"):
+        model.partial_fit(X[:2], ["ant", "elk"])
+
+
+def test_warm_start_refuses_other_classes_and_another_network():
+    model = MLPClassifier(warm_start=True, max_iter=1).fit(X, TARGETS["classes"][1])
+    with pytest.raises(LabelError, match="same classes as in the previous call"):
+        model.fit(X, TARGETS["two classes"][1])
+    with pytest.raises(OptionError, match=r"go on with the network that there is.*ask for sizes \(7, 3, 4\)"):
+        model.set_params(hidden_layer_sizes=(3,)).fit(X, TARGETS["classes"][1])
+
+
+def test_a_batch_without_weight():
+    weight = np.where(np.arange(163) < 40, 0.0, 1.0)
+    with pytest.raises(DataError, match="not zero, got 0 over the 20 samples of batch 0"):
+        MLPRegressor(batch_size=20, shuffle=False).fit(X, X[:, 0], weight)
+    MLPRegressor(max_iter=2).fit(X, X[:, 0], weight)
+
+
+def test_numbers_that_float32_cannot_hold_and_training_that_diverges():
+    with pytest.raises(DataError, match="x: expected finite numbers that float32 can hold"):
+        MLPRegressor().fit(X * 1e300, X[:, 0])
+    with pytest.raises(DataError, match="Solver produced non-finite parameter weights"):
+        MLPRegressor(solver="sgd", learning_rate_init=1e6, max_iter=20, n_iter_no_change=20).fit(X, X[:, 0])
+
+
+def test_sparse_matrices_are_refused():
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(TypeError, match="[Ss]parse"):
+        MLPRegressor().fit(sparse.csr_array(X), X[:, 0])
