@@ -16,6 +16,11 @@ typedef Fma Unit;
 #endif
 
 const int WARPS = 8, THREADS = 32 * WARPS, TILE = 32;
+#if defined(MAX_WIDTH) && MAX_WIDTH > 64
+const int LOADS = 1;  // that a thread has on their way at a time: registers hold little beside dW
+#else
+const int LOADS = 2;
+#endif
 const int PAD = Unit::PAD;                           // of a row of operands, in numbers: no reads of fragments meet in a bank
 const int PAD_TOP = sizeof(OPERAND) == 2 ? 4 : PAD;  // of a row of a_L, in float32, which becomes one of da_L
 
@@ -80,21 +85,21 @@ DEVICE void load_layout(const Network& net, const int* layout) {
   for (int i = threadIdx.x; i < numbers; i += THREADS) ((int*)net.memory)[i] = layout[i];
 }
 
-// `valid` rows of n numbers that lie behind each other, as operands; zeros up to whole columns and `rows` rows. A thread has two
-// loads of N numbers on their way at a time.
+// `valid` rows of n numbers that lie behind each other, as operands; zeros up to whole columns and `rows` rows, N numbers
+// at a time.
 template <int N>
 DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, int rows) {
-  const int AT_ONCE = 2, packs = n / N, total = valid * packs;
+  const int packs = n / N, total = valid * packs;
   const int step_row = THREADS / packs, step_pack = THREADS % packs;
   int r = threadIdx.x / packs, c = threadIdx.x % packs;
 #pragma unroll 1
-  for (int first = threadIdx.x; first < total; first += THREADS * AT_ONCE) {
-    Group<float, N> loaded[AT_ONCE];
+  for (int first = threadIdx.x; first < total; first += THREADS * LOADS) {
+    Group<float, N> loaded[LOADS];
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i)
+    for (int i = 0; i < LOADS; ++i)
       if (first + i * THREADS < total) loaded[i] = *(const Group<float, N>*)(from + (first + i * THREADS) * N);
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; ++i) {
+    for (int i = 0; i < LOADS; ++i) {
       Group<OPERAND, N> operands;
 #pragma unroll
       for (int j = 0; j < N; ++j) narrow(loaded[i].at[j], operands.at[j]);
