@@ -42,7 +42,7 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
 #pragma unroll 1
     for (int first = row0; first < row1; first += rows) {
       const int valid = min(rows, row1 - first);
-      load_samples(net, x_bi + (int64)first * n_in, valid);
+      load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
 #pragma unroll 1
       for (int k = 0; k < layers; ++k) {
         if (!all_weights) load_layer(net, k, theta);

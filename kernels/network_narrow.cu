@@ -54,7 +54,7 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
 #pragma unroll 1
     for (int first = row0; first < row1; first += rows) {
       const int valid = min(rows, row1 - first), n_in = net[0].n_in;
-      load_samples(net, x_bi + (int64)first * n_in, valid);
+      load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
       __syncthreads();  // the slab's samples are there; the first time, weights and zeros too
 #pragma unroll 1
       for (int k = 0; k < layers; ++k) {
