@@ -48,7 +48,7 @@ def two_launches(network: Architecture, batch_size: int, limits: DeviceLimits) -
 
 @pytest.mark.parametrize(
     "sizes, rows",
-    [([64] * 8, 128), ([32] * 13, 128), ([32] * 17, 128), ([128] * 3, 128), ([17, 64, 64, 3], 128), ([128, 128], 128)],
+    [([64] * 8, 128), ([32] * 13, 128), ([32] * 15, 128), ([128] * 3, 128), ([17, 64, 64, 3], 128), ([128, 128], 128)],
 )
 def test_one_launch_on_an_h200(sizes, rows):
     plan = gradient_plan(architecture(sizes, activation="relu"), 65536, H200)
@@ -69,7 +69,7 @@ def test_slabs_have_as_many_rows_as_there_is_room_for():
 def test_two_launches_where_registers_do_not_hold_all_sums(sizes):
     network = architecture(sizes)
     assert isinstance(gradient_plan(network, 4096, H200), TwoLaunches)
-    known, depth = "16 of 32 or 8 of 64 or 2 of 128", len(sizes) - 1
+    known, depth = "14 of 32 or 7 of 64 or 2 of 128", len(sizes) - 1
     reason = f"registers hold the sums of {known} layers, not of {depth} up to {max(sizes)} wide"
     assert network_plans.step_plan(network, 4096, H200) == reason
 
