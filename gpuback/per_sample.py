@@ -164,7 +164,7 @@ class PerSampleBlock(Block):
         clips = clip_scale is not None
         widths, workspace = architecture.sizes[1:-1], self.workspace
         below = [workspace.hidden(n) if clips else workspace.delta(k, n) for k, n in enumerate(widths, 1)]
-        deltas = [*below, self.da_top]
+        deltas = [*below, self.output_delta]
         norms = ops.empty(rows, np.dtype(np.float64))
         self._add_norms = [ops.bind_add_norms(da, norms, workspace) for da in deltas]
         self._outer = [ops.bind_outer(da, workspace) for da in deltas]

@@ -1,5 +1,5 @@
 """Modules marked `on_each_backend` run on NumPy, and a part of their cases on the CUDA backend in the emulator: as it
-is, with narrow networks taken as a whole, and layer by layer.
+is, with narrow networks taken as a whole, and, where `layers` asks for it, layer by layer.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gpuback.ops import Backend, BackendStatus
 from gpuback.ops.cuda_ops import CudaOps
 
 BACKENDS = ("numpy", "emulated", "layers")
-MOST_CASES = 25
-"""Of one test function, on either of the emulated backends."""
+MOST_CASES = {"emulated": 25, "layers": 0}
+"""Of one test function, for pairs of values; each value by itself has a case in any event."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,13 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "on_each_backend: backend='auto' is one after the other")
+    config.addinivalue_line("markers", "on_each_backend(layers): backend='auto' is one after the other")
     config.addinivalue_line("markers", "numpy_only: about how NumPy does it, or too large for the emulator")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.definition.get_closest_marker("on_each_backend"):
-        backends = BACKENDS[:1] if metafunc.definition.get_closest_marker("numpy_only") else BACKENDS
+    marker = metafunc.definition.get_closest_marker("on_each_backend")
+    if marker:
+        backends = BACKENDS if marker.kwargs.get("layers") else BACKENDS[:2]
+        if metafunc.definition.get_closest_marker("numpy_only"):
+            backends = BACKENDS[:1]
         metafunc.parametrize("_backend", backends, indirect=True)
 
 
@@ -42,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _backend_of(item) in BACKENDS[1:] and not item.get_closest_marker("numpy_only"):
             emulated[item.parent, item.originalname, _backend_of(item)].append(item)
-    kept = {item for cases in emulated.values() for item in _well_spread(cases)}
+    kept = {item for (*_, backend), cases in emulated.items() for item in _well_spread(cases, MOST_CASES[backend])}
     chosen, left_out = [], []
     for item in items:
         backend = _backend_of(item)
@@ -58,8 +61,8 @@ def _backend_of(item: pytest.Item) -> str | None:
     return callspec.params.get("_backend") if callspec else None
 
 
-def _well_spread(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """A few cases of a test: every value of every parameter, then every pair of values as far as `MOST_CASES` reach.
+def _well_spread(cases: Sequence[pytest.Item], most: int) -> list[pytest.Item]:
+    """A few cases of a test: every value of every parameter, then every pair of values as far as `most` cases reach.
 
     Among equally good ones the first, so that it is always the same.
     """
@@ -67,7 +70,7 @@ def _well_spread(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
     for together in (1, 2):
         offers = {case: set(itertools.combinations(sorted(case.callspec.indices.items()), together)) for case in cases}
         missing = set().union(*offers.values()).difference(*(offers[case] for case in chosen))
-        while missing and (together == 1 or len(chosen) < MOST_CASES):
+        while missing and (together == 1 or len(chosen) < most):
             best = max(cases, key=lambda case: len(offers[case] & missing))
             chosen.append(best)
             missing -= offers[best]
