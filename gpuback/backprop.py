@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gpuback._typing import Array
 from gpuback.architecture import Architecture
@@ -18,6 +18,7 @@ from gpuback.gradients import Gradients
 from gpuback.ops import Ops
 
 Result = TypeVar("Result")
+AnyBlock = TypeVar("AnyBlock", bound="Block")
 
 
 SHARES_EACH = 4
@@ -26,29 +27,31 @@ SHARES_EACH = 4
 SUMS_BYTES = 1 << 26
 """What the shares' sums may take, if they are more than threads."""
 
+KEPT_PASSES = 4
+"""For how many batch sizes, with gradient or without, a network keeps buffers; a block of rows is some megabytes."""
 
-class Backprop:
-    """The passes of one network for one batch size; without `need_gradient` only the forward pass and the loss."""
+
+class Blocks(Generic[AnyBlock]):
+    """A batch of one size cut into blocks of rows, shared out, with the buffers that gradients are added up in."""
 
     def __init__(
         self,
+        make_block: Callable[..., AnyBlock],
         architecture: Architecture,
         theta: Array,
         ops: Ops,
         batch_size: int,
-        *,
-        need_gradient: bool = True,
-        need_input_grad: bool = False,
+        need_gradient: bool,
+        need_input_grad: bool,
     ) -> None:
         precision = architecture.precision
-        self.key = batch_size, need_gradient, need_input_grad
         self._batch_size = batch_size
         self._ops = ops
         _, biases = architecture.layout.split(theta)
         operands, self._refresh_weights = ops.bind_weights(theta, architecture.layout, precision)
 
-        def block(rows: int) -> _Block:
-            return _Block(architecture, operands, biases, ops, rows, batch_size, need_gradient, need_input_grad)
+        def block(rows: int) -> AnyBlock:
+            return make_block(architecture, operands, biases, ops, rows, batch_size, need_gradient, need_input_grad)
 
         rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
         n_parameters = architecture.layout.n_parameters
@@ -63,13 +66,75 @@ class Backprop:
         self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
         self._partial_views = [architecture.layout.split(partial) for partial in self._partials]
 
+    def _add_up(
+        self,
+        visit: Callable[[AnyBlock, slice | None, Sequence[Array], Sequence[Array], bool], Any],
+        gradients: Gradients,
+        accumulate: bool,
+    ) -> Array | float:
+        """The mean of what `visit`, (block, its rows, dW, db, accumulate), says of each block's loss; it adds to dW and
+        db, which end in (or, accumulating, on) `gradients`.
+        """
+        dW, db = gradients.weights, gradients.biases
+
+        def work(share: int, member: int) -> list[Any]:
+            parts = []
+            dW_sum, db_sum = self._partial_views[share - 1] if share else (dW, db)
+            add = accumulate and share == 0
+            for block, rows in self._each(share, member):
+                parts.append(visit(block, rows, dW_sum, db_sum, add))
+                add = True
+            return parts
+
+        parts = self._run(work)
+        if self._partials:
+            total = self._partials[0]
+            for partial in self._partials[1:]:
+                total += partial
+            dW_total, db_total = self._partial_views[0]
+            for whole, part in zip((*dW, *db), (*dW_total, *db_total), strict=True):
+                whole += part
+        return self._mean(parts)
+
+    def _mean(self, parts: list[list[Any]]) -> Array | float:
+        return self._ops.mean_loss(list(itertools.chain.from_iterable(parts)), self._batch_size)
+
+    def _each(self, share: int, member: int) -> Iterator[tuple[AnyBlock, slice | None]]:
+        """A share's blocks, one after the other, as a member of the team holds them, with their rows (None: all)."""
+        blocks = self._blocks[member]
+        for start, end in self._shares[share]:
+            height = end - start
+            yield blocks[height], None if height == self._batch_size else slice(start, end)
+
+    def _run(self, work: Callable[[int, int], Result]) -> list[Result]:
+        """The results of `work` on each share, with the weights as products read them up to date with θ."""
+        self._refresh_weights()
+        return self._team.run(work, len(self._shares))
+
+
+class Backprop(Blocks["Block"]):
+    """The passes of one network for one batch size; without `need_gradient` only the forward pass and the loss."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        theta: Array,
+        ops: Ops,
+        batch_size: int,
+        *,
+        need_gradient: bool = True,
+        need_input_grad: bool = False,
+    ) -> None:
+        self.key = batch_size, need_gradient, need_input_grad
+        super().__init__(Block, architecture, theta, ops, batch_size, need_gradient, need_input_grad)
+
     def forward(self, x: Array, out: Array) -> None:
         """out = ŷ, (B, n_L)."""
 
         def work(share: int, member: int) -> None:
             for block, rows in self._each(share, member):
-                block.forward(_rows(x, rows))
-                block.apply_output(_rows(out, rows))
+                block.forward(rows_of(x, rows))
+                block.apply_output(rows_of(out, rows))
 
         self._run(work)
 
@@ -79,8 +144,8 @@ class Backprop:
         def work(share: int, member: int) -> list[Any]:
             parts = []
             for block, rows in self._each(share, member):
-                block.forward(_rows(x, rows))
-                parts.append(block.loss(_rows(y, rows), _rows(weight, rows)))
+                block.forward(rows_of(x, rows))
+                parts.append(block.loss(rows_of(y, rows), rows_of(weight, rows)))
             return parts
 
         return self._mean(self._run(work))
@@ -106,40 +171,11 @@ class Backprop:
             part = self._whole.value_and_grad(x, y, weight, dW, db, dx, accumulate, *where)
             return self._ops.mean_loss([part], self._batch_size)
 
-        def work(share: int, member: int) -> list[Any]:
-            parts = []
-            dW_sum, db_sum = self._partial_views[share - 1] if share else (dW, db)
-            add = accumulate and share == 0
-            for block, rows in self._each(share, member):
-                batch = _rows(x, rows), _rows(y, rows), _rows(weight, rows)
-                parts.append(block.value_and_grad(*batch, dW_sum, db_sum, _rows(dx, rows), add, *where))
-                add = True
-            return parts
+        def visit(block: Block, rows: slice | None, dW_sum: Sequence[Array], db_sum: Sequence[Array], add: bool) -> Any:
+            batch = rows_of(x, rows), rows_of(y, rows), rows_of(weight, rows)
+            return block.value_and_grad(*batch, dW_sum, db_sum, rows_of(dx, rows), add, *where)
 
-        parts = self._run(work)
-        if self._partials:
-            total = self._partials[0]
-            for partial in self._partials[1:]:
-                total += partial
-            dW_total, db_total = self._partial_views[0]
-            for whole, part in zip((*dW, *db), (*dW_total, *db_total), strict=True):
-                whole += part
-        return self._mean(parts)
-
-    def _mean(self, parts: list[list[Any]]) -> Array | float:
-        return self._ops.mean_loss(list(itertools.chain.from_iterable(parts)), self._batch_size)
-
-    def _each(self, share: int, member: int) -> Iterator[tuple[_Block, slice | None]]:
-        """A share's blocks, one after the other, as a member of the team holds them, with their rows (None: all)."""
-        blocks = self._blocks[member]
-        for start, end in self._shares[share]:
-            height = end - start
-            yield blocks[height], None if height == self._batch_size else slice(start, end)
-
-    def _run(self, work: Callable[[int, int], Result]) -> list[Result]:
-        """The results of `work` on each share, with the weights as products read them up to date with θ."""
-        self._refresh_weights()
-        return self._team.run(work, len(self._shares))
+        return self._add_up(visit, gradients, accumulate)
 
 
 def in_shares(batch_size: int, rows: int, team_size: int, sums_bytes: int) -> list[list[tuple[int, int]]]:
@@ -159,7 +195,7 @@ def in_shares(batch_size: int, rows: int, team_size: int, sums_bytes: int) -> li
     return [ends[first : first + share] for first in range(0, len(ends), share)]
 
 
-def _rows(array: Array, rows: slice | None) -> Array:
+def rows_of(array: Array, rows: slice | None) -> Array:
     """These rows of an array; the array itself where that is all of them."""
     return array if rows is None or array is None else array[rows]
 
@@ -189,7 +225,7 @@ class Layers:
         activations = architecture.hidden_activations
         self._load = ops.bind_load(sizes[0], precision, workspace)
 
-        self._hidden = [workspace.hidden(width) for width in sizes[1:-1]]
+        self.hidden = [workspace.hidden(width) for width in sizes[1:-1]]
         kept = [
             workspace.hidden(n) if g.derivative_from == "a" else None
             for n, g in zip(sizes[1:-1], activations, strict=True)
@@ -198,18 +234,20 @@ class Layers:
         self._first, *upper = [
             ops.bind_forward(W, b, h, a, g, workspace)
             for W, b, h, a, g in zip(
-                weights, biases, [*self._hidden, output], [*kept, None], [*activations, None], strict=True
+                weights, biases, [*self.hidden, output], [*kept, None], [*activations, None], strict=True
             )
         ]
         self.output_delta = da_top = workspace.output_delta(output)
-        self._upper = list(zip(upper, self._hidden, strict=True))
+        self._upper = list(zip(upper, self.hidden, strict=True))
 
+        self.sources = [h if a is None else a for h, a in zip(self.hidden, kept, strict=True)]
+        """What each hidden layer's g' is computed from."""
         self._backward: list[Callable[[Array, Array, Array, bool], None]] = []
         self.input_gradient = workspace.delta(0, sizes[0]) if need_input_grad else None
         if not need_gradient:
             return
         da_below = [self.input_gradient, *(workspace.delta(k, width) for k, width in enumerate(sizes[1:-1], 1))]
-        sources = [None, *(h if a is None else a for h, a in zip(self._hidden, kept, strict=True))]
+        sources = [None, *self.sources]
         below = [None, *activations]
         for W, da, da_prev, g, source in zip(weights, [*da_below[1:], da_top], da_below, below, sources, strict=True):
             self._backward.append(ops.bind_backward(da, W, da_prev, g, source, scale, workspace))
@@ -228,12 +266,12 @@ class Layers:
 
     def backward(self, h_0: Array, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
         """From da_L down: each layer's dW, db and the da of the layer below."""
-        inputs = [h_0, *self._hidden]
+        inputs = [h_0, *self.hidden]
         for k in range(len(self._backward) - 1, -1, -1):
             self._backward[k](inputs[k], dW[k], db[k], accumulate)
 
 
-class _Block(Layers):
+class Block(Layers):
     """Those, with the loss, which takes `forward`'s a_L to the da_L that `backward` starts from, or with ŷ."""
 
     def __init__(
@@ -275,3 +313,11 @@ class _Block(Layers):
         if dx is not None:
             dx[...] = self.input_gradient
         return loss
+
+
+def keep(passes: Any, store: dict[Any, Any]) -> None:
+    """Puts passes into a network's store by their `key`; the oldest ones go."""
+    store[passes.key] = passes
+    if len(store) > KEPT_PASSES:
+        for oldest in list(store)[:-KEPT_PASSES]:
+            store.pop(oldest, None)

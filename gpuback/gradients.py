@@ -14,7 +14,7 @@ class Gradients:
     Attributes:
         theta: (n_parameters,) all of it, in θ's order and dtype.
         weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`; counted from 0 as tuples are, so weights[0]
-            is ∇W_1.
+            is ∇W_1. `MLP.per_sample_grad` puts an axis of B samples in front of all three.
         inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.
     """
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from gpuback import persistence
+from gpuback import per_sample, persistence
 from gpuback._typing import Array, ArrayLike, PathLike
 from gpuback.architecture import Architecture
-from gpuback.backprop import Backprop
+from gpuback.backprop import Backprop, keep
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
 from gpuback.explain import Explanation, explain
 from gpuback.gradients import Gradients as Gradients
@@ -21,9 +22,6 @@ from gpuback.parameters import initial_parameters
 from gpuback.trace import Trace, trace
 
 Passes: TypeAlias = Backprop | WholePasses
-
-KEPT_PASSES = 4
-"""For how many batch sizes, with gradient or without, a network keeps buffers; a block of rows is some megabytes."""
 
 
 class MLP:
@@ -91,6 +89,8 @@ class MLP:
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
         self._passes: dict[tuple[int, bool, bool], Passes] = {}
+        self.per_sample_passes: dict[tuple[int, float | None], per_sample.PerSample] = {}
+        """Those of `gpuback.per_sample`, likewise kept for the next call."""
 
     @classmethod
     def _of(cls, architecture: Architecture, backend: str, theta: ArrayLike) -> MLP:
@@ -238,6 +238,68 @@ class MLP:
         self.keep_passes(passes)
         return self._scalar(value), gradients
 
+    def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
+        """How long each sample's gradient is, without forming it.
+
+        ‖∂(w_b ℓ_b)/∂θ‖ = √Σ_k ‖da_k[b]‖² (‖h_{k−1}[b]‖² + 1): of the sample's own loss, which nothing is divided by. It
+        costs the forward pass and the da's, and memory for them. NaN and infinity flow through: where a gradient is not
+        finite, nor is its norm; one that θ's dtype cannot hold is infinite.
+
+        Arguments and errors as `value_and_grad`'s.
+
+        Returns:
+            (B,) on the network's backend, fresh, in θ's dtype.
+
+        Source: Goodfellow, Efficient per-example gradient computations, 2015.
+        """
+        return per_sample.gradient_norms(self, *self.checked(x, y, sample_weight))
+
+    def value_and_clipped_grad(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        max_norm: float,
+        *,
+        sample_weight: ArrayLike | None = None,
+        out: Gradients | None = None,
+    ) -> tuple[Array, Gradients]:
+        """The loss, and the mean of the samples' gradients, each brought down to `max_norm`.
+
+        (1/B) Σ_b min(1, max_norm / ‖g_b‖) g_b with g_b = ∂(w_b ℓ_b)/∂θ, to rounding, in one pass: norms as
+        `gradient_norms`'s scale every layer's da before dW and db are summed. A sample whose gradient is 0 keeps it;
+        one whose norm is not finite makes the whole gradient NaN.
+
+        Args:
+            x, y, sample_weight, out: as `value_and_grad`'s.
+            max_norm: more than 0; infinite makes this `value_and_grad`.
+
+        Returns:
+            The loss as `value_and_grad`'s, for clipping leaves it alone, and the gradients (`out` if it was given).
+
+        Raises:
+            OptionError: max_norm is not a number > 0.
+            The rest as `value_and_grad`.
+
+        Source: Abadi et al., Deep learning with differential privacy, 2016.
+        """
+        max_norm = per_sample.checked_max_norm(max_norm)
+        if max_norm == inf:
+            return self.value_and_grad(x, y, sample_weight=sample_weight, out=out)
+        batch = self.checked(x, y, sample_weight)
+        gradients = self.empty_gradients() if out is None else self._fitting(out)
+        return self._scalar(per_sample.value_and_clipped_grad(self, *batch, max_norm, gradients)), gradients
+
+    def per_sample_grad(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Gradients:
+        """Every sample's own gradient, g_b = ∂(w_b ℓ_b)/∂θ: for small networks and batches, it is B times as long as θ.
+
+        Arguments and errors as `value_and_grad`'s.
+
+        Returns:
+            `theta` (B, n_parameters) in θ's dtype, and as views into it `weights`, each (B, nO, nI), and `biases`, each
+            (B, nO). Their mean over the first axis is `value_and_grad`'s gradient, to rounding.
+        """
+        return per_sample.gradients(self, *self.checked(x, y, sample_weight))
+
     def trace(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Trace:
         """Every intermediate array of a batch's forward and backward pass: to look inside, to teach, to check.
 
@@ -335,11 +397,7 @@ class MLP:
 
     def keep_passes(self, passes: Passes) -> None:
         """Puts into the store, for the next call, what `take_passes` gave. (What raised in between is not put back.)"""
-        store = self._passes
-        store[passes.key] = passes
-        if len(store) > KEPT_PASSES:
-            for oldest in list(store)[:-KEPT_PASSES]:
-                store.pop(oldest, None)
+        keep(passes, self._passes)
 
     def _fitting(self, out: Gradients) -> Gradients:
         if (

@@ -41,12 +41,15 @@ class Layout:
         return starts
 
     def split(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """Views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,)."""
+        """Views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,).
+
+        Of several such arrays, (B, n_parameters), those of each: (B, nO, nI) and (B, nO).
+        """
         weights, biases = [], []
         for start, (n_in, n_out) in zip(self.weight_starts, self.shapes, strict=True):
             end = start + n_out * n_in
-            weights.append(flat[start:end].reshape(n_out, n_in))
-            biases.append(flat[end : end + n_out])
+            weights.append(flat[..., start:end].reshape(*flat.shape[:-1], n_out, n_in))
+            biases.append(flat[..., end : end + n_out])
         return tuple(weights), tuple(biases)
 
 

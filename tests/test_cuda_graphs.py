@@ -16,7 +16,7 @@ from emulator import EmulationError, EmulatorLauncher, StrictNumpy
 from emulator_requirements import require_emulator
 
 import gpuback.ops
-from gpuback import MLP, SGD, Adam, AdamW, TrainStep, fit, network, step_graphs
+from gpuback import MLP, SGD, Adam, AdamW, TrainStep, backprop, fit, step_graphs
 from gpuback.errors import BackendError, DivergedError
 from gpuback.ops import Backend, BackendStatus
 from gpuback.ops.cuda_ops import CudaOps
@@ -330,7 +330,7 @@ def test_records_are_limited_in_number_and_go_with_the_passes(launcher: Emulator
     assert len(twins.graphs._records) == step_graphs.KEPT_GRAPHS
     gc.collect()
     alive = [record for record in twins.graphs._records.values() if record.passes() is not None]
-    assert len(alive) == network.KEPT_PASSES
+    assert len(alive) == backprop.KEPT_PASSES
     for _ in range(3):
         twins.step(*twins.batch(4))  # of passes that are made anew
     assert launcher.replays == 1

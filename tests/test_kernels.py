@@ -49,8 +49,8 @@ def want(items: int | None, patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_plans() -> None:
-    plans.layer_plan.cache_clear()
-    plans.forward_plan.cache_clear()
+    for plan in (plans.layer_plan, plans.delta_plan, plans.forward_plan):
+        plan.cache_clear()
 
 
 class Recorder(EmulatorLauncher):
@@ -204,6 +204,23 @@ def test_gradients_are_added_to(precision, n_in, need_da_prev):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("items, n_out, n_in", [(None, 70, 37), (12, 70, 137), (None, 140, 1)])
+def test_da_of_the_layer_below_by_itself(precision, items, n_out, n_in, plan_for):
+    plan_for(items)
+    layer = Layer(301, n_out, n_in, precision, "gelu")
+    bits = set()
+    for (order, copies), layout in zip(SCHEDULES, ("padded", "odd", "tight"), strict=True):
+        ops = CudaOps(GuardedNumpy(), EmulatorLauncher(order, copies=copies, checked=True))
+        da, W, a_prev = (laid_out(x, layout) for x in (layer.operands.da, layer.operands.W, layer.operands.a_prev))
+        da_prev = laid_out(np.full_like(a_prev, np.nan), layout)
+        workspace = ops.workspace(301, (n_in, n_out), PRECISIONS[precision])
+        ops.bind_delta(da, W, da_prev, ACTIVATIONS["gelu"], a_prev, workspace)()
+        bits.add(da_prev.tobytes())
+    assert len(bits) == 1
+    layer.check(layer.backward(EmulatorLauncher())._replace(da_prev=da_prev))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", [(256, 1267, 1638), (2048, 1983, 977), (8192, 83, 531), (300, 40, 24)], ids=str)
 @pytest.mark.parametrize("need_da_prev", [True, False])
 def test_a_workspace_has_room_for_every_plan(shape, precision, need_da_prev):
@@ -331,6 +348,9 @@ def train(
         x, y = random_batch(net, 37)
         losses = [float(step(x, y)) for _ in range(3)]
         net.value_and_grad(x, y, need_input_grad=True)
+        each = net.per_sample_grad(x, y)
+        np.testing.assert_allclose(net.gradient_norms(x, y), np.linalg.norm(each.theta, axis=1), rtol=1e-5)
+        net.value_and_clipped_grad(x, y, 0.5)
         ops.norm(net.theta)
         return net, losses, net.forward(x)
 

@@ -33,6 +33,11 @@ def test_the_reproducible_page_runs_as_one(capsys):
     assert re.fullmatch(r"[0-9a-f]{16}\n", capsys.readouterr().out)
 
 
+def test_the_page_on_each_samples_gradient_runs_as_one(capsys):
+    exec(compile("\n".join(blocks("docs/per-sample.md", "python")), "example", "exec"), {"__name__": "example"})
+    assert "of the wrong labels" in capsys.readouterr().out
+
+
 def test_the_first_example_is_twenty_lines_of_code():
     lines = [line for line in blocks("README.md", "python")[0].splitlines() if line.strip()]
     assert len(lines) <= 20
@@ -68,7 +73,7 @@ def test_command_line_examples_run(tmp_path):
 
 
 def test_relative_links_lead_somewhere():
-    pages = ("numerics", "reproducible", "scikit-learn", "pytorch", "onnx")
+    pages = ("numerics", "reproducible", "scikit-learn", "pytorch", "onnx", "per-sample")
     for document in ("README.md", "CONTRIBUTING.md", "kernels/README.md", *(f"docs/{page}.md" for page in pages)):
         path = ROOT / document
         for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):

@@ -68,7 +68,7 @@ class Chains:
     @property
     def group_size(self) -> int:
         """⌈√count⌉."""
-        return math.isqrt(self.count - 1) + 1
+        return math.isqrt(max(self.count, 1) - 1) + 1
 
     @property
     def counters(self) -> int:
@@ -200,6 +200,31 @@ def layer_plan(
         if plan is not None:
             return plan
     return _mma_layer(batch_size, n_out, n_in, precision, limits, need_da_prev)
+
+
+@functools.cache
+def delta_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits) -> LayerPlan:
+    """How to run da of the layer below by itself: a layer's backward pass without a chain of dW, tile by tile.
+
+    Raises:
+        BackendError: the device cannot run such products.
+    """
+    if not uses_tensor_cores(precision):
+        whole = _simt_layer(batch_size, n_out, n_in, precision, limits, need_da_prev=True)
+        tile = _simt_tile(_real(precision), min(n_out, n_in), batch_size, n_in)
+    else:
+        _require_tensor_cores(precision, limits)
+        whole = _mma_layer(batch_size, n_out, n_in, precision, limits, need_da_prev=True)
+        tile = int(whole.launch.variant.defines[-1].partition("=")[2])
+    items = -(-batch_size // tile) * -(-n_in // tile)
+    return LayerPlan(
+        whole.launch._replace(grid=min(items, whole.launch.grid)),
+        Chains(0, whole.chains.rows),
+        partials=0,
+        counters=0,
+        draws=whole.draws,
+        why=f"one launch: {items} tiles of {tile} x {tile} of da",
+    )
 
 
 def narrow_chains(batch_size: int) -> Chains:
@@ -355,6 +380,16 @@ def output_plan(batch_size: int, precision: Precision) -> LaunchPlan:
 
 def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision: Precision) -> LaunchPlan:
     """Copies in the operands' format."""
+    variant = Variant("losses.cu", entry, (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    return LaunchPlan(variant, _row_blocks(rows), THREADS)
+
+
+RowEntry = Literal["add_norms", "clip_rows", "outer_rows"]
+"""The kernels over each sample by itself."""
+
+
+def per_sample_plan(entry: RowEntry, rows: int, precision: Precision) -> LaunchPlan:
+    """A warp to each of so many rows: samples, or samples' units."""
     variant = Variant("losses.cu", entry, (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 

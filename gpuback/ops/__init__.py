@@ -153,6 +153,23 @@ class Ops(Protocol):
         workspace: Any,
     ) -> Callable[[Array, Array, Array, bool], None]: ...
 
+    # What a layer's backward pass is to each sample by itself
+
+    def bind_delta(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array,
+        activation_prev: Activation,
+        source_prev: Array,
+        workspace: Any,
+    ) -> Callable[[], object]: ...
+    def bind_add_norms(
+        self, da: Array, norms: Array, workspace: Any
+    ) -> Callable[[Array, bool, Array | None], None]: ...
+    def bind_clip(self, da: Array, norms: Array, factor: float, workspace: Any) -> Callable[[float], None]: ...
+    def bind_outer(self, da: Array, workspace: Any) -> Callable[[Array, Array, Array], None]: ...
+
     def layer_backward(
         self,
         da: Array,

@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
 from gpuback.ops import dlpack
 from gpuback.ops.cuda_network import NetworkPasses, TwoLaunches, gradient_plan
+from gpuback.ops.cuda_rows import CudaRows
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
 from gpuback.ops.cuda_workspace import CudaBuffers, CudaWorkspace, pitch_for, pitch_of
 from gpuback.ops.host_arrays import as_host_array, is_real
@@ -43,7 +45,7 @@ SOFTMAX = -1
 """How kernels know the output function that is no activation."""
 
 
-class CudaOps:
+class CudaOps(CudaRows):
     """Every operation on CuPy arrays of one device.
 
     Args:
@@ -234,6 +236,30 @@ class CudaOps:
             launch(h_prev, dW, db, accumulate)
 
         return backward
+
+    def bind_delta(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array,
+        activation_prev: Activation,
+        source_prev: Array,
+        workspace: CudaWorkspace,
+    ) -> Callable[[], object]:
+        """da_prev by itself, as dW's launch without an item of dW; see `NumpyOps.bind_delta`."""
+        precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
+        launch = self._bind_layer(
+            plans.delta_plan(rows, n_out, n_in, precision, self.launcher.limits),
+            precision,
+            (rows, n_out, n_in),
+            [*_rows(da), *_rows(None), *_rows(W), *_rows(source_prev), *_rows(da_prev)],
+            prev_as_sums=False,
+            activation=activation_prev.kernel_id,
+            prev_factor=1.0,
+            factor=1.0,
+            workspace=[None, None, workspace.tickets],
+        )
+        return partial(launch, None, None, False)
 
     def _bind_layer(
         self,

@@ -291,7 +291,7 @@ def bind_backward(
     accumulate); see `NumpyOps.bind_backward`.
     """
     gradient = _bind_gradient(buffers, da, W.shape[1], 1.0 / scale)
-    delta = None if da_prev is None else _bind_delta(buffers, da, W, da_prev, g, source, 1.0 / scale)
+    delta = None if da_prev is None else bind_delta(buffers, da, W, da_prev, g, source, 1.0 / scale)
 
     def backward(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
         gradient(h_prev, dW, db, accumulate)
@@ -344,7 +344,7 @@ def _bind_gradient(
     return gradient
 
 
-def _bind_delta(
+def bind_delta(
     buffers: SliceBuffers,
     da: Array,
     W: Array,

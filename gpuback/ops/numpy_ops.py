@@ -27,6 +27,7 @@ from gpuback.architecture import Architecture
 from gpuback.buffers import aligned_empty, bind
 from gpuback.losses import Loss, Softmax
 from gpuback.ops.host_arrays import as_host_array
+from gpuback.ops.numpy_rows import NumpyRows
 from gpuback.ops.numpy_updates import AdamUpdate, SGDUpdate, all_finite, norm
 from gpuback.ops.numpy_workspace import Workspace
 from gpuback.ops.small_products import is_quicker_transposed
@@ -52,7 +53,7 @@ FINISHED_AT_ONCE = 1 << 17
 SIGNED, UNSIGNED = np.dtype(np.intp), np.dtype(np.uintp)
 
 
-class NumpyOps:
+class NumpyOps(NumpyRows):
     """Every operation on NumPy arrays."""
 
     name = "numpy"
@@ -287,6 +288,26 @@ class NumpyOps:
                     finish()
 
         return backward
+
+    def bind_delta(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array,
+        activation_prev: Activation,
+        source_prev: Array,
+        workspace: Workspace,
+    ) -> Callable[[], object]:
+        """da_prev = (da W) ⊙ g', what `bind_backward` passes down, by itself."""
+        operand = workspace.bind_product_operand(0, da.shape)
+        finish = self._bind_finish(da_prev, activation_prev, source_prev, 1.0, workspace)
+        assert finish is not None
+
+        def delta() -> None:
+            (da if operand is None else operand(da)).dot(W, da_prev)
+            finish()
+
+        return delta
 
     def _bind_finish(
         self, dh: Array, activation: Activation | None, source: Array | None, unscale: float, workspace: Workspace

@@ -22,6 +22,7 @@ from gpuback.losses import Loss
 from gpuback.ops.exact_products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback.ops.exact_sums import exact_sum
 from gpuback.ops.numpy_ops import NumpyOps
+from gpuback.ops.numpy_rows import ReproducibleNumpyRows
 from gpuback.ops.numpy_workspace import Workspace
 from gpuback.ops.reproducible_losses import softmax
 from gpuback.ops.reproducible_passes import ExactPasses, Multiply, loss_rule
@@ -38,7 +39,7 @@ FEWEST_ROWS = 1024
 """Products of fewer rows than these run below BLAS's full rate."""
 
 
-class ReproducibleNumpyOps(ExactPasses, NumpyOps):
+class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
     """Every operation on NumPy arrays, with bits that another backend has as well.
 
     Args:

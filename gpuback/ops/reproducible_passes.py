@@ -45,6 +45,18 @@ class ExactPasses:
         require_rule(activation_prev)
         return exact_products.bind_backward(workspace.slices, da, W, da_prev, activation_prev, source_prev, scale)
 
+    def bind_delta(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array,
+        activation_prev: Activation,
+        source_prev: Array,
+        workspace: Any,
+    ) -> Callable[[], None]:
+        require_rule(activation_prev)
+        return exact_products.bind_delta(workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0)
+
 
 def loss_rule(loss: Loss, output: str) -> Rule:
     """How a loss is computed.

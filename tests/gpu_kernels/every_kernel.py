@@ -52,6 +52,9 @@ def train(net: gpuback.MLP, optimizer: Optimizer, rows: int) -> None:
     x, y = random_batch(net, rows)
     TrainStep(net, optimizer, clip_norm=1.0)(x, y)
     net.forward(x)
+    net.gradient_norms(x, y)
+    net.per_sample_grad(x, y)
+    net.value_and_clipped_grad(x, y, 0.5)
     net.ops.norm(net.theta)
 
 
@@ -62,8 +65,8 @@ def want(items: int) -> None:
     exact_products.BLOCK = 64
     plans.ITEMS_WANTED = plans.SIMT_ITEMS_WANTED = items
     plans.SIMT_TILES_WANTED = items // 2
-    plans.layer_plan.cache_clear()
-    plans.forward_plan.cache_clear()
+    for plan in (plans.layer_plan, plans.delta_plan, plans.forward_plan):
+        plan.cache_clear()
 
 
 def main() -> None:
