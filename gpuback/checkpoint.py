@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpuback import persistence
 from gpuback._typing import Array, PathLike
 from gpuback.errors import FileFormatError, OptionError
+from gpuback.history import History
 from gpuback.network import MLP
 from gpuback.optimizers import Optimizer
-
-if TYPE_CHECKING:
-    from gpuback.training import History
 
 SECONDS_BETWEEN_WRITES = 1.0
 STATE = "optimizer."
@@ -57,6 +55,7 @@ class Checkpoint:
             "theta": to_numpy(net.theta),
             "loss": np.array(history.loss, np.float64),
             "validation_loss": np.array(history.validation_loss, np.float64),
+            "learning_rate": np.array(history.learning_rate, np.float64),
             **{STATE + name: to_numpy(array) for name, array in optimizer.state.items()},
         }
         if best_theta is not None:
@@ -103,6 +102,7 @@ class Checkpoint:
             net.theta[...] = net.ops.asarray(arrays["theta"], net.theta.dtype, "theta")
             history.loss[:] = arrays["loss"].tolist()
             history.validation_loss[:] = arrays["validation_loss"].tolist()
+            history.learning_rate[:] = arrays["learning_rate"].tolist()
             history.best_epoch, history.steps = metadata["best_epoch"], metadata["steps"]
             history.stopped_early = metadata["stopped_early"] and metadata["patience"] == patience
             best = arrays.get("best_theta")

@@ -6,21 +6,23 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
+from gpuback import schedules
 from gpuback._typing import Array, ArrayLike, PathLike
 from gpuback.backprop import Backprop
 from gpuback.checkpoint import Checkpoint
 from gpuback.errors import DivergedError, OptionError
+from gpuback.history import Callback, History
 from gpuback.network import MLP
 from gpuback.ops import WholePasses
 from gpuback.optimizers import Adam, Optimizer, positive
 from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
 from gpuback.samples import Batches, Samples, held_out, split
+from gpuback.schedules import Rate
 from gpuback.step_graphs import Batch, StepGraphs
 
 
@@ -106,49 +108,6 @@ class TrainStep:
         return loss
 
 
-@dataclass
-class History:
-    """What `fit` saw, epoch by epoch.
-
-    Attributes:
-        loss: each epoch's training loss: the mean over its samples, each at the θ its batch met.
-        validation_loss: the loss on the validation data after each epoch; empty without any.
-        best_epoch: the epoch (from 0) with the lowest validation loss; None without validation.
-        stopped_early: patience ran out, or a callback said stop.
-        steps: updates made in all.
-        seconds: how long this call trained, without validation, checkpoints and callbacks.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    best_epoch: int | None = None
-    stopped_early: bool = False
-    steps: int = 0
-    seconds: float = 0.0
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs were trained."""
-        return len(self.loss)
-
-    @property
-    def epochs_since_best(self) -> int:
-        """How many epochs the validation loss has not improved."""
-        return 0 if self.best_epoch is None else self.epochs - 1 - self.best_epoch
-
-    def note_validation(self, loss: float) -> bool:
-        """Appends an epoch's validation loss; whether it is the lowest so far, than which NaN never is."""
-        self.validation_loss.append(loss)
-        best = math.nan if self.best_epoch is None else self.validation_loss[self.best_epoch]
-        if self.best_epoch is not None and not (loss < best or (math.isnan(best) and not math.isnan(loss))):
-            return False
-        self.best_epoch = len(self.validation_loss) - 1
-        return True
-
-
-Callback = Callable[[MLP, History], object]
-
-
 def fit(
     net: MLP,
     x: ArrayLike,
@@ -156,6 +115,7 @@ def fit(
     *,
     sample_weight: ArrayLike | None = None,
     optimizer: Optimizer | None = None,
+    schedule: Rate | None = None,
     epochs: int = 10,
     batch_size: int | None = 128,
     shuffle: bool = True,
@@ -174,6 +134,8 @@ def fit(
         net: the network.
         x, y, sample_weight: N samples, as `MLP.value_and_grad` takes them, all finite.
         optimizer: `Adam()` by default.
+        schedule: the learning rate as a function of the step number, which counts this run's steps from 0, such as
+            `gpuback.schedules.cosine(0.01, steps=1000)`; it is set before each step. None leaves the optimizer's.
         epochs: how often to go through the data (in all: a resumed run counts those already done).
         batch_size: samples per step; the last batch of an epoch may be shorter. None: all of them, plain gradient
             descent.
@@ -207,6 +169,8 @@ def fit(
         raise OptionError(f"callbacks: expected a sequence of functions of (net, history), got {callbacks!r}")
     if patience is not None and validation is None:
         raise OptionError("patience watches the validation loss: expected validation=, got None")
+    if schedule is not None:
+        schedule = schedules.checked(schedule)
     optimizer = Adam() if optimizer is None else optimizer
     samples = Samples.checked(net, x, y, sample_weight)
     held = held_out(net, validation, len(samples.x))
@@ -223,6 +187,7 @@ def fit(
             "shuffle": bool(shuffle),
             "seed": None if seed is None else int(seed),
             "clip_norm": step.clip_norm,
+            "schedule": schedules.identity(schedule),
         }
         saved = Checkpoint(checkpoint, identity)
     seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else int(seed)
@@ -241,7 +206,9 @@ def fit(
         while history.epochs < epochs and not history.stopped_early:
             started = time.perf_counter()
             order = permutation(len(samples.x), seed, history.epochs) if shuffle and batch_size is not None else None
-            history.loss.append(_train_epoch(step, batches.each(order), history.epochs, advance))
+            set_rate = partial(_set_rate, optimizer, schedule, history.steps)
+            history.loss.append(_train_epoch(step, batches.each(order), history.epochs, set_rate, advance))
+            history.learning_rate.append(optimizer.learning_rate)
             history.steps = optimizer.step_count - earlier_steps
             history.seconds += time.perf_counter() - started
 
@@ -264,11 +231,24 @@ LOOK_EVERY = 16
 """Steps between two looks at whether training has diverged: on a GPU they run far ahead of what the host knows."""
 
 
-def _train_epoch(step: TrainStep, batches: Iterator[Samples], epoch: int, advance: Callable[[float], None]) -> float:
+def _set_rate(optimizer: Optimizer, schedule: Rate | None, first_step: int, made: int) -> None:
+    """Before a step: the learning rate that the schedule has for it, `made` steps after the epoch's first."""
+    if schedule is not None:
+        optimizer.learning_rate = schedule(first_step + made)
+
+
+def _train_epoch(
+    step: TrainStep,
+    batches: Iterator[Samples],
+    epoch: int,
+    set_rate: Callable[[int], None],
+    advance: Callable[[float], None],
+) -> float:
     """A step on each batch; the mean loss over the samples, each at the θ its batch met."""
     net, update = step.net, step.optimizer.update
-    first_step, losses, counts = update.steps, [], []
+    first_step, losses, counts = update.steps, list[Array | float](), list[int]()
     for batch in batches:
+        set_rate(len(losses))
         losses.append(step.run(batch.x, batch.y, batch.weight, halt=True))
         counts.append(len(batch.x))
         if len(losses) % LOOK_EVERY == 0 and update.glance() is not None:
