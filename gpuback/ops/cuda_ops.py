@@ -494,11 +494,11 @@ class CudaOps:
             return [what], "a block has room for all weights, and its registers for the sums of all gradients"
         chain, weights = plan
         kept = "all weights" if chain.all_weights else "one layer's weights"
-        what = [
+        both = [
             f"network_chain, {chain.launch.grid} blocks, slabs of {chain.rows} rows beside {kept}, {chain.chains}",
             f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.chains}",
         ]
-        return what, str(step_plan(architecture, batch_size, self.launcher.limits))
+        return both, str(step_plan(architecture, batch_size, self.launcher.limits))
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """What runs a layer's forward pass."""
