@@ -4,12 +4,17 @@ A batch is worked on in blocks of rows that the backend chooses. Samples meet on
 goes through the whole network, forward and backward, before the next one starts, and adds to the sums. Where a backend
 works with several threads, blocks make up shares, each with sums of its own, which are added in order at the end: a
 thread that is done with one takes the next, and which thread took which makes no difference.
+
+With a `micro_batch_size` no block is larger: on a GPU, where the batch would be one block, that is what bounds the room
+for activations. Every block's da is divided by B and carries the batch's scale, so that nothing but the order of sums
+tells the gradient from that of the batch in one piece.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from gpuback._typing import Array
@@ -39,6 +44,7 @@ class Backprop:
         *,
         need_gradient: bool = True,
         need_input_grad: bool = False,
+        micro_batch_size: int | None = None,
     ) -> None:
         precision = architecture.precision
         self.key = batch_size, need_gradient, need_input_grad
@@ -51,6 +57,8 @@ class Backprop:
             return _Block(architecture, operands, biases, ops, rows, batch_size, need_gradient, need_input_grad)
 
         rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
+        if micro_batch_size is not None:
+            rows = min(rows, micro_batch_size)
         starts, n_parameters = range(0, batch_size, rows), architecture.layout.n_parameters
         most = self._team.size * SHARES_EACH if self._team.size > 1 else 1
         if need_gradient and n_parameters * precision.total.itemsize * most > SUMS_BYTES:
@@ -62,6 +70,10 @@ class Backprop:
         members = range(min(self._team.size, len(self._shares)))
         self._blocks = [{height: block(height) for height in heights} for _ in members]
         self._whole = self._blocks[0][batch_size] if len(ends) == 1 and not self._team.blas_alone else None
+        self._rows, self._places = rows, None
+        self._mean_of_blocks: Callable[[list[Any]], Array | float] = partial(ops.mean_loss, batch_size=batch_size)
+        if micro_batch_size is not None and len(ends) > 1:
+            self._places, self._mean_of_blocks = ops.bind_mean_of_blocks(rows, batch_size, precision.total)
         others = self._shares[1:] if need_gradient else []
         self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
         self._partial_views = [architecture.layout.split(partial) for partial in self._partials]
@@ -100,7 +112,7 @@ class Backprop:
     ) -> Array | float:
         """The loss; and its gradients into (or, accumulating, onto) `gradients`, ∂loss/∂x too if there is room for it.
 
-        On backends whose losses are arrays, `loss` is where it goes.
+        On backends whose losses are arrays, `loss` is where it goes, but not in micro-batches.
         """
         where = () if loss is None else (loss,)
         dW, db, dx = gradients.weights, gradients.biases, gradients.inputs
@@ -115,7 +127,8 @@ class Backprop:
             add = accumulate and share == 0
             for block, rows in self._each(share, member):
                 batch = _rows(x, rows), _rows(y, rows), _rows(weight, rows)
-                parts.append(block.value_and_grad(*batch, dW_sum, db_sum, _rows(dx, rows), add, *where))
+                place = where if self._places is None or rows is None else (self._places[rows.start // self._rows],)
+                parts.append(block.value_and_grad(*batch, dW_sum, db_sum, _rows(dx, rows), add, *place))
                 add = True
             return parts
 
@@ -130,7 +143,7 @@ class Backprop:
         return self._mean(parts)
 
     def _mean(self, parts: list[list[Any]]) -> Array | float:
-        return self._ops.mean_loss(list(itertools.chain.from_iterable(parts)), self._batch_size)
+        return self._mean_of_blocks(list(itertools.chain.from_iterable(parts)))
 
     def _each(self, share: int, member: int) -> Iterator[tuple[_Block, slice | None]]:
         """A share's blocks, one after the other, as a member of the team holds them, with their rows (None: all)."""

@@ -16,7 +16,7 @@ from gpuback.backprop import Backprop
 from gpuback.checkpoint import Checkpoint
 from gpuback.errors import DivergedError, OptionError
 from gpuback.history import Callback, History
-from gpuback.network import MLP
+from gpuback.network import KEPT_PASSES, MLP
 from gpuback.ops import WholePasses
 from gpuback.optimizers import Adam, Optimizer, positive
 from gpuback.parameters import permutation
@@ -40,18 +40,32 @@ class TrainStep:
         optimizer: SGD, Adam or AdamW; belongs to this network from the first step.
         clip_norm: gradients whose Euclidean norm over all of θ is larger are scaled down to it, as
             torch.nn.utils.clip_grad_norm_ does.
+        micro_batch_size: larger batches go through the network so many samples at a time, whose gradients are added up
+            before the update (gradient accumulation): the same step, but for the order of sums, with buffers for so
+            many samples only. On NumPy, which works in blocks that suit the caches anyway, it is an upper bound for
+            them. On a GPU all networks go layer by layer then, and launch by launch.
 
     Example:
         >>> step = TrainStep(MLP([2, 8, 2], seed=0), Adam())
         >>> loss = float(step([[0.0, 1.0], [1.0, 0.0]], [0, 1]))
     """
 
-    def __init__(self, net: MLP, optimizer: Optimizer, *, clip_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        net: MLP,
+        optimizer: Optimizer,
+        *,
+        clip_norm: float | None = None,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        _check_counts(micro_batch_size=micro_batch_size)
         clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
         if not isinstance(optimizer, Optimizer):
             raise OptionError(f"optimizer: expected one such as gpuback.Adam(), got {optimizer!r}")
         optimizer.bind(net)
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
+        self.micro_batch_size = None if micro_batch_size is None else int(micro_batch_size)
+        self._in_pieces: dict[int, Backprop] = {}
         optimizer.update.diverged_at = None
         self._gradients = net.empty_gradients()
         recorder = net.ops.recorder
@@ -80,12 +94,26 @@ class TrainStep:
         return self._in_scope(self._run, samples, targets, weight, halt)
 
     def _run(self, samples: Array, targets: Array, weight: Array | None, halt: bool) -> Array | float:
+        if self.micro_batch_size is not None and len(samples) > self.micro_batch_size:
+            return self._piece_by_piece((samples, targets, weight), halt, self.micro_batch_size)
         passes = self.net.take_passes(len(samples))
         if isinstance(passes, Backprop):
             loss = self._layer_by_layer(passes, (samples, targets, weight), halt)
         else:
             loss = self._at_once(passes, (samples, targets, weight), halt)
         self.net.keep_passes(passes)
+        return loss
+
+    def _piece_by_piece(self, batch: Batch, halt: bool, micro_batch_size: int) -> Array | float:
+        net, store, size = self.net, self._in_pieces, len(batch[0])
+        passes = store.pop(size, None)  # what an error leaves half done is not put back
+        if passes is None:
+            passes = Backprop(net.architecture, net.theta, net.ops, size, micro_batch_size=micro_batch_size)
+        loss = passes.value_and_grad(*batch, self._gradients)
+        self.optimizer.guarded_step(self._gradients.theta, loss, self.clip_norm, halt=halt)
+        store[size] = passes
+        if len(store) > KEPT_PASSES:
+            store.pop(next(iter(store)))
         return loss
 
     def _layer_by_layer(self, passes: Backprop, batch: Batch, halt: bool) -> Array | float:
@@ -122,6 +150,7 @@ def fit(
     seed: int | None = None,
     validation: float | Sequence[ArrayLike] | None = None,
     clip_norm: float | None = None,
+    micro_batch_size: int | None = None,
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint: PathLike | None = None,
@@ -142,7 +171,7 @@ def fit(
         shuffle: a new order each epoch.
         seed: of the order and of the validation split, an integer ≥ 0. None takes one from the operating system.
         validation: a fraction of the samples to hold out, or (x, y) of one's own.
-        clip_norm: as TrainStep's.
+        clip_norm, micro_batch_size: as TrainStep's.
         patience: stop when the validation loss has not improved for so many epochs. The best θ is restored at the end.
         callbacks: functions of (net, history), called after each epoch; one that returns True stops training.
         checkpoint: a file to keep the whole state of the run in (safetensors), written at the end of epochs, at most
@@ -174,7 +203,7 @@ def fit(
     optimizer = Adam() if optimizer is None else optimizer
     samples = Samples.checked(net, x, y, sample_weight)
     held = held_out(net, validation, len(samples.x))
-    step = TrainStep(net, optimizer, clip_norm=clip_norm)
+    step = TrainStep(net, optimizer, clip_norm=clip_norm, micro_batch_size=micro_batch_size)
     history = History()
     best_theta = saved = None
     if checkpoint is not None:
@@ -187,6 +216,7 @@ def fit(
             "shuffle": bool(shuffle),
             "seed": None if seed is None else int(seed),
             "clip_norm": step.clip_norm,
+            "micro_batch_size": step.micro_batch_size,
             "schedule": schedules.identity(schedule),
         }
         saved = Checkpoint(checkpoint, identity)

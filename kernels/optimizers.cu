@@ -7,6 +7,8 @@
 // `sgd` and `adam` then pass once over theta, its gradient and the optimizer's state, 16 bytes a thread at a time (update.cuh).
 // All three read hyper-parameters from memory, where `set_hyper_parameters` puts them when they change.
 //
+// `mean_of_blocks` comes before them where a batch goes through the network in blocks: it makes one loss of the blocks'.
+//
 // Variants: REAL (float or double). 256 threads.
 #include "block_sum.cuh"
 #include "update.cuh"
@@ -26,6 +28,16 @@ KERNEL __launch_bounds__(256) set_hyper_parameters(double learning_rate, double 
   hyper[DECOUPLED] = decoupled;
   hyper[CLIP_NORM] = clip_norm;
   hyper[HALT] = halt;
+}
+
+// mean = the mean over n_batch rows, of which each block but the last has so many: sum_i rows_i means[i] / n_batch, in double and in
+// index order. The products are exact for REAL = float, so that no contraction could change a bit. One thread: n_blocks is small
+// beside what the blocks took.
+KERNEL __launch_bounds__(256) mean_of_blocks(const REAL* means, int n_blocks, int rows, int n_batch, REAL* mean) {
+  if (threadIdx.x != 0) return;
+  double sum = 0;
+  for (int i = 0; i < n_blocks; ++i) sum += (double)means[i] * min(rows, n_batch - i * rows);
+  *mean = (REAL)(sum / n_batch);
 }
 
 // The sums of squares of what this block reads of n numbers.

@@ -141,6 +141,17 @@ class Ops(Protocol):
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: Any
     ) -> Callable[[Array, Array | None], Any]: ...
     def mean_loss(self, parts: list[Any], batch_size: int) -> Array | float: ...
+    def bind_mean_of_blocks(
+        self, rows: int, batch_size: int, dtype: np.dtype[Any]
+    ) -> tuple[list[Array] | None, Callable[[list[Any]], Array | float]]:
+        """What makes one loss of a batch that goes through the network in blocks, each but the last of so many rows.
+
+        Returns:
+            Where each block's `bind_loss` is to leave its loss, if the backend wants to say so; and a function of what
+            these returned.
+        """
+        ...
+
     def bind_output(self, name: str, a: Array, workspace: Any) -> Callable[[Array], object]: ...
     def bind_backward(
         self,

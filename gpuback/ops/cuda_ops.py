@@ -192,6 +192,24 @@ class CudaOps:
         (mean,) = parts
         return mean
 
+    def bind_mean_of_blocks(
+        self, rows: int, batch_size: int, dtype: np.dtype[Any]
+    ) -> tuple[list[Array], Callable[[list[Any]], Array]]:
+        """See `gpuback.ops.Ops`: one launch."""
+        blocks = -(-batch_size // rows)
+        means = self.xp.empty(blocks, dtype)
+        launch = self.launcher.bind(
+            plans.vector_plan("mean_of_blocks", 1, plans.real_of(dtype)),
+            [means, _int(blocks), _int(rows), _int(batch_size), Slot()],
+        )
+
+        def mean(parts: list[Any]) -> Array:
+            out = self.xp.empty((), dtype)
+            launch(out)
+            return out
+
+        return [means[i : i + 1].reshape(()) for i in range(blocks)], mean
+
     def bind_output(self, name: str, a: Array, workspace: CudaWorkspace) -> Callable[[Array], object]:
         """out = ŷ = O(a), as a function of out."""
         rows, width = a.shape

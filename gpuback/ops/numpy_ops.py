@@ -218,6 +218,12 @@ class NumpyOps:
         """The batch's loss from what `bind_loss` gave for its blocks."""
         return sum(parts) / batch_size
 
+    def bind_mean_of_blocks(
+        self, rows: int, batch_size: int, dtype: np.dtype[Any]
+    ) -> tuple[None, Callable[[list[Any]], float]]:
+        """(None, a function of what `bind_loss` gave for a batch's blocks, each but the last of so many rows)."""
+        return None, lambda parts: self.mean_loss(parts, batch_size)
+
     def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[Array], object]:
         """out = ŷ = O(a), as a function of out; a is overwritten."""
         if name == "softmax":
