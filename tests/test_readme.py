@@ -33,6 +33,13 @@ def test_the_reproducible_page_runs_as_one(capsys):
     assert re.fullmatch(r"[0-9a-f]{16}\n", capsys.readouterr().out)
 
 
+def test_the_training_page_runs_as_one(tmp_path, monkeypatch):
+    """But for TensorBoard's part, which tests/peers runs."""
+    monkeypatch.chdir(tmp_path)
+    code = [block for block in blocks("docs/training.md", "python") if "gpuback.tensorboard" not in block]
+    exec(compile("\n".join(code), "example", "exec"), {"__name__": "example"})
+
+
 def test_the_first_example_is_twenty_lines_of_code():
     lines = [line for line in blocks("README.md", "python")[0].splitlines() if line.strip()]
     assert len(lines) <= 20
@@ -74,6 +81,7 @@ def test_relative_links_lead_somewhere():
         "docs/numerics.md",
         "docs/reproducible.md",
         "docs/scikit-learn.md",
+        "docs/training.md",
         "kernels/README.md",
     ):
         path = ROOT / document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,11 @@ def test_a_metric_that_is_no_function_is_refused(tmp_path):
     with pytest.raises(OptionError, match=r"metrics\['accuracy'\]: expected a function of the network, got 0.9"):
         logger(tmp_path, metrics={"accuracy": 0.9})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_training_page_runs_with_tensorboards_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).resolve().parents[2] / "docs" / "training.md"
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+    exec(compile(code, page, "exec"), {"__name__": "example"})
+    assert set(curves(tmp_path / "runs/first")) == {"loss/training", "loss/validation", "learning_rate", "accuracy"}
