@@ -6,6 +6,7 @@ from gpuback.errors import GpubackError as GpubackError
 from gpuback.gradient_check import GradientReport as GradientReport
 from gpuback.gradient_check import check_gradients as check_gradients
 from gpuback.history import History as History
+from gpuback.loss_scaling import LossScaling as LossScaling
 from gpuback.network import MLP as MLP
 from gpuback.network import Gradients as Gradients
 from gpuback.ops import BackendStatus as BackendStatus

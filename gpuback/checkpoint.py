@@ -13,6 +13,7 @@ from gpuback._typing import Array, PathLike
 from gpuback.errors import FileFormatError, OptionError
 from gpuback.history import History
 from gpuback.network import MLP
+from gpuback.ops import LossScale
 from gpuback.optimizers import Optimizer
 
 SECONDS_BETWEEN_WRITES = 1.0
@@ -20,8 +21,9 @@ STATE = "optimizer."
 
 
 class Checkpoint:
-    """Where a run keeps its state: θ, the optimizer's arrays, step count and learning rate, the seed from which every
-    epoch's order follows, the history so far (whose length is the position), and the best θ if it is to be restored.
+    """Where a run keeps its state: θ, the optimizer's arrays, step count and learning rate, the loss scale, the seed
+    from which every epoch's order follows, the history so far (whose length is the position), and the best θ if it is
+    to be restored.
 
     Args:
         path: the file.
@@ -44,6 +46,7 @@ class Checkpoint:
         seed: int,
         best_theta: Array | None,
         patience: int | None,
+        scale: LossScale | None,
         *,
         last: bool,
     ) -> None:
@@ -69,14 +72,15 @@ class Checkpoint:
             "stopped_early": history.stopped_early,
             "steps": history.steps,
             "patience": patience,
+            "loss_scale": None if scale is None else scale.state,
         }
         persistence.write(self.path, arrays, metadata, kind="checkpoint")
         self._written = time.monotonic()
 
     def restore(
-        self, net: MLP, optimizer: Optimizer, history: History, patience: int | None
+        self, net: MLP, optimizer: Optimizer, history: History, patience: int | None, scale: LossScale | None
     ) -> tuple[int, Array | None]:
-        """Brings network, optimizer and history to the saved state; returns the seed and the best θ.
+        """Brings network, optimizer, history and loss scale to the saved state; returns the seed and the best θ.
 
         A run that had stopped early has still stopped, unless it is given another patience now.
 
@@ -99,6 +103,8 @@ class Checkpoint:
                 metadata["step_count"],
             )
             optimizer.learning_rate = metadata["learning_rate"]
+            if scale is not None:
+                scale.state = tuple(metadata["loss_scale"])
             net.theta[...] = net.ops.asarray(arrays["theta"], net.theta.dtype, "theta")
             history.loss[:] = arrays["loss"].tolist()
             history.validation_loss[:] = arrays["validation_loss"].tolist()

@@ -16,8 +16,10 @@ from gpuback.backprop import Backprop
 from gpuback.checkpoint import Checkpoint
 from gpuback.errors import DivergedError, OptionError
 from gpuback.history import Callback, History
+from gpuback.loss_scaling import LossScaling
 from gpuback.network import KEPT_PASSES, MLP
-from gpuback.ops import WholePasses
+from gpuback.ops import LossScale, WholePasses
+from gpuback.ops.numpy_loss_scale import SMALLEST_SCALE
 from gpuback.optimizers import Adam, Optimizer, positive
 from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
@@ -44,6 +46,7 @@ class TrainStep:
             before the update (gradient accumulation): the same step, but for the order of sums, with buffers for so
             many samples only. On NumPy, which works in blocks that suit the caches anyway, it is an upper bound for
             them. On a GPU all networks go layer by layer then, and launch by launch.
+        loss_scaling: a dynamic loss scale, for float16 only.
 
     Example:
         >>> step = TrainStep(MLP([2, 8, 2], seed=0), Adam())
@@ -57,8 +60,13 @@ class TrainStep:
         *,
         clip_norm: float | None = None,
         micro_batch_size: int | None = None,
+        loss_scaling: LossScaling | None = None,
     ) -> None:
         _check_counts(micro_batch_size=micro_batch_size)
+        if loss_scaling is not None:
+            if not isinstance(loss_scaling, LossScaling):
+                raise OptionError(f"loss_scaling: expected a gpuback.LossScaling() or None, got {loss_scaling!r}")
+            loss_scaling.require(net.architecture.precision)
         clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
         if not isinstance(optimizer, Optimizer):
             raise OptionError(f"optimizer: expected one such as gpuback.Adam(), got {optimizer!r}")
@@ -66,6 +74,7 @@ class TrainStep:
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         self.micro_batch_size = None if micro_batch_size is None else int(micro_batch_size)
         self._in_pieces: dict[int, Backprop] = {}
+        self.scale = None if loss_scaling is None else self._bound(loss_scaling)
         optimizer.update.diverged_at = None
         self._gradients = net.empty_gradients()
         recorder = net.ops.recorder
@@ -76,6 +85,16 @@ class TrainStep:
     def diverged_at(self) -> int | None:
         """How many updates the optimizer had made when a loss or gradient was first not finite; None so far."""
         return self.optimizer.update.diverged_at
+
+    @property
+    def loss_scale(self) -> float:
+        """What a dynamic loss scale is at now, 1 without one; on a GPU, reading it waits for what is under way."""
+        return 1.0 if self.scale is None else self.scale.state[0]
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps a dynamic loss scale has seen that were not finite and made no update; waits likewise."""
+        return 0 if self.scale is None else self.scale.state[2]
 
     def __call__(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
         """One step on a batch; arguments and errors as `MLP.value_and_grad`'s.
@@ -89,13 +108,15 @@ class TrainStep:
     def run(self, samples: Array, targets: Array, weight: Array | None, *, halt: bool = False) -> Array | float:
         """The step itself, on arrays that are already checked, on the backend, and in θ's dtype.
 
-        With `halt` there are no more updates once a loss or gradient was not finite.
+        With `halt` there are no more updates once a loss or gradient was not finite, unless there is a loss scale for
+        it.
         """
         return self._in_scope(self._run, samples, targets, weight, halt)
 
     def _run(self, samples: Array, targets: Array, weight: Array | None, halt: bool) -> Array | float:
-        if self.micro_batch_size is not None and len(samples) > self.micro_batch_size:
-            return self._piece_by_piece((samples, targets, weight), halt, self.micro_batch_size)
+        in_pieces = self.micro_batch_size is not None and len(samples) > self.micro_batch_size
+        if in_pieces or self.scale is not None:
+            return self._in_parts((samples, targets, weight), halt, self.micro_batch_size if in_pieces else None)
         passes = self.net.take_passes(len(samples))
         if isinstance(passes, Backprop):
             loss = self._layer_by_layer(passes, (samples, targets, weight), halt)
@@ -104,17 +125,39 @@ class TrainStep:
         self.net.keep_passes(passes)
         return loss
 
-    def _piece_by_piece(self, batch: Batch, halt: bool, micro_batch_size: int) -> Array | float:
-        net, store, size = self.net, self._in_pieces, len(batch[0])
-        passes = store.pop(size, None)  # what an error leaves half done is not put back
-        if passes is None:
-            passes = Backprop(net.architecture, net.theta, net.ops, size, micro_batch_size=micro_batch_size)
-        loss = passes.value_and_grad(*batch, self._gradients)
-        self.optimizer.guarded_step(self._gradients.theta, loss, self.clip_norm, halt=halt)
-        store[size] = passes
-        if len(store) > KEPT_PASSES:
-            store.pop(next(iter(store)))
+    def _in_parts(self, batch: Batch, halt: bool, micro_batch_size: int | None) -> Array | float:
+        """Gradient, loss scale and update one after the other."""
+        samples, targets, weight = batch
+        pieces = None if micro_batch_size is None else self._pieces(len(samples))
+        passes = self.net.take_passes(len(samples)) if pieces is None else pieces
+        gradients, update, scale = self._gradients, self.optimizer.update, self.scale
+        if scale is not None:
+            weight = scale.scaled(weight, len(samples))
+        loss = passes.value_and_grad(samples, targets, weight, gradients)
+        if scale is not None:
+            loss = scale.unscale(gradients.theta, loss)
+        self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt and scale is None)
+        if scale is not None:
+            scale.settle(update)
+        if pieces is None:
+            self.net.keep_passes(passes)
+        else:
+            self._in_pieces[len(samples)] = pieces
         return loss
+
+    def _pieces(self, size: int) -> Backprop:
+        """The passes of a batch in micro-batches, out of the store: what an error leaves half done is not put back."""
+        store, net = self._in_pieces, self.net
+        if size not in store:
+            while len(store) >= KEPT_PASSES:
+                store.pop(next(iter(store)))
+            return Backprop(net.architecture, net.theta, net.ops, size, micro_batch_size=self.micro_batch_size)
+        return store.pop(size)
+
+    def _bound(self, loss_scaling: LossScaling) -> LossScale:
+        net = self.net
+        options = float(loss_scaling.initial), int(loss_scaling.growth_interval), net.n_parameters, net.theta.dtype
+        return net.ops.bind_loss_scale(*options)
 
     def _layer_by_layer(self, passes: Backprop, batch: Batch, halt: bool) -> Array | float:
         gradients, graphs = self._gradients, self._graphs
@@ -151,6 +194,7 @@ def fit(
     validation: float | Sequence[ArrayLike] | None = None,
     clip_norm: float | None = None,
     micro_batch_size: int | None = None,
+    loss_scaling: LossScaling | None = None,
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint: PathLike | None = None,
@@ -171,7 +215,7 @@ def fit(
         shuffle: a new order each epoch.
         seed: of the order and of the validation split, an integer ≥ 0. None takes one from the operating system.
         validation: a fraction of the samples to hold out, or (x, y) of one's own.
-        clip_norm, micro_batch_size: as TrainStep's.
+        clip_norm, micro_batch_size, loss_scaling: as TrainStep's.
         patience: stop when the validation loss has not improved for so many epochs. The best θ is restored at the end.
         callbacks: functions of (net, history), called after each epoch; one that returns True stops training.
         checkpoint: a file to keep the whole state of the run in (safetensors), written at the end of epochs, at most
@@ -203,7 +247,7 @@ def fit(
     optimizer = Adam() if optimizer is None else optimizer
     samples = Samples.checked(net, x, y, sample_weight)
     held = held_out(net, validation, len(samples.x))
-    step = TrainStep(net, optimizer, clip_norm=clip_norm, micro_batch_size=micro_batch_size)
+    step = TrainStep(net, optimizer, clip_norm=clip_norm, micro_batch_size=micro_batch_size, loss_scaling=loss_scaling)
     history = History()
     best_theta = saved = None
     if checkpoint is not None:
@@ -217,12 +261,13 @@ def fit(
             "seed": None if seed is None else int(seed),
             "clip_norm": step.clip_norm,
             "micro_batch_size": step.micro_batch_size,
+            "loss_scaling": None if loss_scaling is None else loss_scaling.options(),
             "schedule": schedules.identity(schedule),
         }
         saved = Checkpoint(checkpoint, identity)
     seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else int(seed)
     if resume and saved is not None and os.path.exists(saved.path):
-        seed, best_theta = saved.restore(net, optimizer, history, patience)
+        seed, best_theta = saved.restore(net, optimizer, history, patience, step.scale)
     earlier_steps = optimizer.step_count - history.steps
     held_samples = None if isinstance(held, int) else held
     if isinstance(held, int) and held:
@@ -230,13 +275,13 @@ def fit(
     size = len(samples.x) if batch_size is None else min(batch_size, len(samples.x))
     batches = Batches(net, samples, size)
 
-    with progress_bar(
-        progress, epochs * -(-len(samples.x) // size), history.epochs * -(-len(samples.x) // size)
-    ) as advance:
+    steps_an_epoch = -(-len(samples.x) // size)
+
+    with progress_bar(progress, epochs * steps_an_epoch, history.epochs * steps_an_epoch) as advance:
         while history.epochs < epochs and not history.stopped_early:
             started = time.perf_counter()
             order = permutation(len(samples.x), seed, history.epochs) if shuffle and batch_size is not None else None
-            set_rate = partial(_set_rate, optimizer, schedule, history.steps)
+            set_rate = partial(_set_rate, optimizer, schedule, history.epochs * steps_an_epoch)
             history.loss.append(_train_epoch(step, batches.each(order), history.epochs, set_rate, advance))
             history.learning_rate.append(optimizer.learning_rate)
             history.steps = optimizer.step_count - earlier_steps
@@ -251,7 +296,7 @@ def fit(
             history.stopped_early |= any(isinstance(stop, (bool, np.bool_)) and bool(stop) for stop in stops)
             if saved is not None:
                 last = history.stopped_early or history.epochs == epochs
-                saved.write(net, optimizer, history, seed, best_theta, patience, last=last)
+                saved.write(net, optimizer, history, seed, best_theta, patience, step.scale, last=last)
     if patience is not None and best_theta is not None:
         net.theta[...] = best_theta
     return history
@@ -281,22 +326,33 @@ def _train_epoch(
         set_rate(len(losses))
         losses.append(step.run(batch.x, batch.y, batch.weight, halt=True))
         counts.append(len(batch.x))
-        if len(losses) % LOOK_EVERY == 0 and update.glance() is not None:
+        if len(losses) % LOOK_EVERY == 0 and step.scale is None and update.glance() is not None:
             break
         advance(losses[-1])
     values = net.ops.to_floats(losses)
-    diverged_at = step.diverged_at
+    diverged_at = step.diverged_at if step.scale is None else None
     if diverged_at is not None:
         state = "the network holds the state after the last finite step"
         if not _theta_is_finite(net):
             state = "the update before it overflowed, and θ is what that left"
         what = "gradient" if math.isfinite(values[diverged_at - first_step]) else "loss"
         raise _diverged(f"the {what} was not finite at step {diverged_at}", state, diverged_at, epoch)
+    if step.scale is not None:
+        _require_scaled_steps(step, values, epoch)
     # An update that overflows shows in the next step's loss; after the last step of an epoch there is none.
     if not _theta_is_finite(net):
         steps = step.optimizer.step_count
         raise _diverged(f"the update of step {steps - 1} overflowed", "θ is what it left", steps - 1, epoch)
     return math.fsum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+
+
+def _require_scaled_steps(step: TrainStep, losses: list[float], epoch: int) -> None:
+    """With a dynamic loss scale some gradients may overflow, but no loss, and not at whatever scale."""
+    steps, state = step.optimizer.step_count, "steps that were not finite made no update"
+    if not all(map(math.isfinite, losses)):
+        raise _diverged("a loss was not finite", state, steps, epoch)
+    if step.loss_scale <= SMALLEST_SCALE:
+        raise _diverged(f"gradients were not finite at a loss scale of {step.loss_scale:g}", state, steps, epoch)
 
 
 def _theta_is_finite(net: MLP) -> bool:

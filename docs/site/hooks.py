@@ -37,7 +37,7 @@ EXPLAINED = ["backprop.md", "numerics.md", "reproducible.md", "kernels.md", "emu
 
 API = {
     "networks": ["MLP", "Gradients", "check_gradients", "GradientReport", "backends", "BackendStatus"],
-    "training": ["fit", "TrainStep", "History", "SGD", "Adam", "AdamW", "DivergedError", "schedules"],
+    "training": ["fit", "TrainStep", "History", "LossScaling", "SGD", "Adam", "AdamW", "DivergedError", "schedules"],
     "arrays": ["fused_backward"],
     "others": ["sklearn", "torch", "onnx", "tensorboard"],
     "testing": ["testing"],

@@ -24,6 +24,9 @@ Real = Literal["float", "double"]
 VectorEntry = Literal[
     "set_hyper_parameters",
     "mean_of_blocks",
+    "scale_weights",
+    "unscale",
+    "settle_scale",
     "begin_step",
     "vector_norm",
     "sgd",

@@ -26,6 +26,7 @@ from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
 from gpuback.cuda.network_plans import StepPlan, step_plan
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
+from gpuback.ops.cuda_loss_scale import CudaLossScale
 from gpuback.ops.cuda_network import NetworkPasses, TwoLaunches, gradient_plan
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
 from gpuback.ops.cuda_workspace import CudaBuffers, CudaWorkspace, pitch_for, pitch_of
@@ -396,6 +397,11 @@ class CudaOps:
 
     def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> AdamUpdate:
         return AdamUpdate(self.xp, self.launcher, theta, first_moment, second_moment, steps)
+
+    def bind_loss_scale(
+        self, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
+    ) -> CudaLossScale:
+        return CudaLossScale(self, initial, growth_interval, n_parameters, dtype)
 
     def norm(self, array: Array) -> float:
         """√Σ x², without overflow or underflow on the way; waits for it."""

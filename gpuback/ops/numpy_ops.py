@@ -27,6 +27,7 @@ from gpuback.architecture import Architecture
 from gpuback.buffers import aligned_empty, bind
 from gpuback.losses import Loss, Softmax
 from gpuback.ops.host_arrays import as_host_array
+from gpuback.ops.numpy_loss_scale import NumpyLossScale
 from gpuback.ops.numpy_updates import AdamUpdate, SGDUpdate, all_finite, norm
 from gpuback.ops.numpy_workspace import Workspace
 from gpuback.ops.small_products import is_quicker_transposed
@@ -367,6 +368,12 @@ class NumpyOps:
 
     all_finite, norm = staticmethod(all_finite), staticmethod(norm)
     bind_sgd, bind_adam = SGDUpdate, AdamUpdate
+
+    def bind_loss_scale(
+        self, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
+    ) -> NumpyLossScale:
+        """S, starting at `initial`, doubled after so many updates in a row."""
+        return NumpyLossScale(initial, growth_interval, dtype)
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return aligned_empty(shape, dtype)
