@@ -31,6 +31,16 @@ MORE_BATCHES = (
     *((NARROW_DEEP, 131072), (NARROW_DEEP, 2048), (WIDE, 8192), (WIDE, 128)),
     *((SMALL, 8192), (SMALL, 1024), (TINY, 4096)),
 )
+
+
+def narrow(width: int, batch_size: int) -> Network:
+    """Seven layers of one width: what is taken as a whole, in one launch up to 64 and in two at 128."""
+    return Network(f"7x{width}:{batch_size}", (width,) * 8, batch_size)
+
+
+NARROW = narrow(64, 1 << 16)
+OTHER_NARROW = (*(narrow(width, 1 << 16) for width in (16, 32, 128)), *(narrow(64, 1 << k) for k in (12, 14)))
+MORE_NARROW = tuple(narrow(64, 1 << k) for k in (18, 20))
 MORE_LOSSES = (Network("many classes:16384", (64, 1000), 16384), Network("vocabulary", (64, 32000), 1024))
 
 HOST_CALLS = {
@@ -109,11 +119,11 @@ def _layers() -> Iterator[Job]:
 
 def _steps() -> Iterator[Job]:
     """All dtypes of a network one after the other: what they must compute is worked out once."""
-    for level, networks in ((FIRST, (TINY, WIDE)), (USUAL, (SMALL, NARROW_DEEP))):
+    for level, networks in ((FIRST, (TINY, WIDE, NARROW)), (USUAL, (SMALL, NARROW_DEEP, *OTHER_NARROW))):
         yield from (Job(level, (step(net, dtype),)) for net in networks for dtype in STEP_DTYPES)
     yield Job(USUAL, (step(WIDE, "tf32"),))
-    for net, batch_size in MORE_BATCHES:
-        other = Network(f"{net.name}:{batch_size}", net.sizes, batch_size)
+    others = (Network(f"{net.name}:{batch_size}", net.sizes, batch_size) for net, batch_size in MORE_BATCHES)
+    for other in (*MORE_NARROW, *others):
         yield from (Job(MORE, (step(other, dtype),)) for dtype in STEP_DTYPES)
 
 

@@ -59,20 +59,17 @@ class Backprop:
         rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
         if micro_batch_size is not None:
             rows = min(rows, micro_batch_size)
-        starts, n_parameters = range(0, batch_size, rows), architecture.layout.n_parameters
-        most = self._team.size * SHARES_EACH if self._team.size > 1 else 1
-        if need_gradient and n_parameters * precision.total.itemsize * most > SUMS_BYTES:
-            most = self._team.size
-        share = -(-len(starts) // most)
-        ends = [(start, min(start + rows, batch_size)) for start in starts]
-        self._shares = [ends[first : first + share] for first in range(0, len(ends), share)]
-        heights = {end - start for start, end in ends}
+        n_parameters = architecture.layout.n_parameters
+        sums_bytes = n_parameters * precision.total.itemsize if need_gradient else 0
+        self._shares = in_shares(batch_size, rows, self._team.size, sums_bytes)
+        heights = {end - start for share in self._shares for start, end in share}
         members = range(min(self._team.size, len(self._shares)))
         self._blocks = [{height: block(height) for height in heights} for _ in members]
-        self._whole = self._blocks[0][batch_size] if len(ends) == 1 and not self._team.blas_alone else None
+        in_one_piece = batch_size in heights and not self._team.blas_alone
+        self._whole = self._blocks[0][batch_size] if in_one_piece else None
         self._rows, self._places = rows, None
         self._mean_of_blocks: Callable[[list[Any]], Array | float] = partial(ops.mean_loss, batch_size=batch_size)
-        if micro_batch_size is not None and len(ends) > 1:
+        if micro_batch_size is not None and rows < batch_size:
             self._places, self._mean_of_blocks = ops.bind_mean_of_blocks(rows, batch_size, precision.total)
         others = self._shares[1:] if need_gradient else []
         self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
@@ -158,13 +155,36 @@ class Backprop:
         return self._team.run(work, len(self._shares))
 
 
+def in_shares(batch_size: int, rows: int, team_size: int, sums_bytes: int) -> list[list[tuple[int, int]]]:
+    """A batch's blocks of `rows`, each as (first row, row after the last), in shares for a team.
+
+    Args:
+        batch_size: B.
+        rows: of a block; the last one may have fewer.
+        team_size: how many work at a time.
+        sums_bytes: what the sums of one share take; 0 if it has none.
+    """
+    most = team_size * SHARES_EACH if team_size > 1 else 1
+    if sums_bytes * most > SUMS_BYTES:
+        most = team_size
+    ends = [(start, min(start + rows, batch_size)) for start in range(0, batch_size, rows)]
+    share = -(-len(ends) // most)
+    return [ends[first : first + share] for first in range(0, len(ends), share)]
+
+
 def _rows(array: Array, rows: slice | None) -> Array:
     """These rows of an array; the array itself where that is all of them."""
     return array if rows is None or array is None else array[rows]
 
 
-class _Block:
-    """A fixed number of rows: every layer bound to its buffers."""
+class Layers:
+    """A fixed number of rows: every layer bound to its buffers, from x to a_L and from da_L back.
+
+    Attributes:
+        output: a_L, (rows, n_L), which `forward` leaves behind.
+        output_delta: da_L times `scale`, in the operands' dtype, from which `backward` starts; may be `output` itself.
+        input_gradient: ∂loss/∂x, (rows, n_0), which `backward` leaves behind if it was asked for.
+    """
 
     def __init__(
         self,
@@ -173,13 +193,12 @@ class _Block:
         biases: Sequence[Array],
         ops: Ops,
         rows: int,
-        batch_size: int,
+        scale: float,
         need_gradient: bool,
         need_input_grad: bool,
     ) -> None:
         precision, sizes = architecture.precision, architecture.sizes
-        scale = precision.gradient_scale(batch_size)
-        workspace = ops.workspace(rows, sizes, precision)
+        self.workspace = workspace = ops.workspace(rows, sizes, precision)
         activations = architecture.hidden_activations
         self._load = ops.bind_load(sizes[0], precision, workspace)
 
@@ -188,19 +207,15 @@ class _Block:
             workspace.hidden(n) if g.derivative_from == "a" else None
             for n, g in zip(sizes[1:-1], activations, strict=True)
         ]
-        output = workspace.output(sizes[-1])
+        self.output = output = workspace.output(sizes[-1])
         self._first, *upper = [
             ops.bind_forward(W, b, h, a, g, workspace)
             for W, b, h, a, g in zip(
                 weights, biases, [*self._hidden, output], [*kept, None], [*activations, None], strict=True
             )
         ]
-        da_top = workspace.output_delta(output)
+        self.output_delta = da_top = workspace.output_delta(output)
         self._upper = list(zip(upper, self._hidden, strict=True))
-        self.loss = ops.bind_loss(
-            architecture.loss_row, architecture.output, output, da_top, batch_size / scale, workspace
-        )
-        self.apply_output = ops.bind_output(architecture.output, output, workspace)
 
         self._backward: list[Callable[[Array, Array, Array, bool], None]] = []
         self.input_gradient = workspace.delta(0, sizes[0]) if need_input_grad else None
@@ -213,7 +228,7 @@ class _Block:
             self._backward.append(ops.bind_backward(da, W, da_prev, g, source, scale, workspace))
 
     def forward(self, x: Array) -> Array:
-        """Up to the output layer's pre-activations a_L; `loss` or `apply_output` goes on from there.
+        """Up to the output layer's pre-activations a_L.
 
         Returns:
             h_0, x as products read it.
@@ -223,6 +238,33 @@ class _Block:
         for layer, h in self._upper:
             layer(h)
         return h_0
+
+    def backward(self, h_0: Array, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
+        """From da_L down: each layer's dW, db and the da of the layer below."""
+        inputs = [h_0, *self._hidden]
+        for k in range(len(self._backward) - 1, -1, -1):
+            self._backward[k](inputs[k], dW[k], db[k], accumulate)
+
+
+class _Block(Layers):
+    """Those, with the loss, which takes `forward`'s a_L to the da_L that `backward` starts from, or with ŷ."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Sequence[Array],
+        biases: Sequence[Array],
+        ops: Ops,
+        rows: int,
+        batch_size: int,
+        need_gradient: bool,
+        need_input_grad: bool,
+    ) -> None:
+        scale = architecture.precision.gradient_scale(batch_size)
+        super().__init__(architecture, weights, biases, ops, rows, scale, need_gradient, need_input_grad)
+        row, output = architecture.loss_row, architecture.output
+        self.loss = ops.bind_loss(row, output, self.output, self.output_delta, batch_size / scale, self.workspace)
+        self.apply_output = ops.bind_output(output, self.output, self.workspace)
 
     def value_and_grad(
         self,
@@ -240,10 +282,9 @@ class _Block:
         Returns:
             What `ops.bind_loss` says of these rows.
         """
-        inputs = [self.forward(x), *self._hidden]
+        h_0 = self.forward(x)
         loss = self.loss(y, weight, *where)
-        for k in range(len(self._backward) - 1, -1, -1):
-            self._backward[k](inputs[k], dW[k], db[k], accumulate)
+        self.backward(h_0, dW, db, accumulate)
         if dx is not None:
             dx[...] = self.input_gradient
         return loss

@@ -49,6 +49,10 @@ class FileFormatError(GpubackError, ValueError):
     """A file is cut short, tampered with, malformed, or was written by another program."""
 
 
+class ConversionError(GpubackError, ValueError):
+    """A network of one library has no equal in another; the message names the layer that has none."""
+
+
 class MissingFolderError(GpubackError, FileNotFoundError):
     """A file was to be written into a folder that does not exist."""
 

@@ -79,8 +79,6 @@ class MLP:
             allow_tf32=allow_tf32,
             reproducible=reproducible,
         )
-        if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
-            raise OptionError(f"seed: expected an integer ≥ 0 or None, got {seed!r}")
         names = (*architecture.activations, architecture.output)
         self._assemble(architecture, backend, initial_parameters(architecture.layout, names, seed))
 

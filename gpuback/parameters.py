@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gpuback._typing import Array
 from gpuback.activations import ACTIVATIONS
+from gpuback.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,12 @@ def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | N
 
     Returns:
         (n_parameters,) float64.
+
+    Raises:
+        OptionError: any other seed.
     """
+    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
+        raise OptionError(f"seed: expected an integer ≥ 0 or None, got {seed!r}")
     bits = np.random.PCG64(seed)
     theta = np.zeros(layout.n_parameters)
     weights, _ = layout.split(theta)

@@ -351,8 +351,10 @@ def _require_scaled_steps(step: TrainStep, losses: list[float], epoch: int) -> N
     steps, state = step.optimizer.step_count, "steps that were not finite made no update"
     if not all(map(math.isfinite, losses)):
         raise _diverged("a loss was not finite", state, steps, epoch)
-    if step.loss_scale <= SMALLEST_SCALE:
-        raise _diverged(f"gradients were not finite at a loss scale of {step.loss_scale:g}", state, steps, epoch)
+    assert step.scale is not None
+    scale, good_steps, _ = step.scale.state
+    if scale <= SMALLEST_SCALE and not good_steps:
+        raise _diverged(f"gradients were not finite at a loss scale of {scale:g}", state, steps, epoch)
 
 
 def _theta_is_finite(net: MLP) -> bool:

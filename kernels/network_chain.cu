@@ -42,7 +42,7 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
 #pragma unroll 1
     for (int first = row0; first < row1; first += rows) {
       const int valid = min(rows, row1 - first);
-      load_samples(net, x_bi + (int64)first * n_in, valid);
+      load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
 #pragma unroll 1
       for (int k = 0; k < layers; ++k) {
         if (!all_weights) load_layer(net, k, theta);
@@ -63,7 +63,7 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
           output_of_row(row, output, [=](int j, float value) { out[j] = value; });
         });
       } else {
-        sum += losses_of_slab(net, samples, options, first, first - row0, valid);
+        add_losses(sum, net, samples, options, first, first - row0, valid);
       }
       if (backward) {
         narrow_top(net, first - row0, valid);
@@ -143,7 +143,8 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
       __syncthreads();  // its place is free for the next but one; behind the last, sums of db are complete
     }
     if (P::counts(net[k])) {
-      write_partial<WIDTH>(dw, db, notes.partials + ((int64)(chain * layers + k) * WARPS + warp_index()) * P::SIZE);
+      float* to = notes.partials + ((int64)(chain * layers + k) * WARPS + warp_index()) * P::SIZE;
+      write_partial<WIDTH>(dw, db, net[k].n_out, to);
       finish_piece<WIDTH>(net, k, chain, update, notes, ring_of(slabs), written.n_batch, mean_loss);
     }
     __syncthreads();  // the rings are done with, and so are the sums of db

@@ -54,14 +54,14 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
 #pragma unroll 1
     for (int first = row0; first < row1; first += rows) {
       const int valid = min(rows, row1 - first), n_in = net[0].n_in;
-      load_samples(net, x_bi + (int64)first * n_in, valid);
+      load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
       __syncthreads();  // the slab's samples are there; the first time, weights and zeros too
 #pragma unroll 1
       for (int k = 0; k < layers; ++k) {
         forward_layer(net, k, valid);
         __syncthreads();  // the next layer's inputs are complete
       }
-      loss_sum += losses_of_slab(net, samples, options, first, first - row0, valid);
+      add_losses(loss_sum, net, samples, options, first, first - row0, valid);
       narrow_top(net, first - row0, valid);
       __syncthreads();  // da_L is complete
 #pragma unroll 1
@@ -83,7 +83,7 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
     for (int k = 0; k < MAX_LAYERS; ++k)
       if (k < layers && Part::counts(net[k])) {
         float* to = notes.partials + ((int64)(chain * layers + k) * WARPS + warp_index()) * Part::SIZE;
-        most = max(most, write_partial<MAX_WIDTH>(dw[k], net.bias_sums(k), to));
+        most = max(most, write_partial<MAX_WIDTH>(dw[k], net.bias_sums(k), net[k].n_out, to));
       }
     note(notes, OF_SUMS, most);
     note(notes, OF_INPUTS, magnitude(1.0f));  // it is sums that are noted

@@ -16,6 +16,11 @@ typedef Fma Unit;
 #endif
 
 const int WARPS = 8, THREADS = 32 * WARPS, TILE = 32;
+#if defined(MAX_WIDTH) && MAX_WIDTH > 64
+const int LOADS = 1;  // that a thread has on their way at a time: registers hold little beside dW
+#else
+const int LOADS = 2;
+#endif
 const int PAD = Unit::PAD;                           // of a row of operands, in numbers: no reads of fragments meet in a bank
 const int PAD_TOP = sizeof(OPERAND) == 2 ? 4 : PAD;  // of a row of a_L, in float32, which becomes one of da_L
 
@@ -80,28 +85,68 @@ DEVICE void load_layout(const Network& net, const int* layout) {
   for (int i = threadIdx.x; i < numbers; i += THREADS) ((int*)net.memory)[i] = layout[i];
 }
 
+// `valid` rows of n numbers that lie behind each other, as operands; zeros up to whole columns and `rows` rows, N numbers
+// at a time.
+template <int N>
+DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, int rows) {
+  const int packs = n / N, total = valid * packs;
+  const int step_row = THREADS / packs, step_pack = THREADS % packs;
+  int r = threadIdx.x / packs, c = threadIdx.x % packs;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < total; first += THREADS * LOADS) {
+    Group<float, N> loaded[LOADS];
+#pragma unroll
+    for (int i = 0; i < LOADS; ++i)
+      if (first + i * THREADS < total) loaded[i] = *(const Group<float, N>*)(from + (first + i * THREADS) * N);
+#pragma unroll
+    for (int i = 0; i < LOADS; ++i) {
+      Group<OPERAND, N> operands;
+#pragma unroll
+      for (int j = 0; j < N; ++j) narrow(loaded[i].at[j], operands.at[j]);
+      if (first + i * THREADS < total) *(Group<OPERAND, N>*)(to.at + r * to.pitch + c * N) = operands;
+      r += step_row, c += step_pack;
+      if (c >= packs) c -= packs, ++r;
+    }
+  }
+  if (n == to.columns && valid == rows) return;
+  for (int row = warp_index(); row < rows; row += WARPS)
+    for (int i = threadIdx.x % 32; i < to.columns; i += 32)
+      if (row >= valid || i >= n) narrow(0.0f, to.at[row * to.pitch + i]);
+}
+
+DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, int rows) {
+  if (n % 4 == 0 && (uint64)from % 16 == 0)
+    load_numbers<4>(to, from, n, valid, rows);
+  else
+    load_numbers<1>(to, from, n, valid, rows);
+}
+
 DEVICE void load_layer(const Network& net, int k, const float* theta) {
-  const Layer& layer = net[k];
-  const float* weights = theta + layer.theta;
-  OPERAND* w = net.weights(k);
-  const int pitch = net.pitch_w(k), n_in = layer.n_in, n_out = layer.n_out;
-  for (int o = warp_index(); o < whole(n_out); o += WARPS)
-    for (int i = threadIdx.x % 32; i < whole(n_in); i += 32)
-      narrow(o < n_out && i < n_in ? weights[o * n_in + i] : 0.0f, w[o * pitch + i]);
+  const int n_in = net[k].n_in, n_out = net[k].n_out;
+  const float* weights = theta + net[k].theta;
+  load_numbers(Rows{net.weights(k), net.pitch_w(k), whole(n_in)}, weights, n_in, n_out, whole(n_out));
   for (int o = threadIdx.x; o < whole(n_out); o += THREADS) net.biases(k)[o] = o < n_out ? weights[n_out * n_in + o] : 0.0f;
+}
+
+// Has numbers on their way that are read later.
+template <typename T>
+DEVICE void prefetch(const T* from, int count) {
+  for (int at = threadIdx.x * 128; at < count * (int)sizeof(T); at += THREADS * 128)
+    prefetch_l2((const unsigned char*)from + at);
 }
 
 // ---- A slab: `valid` of its rows belong to the chain, the rest of the last 32 is zero
 
 DEVICE int used_rows(int valid) { return ceil_div(valid, TILE) * TILE; }
 
-DEVICE void load_samples(const Network& net, const float* x, int valid) {
-  const int n = net[0].n_in, pitch = net.pitch(0);
-  OPERAND* h = net.inputs(0);
-#pragma unroll 4
-  for (int r = warp_index(); r < used_rows(valid); r += WARPS)
-    for (int i = threadIdx.x % 32; i < whole(n); i += 32)
-      narrow(r < valid && i < n ? x[(int64)r * n + i] : 0.0f, h[r * pitch + i]);
+// The samples from `first` on, of which `valid` count. What is read next is on its way then: their targets, and the next slab's samples.
+DEVICE void load_samples(const Network& net, const Samples& samples, int first, int valid, int next) {
+  const int n = net[0].n_in, n_top = net[net.layers].n_in;
+  const float* x = samples.x_bi + (int64)first * n;
+  if (samples.labels_b) prefetch(samples.labels_b + first, valid);
+  if (samples.targets_bj) prefetch(samples.targets_bj + (int64)first * n_top, valid * n_top);
+  prefetch(x + (int64)valid * n, next * n);
+  load_numbers(net.rows(0), x, n, valid, used_rows(valid));
 }
 
 // c = A B for a tile of 32 x 32; A stored [m][k], B stored [k][n] or, transposed, [n][k]; k and n reach up to whole numbers of 16.
@@ -247,10 +292,10 @@ struct LossOptions {
   float divisor;  // B over the scale that da carries
 };
 
-// The losses of this thread's rows, added; da_L, not yet rounded, in place of a_L. `first`: the slab's first sample.
-DEVICE double losses_of_slab(const Network& net, const Samples& samples, const LossOptions& options, int first, int offset,
-                             int valid) {
-  double sum = 0;
+// Adds the losses of this thread's rows to `sum`, one by one, so that it does not depend on how a chain is cut into slabs; da_L, not
+// yet rounded, in place of a_L. `first`: the slab's first sample.
+DEVICE void add_losses(double& sum, const Network& net, const Samples& samples, const LossOptions& options, int first, int offset,
+                       int valid) {
   each_top_row(net, offset, valid, [&](int r, const TopRow& row) {
     const int64 b = first + r;
     const float weight = samples.weight_b ? samples.weight_b[b] : 1.0f, divisor = options.divisor;
@@ -260,7 +305,6 @@ DEVICE double losses_of_slab(const Network& net, const Samples& samples, const L
                                     [=](int j, float gradient) { a[j] = gradient * weight / divisor; });
     if (TopRow::lane() == 0) sum += (double)(value * weight);
   });
-  return sum;
 }
 
 // da_L as operands, rows in the same place. What is written in a round of four columns has been read in an earlier one.

@@ -74,19 +74,19 @@ struct Piece {
   }
 };
 
-// Puts a lane's numbers together, writes them, and returns the largest magnitude among them.
+// Puts a lane's numbers together, writes them, and returns the largest magnitude among them. Of db there are n_out.
 template <int WIDTH>
-DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const float* db, float* to) {
+DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const float* db, int n_out, float* to) {
   typedef Piece<WIDTH> P;
   float sums[P::COUNT];
   unsigned most = 0;
 #pragma unroll
   for (int i = 0; i < P::COUNT; ++i) {
-    const int o = (int)threadIdx.x % 32 + 32 * (i - P::HELD);
+    const int r = (int)threadIdx.x % 32 + 32 * (i - P::HELD), o = P::o0() + r;
     if (i < P::HELD)
       sums[i] = dw[i / 4 / P::FRAGMENTS_I][i / 4 % P::FRAGMENTS_I][i % 4];
     else
-      sums[i] = o < P::ROWS && P::i0() == 0 ? db[P::o0() + o] : 0.0f;
+      sums[i] = r < P::ROWS && o < n_out && P::i0() == 0 ? db[o] : 0.0f;
     most = max(most, magnitude(sums[i]));
   }
   store_partial(sums, P::packs(), to);
@@ -96,7 +96,8 @@ DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const float
 // What can be said of loss and gradient before all totals are known.
 enum Known { FINITE, NOT_FINITE, UNKNOWN };
 
-// Called by whole warps, once all chains have noted their numbers. A total of finite numbers is finite if so many of the largest are.
+// Called by whole warps, once all chains have noted their numbers. A total of finite numbers is finite if so many of the largest are,
+// and if none of them becomes infinite as it is rounded to TF32.
 DEVICE Known what_is_known(const Notes& notes) {
   const int lane = threadIdx.x % 32;
   unsigned bits = 0;
@@ -105,7 +106,8 @@ DEVICE Known what_is_known(const Notes& notes) {
   const double value = __uint_as_float(bits), most = 1.5e38;
   const double of_sums = __shfl_sync(0xffffffffu, value, OF_SUMS), of_inputs = __shfl_sync(0xffffffffu, value, OF_INPUTS);
   const double of_losses = __shfl_sync(0xffffffffu, value, OF_LOSSES);
-  return of_sums * of_inputs * notes.terms < most && of_losses * notes.loss_count < most ? FINITE : UNKNOWN;
+  const bool finite = of_sums * of_inputs * notes.terms < most && of_inputs < most && of_losses * notes.loss_count < most;
+  return finite ? FINITE : UNKNOWN;
 }
 
 // What is done with a total: kept as the gradient, put into a step, or nothing.

@@ -53,6 +53,9 @@ DEVICE uint4 load_cg(const uint4* address) {
   return value;
 }
 
+// Brings the 128 bytes around an address into the level-2 cache, if they are not there: for what is read later.
+DEVICE void prefetch_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 // ---- Asynchronous copies from global to shared memory (sm_80 and later; before, they are done on return)
 
 // Copies 16 bytes: the first `valid` (0 ... 16) from `source`, zeros for the rest. Both addresses are multiples of 16.

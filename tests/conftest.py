@@ -18,8 +18,8 @@ from gpuback.ops import Backend, BackendStatus
 from gpuback.ops.cuda_ops import CudaOps
 
 BACKENDS = ("numpy", "emulated", "layers")
-MOST_CASES = 25
-"""Of one test function, on either of the emulated backends."""
+MOST_CASES = {"emulated": 25, "layers": 0}
+"""Of one test function, for pairs of values; each value by itself has a case in any event."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _backend_of(item) in BACKENDS[1:] and not item.get_closest_marker("numpy_only"):
             emulated[item.parent, item.originalname, _backend_of(item)].append(item)
-    kept = {item for cases in emulated.values() for item in _well_spread(cases)}
+    kept = {item for (*_, backend), cases in emulated.items() for item in _well_spread(cases, MOST_CASES[backend])}
     chosen, left_out = [], []
     for item in items:
         backend = _backend_of(item)
@@ -58,8 +58,8 @@ def _backend_of(item: pytest.Item) -> str | None:
     return callspec.params.get("_backend") if callspec else None
 
 
-def _well_spread(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """A few cases of a test: every value of every parameter, then every pair of values as far as `MOST_CASES` reach.
+def _well_spread(cases: Sequence[pytest.Item], most: int) -> list[pytest.Item]:
+    """A few cases of a test: every value of every parameter, then every pair of values as far as `most` cases reach.
 
     Among equally good ones the first, so that it is always the same.
     """
@@ -67,7 +67,7 @@ def _well_spread(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
     for together in (1, 2):
         offers = {case: set(itertools.combinations(sorted(case.callspec.indices.items()), together)) for case in cases}
         missing = set().union(*offers.values()).difference(*(offers[case] for case in chosen))
-        while missing and (together == 1 or len(chosen) < MOST_CASES):
+        while missing and (together == 1 or len(chosen) < most):
             best = max(cases, key=lambda case: len(offers[case] & missing))
             chosen.append(best)
             missing -= offers[best]

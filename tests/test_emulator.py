@@ -524,6 +524,12 @@ def test_other_wrong_accesses_are_found():
         run("copies_out_of_bounds", x, i32(1), i32(16), block=1)
 
 
+def test_copies_that_nobody_waited_for_are_over_when_the_launch_is():
+    """The next launch knows of them, however many there were."""
+    for _ in range(2):
+        run("copies_never_waited_for", np.zeros(4, f32), i32(20), block=1, checked=True)
+
+
 def test_a_kernel_may_write_through_one_name_what_it_reads_through_another():
     x = np.arange(64, dtype=f32)
     run("touches", x, x, i32(0), i32(40), checked=True)

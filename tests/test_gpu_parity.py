@@ -23,6 +23,7 @@ from gpuback.activations import ACTIVATIONS as TABLE
 from gpuback.errors import DeviceError, DivergedError, LabelError
 from gpuback.losses import LOSSES
 from gpuback.ops import ops_for
+from gpuback.ops.cuda_ops import CudaOps
 from gpuback.precision import Precision
 from gpuback.testing import random_batch, tolerance
 
@@ -241,7 +242,11 @@ def test_a_hidden_layer(activation: str, dtype: str, cupy: Any) -> None:
 # ---- Networks
 
 OUTPUTS = [(loss, output) for loss, row in LOSSES.items() for output in row.outputs]
-NETWORKS = [((7, 33, 64, 5), 37), ((64, 128, 10), 1), ((20, 200, 3), 300), ((3, 64, 64, 64, 2), 1000), ((5, 1), 9)]
+NETWORKS = [
+    *(((7, 33, 64, 5), 37), ((64, 128, 10), 1), ((20, 200, 3), 300), ((3, 64, 64, 64, 2), 1000), ((5, 1), 9)),
+    *(((9, *[31] * 12, 5), 300), ((64,) * 8, 5000), ((9, *[50] * 9, 5), 700), ((100, 128, 90, 128, 7), 300)),
+]
+"""Narrow ones in one launch and in two, and one that goes layer by layer."""
 
 
 def twins(sizes: tuple[int, ...], dtype: str, **options: Any) -> tuple[MLP, MLP]:
@@ -252,7 +257,15 @@ def twins(sizes: tuple[int, ...], dtype: str, **options: Any) -> tuple[MLP, MLP]
     return net, net.to("cupy")
 
 
+@pytest.fixture(params=["whole", "layers"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow networks as a whole, as ever, or layer by layer."""
+    if request.param == "layers":
+        monkeypatch.setattr(CudaOps, "whole_passes", lambda *network, **needs: None)
+
+
 @each_dtype
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("loss, output", OUTPUTS)
 def test_networks(loss: str, output: str | None, activation: str, dtype: str) -> None:

@@ -141,9 +141,10 @@ def test_matrix_loads_from_any_rows(on_both: Any) -> None:
 
 def test_loads_through_the_cache(on_both: Any) -> None:
     rng = np.random.default_rng(3)
+    floats = rng.integers(0, 2**32, 1024, u32).view(f32)
     doubles, words = rng.integers(0, 2**64, 1024, dtype=np.uint64).view(f64), rng.integers(0, 2**32, (1024, 4), u32)
-    outs = np.zeros_like(doubles), np.zeros_like(words)
-    assert_same_bits(on_both("cached_loads", doubles, words, *outs, grid=4, block=256))
+    outs = np.zeros_like(floats), np.zeros_like(doubles), np.zeros_like(words)
+    assert_same_bits(on_both("cached_loads", floats, doubles, words, *outs, grid=4, block=256))
 
 
 # ---- Products

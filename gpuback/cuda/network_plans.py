@@ -49,7 +49,7 @@ class Shape(NamedTuple):
     layers: int
 
 
-SHAPES = (Shape(32, 16), Shape(64, 8), Shape(128, 2))
+SHAPES = (Shape(32, 14), Shape(64, 7), Shape(128, 2))
 """The variants there are, the better first."""
 
 

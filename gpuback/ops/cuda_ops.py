@@ -26,6 +26,7 @@ from gpuback.cuda.launch import Argument, Launch, Launcher, Slot
 from gpuback.cuda.network_plans import StepPlan, step_plan
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
+from gpuback.ops import dlpack
 from gpuback.ops.cuda_loss_scale import CudaLossScale
 from gpuback.ops.cuda_network import NetworkPasses, TwoLaunches, gradient_plan
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
@@ -41,9 +42,6 @@ KEPT_LAUNCHES = 64
 
 SOFTMAX = -1
 """How kernels know the output function that is no activation."""
-
-DLPACK_CUDA = 2
-"""DLPack's number for a CUDA device."""
 
 
 class CudaOps:
@@ -467,17 +465,17 @@ class CudaOps:
 
     def received(self, value: ArrayLike, what: str) -> Array:
         """Real numbers of any kind as an array, of whatever dtype, where they are: for a look before `asarray`."""
-        array = self._on_device(value)
+        array = self._on_device(value, what)
         return as_host_array(value, None, what) if array is None else array
 
-    def _on_device(self, value: ArrayLike) -> Array | None:
+    def _on_device(self, value: ArrayLike, what: str) -> Array | None:
         """An array in a GPU's memory; None for data on the host."""
         if isinstance(value, np.ndarray):
             return None
         if isinstance(value, self.xp.ndarray):
             return value
-        if hasattr(value, "__dlpack__") and int(value.__dlpack_device__()[0]) == DLPACK_CUDA:
-            return self.xp.from_dlpack(value)
+        if hasattr(value, "__dlpack__") and dlpack.device_of(value, what)[0] in dlpack.CUDA:
+            return dlpack.taken(value, what, self.xp.from_dlpack)
         return None
 
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
@@ -487,7 +485,7 @@ class CudaOps:
             DeviceError: an array on another device.
             DtypeError: complex numbers, text, objects.
         """
-        array = self._on_device(value)
+        array = self._on_device(value, what)
         if array is None:
             return self.xp.asarray(as_host_array(value, dtype, what))
         self._require_aligned(array)
@@ -514,8 +512,8 @@ class CudaOps:
         if isinstance(plan, str):
             return [], plan
         if isinstance(plan, StepPlan):
-            what = f"network_narrow, {plan.launch.grid} blocks, slabs of {plan.rows} rows, {plan.sums.chains}"
-            return [what], "a block has room for all weights, and its registers for the sums of all gradients"
+            one = f"network_narrow, {plan.launch.grid} blocks, slabs of {plan.rows} rows, {plan.sums.chains}"
+            return [one], "a block has room for all weights, and its registers for the sums of all gradients"
         chain, weights = plan
         kept = "all weights" if chain.all_weights else "one layer's weights"
         both = [

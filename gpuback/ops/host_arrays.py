@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpuback._typing import Array, ArrayLike
 from gpuback.errors import DeviceError, DtypeError
+from gpuback.ops import dlpack
 
 
 def as_host_array(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
@@ -21,7 +21,7 @@ def as_host_array(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> A
 
     Raises:
         DeviceError: an array in a GPU's memory.
-        DtypeError: complex numbers, text, objects.
+        DtypeError: complex numbers, text, objects, tensors that cannot be shared.
     """
     if type(value) is np.ndarray and value.flags.c_contiguous and (dtype is None or value.dtype is dtype):
         return value
@@ -40,18 +40,15 @@ def is_real(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biuf" or dtype.name == "bfloat16"
 
 
-def _host_array(value: ArrayLike, what: str) -> NDArray[Any]:
+def _host_array(value: ArrayLike, what: str) -> Array:
     if hasattr(value, "__dlpack__"):
-        kind, _ = value.__dlpack_device__()
-        if int(kind) not in (1, 3):  # kDLCPU, kDLCUDAHost
+        device = dlpack.device_of(value, what)
+        if device[0] not in dlpack.HOST:
             raise DeviceError(
                 f"{what}: expected data in host memory for the numpy backend, got {type(value).__name__} on DLPack "
-                f"device {tuple(map(int, value.__dlpack_device__()))}; copy it to the host, or use net.to('cupy')"
+                f"device {device}; copy it to the host, or use net.to('cupy')"
             )
-        try:
-            return np.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError) as error:
-            raise DtypeError(f"{what}: NumPy cannot take this {type(value).__name__} by DLPack: {error}") from error
+        return dlpack.taken(value, what, np.from_dlpack)
     try:
         return np.asarray(value)
     except ValueError as error:

@@ -190,6 +190,7 @@ void matrix_rows(const void* const* rows, const void* code) {
 }
 
 void copy_issued(Thread* thread, const Copy& copy, const void* code) {
+  clocks.copy_issued(*thread);
   if (copy.valid > 0) examine({thread, true, Kind::read, copy.source, (size_t)copy.valid, code});
   examine({thread, true, Kind::write, copy.destination, 16, code});
 }

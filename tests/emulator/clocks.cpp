@@ -74,6 +74,8 @@ void Clocks::meet(Thread* const* threads, size_t count) {
   }
 }
 
+void Clocks::copy_issued(const Thread& thread) { latest_ = std::max(latest_, now(thread, true)); }
+
 void Clocks::copies_landed(const Thread& thread, int before_group) {
   Clock& own = clock(thread);
   if (before_group > 0) own.landed = std::max(own.landed, launch_start_ + before_group);

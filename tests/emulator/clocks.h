@@ -58,6 +58,9 @@ class Clocks {
   // Each learns all that any of them knows and has done.
   void meet(Thread* const* threads, size_t count);
 
+  // A time that no later launch may use again, also if nobody ever waits for the copy.
+  void copy_issued(const Thread& thread);
+
   // The groups of this thread's copies before this one have landed.
   void copies_landed(const Thread& thread, int before_group);
 

@@ -93,6 +93,15 @@ KERNEL copies_out_of_bounds(const float* x, int offset, int valid) {
   cp_async_wait<0>();
 }
 
+// Copies, a group each, that nobody waits for.
+KERNEL copies_never_waited_for(const float4* x, int groups) {
+  SHARED_MEMORY(memory);
+  for (int i = 0; i < groups; ++i) {
+    cp_async_16((float4*)memory + i, x, 16);
+    cp_async_commit();
+  }
+}
+
 // Blocks that write the same number to the same place race, even if they never run at once.
 KERNEL same_place(float* y) {
   if (threadIdx.x == 0) y[0] = 1;

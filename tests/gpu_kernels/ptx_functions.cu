@@ -51,8 +51,11 @@ KERNEL matrix_loads(const uint4* table, const int* rows, uint32* plain, uint32* 
   for (int i = 0; i < 4; ++i) transposed[threadIdx.x * 4 + i] = fragment[i];
 }
 
-KERNEL cached_loads(const double* doubles, const uint4* words, double* doubles_out, uint4* words_out) {
+KERNEL cached_loads(const float* floats, const double* doubles, const uint4* words, float* floats_out, double* doubles_out,
+                    uint4* words_out) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  prefetch_l2(floats + i);
+  floats_out[i] = load_cg(floats + i);
   doubles_out[i] = load_cg(doubles + i);
   words_out[i] = load_cg(words + i);
 }

@@ -1,0 +1,1 @@
+"""What `gpuback.torch` is made of; the only part of gpuback that knows PyTorch."""

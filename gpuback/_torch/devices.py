@@ -1,0 +1,70 @@
+"""Where tensors live: the backend, the memory and the stream that gpuback shares with PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import torch
+
+from gpuback._typing import Array
+from gpuback.errors import DeviceError
+from gpuback.ops import Ops, ops_for
+
+
+def array_over(tensor: torch.Tensor, ops: Ops) -> Array:
+    """A tensor's own memory as an array of the backend; a copy only of one that is yet to be negated."""
+    tensor = tensor.detach().resolve_neg()
+    return tensor.numpy() if tensor.device.type == "cpu" else ops.received(tensor, "a tensor")
+
+
+@functools.cache
+def ops_on(kind: str, index: int | None) -> Ops:
+    """The backend for a device of PyTorch's.
+
+    Raises:
+        DeviceError: a device that is neither a CPU nor an NVIDIA GPU.
+        BackendError: CuPy is missing or finds no GPU; the message says which.
+    """
+    if kind == "cpu":
+        return ops_for("numpy")
+    if kind != "cuda" or torch.version.hip:
+        raise DeviceError(f"expected parameters on a CPU or an NVIDIA GPU, got them on {kind!r}")
+    ops_for("cupy")  # raises where there is none
+    import cupy
+
+    with cupy.cuda.Device(index):
+        return ops_for("cupy")
+
+
+def stream_of(device: torch.device) -> int:
+    """The address of PyTorch's current stream; 0 on a CPU. Buffers are used on one stream only."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+class _Stream:
+    """A CUDA stream as CuPy takes it from others."""
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._address
+
+
+def on_stream_of(device: torch.device) -> AbstractContextManager[object]:
+    """What gpuback computes with tensors of that device: after what PyTorch has queued, before what it will."""
+    scope = ops_on(device.type, device.index).scope()
+    return _queued_on(device, scope) if device.type == "cuda" else scope
+
+
+@contextlib.contextmanager
+def _queued_on(device: torch.device, scope: AbstractContextManager[object]) -> Iterator[None]:
+    import cupy
+
+    # PyTorch exports tensors of its current device only, and CuPy's streams are those of its own.
+    stream = cupy.cuda.Stream.from_external(_Stream(stream_of(device)))
+    with scope, torch.cuda.device(device), cupy.cuda.Device(device.index), stream:
+        yield

@@ -1,0 +1,193 @@
+"""A multilayer perceptron as a module of PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpuback._torch.passes import Fused, Pool, dtype_of_sums, run_forward
+from gpuback.architecture import Architecture
+from gpuback.errors import DeviceError, DtypeError, ShapeError
+from gpuback.parameters import initial_parameters
+from gpuback.precision import Precision
+
+OUTPUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "identity": lambda a: a,
+    "softmax": lambda a: torch.softmax(a, -1),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+
+class FusedMLP(nn.Module):
+    """h_k = g_k(W_k h_{k−1} + b_k), ŷ = O(a_L), as one operation of automatic differentiation: gpuback's kernels run
+    the forward pass, and the backward pass from whatever gradient PyTorch hands back.
+
+    It stands where an `nn.Sequential` of `nn.Linear` and activations stood: the same shapes in and out, and the same
+    names in `state_dict`, `0.weight`, `0.bias`, `2.weight`, …, so that each loads the other's. It runs where its
+    parameters are, on a CPU through NumPy, on an NVIDIA GPU through CuPy on PyTorch's current stream, and reads and
+    writes the tensors' own memory. Hooks on a layer inside have nothing to hook on to.
+
+    Args:
+        sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
+        activation: g by name, one for all hidden layers or one for each: identity, relu, leaky_relu, elu, sigmoid,
+            tanh, softplus, gelu (the tanh form), silu.
+        output: O: "identity", so that losses such as `nn.CrossEntropyLoss` get the raw scores that they expect,
+            "softmax", "sigmoid" or "tanh".
+        dtype: what products' operands are rounded to: float64, float32, bfloat16 or float16 (a name, a NumPy or a
+            PyTorch type). Parameters, gradients and sums are float64 for float64, else float32.
+        allow_tf32: float32 products may round their operands to TF32 (11 significant bits).
+        seed: of the initial weights, as `gpuback.MLP`'s. None draws one from PyTorch's generator, which
+            `torch.manual_seed` seeds.
+        device: where parameters are made; PyTorch's default device by default.
+
+    `to(dtype)`, `half()` and the like change the parameters' dtype and with it what is computed in: float64 parameters
+    compute in float64, 16-bit ones in their own format, float32 ones in `dtype`; within `torch.autocast` those compute
+    in its dtype. Sums are float32 at least. The result has the parameters' dtype, within `torch.autocast` too, where an
+    `nn.Linear`'s has 16 bits.
+
+    Raises:
+        ShapeError, OptionError, DtypeError: an argument is out of range or unknown.
+
+    Example:
+        >>> net = FusedMLP([2, 3, 2], seed=0)
+        >>> net(torch.tensor([[1.0, -1.0]])).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        sizes: Iterable[int],
+        *,
+        activation: str | Sequence[str] = "relu",
+        output: str = "identity",
+        dtype: object = "float32",
+        allow_tf32: bool = False,
+        seed: int | None = None,
+        device: Any = None,
+    ) -> None:
+        super().__init__()
+        self.architecture = Architecture.create(
+            sizes,
+            activation=activation,
+            output=output,
+            loss="squared_error",  # which goes with every output; there is none here
+            dtype=str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype,
+            allow_tf32=allow_tf32,
+        )
+        total = dtype_of_sums(self.architecture.precision)
+        for k, (n_in, n_out) in enumerate(self.architecture.layout.shapes):
+            self.add_module(str(2 * k), _Layer(n_in, n_out, total, device))
+        self._pool = Pool()
+        self.reset_parameters(seed)
+
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Initial weights anew: He uniform for rectifiers, Glorot uniform for the rest; biases 0."""
+        if seed is None:
+            seed = int(torch.randint(2**62, (), device="cpu"))
+        names = (*self.architecture.activations, self.architecture.output)
+        theta = torch.from_numpy(initial_parameters(self.architecture.layout, names, seed))
+        with torch.no_grad():
+            for layer, W, b in zip(self.layers, *self.architecture.layout.split(theta), strict=True):
+                layer.weight.copy_(W)
+                layer.bias.copy_(b)
+
+    @torch.compiler.disable  # what it calls are compiled kernels already, and nothing that can be traced
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """ŷ (…, n_L) of x (…, n_0), real numbers, which are cast to the parameters' dtype; the result has it too.
+
+        Raises:
+            ShapeError, DtypeError, DeviceError: x does not fit the parameters, or they do not fit each other.
+            BackendError: the parameters are on a GPU that gpuback cannot use; the message says why.
+        """
+        parameters = [part for layer in self.layers for part in (layer.weight, layer.bias)]
+        own = _common(parameters)
+        sizes = self.architecture.sizes
+        if x.ndim == 0 or x.shape[-1] != sizes[0]:
+            raise ShapeError(f"x: expected shape (…, {sizes[0]}) for sizes {sizes}, got {tuple(x.shape)}")
+        if x.dtype.is_complex:
+            raise DtypeError(f"x: expected real numbers, got {x.dtype}")
+        if x.device != own.device:
+            raise DeviceError(f"x: expected a tensor on {own.device}, where the parameters are, got one on {x.device}")
+        if x.numel() == 0:
+            return self._of_no_samples(x.to(own.dtype), parameters).to(own.dtype)
+        precision = self._precision_for(_autocast_dtype(own))
+        rows = x.reshape(-1, sizes[0]).to(dtype_of_sums(precision)).contiguous()
+        need_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, *parameters))
+        need_input_grad = need_gradient and rows.requires_grad
+        lease = self._pool.take(self.architecture, precision, parameters, len(rows), need_gradient, need_input_grad)
+        a = Fused.apply(lease, rows, *parameters) if need_gradient else run_forward(lease, rows, parameters)
+        return OUTPUTS[self.architecture.output](a).to(own.dtype).reshape(*x.shape[:-1], sizes[-1])
+
+    def _of_no_samples(self, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What `nn.Linear` makes of them: nothing, whose gradients are 0."""
+        for W, b in zip(parameters[::2], parameters[1::2], strict=True):
+            x = nn.functional.linear(x, W, b)
+        return x
+
+    @property
+    def layers(self) -> list[_Layer]:
+        """The layers from the first to the last, each with `weight` W_k (nO, nI) and `bias` b_k (nO,)."""
+        return [getattr(self, str(2 * k)) for k in range(len(self.architecture.sizes) - 1)]
+
+    @property
+    def precision(self) -> Precision:
+        """What products' operands are rounded to, outside of `torch.autocast`: see `dtype`."""
+        return self._precision_for(self.layers[0].weight.dtype)
+
+    def _precision_for(self, dtype: torch.dtype) -> Precision:
+        chosen = self.architecture.precision
+        if dtype == torch.float32 and chosen.total.itemsize == 4:
+            return chosen
+        name = str(dtype).removeprefix("torch.")
+        return chosen if name == chosen.name else Precision.of(name)
+
+    def _apply(self, *arguments: Any, **options: Any) -> FusedMLP:
+        """What `to`, `half`, `cuda` and the like end in: buffers over the old parameters are of no more use."""
+        self._pool.clear()
+        super()._apply(*arguments, **options)
+        return self
+
+    def extra_repr(self) -> str:
+        options = self.architecture.as_options()
+        return ", ".join(f"{name}={options[name]!r}" for name in ("activation", "output", "dtype", "allow_tf32"))
+
+
+class _Layer(nn.Module):
+    """One layer's parameters, named as `nn.Linear` names them. Not an `nn.Linear`: what puts another module in the
+    place of one would not be called.
+    """
+
+    def __init__(self, n_in: int, n_out: int, dtype: torch.dtype, device: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.empty(n_out, dtype=dtype, device=device))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
+
+
+def _common(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The first of them, whose dtype and device all the others have."""
+    first = parameters[0]
+    for other in parameters:
+        if other.dtype != first.dtype:
+            raise DtypeError(f"expected parameters of one dtype, got {first.dtype} and {other.dtype}")
+        if other.device != first.device:
+            raise DeviceError(f"expected parameters on one device, got {first.device} and {other.device}")
+    return first
+
+
+def _autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """What `torch.autocast` makes of a tensor: another dtype only of float32, and only where it is on."""
+    kind = tensor.device.type
+    if (
+        tensor.dtype != torch.float32
+        or not torch.amp.is_autocast_available(kind)
+        or not torch.is_autocast_enabled(kind)
+    ):
+        return tensor.dtype
+    return torch.get_autocast_dtype(kind)

@@ -1,0 +1,134 @@
+"""Narrow networks whose passes run in the emulator as a whole, in one launch or in two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator import EmulatorLauncher, GuardedNumpy
+from kernel_layers import H200
+from network_bounds import Expected, Near, Oracle, hold
+from numpy.typing import NDArray
+
+import gpuback.ops
+from gpuback import MLP, Gradients
+from gpuback.architecture import Architecture
+from gpuback.cuda import network_plans
+from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
+from gpuback.ops import Backend, BackendStatus
+from gpuback.ops.cuda_network import StepPlan, TwoLaunches
+from gpuback.ops.cuda_ops import CudaOps
+
+SMALL = DeviceLimits(H200.capability, 101376, 72)
+"""With an A10's shared memory. The emulator compiles for a capability, so it is the H200's."""
+
+ALONE = replace(H200, multiprocessors=1)
+
+DTYPES = {
+    "float32": {"dtype": "float32"},
+    "tf32": {"dtype": "float32", "allow_tf32": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "float16": {"dtype": "float16"},
+}
+
+
+class Recorder(EmulatorLauncher):
+    """Remembers which variants ran."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.variants: set[Variant] = set()
+
+    def bind(self, plan: LaunchPlan, arguments: Any) -> Any:
+        launch = super().bind(plan, arguments)
+
+        def noted(*values: Any) -> None:
+            self.variants.add(plan.variant)
+            launch(*values)
+
+        return noted
+
+
+class TwoLaunchOps(CudaOps):
+    """Two launches also where registers hold all sums."""
+
+    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
+        return two_launches(architecture, batch_size, self.launcher.limits)
+
+
+def two_launches(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> TwoLaunches:
+    chain = network_plans.chain_plan(architecture, batch_size, limits, backward=True)
+    weights = network_plans.weights_plan(architecture, batch_size, limits)
+    assert not isinstance(chain, str) and not isinstance(weights, str)
+    return TwoLaunches(chain, weights)
+
+
+def ops_on(launcher: EmulatorLauncher, form: str = "whole") -> CudaOps:
+    """A backend that takes narrow networks as a "whole", as plans have it; in "two" launches; or by "layers"."""
+    if form == "two":
+        return TwoLaunchOps(GuardedNumpy(), launcher, name="on test")
+    return CudaOps(GuardedNumpy(), launcher, name="on test", takes_networks=form == "whole")
+
+
+def network_on(launcher: EmulatorLauncher, sizes: Sequence[int], form: str = "whole", **options: Any) -> MLP:
+    """A network with small random biases."""
+    ops = ops_on(launcher, form)
+    with pytest.MonkeyPatch.context() as patch:
+        backend = Backend(lambda reproducible: ops, lambda: BackendStatus(True, "emulated"))
+        patch.setitem(gpuback.ops.BACKENDS, "on test", backend)
+        net = MLP(sizes, backend="on test", **{"seed": 0} | options)
+    rng = np.random.default_rng(len(sizes))
+    for b in net.biases:
+        b[...] = 0.3 * rng.standard_normal(b.shape)
+    return net
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and a batch, all by numbers that are easily written down."""
+
+    sizes: tuple[int, ...]
+    batch_size: int
+    dtype: str = "bfloat16"
+    activation: str | tuple[str, ...] = "tanh"
+    loss: str = "cross_entropy"
+    output: str | None = None
+    rows: bool = False  # targets of a cross entropy are rows
+    weighted: bool = False
+
+    def on(self, launcher: EmulatorLauncher, form: str = "whole") -> MLP:
+        described = {"activation": self.activation, "loss": self.loss, "output": self.output}
+        return network_on(launcher, self.sizes, form, **described, **DTYPES[self.dtype])
+
+    def batch(self) -> tuple[NDArray, NDArray, NDArray | None]:
+        rng = np.random.default_rng([self.batch_size, *self.sizes])
+        shape = self.batch_size, self.sizes[-1]
+        x = rng.standard_normal((self.batch_size, self.sizes[0])).astype(np.float32)
+        weight = (2 * rng.random(self.batch_size)).astype(np.float32) if self.weighted else None
+        if self.loss == "cross_entropy" and not self.rows:
+            return x, rng.integers(self.sizes[-1], size=self.batch_size), weight
+        y = rng.standard_normal(shape) if self.loss == "squared_error" else rng.random(shape)
+        if self.rows:
+            y /= y.sum(axis=1, keepdims=True)
+        return x, y.astype(np.float32), weight
+
+    def expected(self, net: MLP) -> Expected:
+        return Oracle(net.architecture, self.batch_size).step(net.theta, *self.batch())
+
+    def gradients(self, net: MLP, **options: Any) -> tuple[NDArray, Gradients]:
+        x, y, weight = self.batch()
+        return net.value_and_grad(x, y, sample_weight=weight, **options)
+
+
+def hold_gradients(net: MLP, theta: NDArray, inputs: NDArray | None, expected: Expected) -> None:
+    """Holds gradients to their bounds, layer by layer."""
+    layout = net.architecture.layout
+    values, spreads = (layout.split(part) for part in expected.gradient)
+    for name, *parts in zip("Wb", layout.split(theta), values, spreads, strict=True):
+        for k, (result, value, spread) in enumerate(zip(*parts, strict=True)):
+            hold(f"d{name}_{k + 1}", result, Near(value, spread))
+    if inputs is not None:
+        hold("dx", inputs, expected.inputs)
