@@ -14,17 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from test_numeric_contract import (
-    FROM_A,
-    SLOPE,
-    G,
-    gelu_argument,
-    loss_gradient,
-    outputs,
-    rows_of,
-    sample_losses,
-    to_tf32,
-)
+from test_numeric_contract import FROM_A, SLOPE, G, gelu_argument, loss_gradient, outputs, rows_of, sample_losses, to_tf32
 
 from gpuback.architecture import Architecture
 from gpuback.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF

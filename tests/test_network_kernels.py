@@ -69,11 +69,7 @@ def makes_sense(case: dict) -> bool:
     loss, output, _ = case["loss"]
     wide = case["dtype"] in ("float32", "tf32") and max(sizes) > 64 and case["limits"] is SMALL
     alike = case["activation"] == "sigmoid" and len(sizes) > 10
-    return (
-        not wide
-        and not alike
-        and (sizes[-1] > 1 or loss == "binary_cross_entropy" or output in ("identity", "sigmoid", "tanh"))
-    )
+    return not wide and not alike and (sizes[-1] > 1 or loss == "binary_cross_entropy" or output in ("identity", "sigmoid", "tanh"))
 
 
 def pairwise() -> Iterator[dict]:
@@ -81,9 +77,7 @@ def pairwise() -> Iterator[dict]:
     rng = np.random.default_rng(0)
     missing = {
         pair
-        for pair in itertools.combinations(
-            [(name, i) for name, values in FIELDS.items() for i in range(len(values))], 2
-        )
+        for pair in itertools.combinations([(name, i) for name, values in FIELDS.items() for i in range(len(values))], 2)
         if pair[0][0] != pair[1][0]
     }
     for _ in range(400):
@@ -105,9 +99,7 @@ CASES = list(pairwise())
 def described(case: dict) -> str:
     sizes, batch_size = case["shape"]
     widths = "-".join(map(str, sizes))
-    return (
-        f"{batch_size}x{widths} {case['dtype']} {case['activation']} {case['loss'][0]} {case['loss'][1]} {case['form']}"
-    )
+    return f"{batch_size}x{widths} {case['dtype']} {case['activation']} {case['loss'][0]} {case['loss'][1]} {case['form']}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=described)
@@ -127,9 +119,7 @@ def test_loss_and_gradients_are_within_their_bounds(case):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "output, loss", [("softmax", "cross_entropy"), ("sigmoid", "squared_error"), ("tanh", "squared_error")]
-)
+@pytest.mark.parametrize("output, loss", [("softmax", "cross_entropy"), ("sigmoid", "squared_error"), ("tanh", "squared_error")])
 def test_outputs(output, loss, dtype):
     network = Network((17, 100, 3), 130, dtype, "gelu", loss, output)
     net = network.on(EmulatorLauncher("lifo", checked=True))
@@ -215,8 +205,7 @@ def written_rows(net: gpuback.MLP, network: Network) -> tuple[list[NDArray], lis
 @pytest.mark.parametrize("activation", ["identity", "relu"])
 @pytest.mark.parametrize("form", ["whole", "two"])
 @pytest.mark.parametrize(
-    "sizes, batch_size",
-    [((1, 1), 1), ((5, 7, 6, 4), 32), ((2, 9, 8, 9, 35), 16), ((30, 3, 65), 64), ((3, 100, 2), 512)],
+    "sizes, batch_size", [((1, 1), 1), ((5, 7, 6, 4), 32), ((2, 9, 8, 9, 35), 16), ((30, 3, 65), 64), ((3, 100, 2), 512)]
 )
 def test_networks_of_small_integers_are_exact(sizes, batch_size, form, activation, dtype, monkeypatch):
     """Not a row, not a column may be missing."""

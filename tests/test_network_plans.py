@@ -156,11 +156,7 @@ def test_pieces_are_what_warps_find(sizes):
 
 def row_bytes(width: int, dtype: str) -> int:
     """Of operands, padded so that fragments are read without bank conflicts."""
-    return (
-        (whole(width) + 8) * 2
-        if dtype in ("bfloat16", "float16")
-        else (whole(width) + (8 if dtype == "tf32" else 4)) * 4
-    )
+    return (whole(width) + 8) * 2 if dtype in ("bfloat16", "float16") else (whole(width) + (8 if dtype == "tf32" else 4)) * 4
 
 
 def top_row_bytes(width: int, dtype: str) -> int:
@@ -212,18 +208,14 @@ def test_places_do_not_overlap(activation, limits, dtype, sizes):
             parts = [(first, end, "W" if name[0] in "Wb" else name) for first, end, name in parts]
             for k, (n_in, n_out) in enumerate(pairwise(sizes)):
                 w, bias = plan.layout[k, 4:6]
-                assert abs(int(w) - int(bias)) >= (
-                    4 * whole(n_out) if w > bias else whole(n_out) * row_bytes(n_in, dtype)
-                )
+                assert abs(int(w) - int(bias)) >= (4 * whole(n_out) if w > bias else whole(n_out) * row_bytes(n_in, dtype))
         check_places(parts, plan.launch.shared_bytes)
         kept = [bool(place) for place in plan.layout[1:-1, 8]]
         wants = activation == "gelu" and (plan is step or plan.columns > 0)
         assert kept == [wants] * (len(sizes) - 2)
     if isinstance(step, StepPlan):
         assert step.layout[0, 7] + RING_BYTES <= step.launch.shared_bytes
-        beyond = dict.fromkeys(
-            end for _, end, name in extents(network, dtype, step.layout, step.rows, False) if name[0] in "Wbd"
-        )
+        beyond = dict.fromkeys(end for _, end, name in extents(network, dtype, step.layout, step.rows, False) if name[0] in "Wbd")
         assert max(beyond) <= step.layout[0, 7]  # rings lie over the slab, not over weights or sums of db
 
 
