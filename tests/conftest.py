@@ -1,5 +1,5 @@
 """Modules marked `on_each_backend` run on NumPy, and a part of their cases on the CUDA backend in the emulator: as it
-is, with narrow networks taken as a whole, and layer by layer.
+is, with narrow networks taken as a whole, and, where `layers` asks for it, layer by layer.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "on_each_backend: backend='auto' is one after the other")
+    config.addinivalue_line("markers", "on_each_backend(layers): backend='auto' is one after the other")
     config.addinivalue_line("markers", "numpy_only: about how NumPy does it, or too large for the emulator")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.definition.get_closest_marker("on_each_backend"):
-        backends = BACKENDS[:1] if metafunc.definition.get_closest_marker("numpy_only") else BACKENDS
+    marker = metafunc.definition.get_closest_marker("on_each_backend")
+    if marker:
+        backends = BACKENDS if marker.kwargs.get("layers") else BACKENDS[:2]
+        if metafunc.definition.get_closest_marker("numpy_only"):
+            backends = BACKENDS[:1]
         metafunc.parametrize("_backend", backends, indirect=True)
 
 

@@ -1,8 +1,8 @@
 """What a narrow network's step must give, and how far off it may be: for a launch whose inside is never seen.
 
 The network is computed in float64, without a rounding but those of x and W. Beside each number goes a spread, the
-standard deviation of what roundings make of it: what each operation adds by the contract (docs/numerics.md), and what it
-passes on from its operands. Roundings are independent, so spreads add as squares; bounds that add up instead grow
+standard deviation of what roundings make of it: what each operation adds by the contract (docs/numerics.md), and what
+it passes on from its operands. Roundings are independent, so spreads add as squares; bounds that add up instead grow
 tenfold with each layer of 64, and let everything pass.
 """
 
@@ -14,15 +14,25 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from test_numeric_contract import FROM_A, SLOPE, G, gelu_argument, loss_gradient, outputs, rows_of, sample_losses, to_tf32
+from test_numeric_contract import (
+    FROM_A,
+    SLOPE,
+    G,
+    gelu_argument,
+    loss_gradient,
+    outputs,
+    rows_of,
+    sample_losses,
+    to_tf32,
+)
 
 from gpuback.architecture import Architecture
 from gpuback.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback.testing import tolerance
 
 SURE = 12.0
-"""Spreads that no number is off by: an early error may meet weights that carry all of it on. The spread of one operation is
-its bound in the contract over this."""
+"""Spreads that no number is off by: an early error may meet weights that carry all of it on. The spread of one
+operation is its bound in the contract over this."""
 
 TOGETHER = 2.0
 """Spreads that many numbers together are not off by: samples that are much alike share their roundings."""

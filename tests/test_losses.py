@@ -46,7 +46,7 @@ each_dtype = pytest.mark.parametrize(
     ],
 )
 pytestmark = [
-    pytest.mark.on_each_backend,
+    pytest.mark.on_each_backend(layers=True),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # networks silence them
 ]
 

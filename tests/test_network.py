@@ -10,7 +10,7 @@ import pytest
 import gpuback
 from gpuback.testing import random_batch
 
-pytestmark = pytest.mark.on_each_backend
+pytestmark = pytest.mark.on_each_backend(layers=True)
 
 
 def test_theta_is_one_buffer_and_weights_and_biases_are_views_of_it():

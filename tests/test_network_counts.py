@@ -1,5 +1,5 @@
-"""What a step of a narrow network moves, counted by the emulator on the plan for an H200: samples come once, θ once for each
-block and once for the update, and nothing that a slab computes leaves a block, or, in two launches, leaves it once.
+"""What a step of a narrow network moves, counted by the emulator on the plan for an H200: samples come once, θ once for
+each block and once for the update, and nothing that a slab computes leaves a block, or, in two launches, but once.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def test_gelu_keeps_its_pre_activations_too():
 @pytest.mark.parametrize("form", ["whole", "two"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_are_free_of_bank_conflicts(sizes, form, dtype):
-    """Of the 16-bit kernels all but a row's last steps: a_L as it is stored, which leaves room for da_L in its place, and
-    its elements for a label. In TF32 W for da W, whose rows are padded for the forward product."""
+    """In the 16-bit kernels a_L alone has any: as it is stored, rows padded for the da_L that takes its place, and
+    where the element of a label is read. In TF32 so has W in da W: its rows are padded for the forward product."""
     launcher = EmulatorLauncher(checked=True)
     network = Network(sizes, 256, dtype, "gelu")
     network.gradients(network.on(launcher, form), need_input_grad=True)

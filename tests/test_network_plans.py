@@ -48,7 +48,7 @@ def two_launches(network: Architecture, batch_size: int, limits: DeviceLimits) -
 
 @pytest.mark.parametrize(
     "sizes, rows",
-    [([64] * 8, 128), ([32] * 13, 128), ([32] * 17, 128), ([128] * 3, 128), ([17, 64, 64, 3], 128), ([128, 128], 128)],
+    [([64] * 8, 128), ([32] * 13, 128), ([32] * 15, 128), ([128] * 3, 128), ([17, 64, 64, 3], 128), ([128, 128], 128)],
 )
 def test_one_launch_on_an_h200(sizes, rows):
     plan = gradient_plan(architecture(sizes, activation="relu"), 65536, H200)
@@ -69,10 +69,9 @@ def test_slabs_have_as_many_rows_as_there_is_room_for():
 def test_two_launches_where_registers_do_not_hold_all_sums(sizes):
     network = architecture(sizes)
     assert isinstance(gradient_plan(network, 4096, H200), TwoLaunches)
-    reason = network_plans.step_plan(network, 4096, H200)
-    assert reason == (
-        f"registers hold the sums of 16 of 32 or 8 of 64 or 2 of 128 layers, not of {len(sizes) - 1} up to {max(sizes)} wide"
-    )
+    known, depth = "14 of 32 or 7 of 64 or 2 of 128", len(sizes) - 1
+    reason = f"registers hold the sums of {known} layers, not of {depth} up to {max(sizes)} wide"
+    assert network_plans.step_plan(network, 4096, H200) == reason
 
 
 @pytest.mark.parametrize(
@@ -145,7 +144,8 @@ def test_pieces_are_what_warps_find(sizes):
         places = [(warp // (width // columns) * rows, warp % (width // columns) * columns) for warp in range(8)]
         found = sum(o < n_out and i < n_in for n_in, n_out in pairwise(sizes) for o, i in places)
         assert plan.sums.pieces == found <= plan.sums.slots == 8 * (len(sizes) - 1)
-        held = rows * columns // 32 + -(--(-rows // 32) // 4) * 4
+        of_db = max(rows // 32, 1)
+        held = rows * columns // 32 + -(-of_db // 4) * 4
         assert plan.sums.partials == plan.sums.chains.count * plan.sums.slots * 32 * held
         groups = -(-plan.sums.chains.count // plan.sums.chains.group_size)
         assert plan.sums.counters == 4 + plan.sums.slots * (groups + 1)
@@ -156,7 +156,11 @@ def test_pieces_are_what_warps_find(sizes):
 
 def row_bytes(width: int, dtype: str) -> int:
     """Of operands, padded so that fragments are read without bank conflicts."""
-    return (whole(width) + 8) * 2 if dtype in ("bfloat16", "float16") else (whole(width) + (8 if dtype == "tf32" else 4)) * 4
+    return (
+        (whole(width) + 8) * 2
+        if dtype in ("bfloat16", "float16")
+        else (whole(width) + (8 if dtype == "tf32" else 4)) * 4
+    )
 
 
 def top_row_bytes(width: int, dtype: str) -> int:
@@ -208,14 +212,18 @@ def test_places_do_not_overlap(activation, limits, dtype, sizes):
             parts = [(first, end, "W" if name[0] in "Wb" else name) for first, end, name in parts]
             for k, (n_in, n_out) in enumerate(pairwise(sizes)):
                 w, bias = plan.layout[k, 4:6]
-                assert abs(int(w) - int(bias)) >= (4 * whole(n_out) if w > bias else whole(n_out) * row_bytes(n_in, dtype))
+                assert abs(int(w) - int(bias)) >= (
+                    4 * whole(n_out) if w > bias else whole(n_out) * row_bytes(n_in, dtype)
+                )
         check_places(parts, plan.launch.shared_bytes)
         kept = [bool(place) for place in plan.layout[1:-1, 8]]
         wants = activation == "gelu" and (plan is step or plan.columns > 0)
         assert kept == [wants] * (len(sizes) - 2)
     if isinstance(step, StepPlan):
         assert step.layout[0, 7] + RING_BYTES <= step.launch.shared_bytes
-        beyond = dict.fromkeys(end for _, end, name in extents(network, dtype, step.layout, step.rows, False) if name[0] in "Wbd")
+        beyond = dict.fromkeys(
+            end for _, end, name in extents(network, dtype, step.layout, step.rows, False) if name[0] in "Wbd"
+        )
         assert max(beyond) <= step.layout[0, 7]  # rings lie over the slab, not over weights or sums of db
 
 

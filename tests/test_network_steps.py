@@ -1,5 +1,5 @@
-"""Training steps of narrow networks taken as a whole, in the emulator: the update is the optimizer's, and whether it is made
-is decided as it is layer by layer.
+"""Training steps of narrow networks taken as a whole, in the emulator: the update is the optimizer's, and whether it is
+made is decided as it is layer by layer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 from emulator import EmulatorLauncher
 from emulator_requirements import require_emulator
 from kernel_layers import H200
-from kernel_networks import DTYPES, Network, network_on
+from kernel_networks import Network, network_on
 from numpy.typing import NDArray
 
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep
@@ -51,7 +51,9 @@ def counters_are_zero(net: MLP) -> bool:
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("form, dtype", [("whole", "float32"), ("two", "tf32"), ("whole", "bfloat16"), ("two", "float16")])
+@pytest.mark.parametrize(
+    "form, dtype", [("whole", "float32"), ("two", "tf32"), ("whole", "bfloat16"), ("two", "float16")]
+)
 def test_a_step_is_the_optimizers_with_the_gradient_of_value_and_grad(form, dtype, make):
     """To the bit: both add up the same sums, and the same operations make the update."""
     network = Network(NETWORK.sizes, NETWORK.batch_size, dtype, NETWORK.activation)
@@ -102,7 +104,7 @@ def test_batch_sizes_and_optimizers_may_take_turns():
 
 
 class Case(NamedTuple):
-    """What is wrong with the second of three steps, whether it is made none the less, and whether its loss is finite."""
+    """What is wrong with the second of three steps, whether it is made all the same, whether its loss is finite."""
 
     spoil: Callable[[MLP, NDArray, NDArray, NDArray], None]
     made: bool = False

@@ -20,7 +20,7 @@ from gpuback.ops.numpy_ops import NumpyOps
 from gpuback.ops.team import Team
 from gpuback.testing import tolerance
 
-pytestmark = pytest.mark.on_each_backend
+pytestmark = pytest.mark.on_each_backend(layers=True)
 
 HAS_LONG_DOUBLE = np.finfo(np.longdouble).nmant >= 60
 DTYPES: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from gpuback import MLP, SGD, Adam, AdamW, TrainStep
 from gpuback.errors import DtypeError, LabelError, OptionError, ShapeError
 from gpuback.testing import random_batch
 
-pytestmark = pytest.mark.on_each_backend
+pytestmark = pytest.mark.on_each_backend(layers=True)
 
 PRECISIONS = [
     {"dtype": "float64"},
