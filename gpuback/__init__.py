@@ -15,7 +15,7 @@ from gpuback.ops import fused_backward as fused_backward
 from gpuback.optimizers import SGD as SGD
 from gpuback.optimizers import Adam as Adam
 from gpuback.optimizers import AdamW as AdamW
-from gpuback.training import TrainStep as TrainStep
+from gpuback.train_step import TrainStep as TrainStep
 from gpuback.training import fit as fit
 
 __version__ = "0.1.0"
