@@ -26,7 +26,8 @@ Rate: TypeAlias = Callable[[int], float]
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """A schedule that says what it is: `repr` gives the call that makes it, and equal ones are the same call.
+    """A schedule that says what it is: `repr` gives the call that makes it, with a user's function by its name, and equal
+    ones are the same call.
 
     Attributes:
         name: of the function that made it.
@@ -43,7 +44,8 @@ class Schedule:
         return self.rule(step, **dict(self.options))
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.options)})"
+        shown = [f"{name}={identity(value) if callable(value) else repr(value)}" for name, value in self.options]
+        return f"{self.name}({', '.join(shown)})"
 
 
 def constant(learning_rate: float) -> Schedule:

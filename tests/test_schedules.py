@@ -139,6 +139,7 @@ def test_in_a_checkpoint_a_users_function_counts_by_its_name() -> None:
     assert schedules.identity(None) is None
     assert schedules.identity(cosine(0.1, 9)) == "cosine(learning_rate=0.1, steps=9, final=0.0)"
     assert schedules.identity(data) == "test_schedules.data"
+    assert schedules.identity(warmup(data, 3)) == "warmup(schedule=test_schedules.data, steps=3)"
     assert schedules.identity(partial(data, 3)) == "test_schedules.data"
     assert schedules.identity(Mine()).endswith("Mine")
 
