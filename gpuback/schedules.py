@@ -26,7 +26,7 @@ Rate: TypeAlias = Callable[[int], float]
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """A schedule that says what it is: `repr` gives the call that makes it, with a user's function by its name, and equal
+    """A schedule that says what it is: `repr` gives the call that makes it (a user's function by its name), and equal
     ones are the same call.
 
     Attributes:
