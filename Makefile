@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: train test test-peers kernels sanitize check bench bench-report bench-pytest figures dist clean
+.PHONY: train test test-peers kernels sanitize check bench bench-report bench-pytest figures site dist clean
 
 # On a machine with an NVIDIA driver, the CuPy for the CUDA version that it speaks of: training runs on the GPU then.
 CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
@@ -47,11 +47,15 @@ bench-pytest: .venv/.bench
 figures: .venv/.cli
 	$(BIN)/python docs/make_figures.py
 
+# The documentation, in build/site; a broken link is an error. The variable keeps Material from advertising its successor.
+site: .venv/.site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 dist: .venv/.dev
 	$(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf .venv dist
+	rm -rf .venv dist build
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -4,12 +4,17 @@ A batch is worked on in blocks of rows that the backend chooses. Samples meet on
 goes through the whole network, forward and backward, before the next one starts, and adds to the sums. Where a backend
 works with several threads, blocks make up shares, each with sums of its own, which are added in order at the end: a
 thread that is done with one takes the next, and which thread took which makes no difference.
+
+With a `micro_batch_size` no block is larger: on a GPU, where the batch would be one block, that is what bounds the room
+for activations. Every block's da is divided by B and carries the batch's scale, so that nothing but the order of sums
+tells the gradient from that of the batch in one piece.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from gpuback._typing import Array
@@ -43,6 +48,7 @@ class Blocks(Generic[AnyBlock]):
         batch_size: int,
         need_gradient: bool,
         need_input_grad: bool,
+        micro_batch_size: int | None = None,
     ) -> None:
         precision = architecture.precision
         self._batch_size = batch_size
@@ -54,6 +60,8 @@ class Blocks(Generic[AnyBlock]):
             return make_block(architecture, operands, biases, ops, rows, batch_size, need_gradient, need_input_grad)
 
         rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
+        if micro_batch_size is not None:
+            rows = min(rows, micro_batch_size)
         n_parameters = architecture.layout.n_parameters
         sums_bytes = n_parameters * precision.total.itemsize if need_gradient else 0
         self._shares = in_shares(batch_size, rows, self._team.size, sums_bytes)
@@ -62,9 +70,13 @@ class Blocks(Generic[AnyBlock]):
         self._blocks = [{height: block(height) for height in heights} for _ in members]
         in_one_piece = batch_size in heights and not self._team.blas_alone
         self._whole = self._blocks[0][batch_size] if in_one_piece else None
+        self._rows, self._places = rows, None
+        self._mean_of_blocks: Callable[[list[Any]], Array | float] = partial(ops.mean_loss, batch_size=batch_size)
+        if micro_batch_size is not None and rows < batch_size:
+            self._places, self._mean_of_blocks = ops.bind_mean_of_blocks(rows, batch_size, precision.total)
         others = self._shares[1:] if need_gradient else []
         self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
-        self._partial_views = [architecture.layout.split(partial) for partial in self._partials]
+        self._partial_views = [architecture.layout.split(sums) for sums in self._partials]
 
     def _add_up(
         self,
@@ -89,15 +101,15 @@ class Blocks(Generic[AnyBlock]):
         parts = self._run(work)
         if self._partials:
             total = self._partials[0]
-            for partial in self._partials[1:]:
-                total += partial
+            for other in self._partials[1:]:
+                total += other
             dW_total, db_total = self._partial_views[0]
             for whole, part in zip((*dW, *db), (*dW_total, *db_total), strict=True):
                 whole += part
         return self._mean(parts)
 
     def _mean(self, parts: list[list[Any]]) -> Array | float:
-        return self._ops.mean_loss(list(itertools.chain.from_iterable(parts)), self._batch_size)
+        return self._mean_of_blocks(list(itertools.chain.from_iterable(parts)))
 
     def _each(self, share: int, member: int) -> Iterator[tuple[AnyBlock, slice | None]]:
         """A share's blocks, one after the other, as a member of the team holds them, with their rows (None: all)."""
@@ -124,9 +136,10 @@ class Backprop(Blocks["Block"]):
         *,
         need_gradient: bool = True,
         need_input_grad: bool = False,
+        micro_batch_size: int | None = None,
     ) -> None:
         self.key = batch_size, need_gradient, need_input_grad
-        super().__init__(Block, architecture, theta, ops, batch_size, need_gradient, need_input_grad)
+        super().__init__(Block, architecture, theta, ops, batch_size, need_gradient, need_input_grad, micro_batch_size)
 
     def forward(self, x: Array, out: Array) -> None:
         """out = ŷ, (B, n_L)."""
@@ -162,7 +175,7 @@ class Backprop(Blocks["Block"]):
     ) -> Array | float:
         """The loss; and its gradients into (or, accumulating, onto) `gradients`, ∂loss/∂x too if there is room for it.
 
-        On backends whose losses are arrays, `loss` is where it goes.
+        On backends whose losses are arrays, `loss` is where it goes, but not in micro-batches.
         """
         where = () if loss is None else (loss,)
         dW, db, dx = gradients.weights, gradients.biases, gradients.inputs
@@ -173,7 +186,8 @@ class Backprop(Blocks["Block"]):
 
         def visit(block: Block, rows: slice | None, dW_sum: Sequence[Array], db_sum: Sequence[Array], add: bool) -> Any:
             batch = rows_of(x, rows), rows_of(y, rows), rows_of(weight, rows)
-            return block.value_and_grad(*batch, dW_sum, db_sum, rows_of(dx, rows), add, *where)
+            place = where if self._places is None or rows is None else (self._places[rows.start // self._rows],)
+            return block.value_and_grad(*batch, dW_sum, db_sum, rows_of(dx, rows), add, *place)
 
         return self._add_up(visit, gradients, accumulate)
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpuback import persistence
 from gpuback._typing import Array, PathLike
 from gpuback.errors import FileFormatError, OptionError
+from gpuback.history import History
 from gpuback.network import MLP
+from gpuback.ops import LossScale
 from gpuback.optimizers import Optimizer
-
-if TYPE_CHECKING:
-    from gpuback.training import History
 
 SECONDS_BETWEEN_WRITES = 1.0
 STATE = "optimizer."
 
 
 class Checkpoint:
-    """Where a run keeps its state: θ, the optimizer's arrays, step count and learning rate, the seed from which every
-    epoch's order follows, the history so far (whose length is the position), and the best θ if it is to be restored.
+    """Where a run keeps its state: θ, the optimizer's arrays, step count and learning rate, the loss scale, the seed
+    from which every epoch's order follows, the history so far (whose length is the position), and the best θ if it is
+    to be restored.
 
     Args:
         path: the file.
@@ -46,6 +46,7 @@ class Checkpoint:
         seed: int,
         best_theta: Array | None,
         patience: int | None,
+        scale: LossScale | None,
         *,
         last: bool,
     ) -> None:
@@ -57,6 +58,7 @@ class Checkpoint:
             "theta": to_numpy(net.theta),
             "loss": np.array(history.loss, np.float64),
             "validation_loss": np.array(history.validation_loss, np.float64),
+            "learning_rate": np.array(history.learning_rate, np.float64),
             **{STATE + name: to_numpy(array) for name, array in optimizer.state.items()},
         }
         if best_theta is not None:
@@ -70,14 +72,15 @@ class Checkpoint:
             "stopped_early": history.stopped_early,
             "steps": history.steps,
             "patience": patience,
+            "loss_scale": None if scale is None else scale.state,
         }
         persistence.write(self.path, arrays, metadata, kind="checkpoint")
         self._written = time.monotonic()
 
     def restore(
-        self, net: MLP, optimizer: Optimizer, history: History, patience: int | None
+        self, net: MLP, optimizer: Optimizer, history: History, patience: int | None, scale: LossScale | None
     ) -> tuple[int, Array | None]:
-        """Brings network, optimizer and history to the saved state; returns the seed and the best θ.
+        """Brings network, optimizer, history and loss scale to the saved state; returns the seed and the best θ.
 
         A run that had stopped early has still stopped, unless it is given another patience now.
 
@@ -100,9 +103,12 @@ class Checkpoint:
                 metadata["step_count"],
             )
             optimizer.learning_rate = metadata["learning_rate"]
+            if scale is not None:
+                scale.state = tuple(metadata["loss_scale"])
             net.theta[...] = net.ops.asarray(arrays["theta"], net.theta.dtype, "theta")
             history.loss[:] = arrays["loss"].tolist()
             history.validation_loss[:] = arrays["validation_loss"].tolist()
+            history.learning_rate[:] = arrays["learning_rate"].tolist()
             history.best_epoch, history.steps = metadata["best_epoch"], metadata["steps"]
             history.stopped_early = metadata["stopped_early"] and metadata["patience"] == patience
             best = arrays.get("best_theta")

@@ -47,7 +47,7 @@ class Optimizer(ABC):
     def __init__(self, learning_rate: float, weight_decay: float) -> None:
         self.learning_rate = learning_rate
         self._first_learning_rate = self.learning_rate
-        self.weight_decay = _in_range("weight_decay", weight_decay, 0.0)
+        self.weight_decay = in_range("weight_decay", weight_decay, 0.0)
         self.state: dict[str, Array] = {}
         self._net: Network | None = None
         self._update: Update | None = None
@@ -59,7 +59,7 @@ class Optimizer(ABC):
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
-        self._learning_rate = _in_range("learning_rate", value, 0.0)
+        self._learning_rate = in_range("learning_rate", value, 0.0)
 
     @property
     def step_count(self) -> int:
@@ -179,7 +179,7 @@ class SGD(Optimizer):
         self, learning_rate: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     ) -> None:
         super().__init__(learning_rate, weight_decay)
-        self.momentum = _in_range("momentum", momentum, 0.0, 1.0)
+        self.momentum = in_range("momentum", momentum, 0.0, 1.0)
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0.0:
             raise OptionError("nesterov=True needs momentum > 0, got momentum=0.0")
@@ -228,7 +228,7 @@ class Adam(Optimizer):
             first, second = betas
         except (TypeError, ValueError):
             raise OptionError(f"betas: expected two numbers in [0, 1), got {betas!r}") from None
-        self.betas = (_in_range("betas[0]", first, 0.0, 1.0), _in_range("betas[1]", second, 0.0, 1.0))
+        self.betas = (in_range("betas[0]", first, 0.0, 1.0), in_range("betas[1]", second, 0.0, 1.0))
         self.eps = positive("eps", eps)
 
     def _hyper_parameters(self) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class AdamW(Adam):
         super().__init__(learning_rate, betas, eps, weight_decay)
 
 
-def _in_range(name: str, value: float, lowest: float, below: float = math.inf) -> float:
+def in_range(name: str, value: float, lowest: float, below: float = math.inf) -> float:
     """`value` as a float if lowest ≤ value < below."""
     number = _number(value)
     if not lowest <= number < below:

@@ -1,4 +1,4 @@
-"""Training: one step (forward, backward, update), and `fit`, which takes steps over shuffled mini-batches."""
+"""Training: `fit` takes steps over shuffled mini-batches, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -6,147 +6,24 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
+from gpuback import schedules
 from gpuback._typing import Array, ArrayLike, PathLike
-from gpuback.backprop import Backprop
 from gpuback.checkpoint import Checkpoint
 from gpuback.errors import DivergedError, OptionError
+from gpuback.history import Callback, History
+from gpuback.loss_scaling import LossScaling
 from gpuback.network import MLP
-from gpuback.ops import WholePasses
-from gpuback.optimizers import Adam, Optimizer, positive
+from gpuback.ops.numpy_loss_scale import SMALLEST_SCALE
+from gpuback.optimizers import Adam, Optimizer
 from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
 from gpuback.samples import Batches, Samples, held_out, split
-from gpuback.step_graphs import Batch, StepGraphs
-
-
-class TrainStep:
-    """One step of training: forward, loss, backward, update of θ, by the fastest path there is.
-
-    Buffers are made at the first call with a batch size and reused: with x, y and weights already in the network's
-    dtypes (θ's, and int64 labels), a call allocates nothing that grows with the batch. On a GPU a narrow network's step
-    is one launch or two; of others the launches are recorded when a batch size comes a second time, and from the third
-    time on repeated at once, as a CUDA graph. A loss or gradient that is not finite leaves θ and the optimizer alone:
-    that step and all later ones that are not finite make no update. One thread at a time may call it.
-
-    Args:
-        net: the network.
-        optimizer: SGD, Adam or AdamW; belongs to this network from the first step.
-        clip_norm: gradients whose Euclidean norm over all of θ is larger are scaled down to it, as
-            torch.nn.utils.clip_grad_norm_ does.
-
-    Example:
-        >>> step = TrainStep(MLP([2, 8, 2], seed=0), Adam())
-        >>> loss = float(step([[0.0, 1.0], [1.0, 0.0]], [0, 1]))
-    """
-
-    def __init__(self, net: MLP, optimizer: Optimizer, *, clip_norm: float | None = None) -> None:
-        clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
-        if not isinstance(optimizer, Optimizer):
-            raise OptionError(f"optimizer: expected one such as gpuback.Adam(), got {optimizer!r}")
-        optimizer.bind(net)
-        self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
-        optimizer.update.diverged_at = None
-        self._gradients = net.empty_gradients()
-        recorder = net.ops.recorder
-        self._graphs = None if recorder is None else StepGraphs(net.ops, recorder, self._gradients)
-        self._in_scope = net.ops.bind_scope(lambda *_: optimizer.update.note_invalid())
-
-    @property
-    def diverged_at(self) -> int | None:
-        """How many updates the optimizer had made when a loss or gradient was first not finite; None so far."""
-        return self.optimizer.update.diverged_at
-
-    def __call__(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Array:
-        """One step on a batch; arguments and errors as `MLP.value_and_grad`'s.
-
-        Returns:
-            The loss before the update, a 0-d array on the network's backend.
-        """
-        net = self.net
-        return net.ops.scalar(self.run(*net.checked(x, y, sample_weight)), net.theta.dtype)
-
-    def run(self, samples: Array, targets: Array, weight: Array | None, *, halt: bool = False) -> Array | float:
-        """The step itself, on arrays that are already checked, on the backend, and in θ's dtype.
-
-        With `halt` there are no more updates once a loss or gradient was not finite.
-        """
-        return self._in_scope(self._run, samples, targets, weight, halt)
-
-    def _run(self, samples: Array, targets: Array, weight: Array | None, halt: bool) -> Array | float:
-        passes = self.net.take_passes(len(samples))
-        if isinstance(passes, Backprop):
-            loss = self._layer_by_layer(passes, (samples, targets, weight), halt)
-        else:
-            loss = self._at_once(passes, (samples, targets, weight), halt)
-        self.net.keep_passes(passes)
-        return loss
-
-    def _layer_by_layer(self, passes: Backprop, batch: Batch, halt: bool) -> Array | float:
-        gradients, graphs = self._gradients, self._graphs
-        if graphs is not None:
-            repeated = graphs.replayed(passes, batch, self.optimizer, self.clip_norm, halt=halt)
-            if repeated is not None:
-                return repeated
-        loss = passes.value_and_grad(*batch, gradients)
-        self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
-        if graphs is not None:
-            graphs.consider(passes, batch, self.optimizer)
-        return loss
-
-    def _at_once(self, passes: WholePasses, batch: Batch, halt: bool) -> Array:
-        gradient, update = self._gradients.theta, self.optimizer.update
-        loss = self.net.ops.empty((), gradient.dtype)
-        launches = partial(passes.step, *batch, gradient, update, self.clip_norm is not None, loss)
-        self.optimizer.guarded_step(gradient, loss, self.clip_norm, halt=halt, launches=launches)
-        return loss
-
-
-@dataclass
-class History:
-    """What `fit` saw, epoch by epoch.
-
-    Attributes:
-        loss: each epoch's training loss: the mean over its samples, each at the θ its batch met.
-        validation_loss: the loss on the validation data after each epoch; empty without any.
-        best_epoch: the epoch (from 0) with the lowest validation loss; None without validation.
-        stopped_early: patience ran out, or a callback said stop.
-        steps: updates made in all.
-        seconds: how long this call trained, without validation, checkpoints and callbacks.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    best_epoch: int | None = None
-    stopped_early: bool = False
-    steps: int = 0
-    seconds: float = 0.0
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs were trained."""
-        return len(self.loss)
-
-    @property
-    def epochs_since_best(self) -> int:
-        """How many epochs the validation loss has not improved."""
-        return 0 if self.best_epoch is None else self.epochs - 1 - self.best_epoch
-
-    def note_validation(self, loss: float) -> bool:
-        """Appends an epoch's validation loss; whether it is the lowest so far, than which NaN never is."""
-        self.validation_loss.append(loss)
-        best = math.nan if self.best_epoch is None else self.validation_loss[self.best_epoch]
-        if self.best_epoch is not None and not (loss < best or (math.isnan(best) and not math.isnan(loss))):
-            return False
-        self.best_epoch = len(self.validation_loss) - 1
-        return True
-
-
-Callback = Callable[[MLP, History], object]
+from gpuback.schedules import Rate
+from gpuback.train_step import TrainStep, require_counts
 
 
 def fit(
@@ -156,12 +33,15 @@ def fit(
     *,
     sample_weight: ArrayLike | None = None,
     optimizer: Optimizer | None = None,
+    schedule: Rate | None = None,
     epochs: int = 10,
     batch_size: int | None = 128,
     shuffle: bool = True,
     seed: int | None = None,
     validation: float | Sequence[ArrayLike] | None = None,
     clip_norm: float | None = None,
+    micro_batch_size: int | None = None,
+    loss_scaling: LossScaling | None = None,
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint: PathLike | None = None,
@@ -174,13 +54,15 @@ def fit(
         net: the network.
         x, y, sample_weight: N samples, as `MLP.value_and_grad` takes them, all finite.
         optimizer: `Adam()` by default.
+        schedule: the learning rate as a function of the step number, which counts this run's steps from 0, such as
+            `gpuback.schedules.cosine(0.01, steps=1000)`; it is set before each step. None leaves the optimizer's.
         epochs: how often to go through the data (in all: a resumed run counts those already done).
         batch_size: samples per step; the last batch of an epoch may be shorter. None: all of them, plain gradient
             descent.
         shuffle: a new order each epoch.
         seed: of the order and of the validation split, an integer ≥ 0. None takes one from the operating system.
         validation: a fraction of the samples to hold out, or (x, y) of one's own.
-        clip_norm: as TrainStep's.
+        clip_norm, micro_batch_size, loss_scaling: as TrainStep's.
         patience: stop when the validation loss has not improved for so many epochs. The best θ is restored at the end.
         callbacks: functions of (net, history), called after each epoch; one that returns True stops training.
         checkpoint: a file to keep the whole state of the run in (safetensors), written at the end of epochs, at most
@@ -200,17 +82,19 @@ def fit(
         OptionError: an option is out of range, or the checkpoint is another run's.
         FileFormatError: the checkpoint is damaged.
     """
-    _check_counts(epochs=epochs, batch_size=batch_size, patience=patience, seed=seed)
+    require_counts(epochs=epochs, batch_size=batch_size, patience=patience, seed=seed)
     if resume and checkpoint is None:
         raise OptionError("resume=True needs checkpoint=, the file to go on from")
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise OptionError(f"callbacks: expected a sequence of functions of (net, history), got {callbacks!r}")
     if patience is not None and validation is None:
         raise OptionError("patience watches the validation loss: expected validation=, got None")
+    if schedule is not None:
+        schedule = schedules.checked(schedule)
     optimizer = Adam() if optimizer is None else optimizer
     samples = Samples.checked(net, x, y, sample_weight)
     held = held_out(net, validation, len(samples.x))
-    step = TrainStep(net, optimizer, clip_norm=clip_norm)
+    step = TrainStep(net, optimizer, clip_norm=clip_norm, micro_batch_size=micro_batch_size, loss_scaling=loss_scaling)
     history = History()
     best_theta = saved = None
     if checkpoint is not None:
@@ -223,11 +107,14 @@ def fit(
             "shuffle": bool(shuffle),
             "seed": None if seed is None else int(seed),
             "clip_norm": step.clip_norm,
+            "micro_batch_size": step.micro_batch_size,
+            "loss_scaling": None if loss_scaling is None else loss_scaling.options(),
+            "schedule": schedules.identity(schedule),
         }
         saved = Checkpoint(checkpoint, identity)
     seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else int(seed)
     if resume and saved is not None and os.path.exists(saved.path):
-        seed, best_theta = saved.restore(net, optimizer, history, patience)
+        seed, best_theta = saved.restore(net, optimizer, history, patience, step.scale)
     earlier_steps = optimizer.step_count - history.steps
     held_samples = None if isinstance(held, int) else held
     if isinstance(held, int) and held:
@@ -235,13 +122,15 @@ def fit(
     size = len(samples.x) if batch_size is None else min(batch_size, len(samples.x))
     batches = Batches(net, samples, size)
 
-    with progress_bar(
-        progress, epochs * -(-len(samples.x) // size), history.epochs * -(-len(samples.x) // size)
-    ) as advance:
+    steps_an_epoch = -(-len(samples.x) // size)
+
+    with progress_bar(progress, epochs * steps_an_epoch, history.epochs * steps_an_epoch) as advance:
         while history.epochs < epochs and not history.stopped_early:
             started = time.perf_counter()
             order = permutation(len(samples.x), seed, history.epochs) if shuffle and batch_size is not None else None
-            history.loss.append(_train_epoch(step, batches.each(order), history.epochs, advance))
+            set_rate = partial(_set_rate, optimizer, schedule, history.epochs * steps_an_epoch)
+            history.loss.append(_train_epoch(step, batches.each(order), history.epochs, set_rate, advance))
+            history.learning_rate.append(optimizer.learning_rate)
             history.steps = optimizer.step_count - earlier_steps
             history.seconds += time.perf_counter() - started
 
@@ -254,7 +143,7 @@ def fit(
             history.stopped_early |= any(isinstance(stop, (bool, np.bool_)) and bool(stop) for stop in stops)
             if saved is not None:
                 last = history.stopped_early or history.epochs == epochs
-                saved.write(net, optimizer, history, seed, best_theta, patience, last=last)
+                saved.write(net, optimizer, history, seed, best_theta, patience, step.scale, last=last)
     if patience is not None and best_theta is not None:
         net.theta[...] = best_theta
     return history
@@ -264,29 +153,55 @@ LOOK_EVERY = 16
 """Steps between two looks at whether training has diverged: on a GPU they run far ahead of what the host knows."""
 
 
-def _train_epoch(step: TrainStep, batches: Iterator[Samples], epoch: int, advance: Callable[[float], None]) -> float:
+def _set_rate(optimizer: Optimizer, schedule: Rate | None, first_step: int, made: int) -> None:
+    """Before a step: the learning rate that the schedule has for it, `made` steps after the epoch's first."""
+    if schedule is not None:
+        optimizer.learning_rate = schedule(first_step + made)
+
+
+def _train_epoch(
+    step: TrainStep,
+    batches: Iterator[Samples],
+    epoch: int,
+    set_rate: Callable[[int], None],
+    advance: Callable[[float], None],
+) -> float:
     """A step on each batch; the mean loss over the samples, each at the θ its batch met."""
     net, update = step.net, step.optimizer.update
-    first_step, losses, counts = update.steps, [], []
+    first_step, losses, counts = update.steps, list[Array | float](), list[int]()
     for batch in batches:
+        set_rate(len(losses))
         losses.append(step.run(batch.x, batch.y, batch.weight, halt=True))
         counts.append(len(batch.x))
-        if len(losses) % LOOK_EVERY == 0 and update.glance() is not None:
+        if len(losses) % LOOK_EVERY == 0 and step.scale is None and update.glance() is not None:
             break
         advance(losses[-1])
     values = net.ops.to_floats(losses)
-    diverged_at = step.diverged_at
+    diverged_at = step.diverged_at if step.scale is None else None
     if diverged_at is not None:
         state = "the network holds the state after the last finite step"
         if not _theta_is_finite(net):
             state = "the update before it overflowed, and θ is what that left"
         what = "gradient" if math.isfinite(values[diverged_at - first_step]) else "loss"
         raise _diverged(f"the {what} was not finite at step {diverged_at}", state, diverged_at, epoch)
+    if step.scale is not None:
+        _require_scaled_steps(step, values, epoch)
     # An update that overflows shows in the next step's loss; after the last step of an epoch there is none.
     if not _theta_is_finite(net):
         steps = step.optimizer.step_count
         raise _diverged(f"the update of step {steps - 1} overflowed", "θ is what it left", steps - 1, epoch)
     return math.fsum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+
+
+def _require_scaled_steps(step: TrainStep, losses: list[float], epoch: int) -> None:
+    """With a dynamic loss scale some gradients may overflow, but no loss, and not at whatever scale."""
+    steps, state = step.optimizer.step_count, "steps that were not finite made no update"
+    if not all(map(math.isfinite, losses)):
+        raise _diverged("a loss was not finite", state, steps, epoch)
+    assert step.scale is not None
+    scale, good_steps, _ = step.scale.state
+    if scale <= SMALLEST_SCALE and not good_steps:
+        raise _diverged(f"gradients were not finite at a loss scale of {scale:g}", state, steps, epoch)
 
 
 def _theta_is_finite(net: MLP) -> bool:
@@ -297,15 +212,3 @@ def _theta_is_finite(net: MLP) -> bool:
 def _diverged(what: str, state: str, step: int, epoch: int) -> DivergedError:
     remedies = "Remedies: a smaller learning_rate, clip_norm=, or scaled inputs"
     return DivergedError(f"{what} (epoch {epoch}); {state}. {remedies}", step=step, epoch=epoch)
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        lowest = 0 if name in ("seed", "epochs") else 1
-        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
-        if count is None and name != "epochs":
-            continue
-        if not whole or count < lowest:  # type: ignore[operator]
-            raise OptionError(
-                f"{name}: expected an integer ≥ {lowest}{'' if name == 'epochs' else ' or None'}, got {count!r}"
-            )

@@ -20,6 +20,7 @@ import pytest
 import gpuback
 from gpuback import MLP, SGD, Adam, AdamW, DivergedError, History, checkpoint, persistence
 from gpuback.errors import FileFormatError, GpubackError, MissingFolderError, OptionError
+from gpuback.schedules import constant, cosine, warmup
 
 pytestmark = pytest.mark.on_each_backend
 
@@ -64,17 +65,17 @@ def train(
     *,
     net: MLP | None = None,
     interrupt: int | None = None,
-    schedule: Callable[[int], float] | None = None,
+    epoch_rate: Callable[[int], float] | None = None,
     **options: Any,
 ) -> tuple[Any, ...]:
     """Everything that must not depend on interruptions: θ, the optimizer, the history (but for its clock)."""
     net = network() if net is None else net
     optimizer = make_optimizer()
     callbacks = []
-    if schedule is not None:
+    if epoch_rate is not None:
 
         def set_rate(net: MLP, history: History) -> None:
-            optimizer.learning_rate = schedule(history.epochs)
+            optimizer.learning_rate = epoch_rate(history.epochs)
 
         callbacks.append(set_rate)
     if interrupt is not None:
@@ -96,10 +97,12 @@ RUNS = [
     pytest.param({"validation": 0.3}, id="validation"),
     pytest.param({"make_optimizer": lambda: Adam(0.5), "validation": 0.3, "patience": 9}, id="best θ at the end"),
     pytest.param({"make_optimizer": lambda: Adam(0.5), "validation": 0.3, "patience": 2}, id="early stopping"),
-    pytest.param({"schedule": lambda epoch: 0.1 * 0.5**epoch}, id="learning rate schedule"),
+    pytest.param({"epoch_rate": lambda epoch: 0.1 * 0.5**epoch}, id="a learning rate per epoch"),
     pytest.param(
-        {"make_optimizer": lambda: SGD(0.1, 0.9), "schedule": lambda epoch: 0.1 / (1 + epoch)}, id="momentum, schedule"
+        {"make_optimizer": lambda: SGD(0.1, 0.9), "epoch_rate": lambda epoch: 0.1 / (1 + epoch)}, id="momentum, rates"
     ),
+    pytest.param({"schedule": warmup(cosine(0.05, steps=20), steps=5)}, id="a schedule by steps"),
+    pytest.param({"schedule": lambda step: 0.1 / (1 + step)}, id="a function of the step"),
 ]
 
 
@@ -220,7 +223,7 @@ def test_a_diverging_run_resumed_diverges_at_the_same_step(file: Path) -> None:
             train(
                 file,
                 lambda: SGD(0.1),
-                schedule=lambda epoch: 1e8**epoch,
+                epoch_rate=lambda epoch: 1e8**epoch,
                 net=network(activation="identity"),
                 resume=resume,
             )
@@ -343,8 +346,14 @@ def test_another_kind_of_momentum_is_refused_by_name(there: Any, here: Any, name
         ({"seed": 5}, {"seed": 6}, "seed"),
         ({"seed": 5}, {"seed": None}, "seed"),
         ({}, {"sample_weight": np.full(41, 2.0)}, "data"),
+        ({"schedule": cosine(0.1, 20)}, {"schedule": cosine(0.1, 30)}, "schedule"),
+        ({}, {"schedule": constant(0.1)}, "schedule"),
+        ({"schedule": lambda step: 0.1}, {}, "schedule"),
     ],
-    ids=["another fraction", "none before", "none now", "other validation data", "seed", "no seed", "weights"],
+    ids=[
+        *("another fraction", "none before", "none now", "other validation data", "seed", "no seed", "weights"),
+        *("another schedule", "no schedule before", "no schedule now"),
+    ],
 )
 def test_another_split_or_seed_is_refused_by_name(there: Any, here: Any, named: str, file: Path) -> None:
     train(file, **there, epochs=2)
@@ -382,7 +391,7 @@ def test_options_may_be_numpy_numbers(options: Any, file: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_a_schedule_may_yield_numpy_numbers(dtype: Any, file: Path) -> None:
-    run = {"schedule": lambda epoch: dtype(0.1 * 0.9**epoch)}
+    run = {"epoch_rate": lambda epoch: dtype(0.1 * 0.9**epoch)}
     with pytest.raises(InterruptionError):
         train(file, **run, interrupt=3)
     assert train(file, **run, resume=True) == train(None, **run)

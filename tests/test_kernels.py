@@ -347,7 +347,12 @@ def train(
         step = TrainStep(net, optimizer, clip_norm=1.0)
         x, y = random_batch(net, 37)
         losses = [float(step(x, y)) for _ in range(3)]
-        net.value_and_grad(x, y, need_input_grad=True)
+        losses.append(float(TrainStep(net, optimizer, micro_batch_size=16)(x, y)))
+        loss, gradients = net.value_and_grad(x, y, need_input_grad=True)
+        scale = ops.bind_loss_scale(4.0, 1, net.n_parameters, net.theta.dtype)
+        assert float(scale.unscale(gradients.theta, loss)) == float(loss) / 4
+        assert (scale.scaled(None, len(x)) == 4).all()
+        scale.settle(optimizer.update)
         each = net.per_sample_grad(x, y)
         np.testing.assert_allclose(net.gradient_norms(x, y), np.linalg.norm(each.theta, axis=1), rtol=1e-5)
         net.value_and_clipped_grad(x, y, 0.5)
@@ -380,5 +385,6 @@ def test_training_a_network(precision, make, sizes):
     step = TrainStep(twin, make(), clip_norm=1.0)
     digits = {"float64": 1e-12, "float32": 1e-5, "tf32": 3e-3, "bfloat16": 3e-2, "float16": 3e-3}[precision]
     _, losses, out = runs[0]
-    np.testing.assert_allclose(losses, [float(step(x, y)) for _ in range(3)], rtol=digits)
+    steps = [step, step, step, TrainStep(twin, step.optimizer, micro_batch_size=16)]
+    np.testing.assert_allclose(losses, [float(step(x, y)) for step in steps], rtol=digits)
     np.testing.assert_allclose(out, twin.forward(x), rtol=10 * digits, atol=digits)

@@ -38,6 +38,13 @@ def test_the_page_on_each_samples_gradient_runs_as_one(capsys):
     assert "of the wrong labels" in capsys.readouterr().out
 
 
+def test_the_training_page_runs_as_one(tmp_path, monkeypatch):
+    """But for TensorBoard's part, which tests/peers runs."""
+    monkeypatch.chdir(tmp_path)
+    code = [block for block in blocks("docs/training.md", "python") if "gpuback.tensorboard" not in block]
+    exec(compile("\n".join(code), "example", "exec"), {"__name__": "example"})
+
+
 def test_the_first_example_is_twenty_lines_of_code():
     lines = [line for line in blocks("README.md", "python")[0].splitlines() if line.strip()]
     assert len(lines) <= 20
@@ -73,7 +80,7 @@ def test_command_line_examples_run(tmp_path):
 
 
 def test_relative_links_lead_somewhere():
-    pages = ("numerics", "per-sample", "reproducible", "scikit-learn", "pytorch", "onnx")
+    pages = ("numerics", "reproducible", "scikit-learn", "training", "pytorch", "onnx", "per-sample")
     for document in ("README.md", "CONTRIBUTING.md", "kernels/README.md", *(f"docs/{page}.md" for page in pages)):
         path = ROOT / document
         for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):

@@ -1,7 +1,8 @@
 """Launch plans of the kernels that take a whole narrow network at once: kernels/network_narrow.cu and network_chain.cu.
 
-How the batch is cut follows from the shape alone, so sums have the same bits on every device; the device decides how
-many rows a block takes at a time, which changes none.
+How the batch is cut follows from the shape alone: in one launch, and in two, sums have the same bits on every device.
+The device decides which of the two it is, by its shared memory, and how many rows a block takes at a time, which
+changes no bit.
 """
 
 from __future__ import annotations

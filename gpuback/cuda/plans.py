@@ -21,7 +21,19 @@ from gpuback.precision import Precision
 Real = Literal["float", "double"]
 """The C++ name of what sums are kept in."""
 
-VectorEntry = Literal["set_hyper_parameters", "begin_step", "vector_norm", "sgd", "adam", "largest", "exact_sum"]
+VectorEntry = Literal[
+    "set_hyper_parameters",
+    "mean_of_blocks",
+    "scale_weights",
+    "unscale",
+    "settle_scale",
+    "begin_step",
+    "vector_norm",
+    "sgd",
+    "adam",
+    "largest",
+    "exact_sum",
+]
 """The kernels over flat vectors."""
 
 THREADS = 256
@@ -400,12 +412,12 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
     Raises:
         ShapeError: more terms than add up exactly.
     """
-    exact, steps = entry in ("largest", "exact_sum"), entry in ("set_hyper_parameters", "sgd", "adam")
+    exact, adds_up = entry in ("largest", "exact_sum"), entry in ("begin_step", "vector_norm", "largest", "exact_sum")
     if exact and length > LONGEST_EXACT_SUM:
         raise ShapeError(f"an exact sum: expected at most {LONGEST_EXACT_SUM} terms, got {length}")
-    blocks = min(-(-length // (4 * THREADS)), LARGEST_ROW_GRID if steps else 256)
+    blocks = min(-(-length // (4 * THREADS)), 256 if adds_up else LARGEST_ROW_GRID)
     source = "exact_sums.cu" if exact else "optimizers.cu"
-    return LaunchPlan(Variant(source, entry, (f"REAL={real}",)), blocks, THREADS, 0 if steps else 3 * 8 * 8)
+    return LaunchPlan(Variant(source, entry, (f"REAL={real}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
 
 
 # Exact products and losses

@@ -65,6 +65,26 @@ class Update(Protocol):
         ...
 
 
+class LossScale(Protocol):
+    """A dynamic loss scale S on a backend: a power of two; see `gpuback.ops.numpy_loss_scale`."""
+
+    state: tuple[float, int, int]
+    """S, how many steps in a row have made an update since it last changed, and how many in all have made none. On a
+    GPU, reading it waits for what is under way."""
+
+    def scaled(self, weight: Array | None, batch_size: int) -> Array:
+        """S w_b, or S without weights; good until the next call."""
+        ...
+
+    def unscale(self, gradient: Array, loss: Any) -> Array | float:
+        """Takes S out of the gradient, in place; the loss without it."""
+        ...
+
+    def settle(self, update: Any) -> None:
+        """Draws the conclusion, after an update or none."""
+        ...
+
+
 class Recorder(Protocol):
     """What repeats a sequence of launches at once; see `gpuback.cuda.launch.Launcher`."""
 
@@ -141,6 +161,17 @@ class Ops(Protocol):
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: Any
     ) -> Callable[[Array, Array | None], Any]: ...
     def mean_loss(self, parts: list[Any], batch_size: int) -> Array | float: ...
+    def bind_mean_of_blocks(
+        self, rows: int, batch_size: int, dtype: np.dtype[Any]
+    ) -> tuple[list[Array] | None, Callable[[list[Any]], Array | float]]:
+        """What makes one loss of a batch that goes through the network in blocks, each but the last of so many rows.
+
+        Returns:
+            Where each block's `bind_loss` is to leave its loss, if the backend wants to say so; and a function of what
+            these returned.
+        """
+        ...
+
     def bind_output(self, name: str, a: Array, workspace: Any) -> Callable[[Array], object]: ...
     def bind_backward(
         self,
@@ -204,6 +235,9 @@ class Ops(Protocol):
 
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> Update: ...
     def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> Update: ...
+    def bind_loss_scale(
+        self, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
+    ) -> LossScale: ...
     def norm(self, array: Array) -> float: ...
     def all_finite(self, array: Array) -> bool: ...
     def any_outside(self, array: Array, highest: int) -> bool: ...

@@ -28,6 +28,7 @@ from gpuback.cuda.network_plans import StepPlan, step_plan
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 from gpuback.losses import Loss
 from gpuback.ops import dlpack
+from gpuback.ops.cuda_loss_scale import CudaLossScale
 from gpuback.ops.cuda_network import NetworkPasses, TwoLaunches, gradient_plan
 from gpuback.ops.cuda_rows import CudaRows
 from gpuback.ops.cuda_updates import AdamUpdate, SGDUpdate
@@ -191,6 +192,24 @@ class CudaOps(CudaRows):
         """The batch's loss, which `bind_loss` gave for the batch as one block."""
         (mean,) = parts
         return mean
+
+    def bind_mean_of_blocks(
+        self, rows: int, batch_size: int, dtype: np.dtype[Any]
+    ) -> tuple[list[Array], Callable[[list[Any]], Array]]:
+        """See `gpuback.ops.Ops`: one launch."""
+        blocks = -(-batch_size // rows)
+        means = self.xp.empty(blocks, dtype)
+        launch = self.launcher.bind(
+            plans.vector_plan("mean_of_blocks", 1, plans.real_of(dtype)),
+            [means, _int(blocks), _int(rows), _int(batch_size), Slot()],
+        )
+
+        def mean(parts: list[Any]) -> Array:
+            out = self.xp.empty((), dtype)
+            launch(out)
+            return out
+
+        return [means[i : i + 1].reshape(()) for i in range(blocks)], mean
 
     def bind_output(self, name: str, a: Array, workspace: CudaWorkspace) -> Callable[[Array], object]:
         """out = ŷ = O(a), as a function of out."""
@@ -403,6 +422,11 @@ class CudaOps(CudaRows):
     def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> AdamUpdate:
         return AdamUpdate(self.xp, self.launcher, theta, first_moment, second_moment, steps)
 
+    def bind_loss_scale(
+        self, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
+    ) -> CudaLossScale:
+        return CudaLossScale(self, initial, growth_interval, n_parameters, dtype)
+
     def norm(self, array: Array) -> float:
         """√Σ x², without overflow or underflow on the way; waits for it."""
         plan = plans.vector_plan("vector_norm", array.size, plans.real_of(array.dtype))
@@ -518,11 +542,11 @@ class CudaOps(CudaRows):
             return [one], "a block has room for all weights, and its registers for the sums of all gradients"
         chain, weights = plan
         kept = "all weights" if chain.all_weights else "one layer's weights"
-        what = [
+        both = [
             f"network_chain, {chain.launch.grid} blocks, slabs of {chain.rows} rows beside {kept}, {chain.chains}",
             f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.chains}",
         ]
-        return what, str(step_plan(architecture, batch_size, self.launcher.limits))
+        return both, str(step_plan(architecture, batch_size, self.launcher.limits))
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """What runs a layer's forward pass."""

@@ -27,6 +27,7 @@ from gpuback.architecture import Architecture
 from gpuback.buffers import aligned_empty, bind
 from gpuback.losses import Loss, Softmax
 from gpuback.ops.host_arrays import as_host_array
+from gpuback.ops.numpy_loss_scale import NumpyLossScale
 from gpuback.ops.numpy_rows import NumpyRows
 from gpuback.ops.numpy_updates import AdamUpdate, SGDUpdate, all_finite, norm
 from gpuback.ops.numpy_workspace import Workspace
@@ -219,6 +220,12 @@ class NumpyOps(NumpyRows):
         """The batch's loss from what `bind_loss` gave for its blocks."""
         return sum(parts) / batch_size
 
+    def bind_mean_of_blocks(
+        self, rows: int, batch_size: int, dtype: np.dtype[Any]
+    ) -> tuple[None, Callable[[list[Any]], float]]:
+        """(None, a function of what `bind_loss` gave for a batch's blocks, each but the last of so many rows)."""
+        return None, lambda parts: self.mean_loss(parts, batch_size)
+
     def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[Array], object]:
         """out = ŷ = O(a), as a function of out; a is overwritten."""
         if name == "softmax":
@@ -382,6 +389,12 @@ class NumpyOps(NumpyRows):
 
     all_finite, norm = staticmethod(all_finite), staticmethod(norm)
     bind_sgd, bind_adam = SGDUpdate, AdamUpdate
+
+    def bind_loss_scale(
+        self, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
+    ) -> NumpyLossScale:
+        """S, starting at `initial`, doubled after so many updates in a row."""
+        return NumpyLossScale(initial, growth_interval, dtype)
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return aligned_empty(shape, dtype)

@@ -42,6 +42,7 @@ class NumpyUpdate(ABC):
     def __init__(self, steps: int, theta: Array, *state: Array | None) -> None:
         self.steps = steps
         self.diverged_at: int | None = None
+        self.applied = False  # whether the last call made an update
         self._arrays = [array for array in (theta, *state) if array is not None]
         self._invalid = False
         self._numbers = np.zeros(self._count_of_numbers, theta.dtype)
@@ -65,7 +66,7 @@ class NumpyUpdate(ABC):
         halt: bool = False,
         **hyper_parameters: Any,
     ) -> None:
-        factor = 1.0
+        factor, self.applied = 1.0, False
         if loss is not None:
             if not (math.isfinite(loss) and all_finite(gradient)):
                 if self.diverged_at is None:
@@ -76,6 +77,7 @@ class NumpyUpdate(ABC):
             if clip_norm is not None:
                 factor = clip(gradient, clip_norm)
         self.steps += 1
+        self.applied = True
         self._invalid = False
         numbers = self._numbers_now(**hyper_parameters)
         if numbers != self._last_numbers:

@@ -66,7 +66,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
 
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleCudaBuffers
-    ) -> Callable[[Array, Array | None], Array]:
+    ) -> Callable[..., Array]:
         """See `CudaOps.bind_loss`: the rows' losses in float64, then their exact sum over B, rounded to float32."""
         loss_rule(loss, output)
         rows, width = a.shape
@@ -83,8 +83,9 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         )
         write_sum = bind_exact_sum(self.xp, self.launcher, rows)
 
-        def loss_and_delta(y: Array, weight: Array | None) -> Array:
-            mean = self.xp.empty((), np.float32)
+        def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
+            if mean is None:
+                mean = self.xp.empty((), np.float32)
             labels, targets = (y, None) if y.ndim == 1 else (None, y)
             launch(labels, targets, weight)
             write_sum(losses, mean, rows)

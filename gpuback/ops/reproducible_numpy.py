@@ -87,6 +87,20 @@ class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
         with np.errstate(all="ignore"):
             return float(np.float32(exact_sum(np.concatenate(parts)) / batch_size))
 
+    def bind_mean_of_blocks(
+        self, rows: int, batch_size: int, dtype: np.dtype[Any]
+    ) -> tuple[None, Callable[[list[Any]], float]]:
+        """The mean of the blocks' losses, each rounded to float32, added up in float64 in their order and rounded."""
+
+        def mean(parts: list[Array]) -> float:
+            total = 0.0
+            with np.errstate(all="ignore"):
+                for part in parts:
+                    total += self.mean_loss([part], len(part)) * len(part)
+                return float(np.float32(total / batch_size))
+
+        return None, mean
+
     def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[Array], object]:
         def apply(out: Array) -> None:
             for rows in _row_chunks(len(a), a.shape[1]):
