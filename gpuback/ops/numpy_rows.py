@@ -10,8 +10,7 @@ the products of two such sums; float64's are taken of rows scaled by a power of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -135,7 +134,7 @@ class ReproducibleNumpyRows(NumpyRows):
         return outer
 
 
-def _in_float64(x: Array, width: int) -> Any:
+def _in_float64(x: Array, width: int) -> Iterator[tuple[slice, Array]]:
     """A few rows of x at a time, and room for so many columns of them."""
     at_once = max(1, CHUNK // width)
     room = np.empty((min(at_once, len(x)), width))
