@@ -351,7 +351,7 @@ DEVICE void add_biases(float* db, const Rows& da, int valid) {
 #pragma unroll 1
     for (int first = 0; first < valid; first += 32) {
       float sums[4] = {0, 0, 0, 0};
-#pragma unroll
+#pragma unroll 2
       for (int b = first; b < first + 32; b += Unit::K) {
         typename Unit::FragmentA rows;
         Unit::template load_a<true>(rows, da.at, da.pitch, o, b);
