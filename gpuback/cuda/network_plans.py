@@ -22,7 +22,7 @@ from gpuback.cuda.plans import Chains
 from gpuback.precision import Precision
 
 WARPS, TILE = 8, 32
-"""Of a block; rows and columns of a warp's tile. As in kernels/network_slab.cuh."""
+"""Of a block; rows and columns of a warp's tile. As in kernels/network_memory.cuh."""
 
 THREADS = 32 * WARPS
 
@@ -30,7 +30,7 @@ RING_BYTES = WARPS * 8 * 512
 """Through which a block's warps read partial results, where the slab was."""
 
 LAYER_NUMBERS = 12
-"""Of an entry of the layout: `Layer` in kernels/network_slab.cuh."""
+"""Of an entry of the layout: `Layer` in kernels/network_memory.cuh."""
 
 COUNTERS = 4
 """Of a launch, before the pieces' own."""
