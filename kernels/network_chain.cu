@@ -42,6 +42,7 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
 #pragma unroll 1
     for (int first = row0; first < row1; first += rows) {
       const int valid = min(rows, row1 - first);
+      const Place place(valid);
       load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
 #pragma unroll 1
       for (int k = 0; k < layers; ++k) {
@@ -53,7 +54,7 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
           const Rows a = {net.kept(k), h.pitch, h.columns};
           if (a.at) store_rows(written.rows(net[k].row_a, h.columns, first), a, valid);
         }
-        forward_layer(net, k, valid);
+        forward_layer(net, k, place, valid);
         __syncthreads();  // nobody reads the layer's inputs and weights any more, whose places are used again
       }
 
@@ -78,7 +79,7 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
           if (!all_weights) load_layer(net, k, theta);
           cp_async_wait<0>();
           __syncthreads();  // it is there, and so are the weights
-          backward_layer(net, k, valid, h.at, dx_bi + (int64)first * n_in, factor);
+          backward_layer(net, k, place, valid, h.at, dx_bi + (int64)first * n_in, factor);
           __syncthreads();  // da_{k-1} is complete
         }
       }
@@ -107,16 +108,16 @@ template <int WIDTH>
 DEVICE void add_up(const Network& net, const Workspace& written, int rows, int chain_rows, const Update& update,
                    const Notes& notes, float* mean_loss) {
   typedef Piece<WIDTH> P;
-  const int PITCH = WIDTH + PAD, layers = net.layers;
-  float* db = (float*)(net.memory + ceil_div((layers + 1) * (int)sizeof(Layer), 16) * 16);
-  OPERAND* slabs = (OPERAND*)(db + WIDTH);
+  const int PITCH = WIDTH + Unit::PAD, layers = net.layers;
+  float* shared_db = (float*)(net.memory + ceil_div((layers + 1) * (int)sizeof(Layer), 16) * 16);
+  OPERAND* slabs = (OPERAND*)(shared_db + P::ACROSS * WIDTH);
 #pragma unroll 1
   for (int item = blockIdx.x; item < layers * notes.chains.count; item += gridDim.x) {
     const int k = item % layers, chain = item / layers;
     const int row0 = chain * chain_rows, row1 = min(row0 + chain_rows, written.n_batch), steps = ceil_div(row1 - row0, rows);
     typename P::Sums dw;
-    P::clear(dw);
-    for (int o = threadIdx.x; o < WIDTH; o += THREADS) db[o] = 0;
+    typename P::SumsDb db;
+    P::clear(dw, db);
     const auto slab = [&](int step, bool of_da) -> Rows {
       OPERAND* at = slabs + (step % 2 * 2 + of_da) * rows * PITCH;
       return {at, PITCH, whole(of_da ? net[k].n_out : net[k].n_in)};
@@ -138,13 +139,14 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
       }
       __syncthreads();  // the slab is there for everyone
       const int valid = min(rows, row1 - row0 - step * rows);
-      add_weights(dw, slab(step, true), slab(step, false), valid, P::o0(), P::i0());
-      add_biases(db, slab(step, true), valid);
-      __syncthreads();  // its place is free for the next but one; behind the last, sums of db are complete
+      P::add(dw, db, slab(step, true), slab(step, false), step * rows, valid);
+      __syncthreads();  // its place is free for the next but one
     }
+    P::share(db, shared_db);
+    __syncthreads();  // they are there
     if (P::counts(net[k])) {
       float* to = notes.partials + ((int64)(chain * layers + k) * WARPS + warp_index()) * P::SIZE;
-      write_partial<WIDTH>(dw, db, net[k].n_out, to);
+      write_partial<WIDTH>(dw, shared_db, net[k].n_out, to);
       finish_piece<WIDTH>(net, k, chain, update, notes, ring_of(slabs), written.n_batch, mean_loss);
     }
     __syncthreads();  // the rings are done with, and so are the sums of db

@@ -13,13 +13,7 @@ typedef Fma Unit;
 #endif
 
 const int WARPS = 8, THREADS = 32 * WARPS, TILE = 32;
-#if defined(MAX_WIDTH) && MAX_WIDTH > 64
-const int LOADS = 1;  // that a thread has on their way at a time: registers hold little beside dW
-#else
-const int LOADS = 2;
-#endif
-const int PAD = Unit::PAD;                           // of a row of operands, in numbers: no reads of fragments meet in a bank
-const int PAD_TOP = sizeof(OPERAND) == 2 ? 4 : PAD;  // of a row of a_L, in float32, which becomes one of da_L
+const int LOADS = 8;  // that a thread has on their way at a time
 
 typedef Group<OPERAND, 2> Pair;
 
@@ -29,8 +23,9 @@ typedef Group<OPERAND, 2> Pair;
 struct Layer {
   int n_in, n_out, activation;
   int theta;                  // its weights' first number; its biases follow them
-  int w, bias, db;            // weights as operands, biases, sums of db
+  int w, bias;                // weights as operands, biases
   int h, a;                   // its inputs; and the pre-activations that they came from, where g' is computed from those, else 0
+  int pitch;                  // operands from one row of its inputs to the next; of its weights, too
   int row_h, row_a, row_da;   // in the workspace: the same two, and the gradient of a
 };
 
@@ -42,7 +37,7 @@ struct Rows {
 };
 
 DEVICE unsigned magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }  // orders NaN above infinity above all else
-DEVICE int whole(int n) { return (n + 15) / 16 * 16; }  // what lies beyond a width, up to this, is zero
+DEVICE int whole(int n) { return (n + 15) & ~15; }  // what lies beyond a width, up to this, is zero
 DEVICE int warp_index() { return (int)threadIdx.x / 32; }
 
 struct Network {
@@ -52,19 +47,15 @@ struct Network {
   DEVICE const Layer& operator[](int k) const { return ((const Layer*)memory)[k]; }
   DEVICE OPERAND* weights(int k) const { return (OPERAND*)(memory + (*this)[k].w); }
   DEVICE float* biases(int k) const { return (float*)(memory + (*this)[k].bias); }
-  DEVICE float* bias_sums(int k) const { return (float*)(memory + (*this)[k].db); }
-  DEVICE int pitch_w(int k) const { return whole((*this)[k].n_in) + PAD; }
 
   // The inputs of layer k, rows of operands, and later their gradient.
   DEVICE OPERAND* inputs(int k) const { return (OPERAND*)(memory + (*this)[k].h); }
-  DEVICE int pitch(int k) const {
-    return k < layers ? pitch_w(k) : pitch_top() * (int)(sizeof(float) / sizeof(OPERAND));
-  }
+  DEVICE int pitch(int k) const { return (*this)[k].pitch; }
   DEVICE Rows rows(int k) const { return {inputs(k), pitch(k), whole((*this)[k].n_in)}; }
   DEVICE OPERAND* kept(int k) const { return (*this)[k].a ? (OPERAND*)(memory + (*this)[k].a) : nullptr; }
 
   DEVICE float* top() const { return (float*)(memory + (*this)[layers].h); }
-  DEVICE int pitch_top() const { return whole((*this)[layers].n_in) + PAD_TOP; }
+  DEVICE int pitch_top() const { return pitch(layers) / (int)(sizeof(float) / sizeof(OPERAND)); }
 };
 
 struct Samples {
@@ -82,33 +73,41 @@ DEVICE void load_layout(const Network& net, const int* layout) {
   for (int i = threadIdx.x; i < numbers; i += THREADS) ((int*)net.memory)[i] = layout[i];
 }
 
-// `valid` rows of n numbers that lie behind each other, as operands; zeros up to whole columns and `rows` rows, N numbers
-// at a time.
+// Which numbers of rows a thread moves, N at a time: a power of two of threads stands over a row, and its share is a column.
+template <int N>
+struct Column {
+  int at, row, rows;  // its first number, the first of its rows, and the step from one to the next
+
+  explicit DEVICE Column(int columns) {
+    int across_log2 = 0;
+    while (N << across_log2 < columns) ++across_log2;
+    at = (threadIdx.x & (1 << across_log2) - 1) * N, row = threadIdx.x >> across_log2, rows = THREADS >> across_log2;
+  }
+};
+
+// `valid` rows of n numbers that lie behind each other, as operands; zeros up to whole columns and `rows` rows.
 template <int N>
 DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, int rows) {
-  const int packs = n / N, total = valid * packs;
-  const int step_row = THREADS / packs, step_pack = THREADS % packs;
-  int r = threadIdx.x / packs, c = threadIdx.x % packs;
+  const Column<N> column(to.columns);
+  if (column.at >= to.columns) return;
 #pragma unroll 1
-  for (int first = threadIdx.x; first < total; first += THREADS * LOADS) {
+  for (int row = column.row; row < rows; row += LOADS * column.rows) {
     Group<float, N> loaded[LOADS];
 #pragma unroll
-    for (int i = 0; i < LOADS; ++i)
-      if (first + i * THREADS < total) loaded[i] = *(const Group<float, N>*)(from + (first + i * THREADS) * N);
+    for (int i = 0; i < LOADS; ++i) {
+      const int r = row + i * column.rows;
+      loaded[i] = {};
+      if (r < valid && column.at < n) loaded[i] = *(const Group<float, N>*)(from + r * n + column.at);
+    }
 #pragma unroll
     for (int i = 0; i < LOADS; ++i) {
+      const int r = row + i * column.rows;
       Group<OPERAND, N> operands;
 #pragma unroll
       for (int j = 0; j < N; ++j) narrow(loaded[i].at[j], operands.at[j]);
-      if (first + i * THREADS < total) *(Group<OPERAND, N>*)(to.at + r * to.pitch + c * N) = operands;
-      r += step_row, c += step_pack;
-      if (c >= packs) c -= packs, ++r;
+      if (r < rows) *(Group<OPERAND, N>*)(to.at + r * to.pitch + column.at) = operands;
     }
   }
-  if (n == to.columns && valid == rows) return;
-  for (int row = warp_index(); row < rows; row += WARPS)
-    for (int i = threadIdx.x % 32; i < to.columns; i += 32)
-      if (row >= valid || i >= n) narrow(0.0f, to.at[row * to.pitch + i]);
 }
 
 DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, int rows) {
@@ -121,7 +120,7 @@ DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, in
 DEVICE void load_layer(const Network& net, int k, const float* theta) {
   const int n_in = net[k].n_in, n_out = net[k].n_out;
   const float* weights = theta + net[k].theta;
-  load_numbers(Rows{net.weights(k), net.pitch_w(k), whole(n_in)}, weights, n_in, n_out, whole(n_out));
+  load_numbers(Rows{net.weights(k), net.pitch(k), whole(n_in)}, weights, n_in, n_out, whole(n_out));
   for (int o = threadIdx.x; o < whole(n_out); o += THREADS) net.biases(k)[o] = o < n_out ? weights[n_out * n_in + o] : 0.0f;
 }
 
@@ -160,25 +159,25 @@ struct Workspace {
 
 // Writes rows; returns the largest magnitude among them, as a float's bits.
 DEVICE unsigned store_rows(OPERAND* to, const Rows& from, int valid) {
-  const int width = Pack<OPERAND>::count, packs = from.columns / width;
+  const Column<Pack<OPERAND>::count> column(from.columns);
   unsigned most = 0;
-  for (int i = threadIdx.x; i < valid * packs; i += THREADS) {
-    const int r = i / packs, column = i % packs * width;
-    const Pack<OPERAND> pack = *(const Pack<OPERAND>*)(from.at + r * from.pitch + column);
+  if (column.at >= from.columns) return most;
+#pragma unroll 4
+  for (int r = column.row; r < valid; r += column.rows) {
+    const Pack<OPERAND> pack = *(const Pack<OPERAND>*)(from.at + r * from.pitch + column.at);
 #pragma unroll
-    for (int j = 0; j < width; ++j) most = max(most, magnitude(widen(pack.at[j])));
-    *(Pack<OPERAND>*)(to + (int64)r * from.columns + column) = pack;
+    for (int j = 0; j < Pack<OPERAND>::count; ++j) most = max(most, magnitude(widen(pack.at[j])));
+    *(Pack<OPERAND>*)(to + r * from.columns + column.at) = pack;
   }
   return most;
 }
 
 // Begins to read rows; those beyond `valid`, up to `rows`, become zero.
 DEVICE void load_rows(const Rows& to, const OPERAND* from, int valid, int rows) {
-  const int width = Pack<OPERAND>::count, packs = to.columns / width;
-  for (int i = threadIdx.x; i < rows * packs; i += THREADS) {
-    const int r = i / packs, column = i % packs * width;
-    const bool counts = r < valid;
-    cp_async_16(to.at + r * to.pitch + column, counts ? from + (int64)r * to.columns + column : from, counts ? 16 : 0);
-  }
+  const Column<Pack<OPERAND>::count> column(to.columns);
+  if (column.at < to.columns)
+#pragma unroll 4
+    for (int r = column.row; r < rows; r += column.rows)
+      cp_async_16(to.at + r * to.pitch + column.at, from + (r < valid ? r * to.columns + column.at : 0), r < valid ? 16 : 0);
   cp_async_commit();
 }

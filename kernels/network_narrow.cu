@@ -11,7 +11,7 @@
 // (network_slab.cuh), chain by chain of the batch:
 //
 //     shared memory                                   registers of 8 warps, for a whole chain
-//       what the layers are, biases, sums of db         dW_1 ... dW_L   a half by a quarter of each a warp
+//       what the layers are, biases                     dW_1 ... dW_L   a half by a quarter of each a warp
 //       W_1 ... W_L      for the whole launch
 //       h_0 ... h_{L-1}  of the slab
 //       a_L              of the slab, float32
@@ -45,22 +45,23 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
   for (int chain = blockIdx.x; chain < chains; chain += gridDim.x) {
     const int row0 = chain * chain_rows, row1 = min(row0 + chain_rows, n_batch);
     Part::Sums dw[MAX_LAYERS];
+    Part::SumsDb db[MAX_LAYERS];
 #pragma unroll
-    for (int k = 0; k < MAX_LAYERS; ++k) Part::clear(dw[k]);
-    for (int k = 0; k < layers; ++k)
-      for (int o = threadIdx.x; o < whole(net[k].n_out); o += THREADS) net.bias_sums(k)[o] = 0;
+    for (int k = 0; k < MAX_LAYERS; ++k) Part::clear(dw[k], db[k]);
     double loss_sum = 0;
 
 #pragma unroll 1
     for (int first = row0; first < row1; first += rows) {
       const int valid = min(rows, row1 - first), n_in = net[0].n_in;
+      const Place place(valid);
       load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
-      __syncthreads();  // the slab's samples are there; the first time, weights and zeros too
+      __syncthreads();  // the slab's samples are there; the first time, weights too
 #pragma unroll 1
       for (int k = 0; k < layers; ++k) {
-        forward_layer(net, k, valid);
-        __syncthreads();  // the next layer's inputs are complete
+        forward_layer(net, k, place, valid);
+        place.wait();
       }
+      __syncthreads();  // a_L is complete
       add_losses(loss_sum, net, samples, options, first, first - row0, valid);
       narrow_top(net, first - row0, valid);
       __syncthreads();  // da_L is complete
@@ -68,22 +69,26 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
       for (int k = layers - 1; k >= 0; --k) {
 #pragma unroll
         for (int l = 0; l < MAX_LAYERS; ++l)  // registers have no index
-          if (l == k) add_weights(dw[l], net.rows(k + 1), net.rows(k), valid, Part::o0(), Part::i0());
-        add_biases(net.bias_sums(k), net.rows(k + 1), valid);
+          if (l == k) Part::add(dw[l], db[l], net.rows(k + 1), net.rows(k), first - row0, valid);
         if (k || dx_bi) {
           __syncthreads();  // nobody reads h_{k-1} any more, whose place da_{k-1} takes
-          backward_layer(net, k, valid, net.kept(k) ? net.kept(k) : net.inputs(k), dx_bi + (int64)first * n_in, factor);
+          backward_layer(net, k, place, valid, net.kept(k) ? net.kept(k) : net.inputs(k), dx_bi + (int64)first * n_in, factor);
         }
         __syncthreads();  // da_{k-1} is complete; behind the first layer, the slab is done with
       }
     }
 
     unsigned most = 0;
+    float* shared_db = (float*)net.inputs(0) + 32;
+#pragma unroll
+    for (int k = 0; k < MAX_LAYERS; ++k)
+      if (k < layers) Part::share(db[k], shared_db + k * Part::ACROSS * MAX_WIDTH);
+    __syncthreads();  // all sums of db are there
 #pragma unroll
     for (int k = 0; k < MAX_LAYERS; ++k)
       if (k < layers && Part::counts(net[k])) {
         float* to = notes.partials + ((int64)(chain * layers + k) * WARPS + warp_index()) * Part::SIZE;
-        most = max(most, write_partial<MAX_WIDTH>(dw[k], net.bias_sums(k), net[k].n_out, to));
+        most = max(most, write_partial<MAX_WIDTH>(dw[k], shared_db + k * Part::ACROSS * MAX_WIDTH, net[k].n_out, to));
       }
     note(notes, OF_SUMS, most);
     note(notes, OF_INPUTS, magnitude(1.0f));  // it is sums that are noted
@@ -95,6 +100,6 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
       if (Part::counts(net[k]))
         finish_piece<MAX_WIDTH>(net, k, chain, update, notes, ring_of(net.inputs(0)), n_batch, mean_loss);
     }
-    __syncthreads();  // the rings are done with, and so are the sums of db
+    __syncthreads();  // the rings are done with
   }
 }

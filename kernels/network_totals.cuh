@@ -59,24 +59,51 @@ struct Piece {
   static constexpr int FRAGMENTS_O = ROWS / 16, FRAGMENTS_I = COLUMNS / 8;
   static constexpr int HELD = FRAGMENTS_O * FRAGMENTS_I * 4;            // of dW by a lane
   static constexpr int HELD_DB = (ROWS + 31) / 32;                      // of db by a lane of the first column of warps
+  static constexpr int ADDED_DB = (2 * FRAGMENTS_O + 3) / 4;            // of db by any lane, over its share of a chain's rows
   static constexpr int COUNT = HELD + (HELD_DB + 3) / 4 * 4;            // in whole packs
   static constexpr int SIZE = COUNT * 32;
   typedef float Sums[FRAGMENTS_O][FRAGMENTS_I][4];
+  typedef float SumsDb[ADDED_DB];
 
   static DEVICE int o0() { return warp_index() / ACROSS * ROWS; }
   static DEVICE int i0() { return warp_index() % ACROSS * COLUMNS; }
   static DEVICE int packs() { return (i0() == 0 ? COUNT : HELD) / Pack<float>::count; }
   static DEVICE bool counts(const Layer& layer) { return o0() < layer.n_out && i0() < layer.n_in; }
 
-  static DEVICE void clear(Sums& dw) {
+  static DEVICE void clear(Sums& dw, SumsDb& db) {
 #pragma unroll
     for (int i = 0; i < HELD; ++i) dw[i / 4 / FRAGMENTS_I][i / 4 % FRAGMENTS_I][i % 4] = 0;
+#pragma unroll
+    for (int i = 0; i < ADDED_DB; ++i) db[i] = 0;
+  }
+
+  // Adds a slab of a layer's da and h that begins at row `offset` of its chain.
+  static DEVICE void add(Sums& dw, SumsDb& db, const Rows& da, const Rows& h, int offset, int valid) {
+    add_weights<WIDTH, ACROSS>(dw, db, da, h, valid, o0(), i0(), warp_index() % ACROSS - offset / TILE);
+  }
+
+  // Sums of db go to `shared`, (ACROSS, WIDTH), where those of the warps that share a layer's rows of dW meet.
+  static DEVICE void share(const SumsDb& db, float* shared) {
+    const int lane = threadIdx.x % 32;
+    float* to = shared + warp_index() % ACROSS * WIDTH + o0();
+#pragma unroll
+    for (int i = 0; i < ADDED_DB; ++i) {
+      const int half = i * 4 + lane % 4;  // of a fragment's rows
+      if (half < 2 * FRAGMENTS_O && o0() < WIDTH) to[half * 8 + lane / 4] = db[i];
+    }
+  }
+  static DEVICE float shared_sum(const float* shared, int o) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < ACROSS; ++i) sum += shared[i * WIDTH + o];
+    return sum;
   }
 };
 
-// Puts a lane's numbers together, writes them, and returns the largest magnitude among them. Of db there are n_out.
+// Puts a lane's numbers together, writes them, and returns the largest magnitude among them. Of db there are n_out, which the warps have
+// shared.
 template <int WIDTH>
-DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const float* db, int n_out, float* to) {
+DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const float* shared_db, int n_out, float* to) {
   typedef Piece<WIDTH> P;
   float sums[P::COUNT];
   unsigned most = 0;
@@ -86,7 +113,7 @@ DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const float
     if (i < P::HELD)
       sums[i] = dw[i / 4 / P::FRAGMENTS_I][i / 4 % P::FRAGMENTS_I][i % 4];
     else
-      sums[i] = r < P::ROWS && o < n_out && P::i0() == 0 ? db[o] : 0.0f;
+      sums[i] = r < P::ROWS && o < n_out && P::i0() == 0 ? P::shared_sum(shared_db, o) : 0.0f;
     most = max(most, magnitude(sums[i]));
   }
   store_partial(sums, P::packs(), to);

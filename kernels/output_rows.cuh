@@ -61,14 +61,15 @@ struct Row {
 
 template <typename Real>
 struct Softmax {
-  Real highest, total;  // max a, sum e^(a - max a)
+  Real highest, total, inverse;  // max a, sum e^(a - max a), and 1 over it
 
   template <int LANES>
   explicit DEVICE Softmax(const Row<LANES, Real>& row) : highest(row.largest()) {
     const Real shift = highest;
     total = row.sum([=](int, Real a) { return exp_of(a - shift); });
+    inverse = 1 / total;
   }
-  DEVICE Real operator()(Real a) const { return exp_of(a - highest) / total; }
+  DEVICE Real operator()(Real a) const { return exp_of(a - highest) * inverse; }
 };
 
 // The output functions that are no softmax.
@@ -94,10 +95,40 @@ DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
     return nan;
   }
   const Softmax<Real> softmax(row);
-  const Real of_label = row.sum([=](int j, Real a) { return j == label ? a : Real(0); });
+  const Real of_label = row.combined(label % LANES == row.lane() ? row.a[label] : Real(0), Add());
   const Real loss = log_of(softmax.total) - (of_label - softmax.highest);
   row.each([&](int j, Real a) { write(j, j == label ? softmax(a) - 1 : softmax(a)); });
   return loss;
+}
+
+// The same bits, for rows of up to HELD numbers a lane, which are read once.
+template <int HELD, int LANES, typename Real, typename Write>
+DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
+  const bool known = label >= 0 && label < row.n;
+  const Real nan = Real(__uint_as_float(0x7fc00000u));
+  Real values[HELD], highest = Real(__uint_as_float(0xff800000u)), total = 0;
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) {
+    const int j = row.lane() + i * LANES;
+    values[i] = j < row.n ? row.a[j] : Real(__uint_as_float(0xff800000u));
+    highest = Larger()(highest, values[i]);
+  }
+  highest = row.combined(highest, Larger());
+  const Real of_label = row.combined(known && label % LANES == row.lane() ? row.a[label] : Real(0), Add());
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) {
+    const int j = row.lane() + i * LANES;
+    values[i] = exp_of(values[i] - highest);
+    if (j < row.n) total += values[i];
+  }
+  total = row.combined(total, Add());
+  const Real inverse = known ? 1 / total : nan;
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) {
+    const int j = row.lane() + i * LANES;
+    if (j < row.n) write(j, j == label ? values[i] * inverse - 1 : values[i] * inverse);
+  }
+  return known ? log_of(total) - (of_label - highest) : nan;
 }
 
 template <int LANES, typename Real, typename Write>

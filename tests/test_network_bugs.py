@@ -19,12 +19,15 @@ from kernel_networks import SMALL, Network, hold_gradients, network_on
 from network_bounds import hold
 
 from gpuback import SGD, TrainStep
+from gpuback.cuda.launch import DeviceLimits
 
 require_emulator()
 
 NETWORK = Network((17, 40, 16, 5), 301, activation=("gelu", "tanh"))  # three chains, the last of 45 rows
 DEVICE = replace(SMALL, multiprocessors=1)
 """One block takes all of them, in several slabs each."""
+SMALLER = replace(DEVICE, shared_bytes=70_000)
+"""There, sums are added up in slabs of 32."""
 
 
 class Bug(NamedTuple):
@@ -34,6 +37,8 @@ class Bug(NamedTuple):
     patches: list[tuple[str, str]]
     form: str
     message: str
+    network: Network = NETWORK
+    device: DeviceLimits = DEVICE
 
 
 def planted(patches: dict[str, list[tuple[str, str]]], folder: Path) -> Path:
@@ -49,11 +54,11 @@ def planted(patches: dict[str, list[tuple[str, str]]], folder: Path) -> Path:
     return folder / "kernels"
 
 
-def run(form: str, folder: Path, **choices) -> tuple[bytes, ...]:
+def run(form: str, folder: Path, network: Network = NETWORK, **choices) -> tuple[bytes, ...]:
     """Held to their bounds, the bits of a loss and gradients."""
-    net = NETWORK.on(EmulatorLauncher(folder=folder, **{"limits": DEVICE} | choices), form)
-    loss, gradients = NETWORK.gradients(net, need_input_grad=True)
-    expected = NETWORK.expected(net)
+    net = network.on(EmulatorLauncher(folder=folder, **{"limits": DEVICE} | choices), form)
+    loss, gradients = network.gradients(net, need_input_grad=True)
+    expected = network.expected(net)
     hold("loss", loss, expected.loss)
     hold_gradients(net, gradients.theta, gradients.inputs, expected)
     return loss.tobytes(), gradients.theta.tobytes()
@@ -62,7 +67,8 @@ def run(form: str, folder: Path, **choices) -> tuple[bytes, ...]:
 SHARED = r"race \((read after write|write after read|write after write).*nothing orders the two: shared memory"
 BARRIERS = {
     "behind the slab's samples": ("network_narrow.cu", "__syncthreads();  // the slab's samples are there", "whole"),
-    "behind a layer": ("network_narrow.cu", "__syncthreads();  // the next layer's inputs are complete", "whole"),
+    "behind a layer": ("network_narrow.cu", "place.wait();", "whole"),
+    "behind a_L": ("network_narrow.cu", "__syncthreads();  // a_L is complete", "whole"),
     "behind da_L": ("network_narrow.cu", "__syncthreads();  // da_L is complete", "whole"),
     "before da takes the place of h": (
         "network_narrow.cu",
@@ -70,13 +76,15 @@ BARRIERS = {
         "whole",
     ),
     "behind da": ("network_narrow.cu", "__syncthreads();  // da_{k-1} is complete; behind", "whole"),
-    "behind the rings": ("network_narrow.cu", "__syncthreads();  // the rings are done with, and so are", "whole"),
+    "behind sums of db": ("network_narrow.cu", "__syncthreads();  // all sums of db are there", "whole"),
+    "behind the rings": ("network_narrow.cu", "__syncthreads();  // the rings are done with", "whole"),
     "behind a layer's inputs and weights": ("network_chain.cu", "__syncthreads();  // the layer's inputs and", "two"),
     "before the places are used again": ("network_chain.cu", "__syncthreads();  // nobody reads the layer's", "two"),
     "behind da_L of two launches": ("network_chain.cu", "__syncthreads();  // da_L is complete", "two"),
     "behind what g' is computed from": ("network_chain.cu", "__syncthreads();  // it is there, and so", "two"),
     "behind da of two launches": ("network_chain.cu", "__syncthreads();  // da_{k-1} is complete", "two"),
-    "behind a slab that is added": ("network_chain.cu", "__syncthreads();  // its place is free", "two"),
+    "behind sums of db of two launches": ("network_chain.cu", "__syncthreads();  // they are there", "two"),
+    "behind the rings of two launches": ("network_chain.cu", "__syncthreads();  // the rings are done with", "two"),
     "behind a slab that has come": ("network_chain.cu", "__syncthreads();  // the slab is there for everyone", "two"),
 }
 FOUND = {
@@ -84,6 +92,9 @@ FOUND = {
         f"dropped barrier {name}": Bug(source, [(barrier, "//")], form, SHARED + "|reads what nobody has written")
         for name, (source, barrier, form) in BARRIERS.items()
     },
+    "dropped barrier behind a slab that is added": Bug(
+        "network_chain.cu", [("__syncthreads();  // its place is free", "//")], "two", SHARED, device=SMALLER
+    ),
     "a_L's place is narrowed too early": Bug(
         "network_slab.cuh", [("__syncwarp();  // the other lanes have read theirs", "")], "whole", SHARED
     ),
@@ -112,12 +123,6 @@ FOUND = {
         "whole",
         r"race|'gradient'",
     ),
-    "sums of db beyond a layer's outputs": Bug(
-        "network_totals.cuh",
-        [("r < P::ROWS && o < n_out && P::i0() == 0", "r < P::ROWS && P::i0() == 0")],
-        "whole",
-        "reads what nobody has written: shared memory",
-    ),
 }
 
 
@@ -125,22 +130,28 @@ FOUND = {
 def test_the_checker_finds(bug, tmp_path):
     folder = planted({bug.source: bug.patches}, tmp_path)
     with pytest.raises(EmulationError, match=bug.message) as caught:
-        run(bug.form, folder, checked=True)
+        run(bug.form, folder, bug.network, limits=bug.device, checked=True)
     print(caught.value)
 
 
 WRONG = {
     "a slab's last rows are left out": Bug(
         "network_slab.cuh",
-        [("for (int b = 0; b < whole(valid); b", "for (int b = 0; b < valid / 16 * 16; b")],
+        [("first < valid; first += TILE, --mine", "first + TILE <= valid; first += TILE, --mine")],
         "whole",
         "dW_. is off",
     ),
     "the bias is left out": Bug(
         "network_slab.cuh",
-        [("a[p * 2 + e] = sums[p * 2 + e] + b.at[e];", "a[p * 2 + e] = sums[p * 2 + e];")],
+        [("c[f][e] += b.at[e % 2];", "c[f][e] += 0 * b.at[e % 2];")],
         "whole",
         "off by",
+    ),
+    "sums of db by the wrong warps": Bug(
+        "network_totals.cuh", [("warp_index() % ACROSS - offset / TILE", "warp_index() % ACROSS * 2 - offset / TILE")], "whole", "db_. is off"
+    ),
+    "a tile's columns that are another warp's": Bug(
+        "network_slab.cuh", [("if (pairs == PAIRS && columns >=", "if (columns >=")], "whole", "off by", Network((64, 64, 3), 40)
     ),
     "g' of the wrong layer": Bug(
         "network_slab.cuh", [("k ? net[k - 1].activation", "k ? net[k].activation")], "whole", "off by"
@@ -160,7 +171,7 @@ WRONG = {
 @pytest.mark.parametrize("bug", WRONG.values(), ids=WRONG)
 def test_the_bounds_find(bug, tmp_path):
     with pytest.raises(AssertionError, match=bug.message) as caught:
-        run(bug.form, planted({bug.source: bug.patches}, tmp_path))
+        run(bug.form, planted({bug.source: bug.patches}, tmp_path), bug.network, limits=bug.device)
     print(caught.value)
 
 

@@ -172,14 +172,15 @@ def extents(network: Architecture, dtype: str, layout, rows: int, in_turns: bool
     sizes = network.sizes
     parts = [(0, layout.size * 4, "layout")]
     for k, (n_in, n_out) in enumerate(pairwise(sizes)):
-        w, bias, db, h, a = (int(number) for number in layout[k, 4:9])
+        w, bias, h, a, pitch = (int(number) for number in layout[k, 4:9])
+        assert pitch * (2 if dtype in ("bfloat16", "float16") else 4) == row_bytes(n_in, dtype)
         turn = k % 2 if in_turns else k
         parts.append((w, w + whole(n_out) * row_bytes(n_in, dtype), f"W_{k + 1}"))
         parts.append((bias, bias + 4 * whole(n_out), f"b_{k + 1}"))
-        parts += [(db, db + 4 * whole(n_out), f"db_{k + 1}")] if db else []
         parts.append((h, h + rows * row_bytes(n_in, dtype), f"h_{turn}"))
         parts += [(a, a + rows * row_bytes(n_in, dtype), f"a_{turn}")] if a else []
-    top = int(layout[-1, 7])
+    top, pitch = int(layout[-1, 6]), int(layout[-1, 8])
+    assert pitch * (2 if dtype in ("bfloat16", "float16") else 4) == top_row_bytes(sizes[-1], dtype)
     return [*parts, (top, top + rows * top_row_bytes(sizes[-1], dtype), "a_L")]
 
 
@@ -216,15 +217,15 @@ def test_places_do_not_overlap(activation, limits, dtype, sizes):
                     4 * whole(n_out) if w > bias else whole(n_out) * row_bytes(n_in, dtype)
                 )
         check_places(parts, plan.launch.shared_bytes)
-        kept = [bool(place) for place in plan.layout[1:-1, 8]]
+        kept = [bool(place) for place in plan.layout[1:-1, 7]]
         wants = activation == "gelu" and (plan is step or plan.columns > 0)
         assert kept == [wants] * (len(sizes) - 2)
     if isinstance(step, StepPlan):
-        assert step.layout[0, 7] + RING_BYTES <= step.launch.shared_bytes
+        assert step.layout[0, 6] + RING_BYTES <= step.launch.shared_bytes
         beyond = dict.fromkeys(
-            end for _, end, name in extents(network, dtype, step.layout, step.rows, False) if name[0] in "Wbd"
+            end for _, end, name in extents(network, dtype, step.layout, step.rows, False) if name[0] in "Wb"
         )
-        assert max(beyond) <= step.layout[0, 7]  # rings lie over the slab, not over weights or sums of db
+        assert max(beyond) <= step.layout[0, 6]  # rings lie over the slab, not over weights
 
 
 @pytest.mark.parametrize("sizes", NETWORKS.values(), ids=NETWORKS)
@@ -256,7 +257,7 @@ def test_slabs_that_take_turns_and_rings_fit_in(limits, dtype, sizes):
     width = 64 if max(sizes) <= 64 else 128
     slabs = 4 * plan.rows * row_bytes(width, dtype)
     table = -(-len(sizes) * LAYER_NUMBERS * 4 // 16) * 16
-    assert plan.launch.shared_bytes == table + 4 * width + max(slabs, RING_BYTES) <= limits.shared_bytes
+    assert plan.launch.shared_bytes == table + 16 * width + max(slabs, RING_BYTES) <= limits.shared_bytes
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -180,7 +180,7 @@ def weights_plan(architecture: Architecture, batch_size: int, limits: DeviceLimi
     sizes, precision = architecture.sizes, architecture.precision
     depth, width = len(sizes) - 1, 64 if max(sizes) <= 64 else 128
     pitch = (width + _pad(precision)) * precision.operand.itemsize
-    before = _table_bytes(depth) + 4 * width
+    before = _table_bytes(depth) + 4 * 4 * width  # sums of db, of four warps
     for rows in ROWS[0], ROWS[2], ROWS[3]:
         shared_bytes = before + max(4 * rows * pitch, RING_BYTES)
         if shared_bytes <= limits.shared_bytes // (1 if rows == ROWS[-1] else 2):
@@ -207,13 +207,15 @@ def _table_bytes(depth: int) -> int:
 
 
 def _table(architecture: Architecture) -> NDArray[np.int32]:
-    """Widths, activations and places in θ."""
+    """Widths, activations, places in θ, and rows."""
     sizes, hidden = architecture.sizes, architecture.hidden_activations
     table = np.zeros((len(sizes), LAYER_NUMBERS), np.int32)
     for k, (n_in, n_out) in enumerate(pairwise(sizes)):
         activation = hidden[k].kernel_id if k < len(hidden) else 0
         table[k, :4] = n_in, n_out, activation, architecture.layout.weight_starts[k]
+        table[k, 8] = _row_bytes(n_in, architecture.precision) // architecture.precision.operand.itemsize
     table[-1, 0] = sizes[-1]
+    table[-1, 8] = _top_row_bytes(sizes[-1], architecture.precision) // architecture.precision.operand.itemsize
     return table
 
 
@@ -235,16 +237,15 @@ def _step_layout(architecture: Architecture, rows: int) -> tuple[NDArray[np.int3
     sizes, precision = architecture.sizes, architecture.precision
     table, end = _table(architecture), _table_bytes(len(sizes) - 1)
     for k, (n_in, n_out) in enumerate(pairwise(sizes)):
-        bias, db = end, end + 4 * whole(n_out)
-        w = db + 4 * whole(n_out)
-        table[k, 4:7] = w, bias, db
+        bias, w = end, end + 4 * whole(n_out)
+        table[k, 4:6] = w, bias
         end = w + whole(n_out) * _row_bytes(n_in, precision)
     slab = end
     for k, (width, kept) in enumerate(zip(sizes[:-1], _kept(architecture), strict=True)):
-        table[k, 7], end = end, end + rows * _row_bytes(width, precision)
+        table[k, 6], end = end, end + rows * _row_bytes(width, precision)
         if kept:
-            table[k, 8], end = end, end + rows * _row_bytes(width, precision)
-    table[-1, 7], end = end, end + rows * _top_row_bytes(sizes[-1], precision)
+            table[k, 7], end = end, end + rows * _row_bytes(width, precision)
+    table[-1, 6], end = end, end + rows * _top_row_bytes(sizes[-1], precision)
     return table, max(end, slab + RING_BYTES)
 
 
@@ -266,12 +267,12 @@ def _chain_layout(
         end = max(end, w + whole(n_out) * _row_bytes(n_in, precision))
     for turn in range(min(2, depth)):
         widest = max(sizes[:-1][turn::2])
-        table[turn:-1:2, 7], end = end, end + rows * _row_bytes(widest, precision)
+        table[turn:-1:2, 6], end = end, end + rows * _row_bytes(widest, precision)
         if any(kept[turn::2]):
             for k in range(turn, depth, 2):
-                table[k, 8] = end if kept[k] else 0
+                table[k, 7] = end if kept[k] else 0
             end += rows * _row_bytes(widest, precision)
-    table[-1, 7], end = end, end + rows * _top_row_bytes(sizes[-1], precision)
+    table[-1, 6], end = end, end + rows * _top_row_bytes(sizes[-1], precision)
     columns = 0
     if backward:
         for k, width in enumerate(sizes):
