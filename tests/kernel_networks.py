@@ -19,7 +19,7 @@ from gpuback.architecture import Architecture
 from gpuback.cuda import network_plans
 from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
 from gpuback.ops import Backend, BackendStatus
-from gpuback.ops.cuda_network import StepPlan, TwoLaunches
+from gpuback.ops.cuda_network import StepPlan, TwoLaunches, possible_plan
 from gpuback.ops.cuda_ops import CudaOps
 
 SMALL = DeviceLimits(H200.capability, 101376, 72)
@@ -52,6 +52,13 @@ class Recorder(EmulatorLauncher):
         return noted
 
 
+class WholeOps(CudaOps):
+    """Whole networks also where they are faster layer by layer."""
+
+    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
+        return possible_plan(architecture, batch_size, self.launcher.limits)
+
+
 class TwoLaunchOps(CudaOps):
     """Two launches also where registers hold all sums."""
 
@@ -67,10 +74,10 @@ def two_launches(architecture: Architecture, batch_size: int, limits: DeviceLimi
 
 
 def ops_on(launcher: EmulatorLauncher, form: str = "whole") -> CudaOps:
-    """A backend that takes narrow networks as a "whole", as plans have it; in "two" launches; or by "layers"."""
-    if form == "two":
-        return TwoLaunchOps(GuardedNumpy(), launcher, name="on test")
-    return CudaOps(GuardedNumpy(), launcher, name="on test", takes_networks=form == "whole")
+    """A backend that takes narrow networks as a "whole", as it is possible; in "two" launches; or by "layers"."""
+    if form == "layers":
+        return CudaOps(GuardedNumpy(), launcher, name="on test", takes_networks=False)
+    return {"whole": WholeOps, "two": TwoLaunchOps}[form](GuardedNumpy(), launcher, name="on test")
 
 
 def network_on(launcher: EmulatorLauncher, sizes: Sequence[int], form: str = "whole", **options: Any) -> MLP:

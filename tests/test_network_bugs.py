@@ -148,10 +148,17 @@ WRONG = {
         "off by",
     ),
     "sums of db by the wrong warps": Bug(
-        "network_totals.cuh", [("warp_index() % ACROSS - offset / TILE", "warp_index() % ACROSS * 2 - offset / TILE")], "whole", "db_. is off"
+        "network_totals.cuh",
+        [("warp_index() % ACROSS - offset / TILE", "warp_index() % ACROSS * 2 - offset / TILE")],
+        "whole",
+        "db_. is off",
     ),
     "a tile's columns that are another warp's": Bug(
-        "network_slab.cuh", [("if (pairs == PAIRS && columns >=", "if (columns >=")], "whole", "off by", Network((64, 64, 3), 40)
+        "network_slab.cuh",
+        [("if (pairs == PAIRS && columns >=", "if (columns >=")],
+        "whole",
+        "off by",
+        Network((64, 64, 3), 40),
     ),
     "g' of the wrong layer": Bug(
         "network_slab.cuh", [("k ? net[k - 1].activation", "k ? net[k].activation")], "whole", "off by"

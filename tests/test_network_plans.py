@@ -12,7 +12,7 @@ from gpuback.architecture import Architecture
 from gpuback.cuda import network_plans
 from gpuback.cuda.launch import DeviceLimits
 from gpuback.cuda.network_plans import LAYER_NUMBERS, RING_BYTES, ROWS, StepPlan, whole
-from gpuback.ops.cuda_network import TwoLaunches, gradient_plan
+from gpuback.ops.cuda_network import TwoLaunches, gradient_plan, possible_plan
 
 DEVICES = {"H200": H200, "A100": A100, "A10": A10, "one multiprocessor": replace(H200, multiprocessors=1)}
 DTYPES = {
@@ -58,10 +58,10 @@ def test_one_launch_on_an_h200(sizes, rows):
 def test_slabs_have_as_many_rows_as_there_is_room_for():
     """Pre-activations are kept for gelu; float32 takes twice the room."""
     seven = [64] * 8
-    assert [gradient_plan(architecture(seven, dtype, g), 4096, H200).rows for dtype, g in [
+    assert [possible_plan(architecture(seven, dtype, g), 4096, H200).rows for dtype, g in [
         ("bfloat16", "tanh"), ("bfloat16", "gelu"), ("float32", "tanh"),
     ]] == [128, 64, 32]  # fmt: skip
-    assert isinstance(gradient_plan(architecture(seven, "float32", "gelu"), 4096, H200), TwoLaunches)
+    assert isinstance(possible_plan(architecture(seven, "float32", "gelu"), 4096, H200), TwoLaunches)
     assert isinstance(gradient_plan(architecture(seven, "bfloat16", "tanh"), 4096, A10), TwoLaunches)
 
 
@@ -95,6 +95,18 @@ def test_two_launches_where_registers_do_not_hold_all_sums(sizes):
 )
 def test_layer_by_layer_and_why(network, limits, reason):
     assert gradient_plan(network, 4096, limits) == reason
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32"])
+def test_float32_goes_layer_by_layer_where_slabs_would_be_small(dtype):
+    """Warps without rows of their own read the same weights; tensor cores do not make up for it."""
+    for sizes, width in (([64] * 8, 64), ([3, *[33] * 20], 33)):
+        assert gradient_plan(architecture(sizes, dtype, "relu"), 4096, H200) == (
+            f"float32 layers of {width} are faster one by one than a network of them, which has no room for slabs of "
+            f"128 rows"
+        )
+    for sizes in ([32] * 8, [3, *[17] * 30], [64, 64, 64, 10]):
+        assert not isinstance(gradient_plan(architecture(sizes, dtype, "relu"), 4096, H200), str)
 
 
 def test_float32_needs_no_tensor_cores():

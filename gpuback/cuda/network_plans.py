@@ -26,6 +26,9 @@ WARPS, TILE = 8, 32
 
 THREADS = 32 * WARPS
 
+FLOAT32_NARROW = 32
+"""Up to this width networks of float32 operands are faster as a whole than layer by layer, whatever their slabs."""
+
 RING_BYTES = WARPS * 8 * 512
 """Through which a block's warps read partial results, where the slab was."""
 
@@ -137,6 +140,21 @@ def refusal(architecture: Architecture, limits: DeviceLimits) -> str | None:
     if widest > plans.NARROW:
         return f"a layer is {widest} wide, and whole networks are taken up to {plans.NARROW}"
     return None
+
+
+def drawback(architecture: Architecture, rows: int | None) -> str | None:
+    """Why a network that could be taken at once is faster layer by layer; None if it is not.
+
+    Args:
+        rows: of a slab of its step in one launch, if there is one.
+    """
+    widest = max(architecture.sizes)
+    if architecture.precision.sixteen_bit or widest <= FLOAT32_NARROW or rows == ROWS[0]:
+        return None
+    return (
+        f"float32 layers of {widest} are faster one by one than a network of them, which has no room for slabs of "
+        f"{ROWS[0]} rows"
+    )
 
 
 @functools.cache

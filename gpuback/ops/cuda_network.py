@@ -40,6 +40,13 @@ class TwoLaunches(NamedTuple):
 
 def gradient_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | TwoLaunches | str:
     """How a narrow network's step is launched; or, in words, why it goes layer by layer."""
+    plan = possible_plan(architecture, batch_size, limits)
+    rows = plan.rows if isinstance(plan, StepPlan) else None
+    return plan if isinstance(plan, str) else network_plans.drawback(architecture, rows) or plan
+
+
+def possible_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | TwoLaunches | str:
+    """How a narrow network's step could be launched, whether or not that is the fastest."""
     reason = network_plans.refusal(architecture, limits)
     if reason is not None:
         return reason
