@@ -76,7 +76,7 @@ DEVICE void add_step(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND*
 // The same for k1 = WIDTH and rows of that many numbers, where the compiler knows every address; else false.
 template <bool TRANSPOSED_B, int WIDTH>
 DEVICE bool add_whole_product(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND* b_tile, int b_pitch, int pairs, int k1) {
-  const int pitch = WIDTH + Unit::PAD, unrolled = sizeof(OPERAND) == 2 ? WIDTH / Unit::K : 2;
+  const int pitch = WIDTH + Unit::PAD, unrolled = sizeof(OPERAND) == 2 ? WIDTH / Unit::K : WIDEST < 128 ? 2 : 1;
   if (pairs < PAIRS || k1 != WIDTH || a_pitch != pitch || b_pitch != pitch) return false;
 #pragma unroll unrolled
   for (int k = 0; k < WIDTH; k += Unit::K) add_step<TRANSPOSED_B>(c, a_tile, pitch, b_tile, pitch, PAIRS, k);
