@@ -153,19 +153,19 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
   }
 }
 
-#define NETWORK_WEIGHTS(name, WIDTH)                                                                                            \
-  KERNEL __launch_bounds__(THREADS, 1) name(                                                                                    \
+#define NETWORK_WEIGHTS(name, WIDTH, BLOCKS)                                                                                   \
+  KERNEL __launch_bounds__(THREADS, BLOCKS) name(                                                                              \
       const int* layout, int layers, OPERAND* workspace, int n_batch, int rows, int chain_rows, int chains, int group_size,    \
       float* theta, int n_parameters, int optimizer, float* first, float* second, const double* hyper, double* state,          \
       float* gradient, int accumulate, float factor, float* mean_loss, float* partials, double* losses, int loss_count,        \
-      double* squares, unsigned* counters, int pieces) {                                       \
-    SHARED_MEMORY(memory);                                                                                                      \
-    add_up<WIDTH>(                                                                                                              \
-        load_network(memory, layout, layers, theta, false), Workspace{workspace, n_batch}, rows, chain_rows,                    \
-        Update{optimizer, theta, n_parameters, first, second, hyper, state, gradient, accumulate, factor},    \
+      double* squares, unsigned* counters, int pieces) {                                                                       \
+    SHARED_MEMORY(memory);                                                                                                     \
+    add_up<WIDTH>(                                                                                                             \
+        load_network(memory, layout, layers, theta, false), Workspace{workspace, n_batch}, rows, chain_rows,                   \
+        Update{optimizer, theta, n_parameters, first, second, hyper, state, gradient, accumulate, factor},                     \
         Notes{partials, losses, squares, counters, Chains{chains, group_size}, loss_count, pieces, (double)n_batch * factor},  \
-        mean_loss);                                                                                                             \
+        mean_loss);                                                                                                            \
   }
 
-NETWORK_WEIGHTS(network_weights_64, 64)
-NETWORK_WEIGHTS(network_weights_128, 128)
+NETWORK_WEIGHTS(network_weights_64, 64, 2)
+NETWORK_WEIGHTS(network_weights_128, 128, 1)

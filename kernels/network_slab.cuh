@@ -9,10 +9,11 @@
 #include "network_memory.cuh"
 #include "output_rows.cuh"
 
+// How far products are unrolled: as far as registers last.
 #ifdef MAX_WIDTH
-const int WIDEST = MAX_WIDTH;
+const int WIDEST = MAX_WIDTH, UNROLLED = sizeof(OPERAND) == 2 ? 4 : MAX_WIDTH < 128 ? 2 : 1;
 #else
-const int WIDEST = 128;
+const int WIDEST = 128, UNROLLED = sizeof(OPERAND) == 2 ? 2 : 1;
 #endif
 const int PAIRS = WIDEST < 64 ? WIDEST / 16 : 4;  // of fragments, 16 columns each, that a warp takes at a time
 const int FRAGMENTS = 2 * PAIRS;
@@ -76,9 +77,9 @@ DEVICE void add_step(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND*
 // The same for k1 = WIDTH and rows of that many numbers, where the compiler knows every address; else false.
 template <bool TRANSPOSED_B, int WIDTH>
 DEVICE bool add_whole_product(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND* b_tile, int b_pitch, int pairs, int k1) {
-  const int pitch = WIDTH + Unit::PAD, unrolled = sizeof(OPERAND) == 2 ? WIDTH / Unit::K : WIDEST < 128 ? 2 : 1;
+  const int pitch = WIDTH + Unit::PAD;
   if (pairs < PAIRS || k1 != WIDTH || a_pitch != pitch || b_pitch != pitch) return false;
-#pragma unroll unrolled
+#pragma unroll UNROLLED
   for (int k = 0; k < WIDTH; k += Unit::K) add_step<TRANSPOSED_B>(c, a_tile, pitch, b_tile, pitch, PAIRS, k);
   return true;
 }
@@ -102,6 +103,14 @@ union PairBits {
   Pair pair;
   Group<uint32, WORDS> words;
 };
+
+DEVICE void widen_pair(const Group<bfloat16, 2>&, uint32 word, float& first, float& second) {
+  first = __uint_as_float(word << 16), second = __uint_as_float(word & 0xffff0000u);
+}
+template <typename T>
+DEVICE void widen_pair(const Group<T, 2>& pair, uint32, float& first, float& second) {
+  first = widen(pair.at[0]), second = widen(pair.at[1]);
+}
 
 // All bits of as many of two neighbours.
 DEVICE PairBits first_of_pair(int count) {
@@ -132,7 +141,7 @@ struct TileRows {
     for (int p = 0; p < 2; ++p) {
       PairBits bits;
       bits.words = *pair(f, p);
-      values[2 * p] = widen(bits.pair.at[0]), values[2 * p + 1] = widen(bits.pair.at[1]);
+      widen_pair(bits.pair, bits.words.at[0], values[2 * p], values[2 * p + 1]);
     }
   }
 
@@ -260,9 +269,12 @@ DEVICE void add_losses(double& sum, const Network& net, const Samples& samples, 
     const float weight = samples.weight_b ? samples.weight_b[b] : 1.0f, scale = weight / options.divisor;
     float* a = net.top() + r * net.pitch_top();
     const auto write = [=](int j, float gradient) { a[j] = gradient * scale; };
-    const float value = samples.labels_b
-                            ? label_loss<HELD>(row, samples.labels_b[b], write)
-                            : loss_of_row(row, options.loss, options.output, nullptr, samples.targets_bj + b * row.n, write);
+    const int held = HELD < 16 ? HELD : 16;
+    const float value =
+        samples.labels_b && row.n <= 4 * held
+            ? label_loss<held>(row, samples.labels_b[b], write)
+            : loss_of_row(row, options.loss, options.output, HELD > held && samples.labels_b ? samples.labels_b + b : nullptr,
+                          samples.targets_bj + b * row.n, write);
     if (TopRow::lane() == 0) sum += (double)(value * weight);
   });
 }
@@ -305,7 +317,7 @@ struct RowSums {
   DEVICE void add(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], float (&db)[HELD_DB]) {
     const int pitch = WIDTH + Unit::PAD;
     if (pitch_da == pitch && pitch_h == pitch)  // the compiler knows every address
-      add<DB, 2>(dw, db, pitch, pitch);
+      add<DB, sizeof(OPERAND) == 2 || WIDTH < 128 ? 2 : 1>(dw, db, pitch, pitch);
     else
       add<DB, 1>(dw, db, pitch_da, pitch_h);
     da += TILE * pitch_da, h += TILE * pitch_h;

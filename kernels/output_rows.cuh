@@ -105,6 +105,7 @@ DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
 template <int HELD, int LANES, typename Real, typename Write>
 DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
   const bool known = label >= 0 && label < row.n;
+  const int column = known ? (int)label : -1;
   const Real nan = Real(__uint_as_float(0x7fc00000u));
   Real values[HELD], highest = Real(__uint_as_float(0xff800000u)), total = 0;
 #pragma unroll
@@ -114,7 +115,7 @@ DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
     highest = Larger()(highest, values[i]);
   }
   highest = row.combined(highest, Larger());
-  const Real of_label = row.combined(known && label % LANES == row.lane() ? row.a[label] : Real(0), Add());
+  const Real of_label = row.combined(known && column % LANES == row.lane() ? row.a[column] : Real(0), Add());
 #pragma unroll
   for (int i = 0; i < HELD; ++i) {
     const int j = row.lane() + i * LANES;
@@ -126,7 +127,7 @@ DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
 #pragma unroll
   for (int i = 0; i < HELD; ++i) {
     const int j = row.lane() + i * LANES;
-    if (j < row.n) write(j, j == label ? values[i] * inverse - 1 : values[i] * inverse);
+    if (j < row.n) write(j, j == column ? values[i] * inverse - 1 : values[i] * inverse);
   }
   return known ? log_of(total) - (of_label - highest) : nan;
 }
