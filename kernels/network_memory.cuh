@@ -12,7 +12,8 @@ typedef Mma<OPERAND> Unit;
 typedef Fma Unit;
 #endif
 
-const int WARPS = 8, THREADS = 32 * WARPS, TILE = 32;
+const int WARPS = 8, THREADS = 32 * WARPS;
+const int BAND = 32;  // rows, of which a slab has a whole number: so many are added to db at a time
 const int LOADS = 8;  // that a thread has on their way at a time
 
 typedef Group<OPERAND, 2> Pair;
@@ -133,7 +134,7 @@ DEVICE void prefetch(const T* from, int count) {
 
 // ---- Samples: `valid` rows of a slab belong to the chain, the rest of the last 32 is zero
 
-DEVICE int used_rows(int valid) { return ceil_div(valid, TILE) * TILE; }
+DEVICE int used_rows(int valid) { return ceil_div(valid, BAND) * BAND; }
 
 // The samples from `first` on, of which `valid` count. What is read next is on its way then: their targets, and the next slab's samples.
 DEVICE void load_samples(const Network& net, const Samples& samples, int first, int valid, int next) {

@@ -320,7 +320,7 @@ struct RowSums {
       add<DB, sizeof(OPERAND) == 2 || WIDTH < 128 ? 2 : 1>(dw, db, pitch, pitch);
     else
       add<DB, 1>(dw, db, pitch_da, pitch_h);
-    da += TILE * pitch_da, h += TILE * pitch_h;
+    da += BAND * pitch_da, h += BAND * pitch_h;
   }
 
  private:
@@ -328,7 +328,7 @@ struct RowSums {
   DEVICE void add(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], float (&db)[HELD_DB], int pitch_da, int pitch_h) const {
     float sums[FRAGMENTS_O][4] = {};
 #pragma unroll UNROLL
-    for (int b = 0; b < TILE; b += Unit::K) {
+    for (int b = 0; b < BAND; b += Unit::K) {
       typename Unit::FragmentB columns[FRAGMENTS_I];
 #pragma unroll
       for (int n = 0; n < FRAGMENTS_I; n += 2)
@@ -359,7 +359,7 @@ DEVICE void add_weights(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], float (&db)[HE
   if (o0 >= da.columns) return;
   RowSums<WIDTH, FRAGMENTS_O, FRAGMENTS_I> sums(da, h, o0, i0);
 #pragma unroll 1
-  for (int first = 0; first < valid; first += TILE, --mine)
+  for (int first = 0; first < valid; first += BAND, --mine)
     if (mine % SHARING == 0)
       sums.template add<true>(dw, db);
     else

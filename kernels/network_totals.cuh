@@ -79,7 +79,7 @@ struct Piece {
 
   // Adds a slab of a layer's da and h that begins at row `offset` of its chain.
   static DEVICE void add(Sums& dw, SumsDb& db, const Rows& da, const Rows& h, int offset, int valid) {
-    add_weights<WIDTH, ACROSS>(dw, db, da, h, valid, o0(), i0(), warp_index() % ACROSS - offset / TILE);
+    add_weights<WIDTH, ACROSS>(dw, db, da, h, valid, o0(), i0(), warp_index() % ACROSS - offset / BAND);
   }
 
   // Sums of db go to `shared`, (ACROSS, WIDTH), where those of the warps that share a layer's rows of dW meet.

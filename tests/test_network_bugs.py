@@ -137,7 +137,7 @@ def test_the_checker_finds(bug, tmp_path):
 WRONG = {
     "a slab's last rows are left out": Bug(
         "network_slab.cuh",
-        [("first < valid; first += TILE, --mine", "first + TILE <= valid; first += TILE, --mine")],
+        [("first < valid; first += BAND, --mine", "first + BAND <= valid; first += BAND, --mine")],
         "whole",
         "dW_. is off",
     ),
@@ -149,7 +149,7 @@ WRONG = {
     ),
     "sums of db by the wrong warps": Bug(
         "network_totals.cuh",
-        [("warp_index() % ACROSS - offset / TILE", "warp_index() % ACROSS * 2 - offset / TILE")],
+        [("warp_index() % ACROSS - offset / BAND", "warp_index() % ACROSS * 2 - offset / BAND")],
         "whole",
         "db_. is off",
     ),

@@ -21,8 +21,8 @@ from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
 from gpuback.cuda.plans import Chains
 from gpuback.precision import Precision
 
-WARPS, TILE = 8, 32
-"""Of a block; rows and columns of a warp's tile. As in kernels/network_memory.cuh."""
+WARPS = 8
+"""Of a block, as in kernels/network_memory.cuh."""
 
 THREADS = 32 * WARPS
 
@@ -39,7 +39,7 @@ COUNTERS = 4
 """Of a launch, before the pieces' own."""
 
 ROWS = (128, 96, 64, 32)
-"""Of a slab, the best first: with 128 each of a block's warps has a tile of a layer of 64."""
+"""Of a slab, the best first: with 128 each of a block's warps has 16 of its own."""
 
 
 ChainEntry = Literal["network_chain", "network_weights_64", "network_weights_128"]
