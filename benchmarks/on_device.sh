@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # All that needs a GPU, from the bare source tree on a machine with CUDA and CuPy: nothing is installed.
 #
-#     OUT=folder benchmarks/on_device.sh [--quick]
+#     OUT=folder [PARTS="compile parity benchmark"] benchmarks/on_device.sh [--quick] [--families step,layer]
 #
-# Tests of ptx.cuh, parity of the backends, equal bits of the reproducible mode, benchmark, compute-sanitizer; at the end
-# a table. Under 9 minutes. What each part printed, the benchmark's figures (JSON), tables (Markdown) and plots are left in
-# OUT. Fails if a part fails.
+# Tests of ptx.cuh, parity of the backends, equal bits of the reproducible mode, benchmark, compute-sanitizer, or those of
+# them that PARTS names; at the end a table. Under 9 minutes. Options are the benchmark's. What each part printed, the
+# benchmark's figures (JSON), tables (Markdown) and plots are left in OUT. Fails if a part fails.
 set -u
 cd "$(dirname "$0")/.."
 OUT=$(mkdir -p "${OUT:=on_device}" && cd "$OUT" && pwd)
@@ -18,6 +18,7 @@ summary=() failed=0
 part() {
   local name=$1 limit=$2 started=$SECONDS code
   shift 2
+  [[ " ${PARTS:-$name} " == *" $name "* ]] || return 0
   echo "== $name"
   timeout "$limit" "$@" 2>&1 | tee "$OUT/$name.txt"
   code=${PIPESTATUS[0]}
