@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import gpuback
 from gpuback import persistence
 from gpuback._typing import PathLike
-from gpuback.activations import ACTIVATIONS, GELU_CUBIC, GELU_SCALE, LEAKY_SLOPE
+from gpuback.activations import ACTIVATIONS, GELU_CUBIC, GELU_SCALE, LEAKY_SLOPE, SATURATED
 from gpuback.errors import ConversionError, OptionError, missing_extra
 from gpuback.network import MLP
 from gpuback.precision import DTYPES
@@ -67,12 +67,17 @@ def to_onnx(net: MLP, path: PathLike, *, opset: int = DEFAULT_OPSET) -> None:
 
     Raises:
         OptionError: an opset that onnx does not know, or older than 13.
-        ConversionError: more parameters than an ONNX file can hold.
+        ConversionError: no MLP, or more parameters than an ONNX file can hold.
         MissingFolderError: there is no such folder.
 
     Example:
         >>> to_onnx(MLP([2, 3, 2], seed=0), "quadrants.onnx")
     """
+    if not isinstance(net, MLP):
+        raise ConversionError(
+            f"expected an MLP, got {type(net).__name__}; gpuback.torch.from_torch and gpuback.sklearn.from_sklearn "
+            "make one of PyTorch's modules and of estimators"
+        )
     newest = onnx.defs.onnx_opset_version()
     if isinstance(opset, bool) or not isinstance(opset, (int, np.integer)) or not OLDEST_OPSET <= opset <= newest:
         raise OptionError(
@@ -169,6 +174,8 @@ class _Graph:
             return a
         if name in IN_EVERY_TYPE:
             return self.node(IN_EVERY_TYPE[name], a, name=h)
+        if name in ("silu", "gelu") and self._sixteen_bit:  # rounded, a may be −∞, which times 0 is NaN
+            a = self.node("Max", a, self.number(-SATURATED))
         if name == "silu":
             return self.node("Mul", a, self.node("Sigmoid", a), name=h)
         double = self._total.itemsize == 8

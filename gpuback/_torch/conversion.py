@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gpuback._torch.module import FusedMLP
+from gpuback._torch.passes import name_of
 from gpuback.errors import ConversionError, DtypeError, ShapeError
 from gpuback.network import MLP
 
@@ -68,7 +69,8 @@ def from_torch(
         parameters have 16 bits, its sums and outputs have 32.
 
     Raises:
-        ConversionError: a module that has no equal; the message names its place and class.
+        ConversionError: a module that has no equal, or hooks, such as `torch.nn.utils.prune`'s, that change what it
+            computes; the message names its place and class.
         ShapeError: widths that do not follow from each other.
         DtypeError: parameters of several dtypes, or of one that gpuback does not compute in.
         OptionError: a loss that does not go with the chain's last function.
@@ -81,12 +83,13 @@ def from_torch(
     for place, part in _parts(module):
         chain.add(place, part)
     layers, output = chain.layers, chain.output(module)
+    dtype = layers[0].weight.dtype if dtype is None else dtype
     net = MLP(
         [layers[0].in_features, *(layer.out_features for layer in layers)],
         activation=chain.activations,
         output=None if output == "identity" and loss is not None else output,
         loss=LOSSES.get(output, "squared_error") if loss is None else loss,
-        dtype=str(layers[0].weight.dtype).removeprefix("torch.") if dtype is None else dtype,
+        dtype=name_of(dtype) if isinstance(dtype, torch.dtype) else dtype,
         allow_tf32=allow_tf32,
         reproducible=reproducible,
         backend=backend,
@@ -108,6 +111,8 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
     is ŷ; for losses that expect raw scores, as `nn.CrossEntropyLoss` does, leave the last module out:
     `to_torch(net)[:-1]`. A `FusedMLP`'s have its parameters' dtype and device.
     """
+    if not isinstance(net, (MLP, FusedMLP)):
+        raise ConversionError(f"expected an MLP or a FusedMLP, got {type(net).__name__}")
     if isinstance(net, FusedMLP):
         layers = [(layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in net.layers]
     else:
@@ -146,6 +151,11 @@ class _Chain:
 
     def add(self, place: str, module: nn.Module) -> None:
         kind = type(module)
+        if module._forward_pre_hooks or module._forward_hooks:
+            raise _refused(
+                place, module, "has hooks, which may change what it computes; remove them first, with prune.remove, "
+                "remove_weight_norm or the like"
+            )  # fmt: skip
         if kind is nn.Linear:
             self._add_layer(place, module)
         elif kind is nn.Dropout:
@@ -165,6 +175,11 @@ class _Chain:
             self._add_function(place, module, NAMES[kind])
 
     def _add_layer(self, place: str, layer: nn.Linear) -> None:
+        if layer.bias is not None and layer.bias.dtype != layer.weight.dtype:
+            raise DtypeError(
+                f"layer {place} (Linear): expected a bias of {layer.weight.dtype}, as its weight, "
+                f"got {layer.bias.dtype}"
+            )
         if self.layers:
             before = self.layers[-1]
             if layer.in_features != before.out_features:

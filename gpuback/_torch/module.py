@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
-from gpuback._torch.passes import Fused, Pool, dtype_of_sums, run_forward
+from gpuback._torch.passes import Fused, Pool, dtype_of_sums, name_of, run_forward
 from gpuback.architecture import Architecture
-from gpuback.errors import DeviceError, DtypeError, ShapeError
+from gpuback.errors import ConversionError, DeviceError, DtypeError, ShapeError
 from gpuback.parameters import initial_parameters
 from gpuback.precision import Precision
 
@@ -75,7 +76,7 @@ class FusedMLP(nn.Module):
             activation=activation,
             output=output,
             loss="squared_error",  # which goes with every output; there is none here
-            dtype=str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype,
+            dtype=name_of(dtype) if isinstance(dtype, torch.dtype) else dtype,
             allow_tf32=allow_tf32,
         )
         total = dtype_of_sums(self.architecture.precision)
@@ -102,10 +103,18 @@ class FusedMLP(nn.Module):
         Raises:
             ShapeError, DtypeError, DeviceError: x does not fit the parameters, or they do not fit each other.
             BackendError: the parameters are on a GPU that gpuback cannot use; the message says why.
+            ConversionError: PyTorch is tracing, which cannot see what gpuback computes.
         """
-        parameters = [part for layer in self.layers for part in (layer.weight, layer.bias)]
-        own = _common(parameters)
+        if torch.jit.is_tracing():
+            raise ConversionError(
+                "FusedMLP cannot be traced; expected plain modules: gpuback.torch.to_torch(module), or for ONNX "
+                "gpuback.onnx.to_onnx(gpuback.torch.from_torch(module), path)"
+            )
+        parameters = self._checked_parameters()
+        own = parameters[0]
         sizes = self.architecture.sizes
+        if not isinstance(x, torch.Tensor):
+            raise DtypeError(f"x: expected a tensor, got {type(x).__name__}")
         if x.ndim == 0 or x.shape[-1] != sizes[0]:
             raise ShapeError(f"x: expected shape (…, {sizes[0]}) for sizes {sizes}, got {tuple(x.shape)}")
         if x.dtype.is_complex:
@@ -119,7 +128,8 @@ class FusedMLP(nn.Module):
         need_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, *parameters))
         need_input_grad = need_gradient and rows.requires_grad
         lease = self._pool.take(self.architecture, precision, parameters, len(rows), need_gradient, need_input_grad)
-        a = Fused.apply(lease, rows, *parameters) if need_gradient else run_forward(lease, rows, parameters)
+        recorded = need_gradient or any(_is_dual(tensor) for tensor in (rows, *parameters))  # the latter is refused
+        a = Fused.apply(lease, rows, *parameters) if recorded else run_forward(lease, rows, parameters)
         return OUTPUTS[self.architecture.output](a).to(own.dtype).reshape(*x.shape[:-1], sizes[-1])
 
     def _of_no_samples(self, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -142,8 +152,26 @@ class FusedMLP(nn.Module):
         chosen = self.architecture.precision
         if dtype == torch.float32 and chosen.total.itemsize == 4:
             return chosen
-        name = str(dtype).removeprefix("torch.")
+        name = name_of(dtype)
         return chosen if name == chosen.name else Precision.of(name)
+
+    def _checked_parameters(self) -> list[torch.Tensor]:
+        """W_1, b_1, …, W_L, b_L, of one dtype, on one device, and with the shapes that the sizes ask for."""
+        layers = self.layers
+        parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
+        first = parameters[0]
+        for index, part in enumerate(parameters):
+            name = f"{index // 2 * 2}.{('weight', 'bias')[index % 2]}"
+            n_in, n_out = self.architecture.layout.shapes[index // 2]
+            expected = (n_out,) if index % 2 else (n_out, n_in)
+            if part is None or part.shape != expected:
+                came = "None" if part is None else tuple(part.shape)
+                raise ShapeError(f"{name}: expected shape {expected} for sizes {self.architecture.sizes}, got {came}")
+            if part.dtype != first.dtype:
+                raise DtypeError(f"expected parameters of one dtype, got {first.dtype} and {part.dtype}")
+            if part.device != first.device:
+                raise DeviceError(f"expected parameters on one device, got {first.device} and {part.device}")
+        return parameters
 
     def _apply(self, *arguments: Any, **options: Any) -> FusedMLP:
         """What `to`, `half`, `cuda` and the like end in: buffers over the old parameters are of no more use."""
@@ -170,15 +198,9 @@ class _Layer(nn.Module):
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
 
 
-def _common(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The first of them, whose dtype and device all the others have."""
-    first = parameters[0]
-    for other in parameters:
-        if other.dtype != first.dtype:
-            raise DtypeError(f"expected parameters of one dtype, got {first.dtype} and {other.dtype}")
-        if other.device != first.device:
-            raise DeviceError(f"expected parameters on one device, got {first.device} and {other.device}")
-    return first
+def _is_dual(tensor: torch.Tensor) -> bool:
+    """Whether it has a tangent, in automatic differentiation's forward mode."""
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _autocast_dtype(tensor: torch.Tensor) -> torch.dtype:

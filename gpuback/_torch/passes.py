@@ -8,6 +8,7 @@ buffers that belong to that one call until its graph is freed, so calls may be n
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,15 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
 from gpuback._torch import devices
 from gpuback._typing import Array
 from gpuback.architecture import Architecture
 from gpuback.backprop import Layers, in_shares
+from gpuback.errors import DtypeError
 from gpuback.ops import Ops
 from gpuback.ops.team import Team, blas_threads
-from gpuback.precision import Precision
+from gpuback.precision import DTYPES, Precision
 
 KEPT_PASSES = 4
 """How many calls' buffers a module keeps for the next ones."""
@@ -228,10 +229,14 @@ class Pool:
 
 
 class Lease:
-    """Passes that belong to one call as long as this object lives: PyTorch drops it with the call's graph."""
+    """Passes that belong to one call as long as this object lives: PyTorch drops it with the call's graph.
+
+    Attributes:
+        lock: held on the way back, which threads may go through one graph at once.
+    """
 
     def __init__(self, pool: Pool, key: tuple[Any, ...], passes: Passes) -> None:
-        self._pool, self._key, self.passes = pool, key, passes
+        self._pool, self._key, self.passes, self.lock = pool, key, passes, threading.Lock()
 
     def __del__(self) -> None:
         self._pool.give_back(self._key, self.passes)
@@ -248,18 +253,47 @@ class Fused(torch.autograd.Function):
         return run_forward(lease, x, parameters)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, da: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _, *parameters = ctx.saved_tensors
-        with devices.on_stream_of(da.device):
+        with torch.no_grad(), devices.on_stream_of(da.device), ctx.lease.lock:
             dx, gradients = ctx.lease.passes.backward(da)
-        return None, dx, *(part.to(own.dtype) for part, own in zip(gradients, parameters, strict=True))
+        found = [part.to(own.dtype) for part, own in zip(gradients, parameters, strict=True)]
+        if dx is not None:
+            found.append(dx)
+        if torch.is_grad_enabled():  # for gradients of gradients
+            found = list(FirstOrder.apply(len(found), *found, da, *ctx.saved_tensors))
+        return None, None if dx is None else found.pop(), *found
+
+
+class FirstOrder(torch.autograd.Function):
+    """Gradients as they are, and an error on the way back through them. PyTorch's `once_differentiable` takes them for
+    constants where ∂loss/∂a_L is one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The first of the tensors; the others are what they depend on."""
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> None:
+        raise RuntimeError(
+            "FusedMLP has no gradients of gradients; gpuback.torch.to_torch(module) is an nn.Sequential, which has them"
+        )
 
 
 def run_forward(lease: Lease, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """a_L (B, n_L), fresh."""
     with devices.on_stream_of(x.device):
         return lease.passes.forward(x, parameters)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype that gpuback computes in, by its name."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise DtypeError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype}")
+    return name
 
 
 def dtype_of_sums(precision: Precision) -> torch.dtype:

@@ -145,6 +145,15 @@ def test_numbers_far_from_zero(tmp_path: Path) -> None:
             assert abs(y - net.forward(x)).max() <= 1e-5, (activation, dtype)
 
 
+@pytest.mark.parametrize("opset", [OLDEST_OPSET, 20])
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_a_pre_activation_that_float16_cannot_hold(activation: str, opset: int, tmp_path: Path) -> None:
+    net = network(activation, dtype="float16", sizes=[1, 1, 1])
+    net.theta[...] = [1, 0, 1, 0]
+    x = np.array([[-1e5], [1.0]])
+    np.testing.assert_allclose(run(net, x, tmp_path / "model.onnx", opset=opset), net.forward(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("opset", RUN_BY_RUNTIME)
 def test_every_opset(opset: int, tmp_path: Path) -> None:
     for dtype in DTYPES:
@@ -257,3 +266,9 @@ def test_without_onnx_the_door_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, "gpuback.onnx")
     with pytest.raises(MissingExtraError, match=r"gpuback.onnx needs onnx.*pip install 'gpuback\[onnx\]'"):
         importlib.import_module("gpuback.onnx")
+
+
+def test_other_kinds_of_network_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"expected an MLP, got list; gpuback.torch.from_torch and"):
+        to_onnx([1], tmp_path / "model.onnx")  # type: ignore[arg-type]
+    assert not (tmp_path / "model.onnx").exists()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import gpuback.activations
 from gpuback import MLP, SGD, TrainStep
@@ -248,3 +249,32 @@ def test_a_fused_module_becomes_a_chain_of_its_own() -> None:
     with torch.no_grad():
         module[0].weight.zero_()
     assert net.get_parameter("0.weight").any()
+
+
+def test_layers_with_hooks_are_refused() -> None:
+    """What a hook makes of a layer's weights is not what lies in them."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    prune.l1_unstructured(module[2], "weight", amount=0.5)
+    with pytest.raises(ConversionError, match=r"layer 2 \(Linear\) has hooks"):
+        from_torch(module)
+    prune.remove(module[2], "weight")
+    x = np.ones((5, 3), np.float32)
+    np.testing.assert_allclose(from_torch(module).forward(x), module(torch.tensor(x)).detach(), rtol=1e-5)
+
+
+def test_dtypes_that_gpuback_does_not_compute_in_are_named() -> None:
+    known = "expected one of float64, float32, bfloat16, float16, got torch.complex64"
+    with pytest.raises(DtypeError, match=known):
+        from_torch(nn.Linear(3, 2, dtype=torch.complex64))
+    with pytest.raises(DtypeError, match=known):
+        FusedMLP([3, 2], dtype=torch.complex64)
+    layer = nn.Linear(3, 2)
+    layer.weight.data = layer.weight.data.half()
+    with pytest.raises(DtypeError, match=r"expected a bias of torch.float16, as its weight, got torch.float32"):
+        from_torch(layer)
+    assert from_torch(nn.Linear(3, 2), dtype=torch.bfloat16).architecture.precision.name == "bfloat16"
+
+
+def test_only_networks_become_modules() -> None:
+    with pytest.raises(ConversionError, match=r"expected an MLP or a FusedMLP, got Linear"):
+        to_torch(nn.Linear(3, 2))  # type: ignore[arg-type]

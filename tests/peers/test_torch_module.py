@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +21,10 @@ import torch
 from emulator_requirements import require_emulator
 from gpu_requirements import require_gpu
 from torch import nn
+from torch.autograd import forward_ad
 
 from gpuback._torch import devices, passes
-from gpuback.errors import DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError
+from gpuback.errors import ConversionError, DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError
 from gpuback.ops.cuda_ops import CudaOps
 from gpuback.ops.numpy_ops import NumpyOps
 from gpuback.ops.team import Team
@@ -276,10 +279,60 @@ def test_what_was_changed_before_backward_is_noticed(which: str) -> None:
 
 
 def test_gradients_of_gradients_are_refused() -> None:
+    """Also where ∂loss/∂ŷ is a constant, so that PyTorch would take them for constants."""
     net, x = fused(), batch()
-    (dx,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+    for loss in (net(x).square().sum(), net(x).sum()):
+        (dx,) = torch.autograd.grad(loss, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="no gradients of gradients; gpuback.torch.to_torch"):
+            (loss + dx.square().sum()).backward()
+    with pytest.raises(RuntimeError, match="no gradients of gradients"):
+        torch.autograd.functional.hvp(lambda x: net(x).sum(), x, torch.ones_like(x))
+
+
+def test_threads_may_go_back_through_one_graph() -> None:
+    net, x = fused([20, 200, 100, 3], dtype="float64"), torch.randn(300, 20, dtype=torch.float64, requires_grad=True)
+    loss, parameters = net(x).square().sum(), [x, *net.parameters()]
+    expected = torch.autograd.grad(loss, parameters, retain_graph=True)
+
+    def go_back(_: int) -> bool:
+        found = torch.autograd.grad(loss, parameters, retain_graph=True)
+        return all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(go_back, range(30)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forward_mode_is_refused(frozen: bool) -> None:
+    net, x = fused(), batch().detach()
+    with torch.set_grad_enabled(not frozen), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            net(dual)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_tracing_is_refused() -> None:
+    with pytest.raises(ConversionError, match=r"cannot be traced; expected plain modules: gpuback.torch.to_torch"):
+        torch.jit.trace(fused(), (batch().detach(),), check_trace=False)
+
+
+@pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        ("0.weight", (9, 3), "0.weight: expected shape (4, 3) for sizes (3, 4, 2), got (9, 3)"),
+        ("0.bias", (1,), "0.bias: expected shape (4,) for sizes (3, 4, 2), got (1,)"),
+        ("2.weight", (2, 4, 1), "2.weight: expected shape (2, 4) for sizes (3, 4, 2), got (2, 4, 1)"),
+        ("2.bias", None, "2.bias: expected shape (2,) for sizes (3, 4, 2), got None"),
+    ],
+)
+def test_parameters_of_other_shapes_are_refused(name: str, shape: Any, message: str) -> None:
+    net = FusedMLP([3, 4, 2], seed=0)
+    part = None if shape is None else torch.nn.Parameter(torch.ones(shape))
+    setattr(net.get_submodule(name[0]), name[2:], part)
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        net(torch.ones(5, 3))
 
 
 # --- with and without gradients
@@ -550,7 +603,7 @@ def test_devices_without_kernels() -> None:
     [
         ({"activation": "swish"}, OptionError, "unknown activation"),
         ({"output": "relu"}, OptionError, "unknown output"),
-        ({"dtype": torch.int8}, OptionError, "unknown dtype"),
+        ({"dtype": torch.int8}, DtypeError, "got torch.int8"),
         ({"dtype": "float16", "allow_tf32": True}, OptionError, "allow_tf32"),
         ({"activation": ["relu"]}, ShapeError, "activation"),
         ({"seed": -1}, OptionError, "seed: expected an integer"),
