@@ -45,7 +45,6 @@ class Checkpoint:
         history: History,
         seed: int,
         best_theta: Array | None,
-        patience: int | None,
         scale: LossScale | None,
         *,
         last: bool,
@@ -69,9 +68,7 @@ class Checkpoint:
             "step_count": optimizer.step_count,
             "learning_rate": optimizer.learning_rate,
             "best_epoch": history.best_epoch,
-            "stopped_early": history.stopped_early,
             "steps": history.steps,
-            "patience": patience,
             "loss_scale": None if scale is None else scale.state,
         }
         persistence.write(self.path, arrays, metadata, kind="checkpoint")
@@ -82,7 +79,8 @@ class Checkpoint:
     ) -> tuple[int, Array | None]:
         """Brings network, optimizer, history and loss scale to the saved state; returns the seed and the best θ.
 
-        A run that had stopped early has still stopped, unless it is given another patience now.
+        A run whose patience had run out has still stopped, unless it is given more now; what callbacks said is
+        forgotten: they are asked again after the next epoch.
 
         Raises:
             FileFormatError: the file is damaged or no checkpoint.
@@ -97,26 +95,25 @@ class Checkpoint:
                         f"checkpoint {self.path} is another run's: {name} is {saved.get(name)!r} there and {value!r} "
                         f"here. Remedy: the same options, another file, or resume=False"
                     )
-            optimizer.restore(
-                net,
-                {name.removeprefix(STATE): array for name, array in arrays.items() if name.startswith(STATE)},
-                metadata["step_count"],
-            )
-            optimizer.learning_rate = metadata["learning_rate"]
-            if scale is not None:
-                scale.state = tuple(metadata["loss_scale"])
-            net.theta[...] = net.ops.asarray(arrays["theta"], net.theta.dtype, "theta")
-            history.loss[:] = arrays["loss"].tolist()
-            history.validation_loss[:] = arrays["validation_loss"].tolist()
-            history.learning_rate[:] = arrays["learning_rate"].tolist()
-            history.best_epoch, history.steps = metadata["best_epoch"], metadata["steps"]
-            history.stopped_early = metadata["stopped_early"] and metadata["patience"] == patience
-            best = arrays.get("best_theta")
-            return metadata["seed"], None if best is None else net.ops.asarray(best, net.theta.dtype, "best_theta")
+            theta, best = arrays["theta"], arrays.get("best_theta")
+            seen = {name: arrays[name].tolist() for name in ("loss", "validation_loss", "learning_rate")}
+            best_epoch, steps, seed = metadata["best_epoch"], metadata["steps"], metadata["seed"]
+            step_count, learning_rate = metadata["step_count"], metadata["learning_rate"]
+            loss_scale = metadata["loss_scale"]
         except KeyError as error:
             raise FileFormatError(
                 f"{self.path}: expected a checkpoint of gpuback.fit, got one without {error}"
             ) from error
+        state = {name.removeprefix(STATE): array for name, array in arrays.items() if name.startswith(STATE)}
+        optimizer.restore(net, state, step_count)
+        optimizer.learning_rate = learning_rate
+        if scale is not None:
+            scale.state = tuple(loss_scale)
+        net.theta[...] = net.ops.asarray(theta, net.theta.dtype, "theta")
+        history.loss, history.validation_loss, history.learning_rate = seen.values()
+        history.best_epoch, history.steps = best_epoch, steps
+        history.stopped_early = patience is not None and history.epochs_since_best >= patience
+        return seed, None if best is None else net.ops.asarray(best, net.theta.dtype, "best_theta")
 
 
 def _jsonable(value: Any) -> Any:

@@ -75,7 +75,8 @@ class DivergedError(GpubackError, FloatingPointError):
     Where a loss or gradient tells, network and optimizer hold the state of the last finite step.
 
     Attributes:
-        step: how many updates had been made when it happened.
+        step: how many updates had been made when it happened; with a dynamic loss scale, which leaves steps out, when
+            the epoch was over.
         epoch: the epoch it happened in, counted from 0.
     """
 

@@ -110,7 +110,7 @@ class Optimizer(ABC):
             return
         if self._net is not None:
             raise OptionError(
-                f"this {type(self).__name__} has stepped another network and holds its state; make a new one"
+                f"this {type(self).__name__} belongs to another network and holds its state; make a new one"
             )
         if net.ops.reproducible and not self.reproducible:
             raise OptionError(

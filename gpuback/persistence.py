@@ -140,7 +140,7 @@ def require_folder(path: PathLike) -> str:
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise MissingFolderError(f"cannot write {os.fspath(path)}: there is no folder {folder}; make it first")
-    if os.path.isdir(path):
+    if os.path.isdir(os.path.realpath(path)):
         raise IsADirectoryError(f"cannot write {os.fspath(path)}: it is a folder")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"cannot write {os.fspath(path)}: no permission to write to the folder {folder}")

@@ -144,8 +144,8 @@ def identity(schedule: Rate | None) -> str | None:
         return None if schedule is None else repr(schedule)
     if isinstance(schedule, partial):
         return identity(schedule.func)
-    named = schedule if hasattr(schedule, "__qualname__") else type(schedule)
-    return f"{named.__module__}.{named.__qualname__}"
+    named: Any = schedule if hasattr(schedule, "__qualname__") else type(schedule)
+    return f"{getattr(named, '__module__', None)}.{named.__qualname__}"  # a method of an array has no module
 
 
 def _schedule(made_by: Callable[..., Schedule], rule: Callable[..., float], **options: Any) -> Schedule:

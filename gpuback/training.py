@@ -135,18 +135,42 @@ def fit(
             history.seconds += time.perf_counter() - started
 
             if held_samples is not None:
-                value = net.loss(held_samples.x, held_samples.y, sample_weight=held_samples.weight)
-                if history.note_validation(float(value)):
+                if history.note_validation(_mean_loss(net, held_samples, step.micro_batch_size)):
                     best_theta = net.theta.copy()
                 history.stopped_early = patience is not None and history.epochs_since_best >= patience
             stops = [callback(net, history) for callback in callbacks]
-            history.stopped_early |= any(isinstance(stop, (bool, np.bool_)) and bool(stop) for stop in stops)
+            history.stopped_early |= any(map(_says_stop, stops))
             if saved is not None:
                 last = history.stopped_early or history.epochs == epochs
-                saved.write(net, optimizer, history, seed, best_theta, patience, step.scale, last=last)
+                saved.write(net, optimizer, history, seed, best_theta, step.scale, last=last)
     if patience is not None and best_theta is not None:
         net.theta[...] = best_theta
     return history
+
+
+def _mean_loss(net: MLP, samples: Samples, size: int | None) -> float:
+    """The loss over the samples, so many at a time if they are to be few."""
+    rows = len(samples.x)
+    size = rows if size is None else size
+    parts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    weight = samples.weight
+    losses = net.ops.to_floats(
+        [
+            net.loss(samples.x[part], samples.y[part], sample_weight=None if weight is None else weight[part])
+            for part in parts
+        ]
+    )
+    if len(losses) == 1:
+        return losses[0]
+    return math.fsum(loss * (part.stop - part.start) for loss, part in zip(losses, parts, strict=True)) / rows
+
+
+def _says_stop(returned: object) -> bool:
+    """Whether a callback returned True, be it a comparison's of arrays, on whatever device."""
+    is_flag = isinstance(returned, bool) or (
+        getattr(returned, "dtype", None) == np.bool_ and getattr(returned, "ndim", None) == 0
+    )
+    return is_flag and bool(returned)
 
 
 LOOK_EVERY = 16
@@ -196,8 +220,9 @@ def _train_epoch(
 def _require_scaled_steps(step: TrainStep, losses: list[float], epoch: int) -> None:
     """With a dynamic loss scale some gradients may overflow, but no loss, and not at whatever scale."""
     steps, state = step.optimizer.step_count, "steps that were not finite made no update"
-    if not all(map(math.isfinite, losses)):
-        raise _diverged("a loss was not finite", state, steps, epoch)
+    for batch, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            raise _diverged(f"the loss of the epoch's batch {batch} was not finite", state, steps, epoch)
     assert step.scale is not None
     scale, good_steps, _ = step.scale.state
     if scale <= SMALLEST_SCALE and not good_steps:

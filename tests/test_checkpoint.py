@@ -555,3 +555,39 @@ def test_a_run_that_lost_patience_goes_on_with_more(file: Path) -> None:
     assert stopped.stopped_early
     assert train(file, **run, patience=1, resume=True)[-1].epochs == stopped.epochs
     assert train(file, **run, patience=9, resume=True)[-1].epochs > stopped.epochs
+
+
+def test_a_run_that_a_callback_stopped_goes_on(file: Path) -> None:
+    """And the callback is asked again; the result is that of a run that was never stopped."""
+
+    def stop(net: MLP, history: History) -> bool:
+        return history.epochs == 2
+
+    whole = train(None)[0]
+    assert train(file, callbacks=[stop])[-1].epochs == 2
+    resumed, *_, history = train(file, resume=True, callbacks=[stop])
+    assert history.epochs == EPOCHS and not history.stopped_early
+    assert resumed == whole
+
+
+def test_a_method_of_an_array_may_be_the_schedule(file: Path) -> None:
+    rates = np.full(100, 0.1)
+    x, y = np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2
+    for epochs in (1, 2):
+        net = MLP([3, 4, 2], seed=0)
+        options = {"schedule": rates.__getitem__, "seed": 1, "checkpoint": file, "resume": True}
+        assert gpuback.fit(net, x, y, epochs=epochs, **options).epochs == epochs
+
+
+def test_an_incomplete_file_changes_nothing(file: Path) -> None:
+    x, y = np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2
+    net, optimizer = MLP([3, 4, 2], seed=0), Adam(0.1)
+    gpuback.fit(net, x, y, optimizer=optimizer, epochs=1, seed=1, checkpoint=file)
+    arrays, metadata = persistence.read(file, kind="checkpoint")
+    del arrays["learning_rate"]
+    persistence.write(file, arrays, metadata, kind="checkpoint")
+    net, optimizer = MLP([3, 4, 2], seed=5), Adam(0.1)
+    before = net.theta.tobytes()
+    with pytest.raises(FileFormatError, match="without 'learning_rate'"):
+        gpuback.fit(net, x, y, optimizer=optimizer, epochs=2, seed=1, checkpoint=file, resume=True)
+    assert (net.theta.tobytes(), optimizer.step_count) == (before, 0)

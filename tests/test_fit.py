@@ -350,6 +350,23 @@ def test_a_callback_may_return_numpys_true() -> None:
     x, y = blobs()
     history = gpuback.fit(classifier(), x, y, epochs=10, callbacks=[lambda net, _: net.loss(x, y) < 1e9])
     assert history.epochs == 1
+    history = gpuback.fit(classifier(), x, y, epochs=10, callbacks=[lambda *_: np.array(True)])  # as of CuPy's numbers
+    assert history.epochs == 1
+
+
+def test_the_validation_loss_of_micro_batches_is_that_of_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = blobs()
+    weight = np.random.default_rng(0).uniform(0.5, 2.0, len(x))
+    sizes: list[int] = []
+    loss = MLP.loss
+    monkeypatch.setattr(
+        MLP, "loss", lambda net, x, *given, **options: sizes.append(len(x)) or loss(net, x, *given, **options)
+    )
+    options = {"epochs": 3, "seed": 0, "validation": 0.3, "sample_weight": weight}
+    whole = gpuback.fit(classifier(), x, y, **options)
+    few = gpuback.fit(classifier(), x, y, micro_batch_size=7, **options)
+    assert few.validation_loss == pytest.approx(whole.validation_loss, rel=1e-5)
+    assert max(sizes[3:]) == 7
 
 
 def test_a_callback_may_change_theta_and_the_learning_rate() -> None:

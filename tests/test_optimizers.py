@@ -328,7 +328,7 @@ def test_an_optimizer_refuses_a_second_network(optimizer: Any) -> None:
     first, twin, optimizer = network(5), network(5), copy.deepcopy(optimizer)
     step(optimizer, first, np.ones(5))
     before, state = twin.theta.tobytes(), {name: array.copy() for name, array in optimizer.state.items()}
-    with pytest.raises(OptionError, match=rf"{type(optimizer).__name__} has stepped another network"):
+    with pytest.raises(OptionError, match=rf"{type(optimizer).__name__} belongs to another network"):
         step(optimizer, twin, np.ones(5))
     assert twin.theta.tobytes() == before
     assert optimizer.step_count == 1
