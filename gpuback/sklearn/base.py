@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,23 @@ from gpuback.errors import DataError, OptionError, ShapeError
 from gpuback.network import MLP
 from gpuback.sklearn.descent import Descent, TrainingSet
 from gpuback.sklearn.parameters import LOSSES, Parameters, check_parameters, gpuback_activation, layer_widths
+
+
+class Parts(list[NDArray[Any]]):
+    """Copies of a network's weights or biases; an array that takes the place of one is written there as well."""
+
+    def __init__(self, copies: Sequence[NDArray[Any]], write: Callable[[Sequence[ArrayLike]], None]) -> None:
+        super().__init__(copies)
+        self._write = write
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        changed = list(self)
+        changed[index] = value
+        self._write(changed)
+        super().__setitem__(index, value)
+
+    def __reduce__(self) -> tuple[type[list[Any]], tuple[list[Any]]]:
+        return list, (list(self),)
 
 
 class BaseMLP(Parameters, ABC):
@@ -247,10 +265,11 @@ class BaseMLP(Parameters, ABC):
     def coefs_(self) -> list[NDArray[Any]]:
         """The weights as scikit-learn has them, W_kᵀ, each (nI, nO): read-only copies on the host, new at each access.
 
-        Assigning a list of arrays of these shapes writes them into the network; so does `intercepts_`.
+        Assigning a list of arrays of these shapes, or one array in its place, writes them into the network; so does
+        `intercepts_`.
         """
         check_is_fitted(self)
-        return self._copies([W.T for W in self._net.weights])
+        return self._copies("coefs_", [W.T for W in self._net.weights])
 
     @coefs_.setter
     def coefs_(self, values: Sequence[ArrayLike]) -> None:
@@ -261,18 +280,18 @@ class BaseMLP(Parameters, ABC):
     def intercepts_(self) -> list[NDArray[Any]]:
         """The biases, each (nO,); see `coefs_`."""
         check_is_fitted(self)
-        return self._copies(self._net.biases)
+        return self._copies("intercepts_", self._net.biases)
 
     @intercepts_.setter
     def intercepts_(self, values: Sequence[ArrayLike]) -> None:
         check_is_fitted(self)
         self._write("intercepts_", self._net.biases, values)
 
-    def _copies(self, parts: Sequence[Any]) -> list[NDArray[Any]]:
+    def _copies(self, name: str, parts: Sequence[Any]) -> list[NDArray[Any]]:
         copies = [np.array(self._net.ops.to_numpy(part), order="C") for part in parts]
         for copy in copies:
             copy.flags.writeable = False  # what is written to a copy would be lost without a word
-        return copies
+        return Parts(copies, partial(setattr, self, name))
 
     def _write(self, name: str, parts: Sequence[Any], values: Sequence[ArrayLike]) -> None:
         arrays = [self._net.ops.asarray(value, self._net.theta.dtype, name) for value in values]

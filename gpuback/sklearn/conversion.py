@@ -45,9 +45,15 @@ def from_sklearn(estimator: object, *, backend: str = "auto", dtype: object = No
         raise EstimatorError(
             f"estimator: expected out_activation_ {', '.join(LOSSES)}, got {fitted.out_activation_!r} of {fitted!r}"
         )
+    if isinstance(fitted, BaseMLP):  # whose parameters may have been set anew since
+        source = fitted._net
+        options = source.architecture.as_options() | ({} if dtype is None else {"dtype": dtype})
+        net = MLP(**options, backend=backend, seed=0)
+        net.theta = source.ops.to_numpy(source.theta)
+        return net
     coefs = fitted.coefs_
     if dtype is None:
-        dtype = fitted.dtype if isinstance(fitted, BaseMLP) else coefs[0].dtype
+        dtype = coefs[0].dtype
     net = MLP(
         [len(coefs[0]), *(coef.shape[1] for coef in coefs)],
         activation=gpuback_activation(fitted.activation),

@@ -36,7 +36,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     Attributes: scikit-learn's. `coefs_` and `intercepts_` are read-only copies; assigning to them writes the network.
 
     With the same `random_state` the initial parameters, every batch and the validation set are scikit-learn's own, and
-    so is the course of training, up to rounding.
+    so is the course of training, up to rounding. The losses that are reported differ where a wrong answer is certain to
+    rounding, as it is for features that are not scaled: scikit-learn's clips probabilities there, and may stop sooner.
 
     Example:
         >>> model = MLPClassifier((16,), learning_rate_init=0.05, random_state=0)
@@ -86,7 +87,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
             self.classes_ = self._label_binarizer.classes_
         else:
             self._check_classes(unique_labels(y))
-        if self._label_binarizer.y_type_ == "multiclass":
+        if self._label_binarizer.y_type_ == "multiclass" and np.ndim(y) == 1:
             return X, y, np.searchsorted(self.classes_, y)
         return X, y, self._label_binarizer.transform(y)
 

@@ -107,3 +107,12 @@ def test_poisson_regression():
     model = neural_network.MLPRegressor(loss="poisson", max_iter=2).fit(X, np.abs(X[:, 0]))
     with pytest.raises(EstimatorError, match="expected out_activation_ softmax, logistic, identity, got 'exp'"):
         from_sklearn(model)
+
+
+def test_parameters_set_after_the_fit_are_not_the_fitted_networks():
+    model = gpuback.sklearn.MLPRegressor(hidden_layer_sizes=(5,), max_iter=5, random_state=0).fit(X, X[:, 0])
+    model.set_params(activation="tanh", dtype="float64")
+    net = from_sklearn(model)
+    assert net.dtype == "float32"
+    np.testing.assert_allclose(net.forward(X)[:, 0], model.predict(X), rtol=1e-5)
+    assert from_sklearn(model, dtype="float64").dtype == "float64"

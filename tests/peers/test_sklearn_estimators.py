@@ -9,9 +9,10 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn import neural_network
 from sklearn.base import clone
-from sklearn.datasets import load_digits, make_multilabel_classification
+from sklearn.datasets import load_digits, load_wine, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
@@ -389,3 +390,39 @@ def test_sparse_matrices_are_refused():
     sparse = pytest.importorskip("scipy.sparse")
     with pytest.raises(TypeError, match="[Ss]parse"):
         MLPRegressor().fit(sparse.csr_array(X), X[:, 0])
+
+
+def test_one_array_may_take_the_place_of_another():
+    X, y = np.random.default_rng(0).standard_normal((30, 4)), np.arange(30) % 3
+    model = MLPClassifier((5,), max_iter=2, random_state=0).fit(X, y)
+    model.coefs_[1] = np.zeros((5, 3))
+    model.intercepts_[-1] = np.array([0.0, 9.0, 0.0])
+    assert not model.coefs_[1].any() and (model.predict(X) == 1).all()
+    with pytest.raises(ShapeError, match="coefs_: expected arrays of shapes"):
+        model.coefs_[0] = np.zeros(3)
+    again = pickle.loads(pickle.dumps(model.coefs_))
+    assert type(again) is list and not again[1].any()
+
+
+def test_rows_of_labels_are_refused_where_labels_were_fitted():
+    X, y = np.random.default_rng(0).standard_normal((30, 4)), np.arange(30) % 3
+    for rows in (np.ones((30, 3), int), np.eye(3, dtype=int)[y], csr_matrix(np.eye(3, dtype=int)[y])):
+        messages = []
+        for kind in (MLPClassifier, neural_network.MLPClassifier):
+            model = kind((3,), max_iter=2, random_state=0).fit(X, y)
+            with pytest.raises(ValueError, match="multilabel") as caught:
+                model.partial_fit(X, rows)
+            messages.append(str(caught.value))
+        assert len(set(messages)) == 1
+
+
+def test_features_that_are_not_scaled_take_the_same_course():
+    """But for the losses that are reported: scikit-learn clips the probabilities of what is certainly wrong."""
+    X, y = load_wine(return_X_y=True)
+    ours, theirs = (
+        kind((5,), max_iter=3, random_state=0, **options).fit(X, y)
+        for kind, options in ((MLPClassifier, {"dtype": "float64"}), (neural_network.MLPClassifier, {}))
+    )
+    assert ours.loss_curve_[0] > theirs.loss_curve_[0]
+    for mine, its in zip(ours.coefs_ + ours.intercepts_, theirs.coefs_ + theirs.intercepts_, strict=True):
+        np.testing.assert_allclose(mine, its, rtol=1e-9, atol=1e-12)
