@@ -71,7 +71,7 @@ template <> struct Mma<float16> : Mma16Bit<float16> {
 
 // float32 operands, rounded to TF32 on the way.
 template <> struct Mma<float> {
-  static constexpr int K = 8, PAD = 8, PAD_PAIRS = 4;
+  static constexpr int K = 8, PAD = 8, PAD_PAIRS = 4;  // W of a whole network is read both ways, and has PAD: two accesses for one in da W
   typedef uint32 FragmentA[4];
   typedef uint32 FragmentB[2];
 

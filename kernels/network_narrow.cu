@@ -11,7 +11,7 @@
 // (network_slab.cuh), chain by chain of the batch:
 //
 //     shared memory                                   registers of 8 warps, for a whole chain
-//       what the layers are, biases                     dW_1 ... dW_L   a half by a quarter of each a warp
+//       what the layers are, biases                     dW_1 ... dW_L   a part of each a warp (Piece in network_totals.cuh)
 //       W_1 ... W_L      for the whole launch
 //       h_0 ... h_{L-1}  of the slab
 //       a_L              of the slab, float32

@@ -2,8 +2,8 @@
 // shared memory. network_narrow.cu has the kernels.
 //
 // A slab has up to 128 rows, a multiple of 32, of which `valid` belong to the chain; the rest of the last 32 is zero. A warp takes 16 of
-// its rows through a layer, so that with 128 of them warps need not wait for each other on the way up; of fewer rows, warps share a
-// layer's columns. Fragments lie as fragments.cuh says.
+// its rows through a layer, so that with 128 of them warps need not wait for each other on the way up; of up to 64 rows, warps share
+// a layer's columns. Fragments lie as fragments.cuh says.
 #pragma once
 #include "epilogue.cuh"
 #include "network_memory.cuh"
@@ -26,7 +26,7 @@ struct Place {
 
   explicit DEVICE Place(int valid) {
     const int strips = used_rows(valid) / 16, warp = __shfl_sync(0xffffffffu, warp_index(), 0);
-    sharing_log2 = strips <= 2 ? 2 : strips <= 4;  // eight warps to 2, 4, 6 or 8 times 16 rows
+    sharing_log2 = strips <= 2 ? 2 : strips <= 4 ? 1 : 0;  // of eight warps; to 6 strips there are two too many
     row = warp % strips * 16, turn = warp / strips;
   }
   DEVICE int columns_each(int columns) const { return (columns + (16 << sharing_log2) - 1) >> (4 + sharing_log2) << 4; }
@@ -269,12 +269,11 @@ DEVICE void add_losses(double& sum, const Network& net, const Samples& samples, 
     const float weight = samples.weight_b ? samples.weight_b[b] : 1.0f, scale = weight / options.divisor;
     float* a = net.top() + r * net.pitch_top();
     const auto write = [=](int j, float gradient) { a[j] = gradient * scale; };
-    const int held = HELD < 16 ? HELD : 16;
-    const float value =
-        samples.labels_b && row.n <= 4 * held
-            ? label_loss<held>(row, samples.labels_b[b], write)
-            : loss_of_row(row, options.loss, options.output, HELD > held && samples.labels_b ? samples.labels_b + b : nullptr,
-                          samples.targets_bj + b * row.n, write);
+    const int held = HELD < 16 ? HELD : 16;  // more would not fit into registers
+    const bool holds = samples.labels_b && (HELD == held || row.n <= 4 * held);
+    const int64* label = samples.labels_b && HELD > held ? samples.labels_b + b : nullptr;  // of a row that is not held
+    const float value = holds ? label_loss<held>(row, samples.labels_b[b], write)
+                              : loss_of_row(row, options.loss, options.output, label, samples.targets_bj + b * row.n, write);
     if (TopRow::lane() == 0) sum += (double)(value * weight);
   });
 }
@@ -342,9 +341,8 @@ struct RowSums {
         if (DB) Unit::template add_row_sums<true>(sums[n], rows, da + o[n], pitch_da, 0, b);
       }
     }
-    if (!DB) return;
 #pragma unroll
-    for (int v = 0; v < 2 * FRAGMENTS_O; ++v) {  // four lanes have the same sums
+    for (int v = 0; v < (DB ? 2 * FRAGMENTS_O : 0); ++v) {  // four lanes have the same sums
       if (v % 2 == 0) Unit::finish_row_sums(sums[v / 2]);
       db[v / 4] += (int)threadIdx.x % 4 == v % 4 ? sums[v / 2][v % 2 * 2] : 0.0f;
     }

@@ -14,7 +14,7 @@ import pytest
 from emulator import EmulatorLauncher
 from emulator_requirements import require_emulator
 from kernel_layers import H200
-from kernel_networks import ALONE, DTYPES, SMALL, Network, Recorder, hold_gradients, network_on
+from kernel_networks import ALONE, DTYPES, SMALL, Network, Recorder, hold_gradients, network_on, two_launches
 from network_bounds import hold
 from numpy.typing import NDArray
 from test_numeric_contract import check_integer_network, to_tf32
@@ -23,7 +23,10 @@ import gpuback
 from gpuback import SGD, Adam, TrainStep
 from gpuback.activations import ACTIVATIONS
 from gpuback.cuda import network_plans
+from gpuback.cuda.network_plans import StepPlan
+from gpuback.cuda.plans import Chains
 from gpuback.cuda.variants import every_kernel
+from gpuback.ops.cuda_network import possible_plan
 from gpuback.testing import tolerance
 
 require_emulator()
@@ -291,3 +294,33 @@ def test_no_variant_is_left_out():
         run_everything(recorder, form, network)
     networks = {variant for variant in recorder.variants if variant.source.startswith("network_")}
     assert networks == {kernel.variant for kernel in every_kernel() if kernel.variant.source.startswith("network_")}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [320, 448])
+def test_how_long_chains_are_cut_into_slabs_changes_no_bit(rows, dtype, monkeypatch):
+    """Chains of more than 128 rows, which otherwise come with batches of thousands; slabs begin anywhere in them."""
+    monkeypatch.setattr(network_plans.plans, "narrow_chains", lambda size: Chains(-(-size // rows), rows))
+    monkeypatch.setattr(network_plans.plans, "chains_for", lambda size, *_: Chains(-(-size // rows), rows))
+    for plan in (network_plans.step_plan, network_plans.chain_plan, network_plans.weights_plan):
+        monkeypatch.setattr(network_plans, plan.__name__, plan.__wrapped__)
+    network = Network((17, 40, 16, 5), 700, dtype, ("relu", "gelu"), weighted=True)
+    for form in ("whole", "two"):
+        found = {}
+        for shared_bytes in (232_448, 101_376, 70_000, 56_000, 48_000, 42_000):
+            limits = replace(H200, shared_bytes=shared_bytes, multiprocessors=2)
+            net = network.on(EmulatorLauncher(limits=limits), form)
+            plan = (
+                possible_plan(net.architecture, 700, limits)
+                if form == "whole"
+                else two_launches(net.architecture, 700, limits)
+            )
+            if form == "whole" and not isinstance(plan, StepPlan):
+                continue
+            loss, gradients = network.gradients(net, need_input_grad=True)
+            expected = network.expected(net)
+            hold("loss", loss, expected.loss)
+            hold_gradients(net, gradients.theta, gradients.inputs, expected)
+            cut = plan.rows if form == "whole" else (plan.chain.rows, plan.weights.rows)
+            found[cut] = loss.tobytes(), gradients.theta.tobytes(), gradients.inputs.tobytes()
+        assert len(found) > 1 and len(set(found.values())) == 1

@@ -1,8 +1,8 @@
 """Launch plans of the kernels that take a whole narrow network at once: kernels/network_narrow.cu and network_chain.cu.
 
 How the batch is cut follows from the shape alone: in one launch, and in two, sums have the same bits on every device.
-The device decides which of the two it is, by its shared memory, and how many rows a block takes at a time, which
-changes no bit.
+The device decides by its shared memory which of the two it is, or whether a network goes layer by layer, and how many
+rows a block takes at a time, which changes no bit.
 """
 
 from __future__ import annotations
