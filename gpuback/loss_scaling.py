@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpuback.errors import OptionError
-from gpuback.optimizers import positive
+from gpuback.options import count, positive
 from gpuback.precision import Precision
 
 
@@ -39,9 +39,7 @@ class LossScaling:
         initial = positive("initial", self.initial)
         if np.frexp(initial)[0] != 0.5 or not 2.0**-24 <= initial <= 2.0**24:
             raise OptionError(f"initial: expected a power of two from 2⁻²⁴ to 2²⁴, got {self.initial!r}")
-        interval = self.growth_interval
-        if not isinstance(interval, (int, np.integer)) or isinstance(interval, bool) or interval < 1:
-            raise OptionError(f"growth_interval: expected an integer ≥ 1, got {interval!r}")
+        count("growth_interval", self.growth_interval)
 
     def require(self, precision: Precision) -> None:
         """Raises OptionError unless it is of use to that precision."""

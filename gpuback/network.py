@@ -18,6 +18,7 @@ from gpuback.explain import Explanation, explain
 from gpuback.gradients import Gradients as Gradients
 from gpuback.inputs import as_sample_weight, as_samples, as_targets
 from gpuback.ops import Ops, WholePasses, ops_for
+from gpuback.options import count
 from gpuback.parameters import initial_parameters
 from gpuback.trace import Trace, trace
 
@@ -311,9 +312,7 @@ class MLP:
 
     def explain(self, batch_size: int) -> Explanation:
         """Which operation runs for each step of training on such a batch and why, with FLOPs and bytes; print it."""
-        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise OptionError(f"batch_size: expected an integer ≥ 1, got {batch_size!r}")
-        return explain(self._architecture, self._ops, batch_size)
+        return explain(self._architecture, self._ops, count("batch_size", batch_size))
 
     # Where it goes
 

@@ -5,16 +5,14 @@ The definitions are PyTorch's (`torch.optim`), to which results are equal up to 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import numpy as np
-
 from gpuback._typing import Array
 from gpuback.errors import OptionError, ShapeError
 from gpuback.ops import Ops, Update
+from gpuback.options import in_range, positive
 
 
 class Network(Protocol):
@@ -264,28 +262,6 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(learning_rate, betas, eps, weight_decay)
-
-
-def in_range(name: str, value: float, lowest: float, below: float = math.inf) -> float:
-    """`value` as a float if lowest ≤ value < below."""
-    number = _number(value)
-    if not lowest <= number < below:
-        upper = "" if below == math.inf else f" and < {below:g}"
-        raise OptionError(f"{name}: expected a finite number ≥ {lowest:g}{upper}, got {value!r}")
-    return number
-
-
-def positive(name: str, value: float) -> float:
-    """`value` as a float if 0 < value < ∞."""
-    number = _number(value)
-    if not 0.0 < number < math.inf:
-        raise OptionError(f"{name}: expected a finite number > 0, got {value!r}")
-    return number
-
-
-def _number(value: object) -> float:
-    """`value` as Python's float, in which NumPy computes at the array's precision; NaN for what is not a number."""
-    return float(value) if isinstance(value, (int, float, np.integer, np.floating)) else math.nan
 
 
 OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}

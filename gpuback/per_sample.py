@@ -30,6 +30,7 @@ from gpuback.backprop import Block, Blocks, keep, rows_of
 from gpuback.errors import OptionError
 from gpuback.gradients import Gradients
 from gpuback.ops import Ops
+from gpuback.options import number
 from gpuback.precision import Precision
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def value_and_clipped_grad(
 
 def checked_max_norm(value: float) -> float:
     """`value` as a float if 0 < value ≤ ∞."""
-    number = float(value) if isinstance(value, (int, float, np.integer, np.floating)) else math.nan
-    if not number > 0.0:
+    checked = number(value)
+    if not checked > 0.0:
         raise OptionError(f"max_norm: expected a number > 0, math.inf for no clipping, got {value!r}")
-    return number
+    return checked
 
 
 def clip_scale(precision: Precision, batch_size: int, max_norm: float) -> float:

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from gpuback.errors import OptionError
-from gpuback.optimizers import in_range
+from gpuback.options import count, in_range
 
 Rate: TypeAlias = Callable[[int], float]
 """What a schedule is to whoever uses it: the learning rate of step t."""
@@ -80,7 +78,7 @@ def step_decay(learning_rate: float, every: int, factor: float = 0.1) -> Schedul
     factor = in_range("factor", factor, 0.0)
     if not 0.0 < factor <= 1.0:
         raise OptionError(f"factor: expected a number > 0 and ≤ 1, got {factor!r}")
-    learning_rate, every = _rate("learning_rate", learning_rate), _steps("every", every)
+    learning_rate, every = _rate("learning_rate", learning_rate), count("every", every)
     return _schedule(step_decay, _step_decay, learning_rate=learning_rate, every=every, factor=factor)
 
 
@@ -101,7 +99,7 @@ def cosine(learning_rate: float, steps: int, final: float = 0.0) -> Schedule:
         >>> [round(cosine(1.0, steps=4)(t), 3) for t in range(6)]
         [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
     """
-    learning_rate, steps, final = _rate("learning_rate", learning_rate), _steps("steps", steps), _rate("final", final)
+    learning_rate, steps, final = _rate("learning_rate", learning_rate), count("steps", steps), _rate("final", final)
     return _schedule(cosine, _cosine, learning_rate=learning_rate, steps=steps, final=final)
 
 
@@ -121,7 +119,7 @@ def warmup(schedule: Rate, steps: int) -> Schedule:
         >>> [warmup(constant(1.0), steps=4)(t) for t in range(6)]
         [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     """
-    return _schedule(warmup, _warmup, schedule=checked(schedule), steps=_steps("steps", steps))
+    return _schedule(warmup, _warmup, schedule=checked(schedule), steps=count("steps", steps))
 
 
 def checked(schedule: Rate) -> Rate:
@@ -205,9 +203,3 @@ def _warmup(step: int, *, schedule: Rate, steps: int) -> float:
 
 def _rate(name: str, value: float) -> float:
     return in_range(name, value, 0.0)
-
-
-def _steps(name: str, value: int) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name}: expected an integer ≥ 1, got {value!r}")
-    return int(value)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-
 from gpuback._typing import Array, ArrayLike
 from gpuback.backprop import KEPT_PASSES, Backprop
 from gpuback.errors import OptionError
 from gpuback.loss_scaling import LossScaling
 from gpuback.network import MLP
 from gpuback.ops import LossScale, WholePasses
-from gpuback.optimizers import Optimizer, positive
+from gpuback.optimizers import Optimizer
+from gpuback.options import count_or_none, positive
 from gpuback.step_graphs import Batch, StepGraphs
 
 
@@ -51,17 +50,17 @@ class TrainStep:
         micro_batch_size: int | None = None,
         loss_scaling: LossScaling | None = None,
     ) -> None:
-        require_counts(micro_batch_size=micro_batch_size)
         if loss_scaling is not None:
             if not isinstance(loss_scaling, LossScaling):
                 raise OptionError(f"loss_scaling: expected a gpuback.LossScaling() or None, got {loss_scaling!r}")
             loss_scaling.require(net.architecture.precision)
+        micro_batch_size = count_or_none("micro_batch_size", micro_batch_size)
         clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
         if not isinstance(optimizer, Optimizer):
             raise OptionError(f"optimizer: expected one such as gpuback.Adam(), got {optimizer!r}")
         optimizer.bind(net)
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
-        self.micro_batch_size = None if micro_batch_size is None else int(micro_batch_size)
+        self.micro_batch_size = micro_batch_size
         self._in_pieces: dict[int, Backprop] = {}
         self.scale = None if loss_scaling is None else self._bound(loss_scaling)
         optimizer.update.diverged_at = None
@@ -105,7 +104,7 @@ class TrainStep:
     def _run(self, samples: Array, targets: Array, weight: Array | None, halt: bool) -> Array | float:
         in_pieces = self.micro_batch_size is not None and len(samples) > self.micro_batch_size
         if in_pieces or self.scale is not None:
-            return self._in_parts((samples, targets, weight), halt, self.micro_batch_size if in_pieces else None)
+            return self._in_parts((samples, targets, weight), halt, in_pieces)
         passes = self.net.take_passes(len(samples))
         if isinstance(passes, Backprop):
             loss = self._layer_by_layer(passes, (samples, targets, weight), halt)
@@ -114,10 +113,10 @@ class TrainStep:
         self.net.keep_passes(passes)
         return loss
 
-    def _in_parts(self, batch: Batch, halt: bool, micro_batch_size: int | None) -> Array | float:
+    def _in_parts(self, batch: Batch, halt: bool, in_pieces: bool) -> Array | float:
         """Gradient, loss scale and update one after the other."""
         samples, targets, weight = batch
-        pieces = None if micro_batch_size is None else self._pieces(len(samples))
+        pieces = self._pieces(len(samples)) if in_pieces else None
         passes = self.net.take_passes(len(samples)) if pieces is None else pieces
         gradients, update, scale = self._gradients, self.optimizer.update, self.scale
         if scale is not None:
@@ -166,16 +165,3 @@ class TrainStep:
         launches = partial(passes.step, *batch, gradient, update, self.clip_norm is not None, loss)
         self.optimizer.guarded_step(gradient, loss, self.clip_norm, halt=halt, launches=launches)
         return loss
-
-
-def require_counts(**counts: int | None) -> None:
-    """Refuses what is no count: a whole number ≥ 1 (seed and epochs: ≥ 0), or None, but for epochs."""
-    for name, count in counts.items():
-        lowest = 0 if name in ("seed", "epochs") else 1
-        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
-        if count is None and name != "epochs":
-            continue
-        if not whole or count < lowest:  # type: ignore[operator]
-            raise OptionError(
-                f"{name}: expected an integer ≥ {lowest}{'' if name == 'epochs' else ' or None'}, got {count!r}"
-            )

@@ -19,11 +19,12 @@ from gpuback.loss_scaling import LossScaling
 from gpuback.network import MLP
 from gpuback.ops.numpy_loss_scale import SMALLEST_SCALE
 from gpuback.optimizers import Adam, Optimizer
+from gpuback.options import count, count_or_none
 from gpuback.parameters import permutation
 from gpuback.progress import progress_bar
 from gpuback.samples import Batches, Samples, held_out, split
 from gpuback.schedules import Rate
-from gpuback.train_step import TrainStep, require_counts
+from gpuback.train_step import TrainStep
 
 
 def fit(
@@ -82,7 +83,8 @@ def fit(
         OptionError: an option is out of range, or the checkpoint is another run's.
         FileFormatError: the checkpoint is damaged.
     """
-    require_counts(epochs=epochs, batch_size=batch_size, patience=patience, seed=seed)
+    epochs, batch_size = count("epochs", epochs, 0), count_or_none("batch_size", batch_size)
+    patience, seed = count_or_none("patience", patience), count_or_none("seed", seed, 0)
     if resume and checkpoint is None:
         raise OptionError("resume=True needs checkpoint=, the file to go on from")
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
@@ -103,16 +105,16 @@ def fit(
             **optimizer.options(),
             "data": samples.digest(net.ops),
             "validation": held if isinstance(held, int) else held.digest(net.ops),
-            "batch_size": None if batch_size is None else int(batch_size),
+            "batch_size": batch_size,
             "shuffle": bool(shuffle),
-            "seed": None if seed is None else int(seed),
+            "seed": seed,
             "clip_norm": step.clip_norm,
             "micro_batch_size": step.micro_batch_size,
             "loss_scaling": None if loss_scaling is None else loss_scaling.options(),
             "schedule": schedules.identity(schedule),
         }
         saved = Checkpoint(checkpoint, identity)
-    seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else int(seed)
+    seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else seed
     if resume and saved is not None and os.path.exists(saved.path):
         seed, best_theta = saved.restore(net, optimizer, history, patience, step.scale)
     earlier_steps = optimizer.step_count - history.steps

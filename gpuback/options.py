@@ -1,0 +1,43 @@
+"""Checks of the numbers that options are."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gpuback.errors import OptionError
+
+
+def number(value: object) -> float:
+    """`value` as Python's float, in which NumPy computes at the array's precision; NaN for what is not a number."""
+    return float(value) if isinstance(value, (int, float, np.integer, np.floating)) else math.nan
+
+
+def in_range(name: str, value: float, lowest: float, below: float = math.inf) -> float:
+    """`value` as a float if lowest ≤ value < below."""
+    checked = number(value)
+    if not lowest <= checked < below:
+        upper = "" if below == math.inf else f" and < {below:g}"
+        raise OptionError(f"{name}: expected a finite number ≥ {lowest:g}{upper}, got {value!r}")
+    return checked
+
+
+def positive(name: str, value: float) -> float:
+    """`value` as a float if 0 < value < ∞."""
+    checked = number(value)
+    if not 0.0 < checked < math.inf:
+        raise OptionError(f"{name}: expected a finite number > 0, got {value!r}")
+    return checked
+
+
+def count(name: str, value: object, lowest: int = 1, alternative: str = "") -> int:
+    """`value` as an int if it is a whole number ≥ lowest. `alternative`: what else the caller takes, in words."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < lowest:
+        raise OptionError(f"{name}: expected an integer ≥ {lowest}{alternative}, got {value!r}")
+    return int(value)
+
+
+def count_or_none(name: str, value: object, lowest: int = 1) -> int | None:
+    """Likewise, or None."""
+    return None if value is None else count(name, value, lowest, " or None")
