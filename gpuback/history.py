@@ -44,9 +44,10 @@ class History:
     def note_validation(self, loss: float) -> bool:
         """Appends an epoch's validation loss; whether it is the lowest so far, than which NaN never is."""
         self.validation_loss.append(loss)
-        best = math.nan if self.best_epoch is None else self.validation_loss[self.best_epoch]
-        if self.best_epoch is not None and not (loss < best or (math.isnan(best) and not math.isnan(loss))):
-            return False
+        if self.best_epoch is not None:
+            best = self.validation_loss[self.best_epoch]
+            if not (loss < best or (math.isnan(best) and not math.isnan(loss))):
+                return False
         self.best_epoch = len(self.validation_loss) - 1
         return True
 

@@ -55,10 +55,9 @@ def possible_plan(architecture: Architecture, batch_size: int, limits: DeviceLim
         return step
     chain = network_plans.chain_plan(architecture, batch_size, limits, backward=True)
     weights = network_plans.weights_plan(architecture, batch_size, limits)
-    for plan in chain, weights:
-        if isinstance(plan, str):
-            return plan
-    return TwoLaunches(chain, weights)  # type: ignore[arg-type]
+    if isinstance(chain, str) or isinstance(weights, str):
+        return chain if isinstance(chain, str) else str(weights)
+    return TwoLaunches(chain, weights)
 
 
 class NetworkPasses:
