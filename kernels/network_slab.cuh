@@ -58,8 +58,7 @@ DEVICE void each_fragment(int pairs, int columns, Body body) {
     if (f / 2 < pairs) body(f, Constant<false>());
 }
 
-// c += A B for 16 rows of A, stored [m][k], and `pairs` times 16 columns of B, stored [k][n] or, transposed, [n][k]; k reaches up to a
-// whole number of 16.
+// c += A B for 16 rows of A, stored [m][k], and `pairs` times 16 columns of B, stored [k][n] or, transposed, [n][k]: the step of K at k.
 template <bool TRANSPOSED_B>
 DEVICE void add_step(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND* b_tile, int b_pitch, int pairs, int k) {
   typename Unit::FragmentA a;
@@ -74,7 +73,7 @@ DEVICE void add_step(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND*
     }
 }
 
-// The same for k1 = WIDTH and rows of that many numbers, where the compiler knows every address; else false.
+// All steps up to k1, where k1 and the rows' numbers are WIDTH, so that the compiler knows every address; else none, and false.
 template <bool TRANSPOSED_B, int WIDTH>
 DEVICE bool add_whole_product(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND* b_tile, int b_pitch, int pairs, int k1) {
   const int pitch = WIDTH + Unit::PAD;
@@ -84,6 +83,7 @@ DEVICE bool add_whole_product(Tile& c, const OPERAND* a_tile, int a_pitch, const
   return true;
 }
 
+// All steps up to k1, a whole number of 16.
 template <bool TRANSPOSED_B>
 DEVICE void add_product(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND* b_tile, int b_pitch, int pairs, int k1) {
   if (add_whole_product<TRANSPOSED_B, WIDEST>(c, a_tile, a_pitch, b_tile, b_pitch, pairs, k1)) return;
