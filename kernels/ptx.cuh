@@ -86,6 +86,13 @@ DEVICE void cp_async_wait() {
 #endif
 }
 
+// ---- Barriers of some of a block's warps
+
+// Waits until `threads` of the block, whole warps, have come to this barrier, 1 ... 15. __syncthreads has barrier 0.
+DEVICE void bar_sync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
+}
+
 // ---- Fragments from shared memory (16-bit elements)
 
 // Four 8 x 8 matrices; lane 8i + r gives the address (a multiple of 16) of row r of matrix i. Lane l receives, of each

@@ -82,6 +82,17 @@ def test_threads_that_returned_are_not_waited_for(order, checked):
     assert total == 3 * sum(range(70))
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("warps", [1, 2, 3])
+def test_barriers_of_some_warps(order, warps, checked):
+    """Each group of warps goes its own way, and what a warp passed on comes back to it after a round."""
+    out = np.full(7 * 32, -1, i32)
+    run("barriers_of_warps", out, i32(warps), grid=1, block=7 * 32, order=order, checked=checked)
+    taking_part = 7 // warps * warps * 32
+    came_back = np.arange(taking_part) + sum(range(warps))
+    np.testing.assert_array_equal(out, np.append(came_back, np.full(7 * 32 - taking_part, -1)))
+
+
 def test_atomics(checked):
     signed, unsigned = np.zeros(4, i32), np.array([0, 2**32 - 1, 1, 0, 0], u32)
     run("atomics", signed, unsigned, block=40, checked=checked)
@@ -127,6 +138,12 @@ def test_random_launches_differ_from_each_other():
             ["out"],
             r"threads 0 to 63 wait at __syncthreads \(selftest.cu:\d+\).* 64 to 79 wait at __syncwarp \(",
         ),
+        ("barrier_of_warps_waited_for_in_vain", 96, [], r"threads 0 to 63 wait at bar.sync \(selftest.cu:\d+\)"),
+        ("barrier_of_warps", 64, [i32(0), i32(32)], r"thread 0, .*: bar.sync: barrier 0; a block has 1 to 15 besides"),
+        ("barrier_of_warps", 64, [i32(16), i32(32)], r"bar.sync: barrier 16; a block has 1 to 15"),
+        ("barrier_of_warps", 64, [i32(1), i32(33)], r"bar.sync: expects 33 threads; a block of 64 has whole warps"),
+        ("barrier_of_warps", 64, [i32(1), i32(96)], r"bar.sync: expects 96 threads; a block of 64 has whole warps"),
+        ("barrier_of_warps", 96, [i32(1), i32(64)], r"expects 96 threads at barrier 1, where others expect 64"),
         ("foreign_mask", 32, [], r"thread 1, selftest.cu:\d+: __syncwarp: the mask 0x00000001 leaves out"),
         ("shuffle_from_absent_lane", 32, ["out"], r"selftest.cu:\d+: shuffle: reads lane 20, which does not take part"),
         ("divides", 1, ["out", i32(0)], r"thread 0: integer division by zero"),
@@ -399,15 +416,21 @@ def passes(entry, mistake, **choices):
         x, out = np.arange(256, dtype=f32).reshape(64, 4), np.zeros(64, f32)
         run(entry, x, out, i32(mistake), block=64, **choices)
         return np.array_equal(out, x[:, 0] + np.roll(x[:, 1], -1))
-    block = 32 if entry == "exchange_in_warp" else 64
+    block = {"exchange_in_warp": 32, "exchange_between_warps": 128}.get(entry, 64)
     out = np.zeros(block, f32)
     run(entry, out, i32(mistake), block=block, **choices)
     thread = np.arange(block)
-    expected = (thread ^ 1) + 1 if block == 32 else (thread + 1) % 64 + (thread + 2) % 64
+    expected = {32: (thread ^ 1) + 1, 64: (thread + 1) % 64 + (thread + 2) % 64, 128: thread ^ 64}[block]
     return np.array_equal(out, expected)
 
 
-KERNELS_WITH_MISTAKES = ("exchange", "exchange_in_warp", "sum_of_blocks", "copied_neighbours")
+KERNELS_WITH_MISTAKES = (
+    "exchange",
+    "exchange_between_warps",
+    "exchange_in_warp",
+    "sum_of_blocks",
+    "copied_neighbours",
+)
 
 
 @pytest.mark.parametrize("entry", KERNELS_WITH_MISTAKES)
@@ -438,6 +461,7 @@ def test_without_a_mistake_nothing_is_found(entry, order, copies, checked):
             r"race \(write after write\): written by block 0, thread \d+, and nothing orders .*: shared memory",
         ),
         ("exchange", 5, r"race \((read after write|write after read)\)"),
+        ("exchange_between_warps", 1, r"race \((read after write|write after read)\)|what nobody has written"),
         (
             "exchange_in_warp",
             1,

@@ -131,6 +131,12 @@ def test_copies_of_every_length(on_both: Any) -> None:
     np.testing.assert_array_equal(both, np.where(np.arange(16) < valid[:, None], source, 0))
 
 
+@pytest.mark.parametrize("warps", [1, 2, 4, 8])
+def test_barriers_of_some_warps(on_both: Any, warps: int) -> None:
+    out = np.zeros(8 * 512, u32)
+    assert_same_bits(on_both("barriers_of_warps", out, i32(warps), grid=8, block=512))
+
+
 def test_matrix_loads_from_any_rows(on_both: Any) -> None:
     rng = np.random.default_rng(2)
     for _ in range(20):

@@ -29,6 +29,10 @@ DEVICE void cp_async_wait() {
   emulator::wait_for_copies(Pending);
 }
 
+// ---- Barriers of some of a block's warps
+
+DEVICE void bar_sync(int barrier, int threads) { emulator::numbered_barrier(barrier, threads); }
+
 // ---- Fragments from shared memory
 
 DEVICE void ldmatrix_x4(uint32 (&fragment)[4], const void* row) { emulator::load_matrices(fragment, row, false); }

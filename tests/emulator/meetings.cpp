@@ -4,14 +4,18 @@
 
 namespace emulator {
 
-// ---- The block's barrier
+// ---- The block's barriers
+
+static void let_go(std::vector<Thread*>& present) {
+  if (settings->checked) checker::barrier(present.data(), present.size());
+  for (Thread* thread : present)
+    if (thread != current) make_ready(thread);
+  present.clear();
+}
 
 static void open_barrier(Block& block) {
   ++settings->counters.barriers;
-  if (settings->checked) checker::barrier(block.at_barrier.data(), block.at_barrier.size());
-  for (Thread* thread : block.at_barrier)
-    if (thread != current) make_ready(thread);
-  block.at_barrier.clear();
+  let_go(block.at_barrier);
 }
 
 void block_barrier() {
@@ -29,6 +33,26 @@ void block_barrier() {
 void leave_barrier(Thread* thread) {
   Block& block = *thread->block;
   if (!block.at_barrier.empty() && block.at_barrier.size() == block.live_threads) open_barrier(block);
+}
+
+void numbered_barrier(int number, int threads) {
+  const void* code = __builtin_return_address(0);
+  if (number < 1 || number >= Block::barriers)
+    fail(code, "bar.sync: barrier %d; a block has 1 to %d besides __syncthreads's", number, Block::barriers - 1);
+  if (threads < 1 || threads % warp_size || threads > (int)launch->block)
+    fail(code, "bar.sync: expects %d threads; a block of %u has whole warps of %u", threads, (unsigned)launch->block,
+         warp_size);
+  NumberedBarrier& barrier = current->block->numbered[number];
+  if (barrier.present.empty()) barrier.expected = threads;
+  if (barrier.expected != threads)
+    fail(code, "bar.sync: expects %d threads at barrier %d, where others expect %d", threads, number, barrier.expected);
+  barrier.present.push_back(current);
+  if ((int)barrier.present.size() < threads) {
+    wait_at("bar.sync", code);
+    return;
+  }
+  let_go(barrier.present);
+  maybe_step_aside();
 }
 
 // ---- Meetings of a warp

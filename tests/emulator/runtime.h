@@ -21,6 +21,7 @@ EMULATOR_API __attribute__((const)) unsigned char* shared_memory() noexcept;
 // ---- Where threads meet
 
 EMULATOR_API void block_barrier();
+EMULATOR_API void numbered_barrier(int number, int threads);
 EMULATOR_API void warp_barrier(unsigned lanes);
 
 // What `source_lane` of the warp brought along; `operation` is the CUDA function that asks, for messages.

@@ -203,6 +203,7 @@ static void make_room() {
     block.residence = residence;
     block.live_threads = 0;
     block.at_barrier.clear();
+    for (NumberedBarrier& barrier : block.numbered) barrier.present.clear();
     block.warps.resize((threads + warp_size - 1) / warp_size);
     for (Warp& warp : block.warps)
       for (Meeting& meeting : warp.meetings) meeting.mask = 0;

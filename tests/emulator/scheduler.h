@@ -79,13 +79,22 @@ struct Warp {
   Meeting meetings[most_meetings];
 };
 
+// One of the block's barriers that some of its warps wait at.
+struct NumberedBarrier {
+  int expected;  // threads
+  std::vector<Thread*> present;
+};
+
 struct Block {
+  static constexpr int barriers = 16;
+
   unsigned index;
   unsigned residence;  // which of the resident blocks' places it has
   unsigned live_threads;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  std::vector<Thread*> at_barrier;
+  std::vector<Thread*> at_barrier;  // __syncthreads
+  NumberedBarrier numbered[barriers];
   unsigned char* shared_memory;
 };
 

@@ -64,6 +64,28 @@ KERNEL deadlock(int* out) {
   out[threadIdx.x] = 1;
 }
 
+// Warps that share a barrier pass on numbers, once around; the last warp is in none.
+KERNEL barriers_of_warps(int* out, int warps) {
+  SHARED_MEMORY(memory);
+  int* cells = (int*)memory;
+  const int warp = threadIdx.x / 32, group = warp / warps, threads = warps * 32, first = group * threads;
+  if (first + threads > blockDim.x) return;
+  int value = threadIdx.x;
+  for (int step = 0; step < warps; ++step) {
+    cells[threadIdx.x] = value;
+    bar_sync(1 + group, threads);
+    value = cells[first + (threadIdx.x - first + 32) % threads] + step;
+    bar_sync(1 + group, threads);
+  }
+  out[threadIdx.x] = value;
+}
+
+KERNEL barrier_of_warps_waited_for_in_vain() {
+  if (threadIdx.x < 64) bar_sync(2, 96);
+}
+
+KERNEL barrier_of_warps(int barrier, int threads) { bar_sync(barrier, threads + (int)threadIdx.x / 32 * 32); }
+
 KERNEL foreign_mask() { __syncwarp(1u); }
 
 KERNEL shuffle_from_absent_lane(int* out) {

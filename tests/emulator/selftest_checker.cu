@@ -20,6 +20,16 @@ KERNEL exchange(float* out, int mistake) {
   out[left] = sum + cells[right];
 }
 
+// Warps 0 and 2 pass numbers on to each other, and so do 1 and 3. `mistake` 1: they meet as 0 and 1, 2 and 3.
+KERNEL exchange_between_warps(float* out, int mistake) {
+  SHARED_MEMORY(memory);
+  float* cells = (float*)memory;
+  const int warp = threadIdx.x / 32;
+  cells[threadIdx.x] = threadIdx.x;
+  bar_sync(1 + (mistake ? warp / 2 : warp % 2), 64);
+  out[threadIdx.x] = cells[threadIdx.x ^ 64];
+}
+
 // A shuffle orders no memory; __syncwarp does.
 KERNEL exchange_in_warp(float* out, int mistake) {
   SHARED_MEMORY(memory);

@@ -38,6 +38,21 @@ KERNEL copies(const uint4* source, const int* valid, uint4* first, uint4* both) 
   both[block + mine] = place[mine];
 }
 
+// Groups of `warps` warps pass numbers around in shared memory, each behind a barrier of its own.
+KERNEL barriers_of_warps(uint32* out, int warps) {
+  SHARED_MEMORY(memory);
+  uint32* const cells = (uint32*)memory;
+  const int threads = warps * 32, group = threadIdx.x / threads, first = group * threads;
+  uint32 value = blockIdx.x * blockDim.x + threadIdx.x;
+  for (int step = 0; step < 100; ++step) {
+    cells[threadIdx.x] = value;
+    bar_sync(1 + group, threads);
+    value = cells[first + (threadIdx.x - first + 33) % threads] * 3 + step;
+    bar_sync(1 + group, threads);
+  }
+  out[blockIdx.x * blockDim.x + threadIdx.x] = value;
+}
+
 // One warp. Lane 8i + r gives row `rows[8i + r]` of a table of 64 rows of 8 numbers.
 KERNEL matrix_loads(const uint4* table, const int* rows, uint32* plain, uint32* transposed) {
   SHARED_MEMORY(memory);
