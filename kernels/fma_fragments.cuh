@@ -32,6 +32,12 @@ struct Fma {
     load_b<TRANSPOSED_B>(second, tile, pitch, n0 + 8, k0);
   }
 
+  // The first 8 columns of B for two steps of K, of a tile stored [k][n].
+  static DEVICE void load_b_steps(FragmentB& first, FragmentB& second, const float* tile, int pitch, int k0) {
+    load_b<false>(first, tile, pitch, 0, k0);
+    load_b<false>(second, tile, pitch, 0, k0 + K);
+  }
+
   static DEVICE void multiply(float (&c)[4], const FragmentA& a, const FragmentB& b) {
 #pragma unroll
     for (int k = 0; k < 2; ++k)
@@ -53,7 +59,7 @@ struct Fma {
  private:
   template <bool TRANSPOSED>
   static DEVICE void load_b(FragmentB& b, const float* tile, int pitch, int n0, int k0) {
-    const int n = n0 + (int)threadIdx.x % 4 * 2;
+    const int n = n0 + (int)(threadIdx.x % 4) * 2;
     if (TRANSPOSED) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {

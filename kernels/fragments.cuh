@@ -12,8 +12,8 @@
 #include "types.cuh"
 
 // Where element e (0 ... 3) of this lane's fragment of C lies in it.
-DEVICE int fragment_row(int e) { return (int)threadIdx.x % 32 / 4 + e / 2 * 8; }
-DEVICE int fragment_column(int e) { return (int)threadIdx.x % 4 * 2 + e % 2; }
+DEVICE int fragment_row(int e) { return (int)(threadIdx.x % 32 / 4) + e / 2 * 8; }
+DEVICE int fragment_column(int e) { return (int)(threadIdx.x % 4) * 2 + e % 2; }
 
 template <typename T> struct Mma16Bit {
   static constexpr int K = 16, PAD = 8, PAD_PAIRS = 8;
@@ -39,6 +39,13 @@ template <typename T> struct Mma16Bit {
       ldmatrix_x4(b, tile + (n0 + lane / 16 * 8 + lane % 8) * pitch + k0 + lane / 8 % 2 * 8);
     else
       ldmatrix_x4_trans(b, tile + (k0 + lane % 16) * pitch + n0 + lane / 16 * 8);
+    first[0] = b[0], first[1] = b[1], second[0] = b[2], second[1] = b[3];
+  }
+
+  // The first 8 columns of B for two steps of K, of a tile stored [k][n].
+  static DEVICE void load_b_steps(uint32 (&first)[2], uint32 (&second)[2], const T* tile, int pitch, int k0) {
+    uint32 b[4];
+    ldmatrix_x4_trans(b, tile + (k0 + (int)(threadIdx.x % 32)) * pitch);
     first[0] = b[0], first[1] = b[1], second[0] = b[2], second[1] = b[3];
   }
 
@@ -106,6 +113,11 @@ template <> struct Mma<float> {
   static DEVICE void load_b(uint32 (&first)[2], uint32 (&second)[2], const float* tile, int pitch, int n0, int k0) {
     load_b<TRANSPOSED_A, TRANSPOSED_B>(first, tile, pitch, n0, k0);
     load_b<TRANSPOSED_A, TRANSPOSED_B>(second, tile, pitch, n0 + 8, k0);
+  }
+
+  static DEVICE void load_b_steps(uint32 (&first)[2], uint32 (&second)[2], const float* tile, int pitch, int k0) {
+    load_b<true, false>(first, tile, pitch, 0, k0);
+    load_b<true, false>(second, tile, pitch, 0, k0 + K);
   }
 
  private:

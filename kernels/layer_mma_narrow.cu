@@ -49,7 +49,7 @@ struct Slab {
   int row0;
 };
 
-DEVICE int warp_index() { return (int)threadIdx.x / 32; }
+DEVICE int warp_index() { return threadIdx.x / 32; }
 DEVICE int warp_o() { return warp_index() / WARPS_I * (FRAGMENTS_O * 16); }
 DEVICE int warp_i() { return warp_index() % WARPS_I * (FRAGMENTS_I * 8); }
 

@@ -14,6 +14,7 @@
 // With B = 65536 and ten layers of 64: 128 chains of 512 rows; then 10 times 26 chains of 2560 rows' sums.
 //
 // Variants: OPERAND (bfloat16, float16, float), TENSOR_CORES (0: float32 products by fma; 1: float is TF32). 256 threads.
+#define WARPS 8
 #include "network_totals.cuh"
 
 // What `network_chain` is asked for.
@@ -25,20 +26,20 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
     int chains, const float* theta, float* out_bj, float* dx_bi, float* mean_loss, OPERAND* workspace, double* losses,
     unsigned* counters) {
   SHARED_MEMORY(memory);
-  const Network net = load_network(memory, layout, layers, theta, all_weights);
+  const Network net = load_network(memory, layout, layers);
+  for (int k = 0; k < (all_weights ? layers : 0); ++k) load_layer(net, k, theta);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
   const LossOptions options = {loss, output, divisor};
   const Notes notes = {nullptr, losses, nullptr, counters, {chains, chains}, chains, 0, 0.0};
   const Workspace written = {workspace, n_batch};
   const bool backward = wanted == GRADIENTS;
-  const int n_in = net[0].n_in, n_top = net[layers].n_in;
+  const int n_top = net[layers].n_in;
   unsigned most_inputs = magnitude(1.0f), most_deltas = 0;  // db, too, is a sum of products: with 1
-  double* scratch = (double*)net.top();
 
 #pragma unroll 1
   for (int chain = blockIdx.x; chain < chains; chain += gridDim.x) {
     const int row0 = chain * chain_rows, row1 = min(row0 + chain_rows, n_batch);
-    double sum = 0;
+    if (warp_index() == 0) net.loss_sums()[threadIdx.x] = 0;
 #pragma unroll 1
     for (int first = row0; first < row1; first += rows) {
       const int valid = min(rows, row1 - first);
@@ -59,15 +60,17 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
       }
 
       if (wanted == OUTPUTS) {
-        each_top_row(net, first - row0, valid, [&](int r, const TopRow& row) {
+        each_top_row(net, valid, [&](int r, const TopRow& row) {
           float* out = out_bj + (int64)(first + r) * n_top;
-          output_of_row(row, output, [=](int j, float value) { out[j] = value; });
+          output_of_row(row, output, [=](int j, float value) {
+            if (r < valid) out[j] = value;
+          });
         });
       } else {
-        add_losses(sum, net, samples, options, first, first - row0, valid);
+        write_losses(net, samples, options, first, valid);
       }
       if (backward) {
-        narrow_top(net, first - row0, valid);
+        narrow_top(net, valid);
         __syncthreads();  // da_L is complete
 #pragma unroll 1
         for (int k = layers - 1; k >= 0; --k) {
@@ -79,19 +82,23 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
           if (!all_weights) load_layer(net, k, theta);
           cp_async_wait<0>();
           __syncthreads();  // it is there, and so are the weights
-          backward_layer(net, k, place, valid, h.at, dx_bi + (int64)first * n_in, factor);
+          backward_layer<false>(net, k, place, valid, dx_bi, first, factor);
           __syncthreads();  // da_{k-1} is complete
         }
       }
-      __syncthreads();  // the slab is done with
+      __syncthreads();  // the slab is done with, and its losses are complete
+      if (wanted != OUTPUTS && warp_index() == 0) add_losses(net, valid);
     }
-    if (wanted != OUTPUTS) {
-      note_losses(sum, notes, chain, scratch, n_batch);
-      if (wanted == LOSS && warp_index() == 0 && arrive_last(notes.finished(), chains)) {
-        const float mean = mean_of_losses(notes, n_batch);
-        if (threadIdx.x == 0) {
-          *mean_loss = mean;
-          for (int i = 0; i <= NOTED; ++i) atomicExch(counters + i, 0u);  // ready for the next launch
+    if (wanted != OUTPUTS && warp_index() == 0) {
+      note_losses(net, notes, chain, n_batch);
+      if (wanted == LOSS) {
+        publish();
+        if (arrive_last(notes.finished(), chains)) {
+          const float mean = mean_of_losses(notes, n_batch);
+          if (threadIdx.x == 0) {
+            *mean_loss = mean;
+            for (int i = 0; i <= NOTED; ++i) atomicExch(counters + i, 0u);  // ready for the next launch
+          }
         }
       }
     }
@@ -109,15 +116,15 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
                    const Notes& notes, float* mean_loss) {
   typedef Piece<WIDTH> P;
   const int PITCH = WIDTH + Unit::PAD, layers = net.layers;
-  float* shared_db = (float*)(net.memory + ceil_div((layers + 1) * (int)sizeof(Layer), 16) * 16);
-  OPERAND* slabs = (OPERAND*)(shared_db + P::ACROSS * WIDTH);
+  const SumsDb db = {(float*)(net.memory + ceil_div((layers + 1) * (int)sizeof(Layer), 16) * 16), P::ACROSS};
+  OPERAND* slabs = (OPERAND*)(db.at + P::ACROSS * WIDTH);
 #pragma unroll 1
   for (int item = blockIdx.x; item < layers * notes.chains.count; item += gridDim.x) {
     const int k = item % layers, chain = item / layers;
     const int row0 = chain * chain_rows, row1 = min(row0 + chain_rows, written.n_batch), steps = ceil_div(row1 - row0, rows);
     typename P::Sums dw;
-    typename P::SumsDb db;
-    P::clear(dw, db);
+    P::clear(dw);
+    P::clear(db, WIDTH);
     const auto slab = [&](int step, bool of_da) -> Rows {
       OPERAND* at = slabs + (step % 2 * 2 + of_da) * rows * PITCH;
       return {at, PITCH, whole(of_da ? net[k].n_out : net[k].n_in)};
@@ -142,11 +149,10 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
       P::add(dw, db, slab(step, true), slab(step, false), step * rows, valid);
       __syncthreads();  // its place is free for the next but one
     }
-    P::share(db, shared_db);
-    __syncthreads();  // they are there
     if (P::counts(net[k])) {
       float* to = notes.partials + ((int64)(chain * layers + k) * WARPS + warp_index()) * P::SIZE;
-      write_partial<WIDTH>(dw, shared_db, net[k].n_out, to);
+      write_partial<WIDTH>(dw, db, net[k].n_out, to);
+      publish();
       finish_piece<WIDTH>(net, k, chain, update, notes, ring_of(slabs), written.n_batch, mean_loss);
     }
     __syncthreads();  // the rings are done with, and so are the sums of db
@@ -161,7 +167,7 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
       double* squares, unsigned* counters, int pieces) {                                                                       \
     SHARED_MEMORY(memory);                                                                                                     \
     add_up<WIDTH>(                                                                                                             \
-        load_network(memory, layout, layers, theta, false), Workspace{workspace, n_batch}, rows, chain_rows,                   \
+        load_network(memory, layout, layers), Workspace{workspace, n_batch}, rows, chain_rows,                   \
         Update{optimizer, theta, n_parameters, first, second, hyper, state, gradient, accumulate, factor},                     \
         Notes{partials, losses, squares, counters, Chains{chains, group_size}, loss_count, pieces, (double)n_batch * factor},  \
         mean_loss);                                                                                                            \

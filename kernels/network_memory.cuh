@@ -12,9 +12,9 @@ typedef Mma<OPERAND> Unit;
 typedef Fma Unit;
 #endif
 
-const int WARPS = 8, THREADS = 32 * WARPS;
+const int THREADS = 32 * WARPS, WARPS_LOG2 = WARPS == 8 ? 3 : 4;  // WARPS, of a block, are 8 or 16
 const int BAND = 32;  // rows, of which a slab has a whole number: so many are added to db at a time
-const int LOADS = 8;  // that a thread has on their way at a time
+const int LOADS = 64 / WARPS;  // that a thread has on their way at a time
 
 typedef Group<OPERAND, 2> Pair;
 
@@ -39,7 +39,7 @@ struct Rows {
 
 DEVICE unsigned magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }  // orders NaN above infinity above all else
 DEVICE int whole(int n) { return (n + 15) & ~15; }  // what lies beyond a width, up to this, is zero
-DEVICE int warp_index() { return (int)threadIdx.x / 32; }
+DEVICE int warp_index() { return threadIdx.x / 32; }
 
 struct Network {
   unsigned char* memory;
@@ -54,6 +54,10 @@ struct Network {
   DEVICE int pitch(int k) const { return (*this)[k].pitch; }
   DEVICE Rows rows(int k) const { return {inputs(k), pitch(k), whole((*this)[k].n_in)}; }
   DEVICE OPERAND* kept(int k) const { return (*this)[k].a ? (OPERAND*)(memory + (*this)[k].a) : nullptr; }
+  DEVICE OPERAND* kept_or_inputs(int k) const { return (OPERAND*)(memory + ((*this)[k].a ? (*this)[k].a : (*this)[k].h)); }
+
+  // Of a chain: 32 sums of losses, behind the layers.
+  DEVICE double* loss_sums() const { return (double*)(memory + (layers + 1) * sizeof(Layer)); }
 
   DEVICE float* top() const { return (float*)(memory + (*this)[layers].h); }
   DEVICE int pitch_top() const { return pitch(layers) / (int)(sizeof(float) / sizeof(OPERAND)); }
@@ -69,9 +73,12 @@ struct Samples {
 
 // ---- Before the first slab
 
-DEVICE void load_layout(const Network& net, const int* layout) {
-  const int numbers = (net.layers + 1) * (int)(sizeof(Layer) / sizeof(int));
-  for (int i = threadIdx.x; i < numbers; i += THREADS) ((int*)net.memory)[i] = layout[i];
+// Begins a launch: the layout.
+DEVICE Network load_network(unsigned char* memory, const int* layout, int layers) {
+  const int numbers = (layers + 1) * (int)(sizeof(Layer) / sizeof(int));
+  for (int i = threadIdx.x; i < numbers; i += THREADS) ((int*)memory)[i] = layout[i];
+  __syncthreads();  // it is there
+  return {memory, layers};
 }
 
 // Which numbers of rows a thread moves, N at a time: a power of two of threads stands over a row, and its share is a column.
@@ -123,6 +130,22 @@ DEVICE void load_layer(const Network& net, int k, const float* theta) {
   const float* weights = theta + net[k].theta;
   load_numbers(Rows{net.weights(k), net.pitch(k), whole(n_in)}, weights, n_in, n_out, whole(n_out));
   for (int o = threadIdx.x; o < whole(n_out); o += THREADS) net.biases(k)[o] = o < n_out ? weights[n_out * n_in + o] : 0.0f;
+}
+
+// All layers, whose theta has `count` numbers. It comes in one go, by way of what is a slab's place later, if there is room for it in
+// `bytes`.
+DEVICE void load_layers(const Network& net, const float* theta, int count, int64 bytes) {
+  float* copy = (float*)net.inputs(0);
+  const bool copied = ceil_div(count, 4) * 16 <= bytes && (uint64)theta % 16 == 0;
+  if (copied) {
+    for (int i = threadIdx.x * 4; i < count; i += THREADS * 4) cp_async_16(copy + i, theta + i, min(16, (count - i) * 4));
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();  // everyone's part is there
+  }
+#pragma unroll 1
+  for (int k = 0; k < net.layers; ++k) load_layer(net, k, copied ? copy : theta);
+  __syncthreads();  // the slab's place is free
 }
 
 // Has numbers on their way that are read later.

@@ -7,10 +7,10 @@
 // Shapes: x (B, n_0) float32; labels (B) or targets (B, n_L); weight (B) or null; theta, its gradient and the optimizer's state as
 // gpuback/parameters.py lays them out, float32. Operands of products are OPERAND, sums float32.
 //
-// Samples meet only in the sums over the batch, so a block takes slabs of `rows` samples (32 ... 128) through the whole network
+// Samples meet only in the sums over the batch, so a block takes slabs of `rows` samples (32 ... 256) through the whole network
 // (network_slab.cuh), chain by chain of the batch:
 //
-//     shared memory                                   registers of 8 warps, for a whole chain
+//     shared memory                                   registers of all warps, for a whole chain
 //       what the layers are, biases                     dW_1 ... dW_L   a part of each a warp (Piece in network_totals.cuh)
 //       W_1 ... W_L      for the whole launch
 //       h_0 ... h_{L-1}  of the slab
@@ -22,11 +22,16 @@
 //
 // With B = 65536 and seven layers of 64: 128 chains of 512 rows, 4 slabs of 128 each.
 //
-// Variants: OPERAND (bfloat16, float16, float), TENSOR_CORES (0: float32 products by fma; 1: float is TF32), MAX_WIDTH, MAX_LAYERS.
-// 256 threads.
+// Variants: OPERAND (bfloat16, float16, float), TENSOR_CORES (0: float32 products by fma; 1: float is TF32), MAX_WIDTH, MAX_LAYERS,
+// WARPS (8, 16) of a block.
 #include "network_totals.cuh"
 
 typedef Piece<MAX_WIDTH> Part;
+
+// Where a layer's db is added up: behind its weights' rows, where 16 bytes of each are nothing else's.
+DEVICE SumsDb behind_weights(const Network& net, int k) {
+  return {(float*)(net.weights(k) + whole(net[k].n_in)), net.pitch(k) * (int)sizeof(OPERAND) / 4};
+}
 
 KERNEL __launch_bounds__(THREADS, 1) network_narrow(
     const int* layout, int layers, const float* x_bi, const int64* labels_b, const float* targets_bj, const float* weight_b,
@@ -35,71 +40,65 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
     float* gradient, int accumulate, float factor, float* dx_bi, float* mean_loss, float* partials, double* losses,
     double* squares, unsigned* counters, int pieces) {
   SHARED_MEMORY(memory);
-  const Network net = load_network(memory, layout, layers, theta, true);
+  const Network net = load_network(memory, layout, layers);
+  load_layers(net, theta, n_parameters, ((float*)net.top() + rows * net.pitch_top() - (float*)net.inputs(0)) * sizeof(float));
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
   const LossOptions options = {loss, output, divisor};
   const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state, gradient, accumulate,
                          factor};
   const Notes notes = {partials, losses, squares, counters, {chains, group_size}, chains, pieces, (double)chains};
-#pragma unroll 1
-  for (int chain = blockIdx.x; chain < chains; chain += gridDim.x) {
-    const int row0 = chain * chain_rows, row1 = min(row0 + chain_rows, n_batch);
-    Part::Sums dw[MAX_LAYERS];
-    Part::SumsDb db[MAX_LAYERS];
+  const int chain = blockIdx.x, row0 = chain * chain_rows, row1 = min(row0 + chain_rows, n_batch);
+  Part::Sums dw[MAX_LAYERS];
 #pragma unroll
-    for (int k = 0; k < MAX_LAYERS; ++k) Part::clear(dw[k], db[k]);
-    double loss_sum = 0;
+  for (int k = 0; k < MAX_LAYERS; ++k) Part::clear(dw[k]);
+  for (int k = 0; k < layers; ++k) Part::clear(behind_weights(net, k), whole(net[k].n_out));
+  if (threadIdx.x < 32) net.loss_sums()[threadIdx.x] = 0;
 
 #pragma unroll 1
-    for (int first = row0; first < row1; first += rows) {
-      const int valid = min(rows, row1 - first), n_in = net[0].n_in;
-      const Place place(valid);
-      load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
-      __syncthreads();  // the slab's samples are there; the first time, weights too
+  for (int first = row0; first < row1; first += rows) {
+    const int valid = min(rows, row1 - first);
+    load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
+    __syncthreads();  // the slab's samples are there; the first time, weights too
+    const Place place(valid);
 #pragma unroll 1
-      for (int k = 0; k < layers; ++k) {
-        forward_layer(net, k, place, valid);
-        place.wait();
-      }
-      __syncthreads();  // a_L is complete
-      add_losses(loss_sum, net, samples, options, first, first - row0, valid);
-      narrow_top(net, first - row0, valid);
-      __syncthreads();  // da_L is complete
-#pragma unroll 1
-      for (int k = layers - 1; k >= 0; --k) {
-#pragma unroll
-        for (int l = 0; l < MAX_LAYERS; ++l)  // registers have no index
-          if (l == k) Part::add(dw[l], db[l], net.rows(k + 1), net.rows(k), first - row0, valid);
-        if (k || dx_bi) {
-          __syncthreads();  // nobody reads h_{k-1} any more, whose place da_{k-1} takes
-          backward_layer(net, k, place, valid, net.kept(k) ? net.kept(k) : net.inputs(k), dx_bi + (int64)first * n_in, factor);
-        }
-        __syncthreads();  // da_{k-1} is complete; behind the first layer, the slab is done with
-      }
+    for (int k = 0; k < layers; ++k) {
+      forward_layer(net, k, place, valid);
+      place.wait();
     }
+    __syncthreads();  // a_L is complete
+    write_losses(net, samples, options, first, valid);
+    narrow_top(net, valid);
+    __syncthreads();  // da_L and losses are complete
+    if (threadIdx.x < 32) add_losses(net, valid);
+#pragma unroll 1
+    for (int k = layers - 1; k >= 0; --k) {
+#pragma unroll
+      for (int l = 0; l < MAX_LAYERS; ++l)  // registers have no index
+        if (l == k) Part::add(dw[l], behind_weights(net, k), net.rows(k + 1), net.rows(k), first - row0, valid);
+      if (k || dx_bi) {
+        __syncthreads();  // nobody reads h_{k-1} any more, whose place da_{k-1} takes
+        backward_layer<true>(net, k, Place(valid), valid, dx_bi, first, factor);
+      }
+      __syncthreads();  // da_{k-1} is complete; behind the first layer, the slab is done with
+    }
+  }
 
-    unsigned most = 0;
-    float* shared_db = (float*)net.inputs(0) + 32;
+  unsigned most = 0;
 #pragma unroll
-    for (int k = 0; k < MAX_LAYERS; ++k)
-      if (k < layers) Part::share(db[k], shared_db + k * Part::ACROSS * MAX_WIDTH);
-    __syncthreads();  // all sums of db are there
-#pragma unroll
-    for (int k = 0; k < MAX_LAYERS; ++k)
-      if (k < layers && Part::counts(net[k])) {
-        float* to = notes.partials + ((int64)(chain * layers + k) * WARPS + warp_index()) * Part::SIZE;
-        most = max(most, write_partial<MAX_WIDTH>(dw[k], shared_db + k * Part::ACROSS * MAX_WIDTH, net[k].n_out, to));
-      }
-    note(notes, OF_SUMS, most);
-    note(notes, OF_INPUTS, magnitude(1.0f));  // it is sums that are noted
-    note_losses(loss_sum, notes, chain, (double*)net.inputs(0), n_batch);
-    __syncthreads();  // all of this chain is noted, and the slab's memory is free for the rings
-#pragma unroll 1
-    for (int step = 0; step < layers; ++step) {
-      const int k = (chain + step) % layers;
-      if (Part::counts(net[k]))
-        finish_piece<MAX_WIDTH>(net, k, chain, update, notes, ring_of(net.inputs(0)), n_batch, mean_loss);
+  for (int k = 0; k < MAX_LAYERS; ++k)
+    if (k < layers && Part::counts(net[k])) {
+      float* to = notes.partials + ((int64)(chain * layers + k) * WARPS + warp_index()) * Part::SIZE;
+      most = max(most, write_partial<MAX_WIDTH>(dw[k], behind_weights(net, k), net[k].n_out, to));
     }
-    __syncthreads();  // the rings are done with
+  note(notes, OF_SUMS, most);
+  note(notes, OF_INPUTS, magnitude(1.0f));  // it is sums that are noted
+  if (threadIdx.x < 32) note_losses(net, notes, chain, n_batch);
+  __syncthreads();  // all of this chain is noted, and the slab's memory is free for the rings
+  publish();
+#pragma unroll 1
+  for (int step = 0; step < layers; ++step) {
+    const int k = (chain + step) % layers;
+    if (Part::counts(net[k]))
+      finish_piece<MAX_WIDTH>(net, k, chain, update, notes, ring_of(net.inputs(0)), n_batch, mean_loss);
   }
 }

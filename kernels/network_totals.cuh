@@ -9,7 +9,7 @@
 #include "reduce.cuh"
 #include "update.cuh"
 
-const int DEPTH = 8;  // of the ring through which partial results come
+const int DEPTH = 64 / WARPS;  // of the ring through which partial results come
 
 enum OptimizerKind { KEEP_GRADIENT = 0, DECIDE = 1, SGD = 2, ADAM = 3 };  // DECIDE: the gradient is kept, and the step is settled
 
@@ -52,68 +52,60 @@ DEVICE void note(const Notes& notes, Noted which, unsigned magnitude) {
   if (threadIdx.x % 32 == 0) atomicMax(notes.noted(which), magnitude);
 }
 
-// The part of dW that a warp holds, and of db: a piece for each layer.
+// The part of dW that a warp holds in registers: a piece for each layer. WARPS / 4 x 4 of them make up dW; 32 x 32 has no more than 2 x 4.
+// Of db, the warps that stand side by side have a share each of a chain's rows, in shared memory.
 template <int WIDTH>
 struct Piece {
-  static constexpr int ROWS = WIDTH / 2, COLUMNS = WIDTH / 4 < 16 ? 16 : WIDTH / 4, ACROSS = WIDTH / COLUMNS;
+  static constexpr int ROWS = WIDTH / (WARPS / 4) < 16 ? 16 : WIDTH / (WARPS / 4), ACROSS = 4, COLUMNS = WIDTH / ACROSS;
   static constexpr int FRAGMENTS_O = ROWS / 16, FRAGMENTS_I = COLUMNS / 8;
   static constexpr int HELD = FRAGMENTS_O * FRAGMENTS_I * 4;            // of dW by a lane
-  static constexpr int HELD_DB = (ROWS + 31) / 32;                      // of db by a lane of the first column of warps
-  static constexpr int ADDED_DB = (2 * FRAGMENTS_O + 3) / 4;            // of db by any lane, over its share of a chain's rows
+  static constexpr int HELD_DB = (ROWS + 31) / 32;                      // of a partial result's db by a lane of the first column of warps
   static constexpr int COUNT = HELD + (HELD_DB + 3) / 4 * 4;            // in whole packs
   static constexpr int SIZE = COUNT * 32;
   typedef float Sums[FRAGMENTS_O][FRAGMENTS_I][4];
-  typedef float SumsDb[ADDED_DB];
 
   static DEVICE int o0() { return warp_index() / ACROSS * ROWS; }
   static DEVICE int i0() { return warp_index() % ACROSS * COLUMNS; }
   static DEVICE int packs() { return (i0() == 0 ? COUNT : HELD) / Pack<float>::count; }
   static DEVICE bool counts(const Layer& layer) { return o0() < layer.n_out && i0() < layer.n_in; }
 
-  static DEVICE void clear(Sums& dw, SumsDb& db) {
+  static DEVICE void clear(Sums& dw) {
 #pragma unroll
     for (int i = 0; i < HELD; ++i) dw[i / 4 / FRAGMENTS_I][i / 4 % FRAGMENTS_I][i % 4] = 0;
+  }
+  static DEVICE void clear(const SumsDb& db, int outputs) {
+    for (int o = threadIdx.x; o < outputs; o += THREADS)
 #pragma unroll
-    for (int i = 0; i < ADDED_DB; ++i) db[i] = 0;
+      for (int i = 0; i < ACROSS; ++i) db.at[o * db.pitch + i] = 0;
   }
 
   // Adds a slab of a layer's da and h that begins at row `offset` of its chain.
-  static DEVICE void add(Sums& dw, SumsDb& db, const Rows& da, const Rows& h, int offset, int valid) {
-    add_weights<WIDTH, ACROSS>(dw, db, da, h, valid, o0(), i0(), warp_index() % ACROSS - offset / BAND);
+  static DEVICE void add(Sums& dw, const SumsDb& db, const Rows& da, const Rows& h, int offset, int valid) {
+    const SumsDb own = {db.at + o0() * db.pitch + warp_index() % ACROSS, db.pitch};
+    add_weights<WIDTH, ACROSS>(dw, own, da, h, valid, o0(), i0(), offset);
   }
 
-  // Sums of db go to `shared`, (ACROSS, WIDTH), where those of the warps that share a layer's rows of dW meet.
-  static DEVICE void share(const SumsDb& db, float* shared) {
-    const int lane = threadIdx.x % 32;
-    float* to = shared + warp_index() % ACROSS * WIDTH + o0();
-#pragma unroll
-    for (int i = 0; i < ADDED_DB; ++i) {
-      const int half = i * 4 + lane % 4;  // of a fragment's rows
-      if (half < 2 * FRAGMENTS_O && o0() < WIDTH) to[half * 8 + lane / 4] = db[i];
-    }
-  }
-  static DEVICE float shared_sum(const float* shared, int o) {
+  static DEVICE float total(const SumsDb& db, int o) {
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < ACROSS; ++i) sum += shared[i * WIDTH + o];
+    for (int i = 0; i < ACROSS; ++i) sum += db.at[o * db.pitch + i];
     return sum;
   }
 };
 
-// Puts a lane's numbers together, writes them, and returns the largest magnitude among them. Of db there are n_out, which the warps have
-// shared.
+// Puts a lane's numbers together, writes them, and returns the largest magnitude among them. Of db there are n_out.
 template <int WIDTH>
-DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const float* shared_db, int n_out, float* to) {
+DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const SumsDb& db, int n_out, float* to) {
   typedef Piece<WIDTH> P;
   float sums[P::COUNT];
   unsigned most = 0;
 #pragma unroll
   for (int i = 0; i < P::COUNT; ++i) {
-    const int r = (int)threadIdx.x % 32 + 32 * (i - P::HELD), o = P::o0() + r;
+    const int r = (int)(threadIdx.x % 32) + 32 * (i - P::HELD), o = P::o0() + r;
     if (i < P::HELD)
       sums[i] = dw[i / 4 / P::FRAGMENTS_I][i / 4 % P::FRAGMENTS_I][i % 4];
     else
-      sums[i] = r < P::ROWS && o < n_out && P::i0() == 0 ? P::shared_sum(shared_db, o) : 0.0f;
+      sums[i] = r < P::ROWS && o < n_out && P::i0() == 0 ? P::total(db, o) : 0.0f;
     most = max(most, magnitude(sums[i]));
   }
   store_partial(sums, P::packs(), to);
@@ -198,7 +190,7 @@ DEVICE void finish_step(const Network& net, const Update& update, const Notes& n
     set_factor_for(update.state, squares, hyper[CLIP_NORM]);
 }
 
-// This warp's piece of a layer: adds up if it is the last to arrive, and deals with the totals.
+// This warp's piece of a layer, which is published: adds up if it is the last to arrive, and deals with the totals.
 template <int WIDTH>
 DEVICE void finish_piece(const Network& net, int k, int chain, const Update& update, const Notes& notes, Pack<float>* ring,
                          int n_batch, float* mean_loss) {
@@ -219,7 +211,7 @@ DEVICE void finish_piece(const Network& net, int k, int chain, const Update& upd
         const int i = P::i0() + index / 4 % P::FRAGMENTS_I * 8 + fragment_column(index % 4);
         if (o < layer.n_out && i < layer.n_in) body(layer.theta + o * layer.n_in + i, sum * update.factor);
       } else {
-        const int r = (int)threadIdx.x % 32 + 32 * e, o = P::o0() + r;
+        const int r = (int)(threadIdx.x % 32) + 32 * e, o = P::o0() + r;
         if (r < P::ROWS && o < layer.n_out) body(layer.theta + layer.n_out * layer.n_in + o, sum * update.factor);
       }
     });
@@ -237,28 +229,18 @@ DEVICE void finish_piece(const Network& net, int k, int chain, const Update& upd
   }
   squares = warp_sum(squares);
   if (threadIdx.x % 32 == 0) notes.squares[piece] = squares;
+  publish();
   if (arrive_last(notes.finished(), notes.pieces)) finish_step(net, update, notes, n_batch, mean_loss);
 }
 
-// The sum of a chain's losses, noted. `shared`: eight doubles.
-DEVICE void note_losses(double sum, const Notes& notes, int chain, double* shared, int n_batch) {
-  double sums[1] = {sum};
-  block_combine(sums, shared, Add());
+// The sum of a chain's losses, noted. Warp 0.
+DEVICE void note_losses(const Network& net, const Notes& notes, int chain, int n_batch) {
+  const double sum = warp_sum(net.loss_sums()[threadIdx.x]);
   if (threadIdx.x > 0) return;
-  notes.losses[chain] = sums[0];
-  const double mean = fabs(sums[0]) / n_batch, most = 3.4e38;
+  notes.losses[chain] = sum;
+  const double mean = fabs(sum) / n_batch, most = 3.4e38;
   // What float cannot hold may still cancel.
   atomicMax(notes.noted(OF_LOSSES), magnitude(is_finite(mean) && mean > most ? (float)most : (float)mean));
-}
-
-// Begins a launch: the layout, and all weights if there is room for them.
-DEVICE Network load_network(unsigned char* memory, const int* layout, int layers, const float* theta, bool all_weights) {
-  const Network net = {memory, layers};
-  load_layout(net, layout);
-  __syncthreads();  // the layout is there
-  if (all_weights)
-    for (int k = 0; k < layers; ++k) load_layer(net, k, theta);
-  return net;
 }
 
 // A warp's part of the memory through which partial results come.

@@ -16,7 +16,8 @@
 enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
 enum OutputFunction { OUTPUT_SOFTMAX = -1 };  // else IDENTITY, SIGMOID or TANH
 
-// A row of pre-activations in memory, worked on by LANES neighbouring lanes of a warp: each takes every LANES-th column.
+// A row of pre-activations in memory, worked on by LANES neighbouring lanes of a warp: each takes every LANES-th column. All lanes of the
+// warp work on such rows at a time.
 template <int LANES, typename Real>
 struct Row {
   const Real* a;
@@ -27,9 +28,8 @@ struct Row {
   // These lanes' values, combined in each of them.
   template <typename Combine>
   static DEVICE Real combined(Real value, Combine combine) {
-    const unsigned lanes = 0xffffffffu >> (32 - LANES) << threadIdx.x % 32 / LANES * LANES;
 #pragma unroll
-    for (int step = LANES / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(lanes, value, step));
+    for (int step = LANES / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(0xffffffffu, value, step));
     return value;
   }
 
@@ -103,7 +103,7 @@ DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
 
 // The same bits, for rows of up to HELD numbers a lane, which are read once.
 template <int HELD, int LANES, typename Real, typename Write>
-DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
+DEVICE Real held_label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
   const bool known = label >= 0 && label < row.n;
   const int column = known ? (int)label : -1;
   const Real nan = Real(__uint_as_float(0x7fc00000u));
@@ -118,9 +118,8 @@ DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
   const Real of_label = row.combined(known && column % LANES == row.lane() ? row.a[column] : Real(0), Add());
 #pragma unroll
   for (int i = 0; i < HELD; ++i) {
-    const int j = row.lane() + i * LANES;
     values[i] = exp_of(values[i] - highest);
-    if (j < row.n) total += values[i];
+    total += values[i];  // 0, of what is no column
   }
   total = row.combined(total, Add());
   const Real inverse = known ? 1 / total : nan;

@@ -23,15 +23,21 @@ struct Chains {
 
 DEVICE int chain_groups(Chains chains) { return ceil_div(chains.count, chains.group_size); }
 
-// Counts this warp in; true for the last of `expected` warps, which then sees what all of them wrote before.
-DEVICE bool arrive_last(unsigned* arrivals, int expected) {
+// What this warp has written and knows comes before its arrivals from here on.
+DEVICE void publish() {
   __syncwarp();  // the lanes' writes come before lane 0's fence
+  if (threadIdx.x % 32 == 0) __threadfence();
+}
+
+// Counts this warp in; true for the last of `expected` warps, which then sees what all of them have published.
+DEVICE bool arrive_last(unsigned* arrivals, int expected) {
   unsigned last = 0;
   if (threadIdx.x % 32 == 0) {
-    __threadfence();  // and those before its arrival
     last = atomicAdd(arrivals, 1u) == (unsigned)expected - 1;
-    __threadfence();
-    if (last) atomicExch(arrivals, 0u);  // ready for the next launch
+    if (last) {
+      __threadfence();  // reads come after the arrivals of all others
+      atomicExch(arrivals, 0u);  // ready for the next launch
+    }
   }
   last = __shfl_sync(0xffffffffu, last, 0);
   __syncwarp();
@@ -110,7 +116,7 @@ struct LastSum {
   int count;  // 0: another warp adds them
 };
 
-// Called by one warp for each chain, once its partial result stands at partials + chain * stride. Adds the group's if it is the
+// Called by one warp for each chain, once its partial result is published, at partials + chain * stride. Adds the group's if it is the
 // last of its group. The last of all is told what is left to add.
 //   arrivals  chain_groups + 1 counters of this tile, all 0
 //   ring      512 DEPTH bytes of shared memory for this warp
@@ -125,6 +131,7 @@ DEVICE LastSum<Real> join_chains(Real* partials, int64 stride, int packs, unsign
   add_partials<DEPTH>(group_sum, stride, members, packs, ring, [&](int i, const Pack<Real>& pack) {
     ((Pack<Real>*)group_sum)[i * 32 + threadIdx.x % 32] = pack;
   });
+  publish();
   if (!arrive_last(arrivals + groups, groups)) return {nullptr, 0, 0};
   return {partials, chains.group_size * stride, groups};
 }
@@ -147,6 +154,7 @@ DEVICE void reduce_chains(const Real (&sums)[Count], int used, Real* partials, i
                           int chain, Pack<Real>* ring, Write write) {
   const int packs = used / Pack<Real>::count;
   store_partial(sums, packs, partials + chain * stride);
+  publish();
   const LastSum<Real> last = join_chains<DEPTH>(partials, stride, packs, arrivals, chains, chain, ring);
   if (last.count) write_totals<DEPTH>(last, packs, ring, write);
 }

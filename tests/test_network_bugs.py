@@ -25,7 +25,7 @@ require_emulator()
 
 NETWORK = Network((17, 40, 16, 5), 301, activation=("gelu", "tanh"))  # three chains, the last of 45 rows
 DEVICE = replace(SMALL, multiprocessors=1)
-"""One block takes all of them, in several slabs each."""
+"""One block of `network_chain` takes all of them, in several slabs each."""
 SMALLER = replace(DEVICE, shared_bytes=70_000)
 """There, sums are added up in slabs of 32."""
 
@@ -69,21 +69,20 @@ BARRIERS = {
     "behind the slab's samples": ("network_narrow.cu", "__syncthreads();  // the slab's samples are there", "whole"),
     "behind a layer": ("network_narrow.cu", "place.wait();", "whole"),
     "behind a_L": ("network_narrow.cu", "__syncthreads();  // a_L is complete", "whole"),
-    "behind da_L": ("network_narrow.cu", "__syncthreads();  // da_L is complete", "whole"),
+    "behind da_L": ("network_narrow.cu", "__syncthreads();  // da_L and losses are", "whole"),
     "before da takes the place of h": (
         "network_narrow.cu",
         "__syncthreads();  // nobody reads h_{k-1} any more",
         "whole",
     ),
     "behind da": ("network_narrow.cu", "__syncthreads();  // da_{k-1} is complete; behind", "whole"),
-    "behind sums of db": ("network_narrow.cu", "__syncthreads();  // all sums of db are there", "whole"),
-    "behind the rings": ("network_narrow.cu", "__syncthreads();  // the rings are done with", "whole"),
+    "behind theta": ("network_memory.cuh", "__syncthreads();  // everyone's part is there", "whole"),
+    "behind the last of theta": ("network_memory.cuh", "__syncthreads();  // the slab's place is free", "whole"),
     "behind a layer's inputs and weights": ("network_chain.cu", "__syncthreads();  // the layer's inputs and", "two"),
     "before the places are used again": ("network_chain.cu", "__syncthreads();  // nobody reads the layer's", "two"),
     "behind da_L of two launches": ("network_chain.cu", "__syncthreads();  // da_L is complete", "two"),
     "behind what g' is computed from": ("network_chain.cu", "__syncthreads();  // it is there, and so", "two"),
     "behind da of two launches": ("network_chain.cu", "__syncthreads();  // da_{k-1} is complete", "two"),
-    "behind sums of db of two launches": ("network_chain.cu", "__syncthreads();  // they are there", "two"),
     "behind the rings of two launches": ("network_chain.cu", "__syncthreads();  // the rings are done with", "two"),
     "behind a slab that has come": ("network_chain.cu", "__syncthreads();  // the slab is there for everyone", "two"),
 }
@@ -113,9 +112,15 @@ FOUND = {
     ),
     "rows beyond the batch in two launches": Bug(
         "network_chain.cu",
-        [("row1 = min(row0 + chain_rows, n_batch);\n    double sum", "row1 = row0 + chain_rows;\n    double sum")],
+        [("row1 = min(row0 + chain_rows, n_batch);\n    if (", "row1 = row0 + chain_rows;\n    if (")],
         "two",
         r"past the end of '(x_bi|labels_b)'",
+    ),
+    "partial results that are not published": Bug(
+        "network_narrow.cu", [("  publish();\n", "")], "whole", r"race .*: 'partials'"
+    ),
+    "partial results of two launches that are not published": Bug(
+        "network_chain.cu", [("      publish();\n      finish", "      finish")], "two", r"race .*: 'partials'"
     ),
     "a column too many of theta": Bug(
         "network_totals.cuh",
@@ -134,10 +139,17 @@ def test_the_checker_finds(bug, tmp_path):
     print(caught.value)
 
 
+def test_the_checker_finds_that_losses_are_added_too_early(tmp_path):
+    dropped = [("__syncthreads();  // the slab is done with, and", "//")]
+    net = NETWORK.on(EmulatorLauncher(folder=planted({"network_chain.cu": dropped}, tmp_path), checked=True))
+    with pytest.raises(EmulationError, match=SHARED):
+        net.loss(*NETWORK.batch()[:2])
+
+
 WRONG = {
     "a slab's last rows are left out": Bug(
         "network_slab.cuh",
-        [("first < valid; first += BAND, --mine", "first + BAND <= valid; first += BAND, --mine")],
+        [("first < valid; first += BAND)", "first + BAND <= valid; first += BAND)")],
         "whole",
         "dW_. is off",
     ),
@@ -149,13 +161,13 @@ WRONG = {
     ),
     "sums of db by the wrong warps": Bug(
         "network_totals.cuh",
-        [("warp_index() % ACROSS - offset / BAND", "warp_index() % ACROSS * 2 - offset / BAND")],
+        [("valid, o0(), i0(), offset);", "valid, o0(), i0(), warp_index() % ACROSS * BAND);")],
         "whole",
         "db_. is off",
     ),
     "a tile's columns that are another warp's": Bug(
         "network_slab.cuh",
-        [("if (pairs == PAIRS && columns >=", "if (columns >=")],
+        [("if (pairs < COUNT) return", "if (2 * pairs < COUNT) return")],
         "whole",
         "off by",
         Network((64, 64, 3), 40),
@@ -187,12 +199,12 @@ def test_the_bounds_find(bug, tmp_path):
 BY_ARRIVAL = {
     "network_narrow.cu": [
         (
-            "    double loss_sum = 0;\n",
-            "    double loss_sum = 0;\n"
-            "    unsigned* tickets = notes.arrivals(warp_index()) + chain_groups(notes.chains);\n"
-            "    unsigned place = 0;\n"
-            "    if (threadIdx.x % 32 == 0) place = atomicAdd(tickets, 0x10000u) >> 16;\n"
-            "    place = __shfl_sync(0xffffffffu, place, 0);\n",
+            "  unsigned most = 0;\n",
+            "  unsigned most = 0;\n"
+            "  unsigned* tickets = notes.arrivals(warp_index()) + chain_groups(notes.chains);\n"
+            "  unsigned place = 0;\n"
+            "  if (threadIdx.x % 32 == 0) place = atomicAdd(tickets, 0x10000u) >> 16;\n"
+            "  place = __shfl_sync(0xffffffffu, place, 0);\n",
         ),
         ("(int64)(chain * layers + k)", "(int64)((int)place * layers + k)"),
         ("finish_piece<MAX_WIDTH>(net, k, chain,", "finish_piece<MAX_WIDTH>(net, k, (int)place,"),
@@ -236,8 +248,8 @@ def test_a_step_that_is_made_shows_a_dropped_barrier_before_the_arrival(tmp_path
     slow = {
         "network_totals.cuh": [
             (
-                "  notes.losses[chain] = sums[0];",
-                "for (int i = 0; i < 3000; ++i) __threadfence(); notes.losses[chain] = sums[0];",
+                "  notes.losses[chain] = sum;",
+                "for (int i = 0; i < 3000; ++i) __threadfence(); notes.losses[chain] = sum;",
             )
         ]
     }

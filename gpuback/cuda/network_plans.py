@@ -21,26 +21,29 @@ from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
 from gpuback.cuda.plans import Chains
 from gpuback.precision import Precision
 
-WARPS = 8
-"""Of a block, as in kernels/network_memory.cuh."""
-
-THREADS = 32 * WARPS
+CHAIN_WARPS = 8
+"""Of a block of the kernels in network_chain.cu."""
 
 FLOAT32_NARROW = 32
 """Up to this width networks of float32 operands are faster as a whole than layer by layer, whatever their slabs."""
 
-RING_BYTES = WARPS * 8 * 512
+RING_BYTES = 64 * 512
 """Through which a block's warps read partial results, where the slab was."""
 
 LAYER_NUMBERS = 12
 """Of an entry of the layout: `Layer` in kernels/network_memory.cuh."""
 
+LOSS_SUM_BYTES = 32 * 8
+"""Of a chain's losses, behind the layout."""
+
 COUNTERS = 4
 """Of a launch, before the pieces' own."""
 
 ROWS = (128, 96, 64, 32)
-"""Of a slab, the best first: with 128 each of a block's warps has 16 of its own."""
+"""Of a slab of 8 warps, the best first: with 128 each of a block's warps has 16 of its own."""
 
+WIDE_ROWS = (256, *ROWS)
+"""Of a slab of 16 warps."""
 
 ChainEntry = Literal["network_chain", "network_weights_64", "network_weights_128"]
 """The kernels of the two launches."""
@@ -166,15 +169,16 @@ def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits)
     if shape is None:
         known = " or ".join(f"{shape.layers} of {shape.width}" for shape in SHAPES)
         return f"registers hold the sums of {known} layers, not of {depth} up to {widest} wide"
-    for rows in ROWS:
+    warps = step_warps(precision)
+    for rows in ROWS if warps == 8 else WIDE_ROWS:
         layout, shared_bytes = _step_layout(architecture, rows)
         if shared_bytes <= limits.shared_bytes:
             break
     else:
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
-    sums = _sums(sizes, shape.width, plans.narrow_chains(batch_size))
-    grid = min(sums.chains.count, limits.multiprocessors)
-    return StepPlan(LaunchPlan(step_variant(shape, precision), grid, THREADS, shared_bytes), layout, rows, sums)
+    sums = _sums(sizes, shape.width, warps, plans.narrow_chains(batch_size))
+    launch = LaunchPlan(step_variant(shape, precision), sums.chains.count, 32 * warps, shared_bytes)
+    return StepPlan(launch, layout, rows, sums)
 
 
 @functools.cache
@@ -188,7 +192,7 @@ def chain_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
     chains = plans.narrow_chains(batch_size)
     grid = min(chains.count, 2 * limits.multiprocessors)
-    launch = LaunchPlan(chain_variant("network_chain", architecture.precision), grid, THREADS, shared_bytes)
+    launch = LaunchPlan(chain_variant("network_chain", architecture.precision), grid, 32 * CHAIN_WARPS, shared_bytes)
     return ChainPlan(launch, layout, rows, all_weights, chains, columns)
 
 
@@ -206,10 +210,11 @@ def weights_plan(architecture: Architecture, batch_size: int, limits: DeviceLimi
     else:
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
     wanted = -(-2 * plans.ITEMS_WANTED // depth)
-    sums = _sums(sizes, width, plans.chains_for(batch_size, wanted, plans.NARROW_SMALLEST_CHAIN, plans.LONGEST_CHAIN))
+    chains = plans.chains_for(batch_size, wanted, plans.NARROW_SMALLEST_CHAIN, plans.LONGEST_CHAIN)
+    sums = _sums(sizes, width, CHAIN_WARPS, chains)
     grid = min(depth * sums.chains.count, 2 * limits.multiprocessors)
     variant = chain_variant("network_weights_64" if width == 64 else "network_weights_128", precision)
-    return WeightsPlan(LaunchPlan(variant, grid, THREADS, shared_bytes), rows, sums)
+    return WeightsPlan(LaunchPlan(variant, grid, 32 * CHAIN_WARPS, shared_bytes), rows, sums)
 
 
 # What lies where
@@ -253,7 +258,7 @@ def _kept(architecture: Architecture) -> list[bool]:
 def _step_layout(architecture: Architecture, rows: int) -> tuple[NDArray[np.int32], int]:
     """For `network_narrow`; and the bytes that it takes in all."""
     sizes, precision = architecture.sizes, architecture.precision
-    table, end = _table(architecture), _table_bytes(len(sizes) - 1)
+    table, end = _table(architecture), _table_bytes(len(sizes) - 1) + LOSS_SUM_BYTES
     for k, (n_in, n_out) in enumerate(pairwise(sizes)):
         bias, w = end, end + 4 * whole(n_out)
         table[k, 4:6] = w, bias
@@ -276,7 +281,7 @@ def _chain_layout(
     """
     sizes, precision = architecture.sizes, architecture.precision
     depth, kept = len(sizes) - 1, _kept(architecture) if backward else [False] * (len(sizes) - 1)
-    table, start = _table(architecture), _table_bytes(depth)
+    table, start = _table(architecture), _table_bytes(depth) + LOSS_SUM_BYTES
     end = start
     for k, (n_in, n_out) in enumerate(pairwise(sizes)):
         first = end if all_weights else start
@@ -300,12 +305,12 @@ def _chain_layout(
     return table, end, columns
 
 
-def _sums(sizes: tuple[int, ...], width: int, chains: Chains) -> SumsPlan:
-    """2 x 4 warps (32 wide: 2 x 2) stand over each dW, and hold a part of `rows` x `columns` each."""
-    rows, columns = width // 2, max(width // 4, 16)
+def _sums(sizes: tuple[int, ...], width: int, warps: int, chains: Chains) -> SumsPlan:
+    """Warps stand over each dW, four across, and hold a part of `rows` x `columns` each."""
+    rows, columns = max(width // (warps // 4), 16), width // 4
     held = rows * columns // 32 + plans.whole_packs(-(-rows // 32))
-    slots = WARPS * (len(sizes) - 1)
-    pieces = sum(min(2, -(-n_out // rows)) * -(-n_in // columns) for n_in, n_out in pairwise(sizes))
+    slots = warps * (len(sizes) - 1)
+    pieces = sum(-(-n_out // rows) * -(-n_in // columns) for n_in, n_out in pairwise(sizes))
     return SumsPlan(chains, chains.count * slots * 32 * held, slots, pieces)
 
 
@@ -317,9 +322,14 @@ def _operands(precision: Precision) -> tuple[str, str]:
     return f"OPERAND={operand}", f"TENSOR_CORES={int(plans.uses_tensor_cores(precision))}"
 
 
+def step_warps(precision: Precision) -> int:
+    """Of a block of `network_narrow`: what it has to wait for, 16 hide better, where registers are enough for them."""
+    return 16 if precision.sixteen_bit else 8
+
+
 def step_variant(shape: Shape, precision: Precision) -> Variant:
     """The kernel of the one launch for such networks and operands."""
-    sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}"
+    sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}", f"WARPS={step_warps(precision)}"
     return Variant("network_narrow.cu", "network_narrow", (*_operands(precision), *sizes))
 
 

@@ -71,7 +71,8 @@ def _each() -> Iterator[CompiledKernel]:
         tensor_cores = plans.uses_tensor_cores(precision)
         for shape in network_plans.SHAPES:
             variant = network_plans.step_variant(shape, precision)
-            yield CompiledKernel(variant, network_plans.THREADS, MOST_SHARED_BYTES, tensor_cores)
+            threads = 32 * network_plans.step_warps(precision)
+            yield CompiledKernel(variant, threads, MOST_SHARED_BYTES, tensor_cores)
         for entry in get_args(network_plans.ChainEntry):
             variant = network_plans.chain_variant(entry, precision)
-            yield CompiledKernel(variant, network_plans.THREADS, HALF_OF_SHARED_BYTES, tensor_cores)
+            yield CompiledKernel(variant, 32 * network_plans.CHAIN_WARPS, HALF_OF_SHARED_BYTES, tensor_cores)
