@@ -167,7 +167,7 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
       double* squares, unsigned* counters, int pieces) {                                                                       \
     SHARED_MEMORY(memory);                                                                                                     \
     add_up<WIDTH>(                                                                                                             \
-        load_network(memory, layout, layers), Workspace{workspace, n_batch}, rows, chain_rows,                   \
+        load_network(memory, layout, layers), Workspace{workspace, n_batch}, rows, chain_rows,                                 \
         Update{optimizer, theta, n_parameters, first, second, hyper, state, gradient, accumulate, factor},                     \
         Notes{partials, losses, squares, counters, Chains{chains, group_size}, loss_count, pieces, (double)n_batch * factor},  \
         mean_loss);                                                                                                            \

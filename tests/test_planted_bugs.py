@@ -85,8 +85,8 @@ FOUND = {
         "reduce.cuh",
         [
             (
-                "  store_partial(sums, packs, partials + chain * stride);\n  const LastSum<Real> last = ",
-                "  const LastSum<Real> last = ",
+                "  store_partial(sums, packs, partials + chain * stride);\n  publish();",
+                "  publish();",
             ),
             (
                 "  if (last.count) write_totals",
@@ -98,13 +98,13 @@ FOUND = {
     ),
     "missing fence before the arrival": Bug(
         "reduce.cuh",
-        [("__threadfence();  // and those before its arrival", "")],
+        [("  if (threadIdx.x % 32 == 0) __threadfence();", "")],
         NARROW,
         r"race \(read after write.*'partials'",
     ),
     "missing fence after the arrival": Bug(
         "reduce.cuh",
-        [("__threadfence();\n    if (last)", "if (last)")],
+        [("__threadfence();  // reads come after", "// reads come after")],
         NARROW,
         r"race \(read after write.*'partials'",
     ),
@@ -137,7 +137,12 @@ FOUND = {
 WRONG = {
     "wrong fragment index": Bug(
         "fragments.cuh",
-        [("first[1] = b[1], second[0] = b[2]", "first[1] = b[2], second[0] = b[1]")],
+        [
+            (
+                "n0 + lane / 16 * 8);\n    first[0] = b[0], first[1] = b[1], second[0] = b[2]",
+                "n0 + lane / 16 * 8);\n    first[0] = b[0], first[1] = b[2], second[0] = b[1]",
+            )
+        ],
         NARROW,
         r"dW is off by .* times its limit",
     ),
