@@ -41,7 +41,8 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
     double* squares, unsigned* counters, int pieces) {
   SHARED_MEMORY(memory);
   const Network net = load_network(memory, layout, layers);
-  load_layers(net, theta, n_parameters, ((float*)net.top() + rows * net.pitch_top() - (float*)net.inputs(0)) * sizeof(float));
+  const int64 slab = (unsigned char*)(net.top() + rows * net.pitch_top()) - (unsigned char*)net.inputs(0);  // bytes
+  load_layers(net, theta, n_parameters, slab);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
   const LossOptions options = {loss, output, divisor};
   const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state, gradient, accumulate,

@@ -194,8 +194,8 @@ struct TileRows {
   }
 };
 
-// Smooth activations take much code, which stands once: body(fragment, its values and those of the next) for each TOGETHER fragments,
-// which move up to where it finds them.
+// Smooth activations take much code, which stands once: body(fragment, the values of TOGETHER fragments from it on) for each TOGETHER of
+// them, which move up to where it finds them.
 template <typename Body>
 DEVICE void each_in_turn(Tile& c, int pairs, Body body) {
 #pragma unroll 1
@@ -278,8 +278,8 @@ const int TOP_LANES = 8;              // that work on a row
 const int HELD = WIDEST / TOP_LANES;  // of its numbers by a lane, at most
 typedef Row<TOP_LANES, float> TopRow;
 
-// Calls body(row, its pre-activations) for every row of the slab, whether or not it counts. A warp takes eight of them, every other at a
-// time: those lie in different banks.
+// Calls body(row, its pre-activations) for every row of the slab, whether or not it counts. A warp takes eight of them in two turns, every
+// other at a time: those lie in different banks. The last two turns are for what is left of 8 WARPS rows, and may find none.
 template <typename Body>
 DEVICE void each_top_row(const Network& net, int valid, Body body) {
 #pragma unroll 1
