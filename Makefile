@@ -21,11 +21,11 @@ test-peers: .venv/.peers
 
 # All CUDA kernels for every architecture, with a table of what they need; fails on spills and missing matrix instructions.
 kernels: .venv/.gates
-	$(BIN)/python -m gpuback.cuda.gates --all
+	$(BIN)/python -m gpuback._gates --all
 
 # compute-sanitizer over every kernel, on a machine with a GPU; where the tool is missing or refused, it says so.
 sanitize: .venv/.cli $(addprefix .venv/.cuda,$(filter 12 13,$(CUDA)))
-	PYTHON=$(BIN)/python tests/gpu_kernels/sanitize.sh
+	PYTHON=$(BIN)/python tests/gpu/kernels/sanitize.sh
 
 check: .venv/.dev
 	$(BIN)/ruff check

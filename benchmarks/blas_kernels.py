@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from benchmarks.processes import ROOT
-from gpuback import machine
+from gpuback._cli import machine
 
 VARIABLE = "OPENBLAS_CORETYPE"
 SHAPES = (1024, 1024, 1024), (64, 64, 64), (1024, 64, 64)

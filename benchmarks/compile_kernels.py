@@ -11,9 +11,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from gpuback.cuda.compiler import compile_variant
-from gpuback.cuda.device import CudaLauncher
-from gpuback.cuda.variants import every_kernel
+from gpuback._cuda.compiler import compile_variant
+from gpuback._cuda.device import CudaLauncher
+from gpuback._gates.variants import every_kernel
 
 
 def main() -> None:

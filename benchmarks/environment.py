@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.results import Environment
-from gpuback import machine
+from gpuback._cli import machine
 
 PACKAGES = ("numpy", "ml_dtypes", "torch", "triton", "jax", "jaxlib", "scikit-learn", "threadpoolctl")
 GPU_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy", "nvmath-python", "tinycudann")

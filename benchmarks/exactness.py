@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback.ops import ops_for
-from gpuback.precision import Precision
+from gpuback._backends.registry import ops_for
+from gpuback._core.precision import Precision
 
 BATCH_SIZE, N_OUT, N_IN = 2048, 128, 256
 

@@ -10,7 +10,7 @@ import cupy
 import numpy as np
 
 from benchmarks.cases import Case
-from gpuback.precision import Precision
+from gpuback._core.precision import Precision
 
 MOST_SETS = 200
 MOST_BATCHES = 40

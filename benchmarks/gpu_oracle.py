@@ -15,7 +15,7 @@ from benchmarks.cases import Case
 from benchmarks.gpu_data import wide
 from benchmarks.oracle import CLOSE, NEEDED, CheckFailedError, Oracle
 from benchmarks.results import Role
-from gpuback.precision import UNIT_ROUNDOFF
+from gpuback._core.precision import UNIT_ROUNDOFF
 from gpuback.testing import tolerance
 
 CLOSE_TRAINING = {"float32": CLOSE["float32"], "tf32": 0.06, "bfloat16": 0.17}

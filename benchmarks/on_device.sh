@@ -30,11 +30,11 @@ pytest="$python -m pytest -q -p no:cacheprovider -W default"
 workers=$($python -c 'import xdist' 2>/dev/null && echo "-n 6")
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 part compile 40 $python -m benchmarks.compile_kernels
-CUPY_TF32=1 part ptx 60 $pytest -s tests/test_ptx_on_gpu.py
-CUPY_TF32=1 part parity 90 $pytest $workers tests/test_gpu_parity.py tests/test_gpu_graphs.py tests/test_gpu_training.py tests/test_cuda_device.py -m gpu
-CUPY_TF32=1 part bits 50 $pytest $workers tests/test_gpu_reproducible.py tests/test_elementary.py -m gpu
+CUPY_TF32=1 part ptx 60 $pytest -s tests/gpu/test_ptx_on_gpu.py
+CUPY_TF32=1 part parity 90 $pytest $workers tests/gpu/test_gpu_parity.py tests/gpu/test_gpu_graphs.py tests/gpu/test_gpu_training.py tests/backends/test_cuda_device.py -m gpu
+CUPY_TF32=1 part bits 50 $pytest $workers tests/gpu/test_gpu_reproducible.py tests/core/test_elementary.py -m gpu
 part benchmark 185 $python -m benchmarks.gpu_run --seconds 165 --json "$OUT/benchmark.json" "$@"
-SECONDS_EACH=45 part sanitize 110 tests/gpu_kernels/sanitize.sh
+SECONDS_EACH=45 part sanitize 110 tests/gpu/kernels/sanitize.sh
 
 echo
 printf '%s\n' "${summary[@]}" | tee "$OUT/summary.txt"

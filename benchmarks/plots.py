@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.markdown import names, number, rate, scale, short_names, si_prefix, subject
 from benchmarks.results import OURS, Results, Row, best_peer, median, p20, p80, ratio
-from gpuback.persistence import replacing
+from gpuback._core.persistence import replacing
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.markdown import page, short_table
 from benchmarks.results import load
-from gpuback.persistence import replacing
+from gpuback._core.persistence import replacing
 
 BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 

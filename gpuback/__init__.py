@@ -1,21 +1,21 @@
 """gpuback: gradients of feed-forward networks by back-propagation, on NVIDIA GPUs and, just the same, on NumPy."""
 
 from gpuback import schedules as schedules
+from gpuback._backends.fused_backward import fused_backward as fused_backward
+from gpuback._backends.registry import BackendStatus as BackendStatus
+from gpuback._backends.registry import backends as backends
+from gpuback._network.gradient_check import GradientReport as GradientReport
+from gpuback._network.gradient_check import check_gradients as check_gradients
+from gpuback._network.mlp import MLP as MLP
+from gpuback._network.mlp import Gradients as Gradients
+from gpuback._training.fit import fit as fit
+from gpuback._training.history import History as History
+from gpuback._training.loss_scaling import LossScaling as LossScaling
+from gpuback._training.optimizers import SGD as SGD
+from gpuback._training.optimizers import Adam as Adam
+from gpuback._training.optimizers import AdamW as AdamW
+from gpuback._training.train_step import TrainStep as TrainStep
 from gpuback.errors import DivergedError as DivergedError
 from gpuback.errors import GpubackError as GpubackError
-from gpuback.gradient_check import GradientReport as GradientReport
-from gpuback.gradient_check import check_gradients as check_gradients
-from gpuback.history import History as History
-from gpuback.loss_scaling import LossScaling as LossScaling
-from gpuback.network import MLP as MLP
-from gpuback.network import Gradients as Gradients
-from gpuback.ops import BackendStatus as BackendStatus
-from gpuback.ops import backends as backends
-from gpuback.ops import fused_backward as fused_backward
-from gpuback.optimizers import SGD as SGD
-from gpuback.optimizers import Adam as Adam
-from gpuback.optimizers import AdamW as AdamW
-from gpuback.train_step import TrainStep as TrainStep
-from gpuback.training import fit as fit
 
 __version__ = "0.1.0"

@@ -2,7 +2,7 @@
 
 import sys
 
-from gpuback.cli import main
+from gpuback._cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gpuback
-from gpuback import persistence
-from gpuback._typing import PathLike
-from gpuback.activations import ACTIVATIONS, GELU_CUBIC, GELU_SCALE, LEAKY_SLOPE, SATURATED
+from gpuback._core import persistence
+from gpuback._core.activations import ACTIVATIONS, GELU_CUBIC, GELU_SCALE, LEAKY_SLOPE, SATURATED
+from gpuback._core.precision import DTYPES
+from gpuback._core.typing import PathLike
+from gpuback._network.mlp import MLP
 from gpuback.errors import ConversionError, OptionError, missing_extra
-from gpuback.network import MLP
-from gpuback.precision import DTYPES
 
 try:
     import onnx
@@ -169,7 +169,7 @@ class _Graph:
         return self.node("Cast", low, name=f"{value}.rounded", to=TensorProto.FLOAT)
 
     def activation(self, name: str, a: str, h: str) -> str:
-        """h = g(a), as `gpuback.activations` has it."""
+        """h = g(a), as `gpuback._core.activations` has it."""
         if name == "identity":
             return a
         if name in IN_EVERY_TYPE:

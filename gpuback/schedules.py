@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
+from gpuback._core.validation import count, in_range
 from gpuback.errors import OptionError
-from gpuback.options import count, in_range
 
 Rate: TypeAlias = Callable[[int], float]
 """What a schedule is to whoever uses it: the learning rate of step t."""

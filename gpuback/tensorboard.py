@@ -10,10 +10,10 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 
-from gpuback._typing import Array, PathLike
+from gpuback._core.typing import Array, PathLike
+from gpuback._network.mlp import MLP
+from gpuback._training.history import Callback, History
 from gpuback.errors import OptionError, missing_extra
-from gpuback.history import Callback, History
-from gpuback.network import MLP
 
 try:
     from tensorboardX import summary

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._typing import Array, ArrayLike
-from gpuback.activations import ACTIVATIONS
-from gpuback.buffers import Scratch
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.precision import DTYPES, TF32_ROUNDOFF, UNIT_ROUNDOFF, Precision, dtype_name
+from gpuback._core.scratch import Scratch
+from gpuback._core.typing import Array, ArrayLike
+from gpuback._network.gradient_check import BlockCheck as BlockCheck
+from gpuback._network.gradient_check import GradientReport as GradientReport
+from gpuback._network.gradient_check import check_gradients as check_gradients
+from gpuback._network.mlp import MLP, Gradients
 from gpuback.errors import DtypeError, unknown_name
-from gpuback.gradient_check import BlockCheck as BlockCheck
-from gpuback.gradient_check import GradientReport as GradientReport
-from gpuback.gradient_check import check_gradients as check_gradients
-from gpuback.network import MLP, Gradients
-from gpuback.precision import DTYPES, TF32_ROUNDOFF, UNIT_ROUNDOFF, Precision, dtype_name
 
 
 def tolerance(

@@ -1,4 +1,4 @@
-// The activation functions g and their derivatives g', by the numbers in gpuback/activations.py.
+// The activation functions g and their derivatives g', by the numbers in gpuback/_core/activations.py.
 //
 // g' is computed from h = g(a), except for gelu and silu, where it is computed from a. At a kink it is the derivative
 // from the left.

@@ -6,7 +6,7 @@
 //     gradient   out (+)= factor C
 //
 // Each is a fixed sequence of float64 operations on every element, rounded to float where it is stored, to the operands' format
-// after that; gpuback/ops/reproducible_numpy.py makes the same sequence.
+// after that; gpuback/_backends/exact/numpy_ops.py makes the same sequence.
 //
 // Shapes: P, Q (rows, columns) tight, doubles of one block or with `whole` int64 of several; the largest magnitude of each of the
 // rows of the first operand and of the columns of the second, of which sigma and tau are made; all else row by row with a pitch

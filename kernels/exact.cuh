@@ -1,5 +1,5 @@
 // What the kernels of exact products and losses share: scales, stored numbers, and who takes which element.
-// gpuback/ops/exact_products.py says what is computed.
+// gpuback/_backends/exact/products.py says what is computed.
 #pragma once
 #include "rounded.cuh"
 

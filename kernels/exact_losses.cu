@@ -1,5 +1,5 @@
 // The output layer with the same bits on every backend, row by row: y^ = O(a), each sample's loss l(y^, y), and
-// da = w dl/da / divisor. In float64, by the fixed sequences of gpuback/ops/reproducible_losses.py, rounded where da is stored;
+// da = w dl/da / divisor. In float64, by the fixed sequences of gpuback/_backends/exact/losses.py, rounded where da is stored;
 // the equations are those of losses.cu.
 //
 // Shapes: a (B, n) floats, da (B, n) of operands, row by row with a pitch each; labels (B) or targets (B, n); weight (B) or null;

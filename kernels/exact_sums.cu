@@ -1,4 +1,4 @@
-// Sums and norms that are exact but for one rounding: gpuback/ops/exact_sums.py says what they are, and proves it.
+// Sums and norms that are exact but for one rounding: gpuback/_core/exact_sums.py says what they are, and proves it.
 //
 //   sum    2^e 2^-63 V, V = sum of rint(2^63 x_i 2^-e)          with max |x_i| < 2^e
 //   norm   2^e sqrt(2^-63 V), V = sum of rint(2^63 (x_i 2^-e)^2)

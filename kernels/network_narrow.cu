@@ -5,7 +5,7 @@
 //     dW_k = factor  sum_b da_k h_{k-1}^T       db_k = factor  sum_b da_k         theta <- the optimizer's step
 //
 // Shapes: x (B, n_0) float32; labels (B) or targets (B, n_L); weight (B) or null; theta, its gradient and the optimizer's state as
-// gpuback/parameters.py lays them out, float32. Operands of products are OPERAND, sums float32.
+// gpuback/_core/parameters.py lays them out, float32. Operands of products are OPERAND, sums float32.
 //
 // Samples meet only in the sums over the batch, so a block takes slabs of `rows` samples (32 ... 256) through the whole network
 // (network_slab.cuh), chain by chain of the batch:

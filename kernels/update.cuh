@@ -1,6 +1,6 @@
 // What an optimizer does to one number of theta, and the decision whether it does.
 //
-// Every operation rounds by itself, in the sequence of gpuback/ops/numpy_updates.py: from the same gradient and factor come the same
+// Every operation rounds by itself, in the sequence of gpuback/_backends/numpy/updates.py: from the same gradient and factor come the same
 // bits.
 #pragma once
 #include "rounded.cuh"

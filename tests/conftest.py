@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-import gpuback.network
-import gpuback.ops
-from gpuback.ops import Backend, BackendStatus
-from gpuback.ops.cuda_ops import CudaOps
+import gpuback._backends.registry
+import gpuback._network.mlp
+from gpuback._backends.cuda.ops import CudaOps
+from gpuback._backends.registry import Backend, BackendStatus
 
 BACKENDS = ("numpy", "emulated", "layers")
 MOST_CASES = {"emulated": 25, "layers": 0}
@@ -83,7 +83,7 @@ def emulated_ops(reproducible: bool = False, *, takes_networks: bool = True) -> 
 
     launcher = EmulatorLauncher("random", copies="random", resident_blocks=3)
     if reproducible:
-        from gpuback.ops.reproducible_cuda import ReproducibleCudaOps
+        from gpuback._backends.exact.cuda_ops import ReproducibleCudaOps
 
         return ReproducibleCudaOps(np, launcher, np.dot, name="emulated")
     return CudaOps(StrictNumpy(launcher), launcher, name="emulated", takes_networks=takes_networks)
@@ -99,20 +99,20 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
     require_emulator()
     make = functools.partial(emulated_ops, takes_networks=request.param == "emulated")
-    ops, plain_for, plain_of = make(), gpuback.ops.ops_for, gpuback.ops.ops_of
+    ops, plain_for, plain_of = make(), gpuback._backends.registry.ops_for, gpuback._backends.registry.ops_of
 
-    def ops_for(name: str, *, reproducible: bool = False) -> gpuback.ops.Ops:
+    def ops_for(name: str, *, reproducible: bool = False) -> gpuback._backends.protocol.Ops:
         return plain_for("emulated" if name == "auto" else name, reproducible=reproducible)
 
-    def ops_of(arrays: dict) -> gpuback.ops.Ops:
+    def ops_of(arrays: dict) -> gpuback._backends.protocol.Ops:
         plain_of(arrays)  # refuses what is refused
         return ops
 
     backend = Backend(make, lambda: BackendStatus(True, "the emulator"))
-    monkeypatch.setitem(gpuback.ops.BACKENDS, "emulated", backend)
-    monkeypatch.setattr(gpuback.ops, "ops_for", ops_for)
-    monkeypatch.setattr(gpuback.network, "ops_for", ops_for)
-    monkeypatch.setattr(gpuback.ops, "ops_of", ops_of)
+    monkeypatch.setitem(gpuback._backends.registry.BACKENDS, "emulated", backend)
+    monkeypatch.setattr(gpuback._backends.registry, "ops_for", ops_for)
+    monkeypatch.setattr(gpuback._network.mlp, "ops_for", ops_for)
+    monkeypatch.setattr(gpuback._backends.registry, "ops_of", ops_of)
     ops.launcher.failed_records.clear()
     yield
     assert not ops.launcher.failed_records, "a step of training could not be recorded"

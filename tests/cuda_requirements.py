@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 
-from gpuback.cuda import compiler, disassembly
+from gpuback._cuda import compiler
+from gpuback._gates import disassembly
 from gpuback.errors import BackendError
 
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import numpy as np
 
 import gpuback
+import gpuback._backends.registry
 import gpuback.datasets
-import gpuback.ops
-from gpuback.ops import Backend, BackendStatus
-from gpuback.parameters import permutation
+from gpuback._backends.registry import Backend, BackendStatus
+from gpuback._core.parameters import permutation
 from gpuback.testing import fingerprint
 
 SIZES, ACTIVATIONS, BATCH_SIZE = (64, 48, 32, 10), ("gelu", "tanh"), 100
@@ -40,7 +40,7 @@ def use_emulator() -> None:
     """Makes backend="emulated" the CUDA backend, run on the CPU."""
     from conftest import emulated_ops
 
-    gpuback.ops.BACKENDS["emulated"] = Backend(emulated_ops, lambda: BackendStatus(True, "the emulator"))
+    gpuback._backends.registry.BACKENDS["emulated"] = Backend(emulated_ops, lambda: BackendStatus(True, "the emulator"))
 
 
 def train(backend: str, *, steps: int, reproducible: bool, row_order: int, dtype: str = "float32") -> gpuback.MLP:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import gpuback.ops
-from gpuback.ops import Backend, BackendStatus, Ops
+import gpuback._backends.registry
+from gpuback._backends.protocol import Ops
+from gpuback._backends.registry import Backend, BackendStatus
 
 OTHERS = ("torch", "jax", "nvmath", "tinycudann")
 """Libraries that there are none of beside it."""
@@ -120,7 +121,7 @@ def module() -> Any:
 
 @contextlib.contextmanager
 def installed(
-    make_ops: Callable[[bool], Ops] = gpuback.ops._numpy_ops, without: Sequence[str] = OTHERS
+    make_ops: Callable[[bool], Ops] = gpuback._backends.registry._numpy_ops, without: Sequence[str] = OTHERS
 ) -> Iterator[None]:
     """`import cupy` gives the fake, and other libraries cannot be imported.
 
@@ -134,8 +135,8 @@ def installed(
         for name in without:
             patch.setitem(sys.modules, name, None)
         backend = Backend(make_ops, lambda: BackendStatus(True, "a fake"))
-        patch.setitem(gpuback.ops.BACKENDS, "cupy", backend)
-        patch.setattr(gpuback.ops, "ops_of", lambda arrays: make_ops(False))
+        patch.setitem(gpuback._backends.registry.BACKENDS, "cupy", backend)
+        patch.setattr(gpuback._backends.registry, "ops_of", lambda arrays: make_ops(False))
         patch.setattr(importlib.import_module("benchmarks.gpu_data").Numbers, "SIZE", 1 << 12)
         clock = importlib.import_module("benchmarks.gpu_clock")
         if "torch" not in without:

@@ -9,10 +9,10 @@ import numpy as np
 from emulator import EmulatorLauncher, GuardedNumpy
 from numpy.typing import NDArray
 
-from gpuback.activations import ACTIVATIONS
-from gpuback.cuda.launch import DeviceLimits
-from gpuback.ops.cuda_ops import CudaOps
-from gpuback.precision import Precision
+from gpuback._backends.cuda.ops import CudaOps
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.precision import Precision
+from gpuback._cuda.launch import DeviceLimits
 from gpuback.testing import LayerCase, random_layer, tolerance
 
 H200 = DeviceLimits((9, 0), 232448, 132)

@@ -13,14 +13,14 @@ from kernel_layers import H200
 from network_bounds import Expected, Near, Oracle, hold
 from numpy.typing import NDArray
 
-import gpuback.ops
+import gpuback._backends.registry
 from gpuback import MLP, Gradients
-from gpuback.architecture import Architecture
-from gpuback.cuda import network_plans
-from gpuback.cuda.launch import DeviceLimits, LaunchPlan, Variant
-from gpuback.ops import Backend, BackendStatus
-from gpuback.ops.cuda_network import StepPlan, TwoLaunches, possible_plan
-from gpuback.ops.cuda_ops import CudaOps
+from gpuback._backends.cuda import network_plans
+from gpuback._backends.cuda.fused_network import StepPlan, TwoLaunches, possible_plan
+from gpuback._backends.cuda.ops import CudaOps
+from gpuback._backends.registry import Backend, BackendStatus
+from gpuback._core.architecture import Architecture
+from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
 
 SMALL = DeviceLimits(H200.capability, 101376, 72)
 """With an A10's shared memory. The emulator compiles for a capability, so it is the H200's."""
@@ -85,7 +85,7 @@ def network_on(launcher: EmulatorLauncher, sizes: Sequence[int], form: str = "wh
     ops = ops_on(launcher, form)
     with pytest.MonkeyPatch.context() as patch:
         backend = Backend(lambda reproducible: ops, lambda: BackendStatus(True, "emulated"))
-        patch.setitem(gpuback.ops.BACKENDS, "on test", backend)
+        patch.setitem(gpuback._backends.registry.BACKENDS, "on test", backend)
         net = MLP(sizes, backend="on test", **{"seed": 0} | options)
     rng = np.random.default_rng(len(sizes))
     for b in net.biases:

@@ -26,8 +26,8 @@ from test_numeric_contract import (
     to_tf32,
 )
 
-from gpuback.architecture import Architecture
-from gpuback.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
+from gpuback._core.architecture import Architecture
+from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback.testing import tolerance
 
 SURE = 12.0

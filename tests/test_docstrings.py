@@ -5,8 +5,10 @@ import importlib
 
 import pytest
 
+MODULES = ["gpuback._network.mlp", "gpuback._training.train_step", "gpuback.schedules", "gpuback.testing"]
 
-@pytest.mark.parametrize("module", ["gpuback.network", "gpuback.schedules", "gpuback.testing", "gpuback.train_step"])
+
+@pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0

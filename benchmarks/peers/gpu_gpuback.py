@@ -14,8 +14,8 @@ from benchmarks.cases import CHECKED_STEPS, Case
 from benchmarks.gpu_clock import synchronize
 from benchmarks.peers import Contestant
 from benchmarks.peers.gpuback_library import trainer
-from gpuback.activations import ACTIVATIONS
-from gpuback.ops import ops_for
+from gpuback._backends.registry import ops_for
+from gpuback._core.activations import ACTIVATIONS
 
 
 def contestant(case: Case, variant: str) -> Contestant:

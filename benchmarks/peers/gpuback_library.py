@@ -11,8 +11,8 @@ import gpuback
 from benchmarks import data
 from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case
 from benchmarks.peers import Contestant, blas_threads
-from gpuback.losses import LOSSES
-from gpuback.ops import ops_for
+from gpuback._backends.registry import ops_for
+from gpuback._core.losses import LOSSES
 
 
 def contestant(case: Case, variant: str) -> Contestant:

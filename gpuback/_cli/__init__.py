@@ -1,1 +1,1 @@
-"""What the command line does once `gpuback.cli` has started it. Needs the extra "cli"."""
+"""What the command line does once `gpuback._cli.main` has started it. Needs the extra "cli"."""

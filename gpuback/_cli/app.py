@@ -11,16 +11,16 @@ from typing import Annotated, Any
 import typer
 
 import gpuback
-from gpuback import datasets, machine
+from gpuback import datasets
+from gpuback._cli import machine, report, show
 from gpuback._cli import options as o
-from gpuback._cli import report, show
+from gpuback._cli.main import FAILED
 from gpuback._cli.predict import load, predict_for
 from gpuback._cli.tasks import default_loss, looks_like_regression
 from gpuback._cli.train import Files, train_network
-from gpuback.cli import FAILED
+from gpuback._core.persistence import replacing
+from gpuback._training.optimizers import OPTIMIZERS, Optimizer
 from gpuback.errors import MissingExtraError, OptionError, unknown_name
-from gpuback.optimizers import OPTIMIZERS, Optimizer
-from gpuback.persistence import replacing
 from gpuback.testing import random_batch
 
 MAX_WIDTH = 2**24
@@ -36,7 +36,7 @@ app = typer.Typer(
 def deferred(command: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
     """Leaves only the parsing to typer.
 
-    The command runs when typer has returned, so that its errors, Ctrl-C and broken pipes reach `gpuback.cli.main` as
+    The command runs when typer has returned, so that its errors, Ctrl-C and broken pipes reach `_cli.main.main` as
     they are.
     """
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from gpuback import datasets
-from gpuback.activations import ACTIVATIONS
-from gpuback.losses import LOSSES
-from gpuback.optimizers import OPTIMIZERS
-from gpuback.precision import DTYPES
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.losses import LOSSES
+from gpuback._core.precision import DTYPES
+from gpuback._training.optimizers import OPTIMIZERS
 
 DATA, NETWORK, TRAINING, OUTPUT = "Data", "Network", "Training", "Output"
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from gpuback import MLP, datasets
 from gpuback._cli.tasks import Score, predicted_labels, require_range, score_of
-from gpuback._tables import read_csv
-from gpuback._typing import Array
+from gpuback._core.typing import Array
 from gpuback.datasets import Dataset
+from gpuback.datasets.tables import read_csv
 from gpuback.errors import OptionError, ShapeError
 
 

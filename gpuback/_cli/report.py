@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import gpuback
+from gpuback._cli.machine import OPTIONAL, Machine
 from gpuback._cli.show import score_text
 from gpuback._cli.train import Files, Result
-from gpuback.gradient_check import FORMULA_LIMIT, GradientReport
-from gpuback.machine import OPTIONAL, Machine
-from gpuback.optimizers import Optimizer
+from gpuback._network.gradient_check import FORMULA_LIMIT, GradientReport
+from gpuback._training.optimizers import Optimizer
 from gpuback.testing import fingerprint
 
 Rows = list[tuple[str, ...]]

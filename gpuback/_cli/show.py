@@ -16,8 +16,8 @@ from rich.text import Text
 
 from gpuback._cli.tasks import Score
 from gpuback._cli.train import Result
+from gpuback._core.persistence import replacing
 from gpuback.errors import missing_extra
-from gpuback.persistence import replacing
 
 
 def print_table(

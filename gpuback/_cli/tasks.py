@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from gpuback._typing import Array
+from gpuback._core.losses import LOSSES
+from gpuback._core.typing import Array
 from gpuback.datasets import Dataset
 from gpuback.errors import DataError, OptionError, ShapeError, require_known
-from gpuback.losses import LOSSES
 
 
 class Task(NamedTuple):

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 import gpuback
+from gpuback._cli.standardization import Standardization, fold
 from gpuback._cli.tasks import Score, require_range, score_of, task_of
-from gpuback._typing import Array
+from gpuback._core.parameters import permutation
+from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
+from gpuback._core.typing import Array
+from gpuback._training.batches import VALIDATION_SPLIT
+from gpuback._training.optimizers import Optimizer
 from gpuback.datasets import Dataset
 from gpuback.errors import DivergedError, MissingFolderError, OptionError
-from gpuback.optimizers import Optimizer
-from gpuback.parameters import permutation
-from gpuback.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
-from gpuback.preprocessing import Standardization, fold
-from gpuback.samples import VALIDATION_SPLIT
 
 HELD_OUT_SPLIT = VALIDATION_SPLIT + 1
 """Stands beside VALIDATION_SPLIT, so that what is held out to test on depends on no other shuffle."""

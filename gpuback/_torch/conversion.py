@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gpuback._network.mlp import MLP
 from gpuback._torch.module import FusedMLP
 from gpuback._torch.passes import name_of
 from gpuback.errors import ConversionError, DtypeError, ShapeError
-from gpuback.network import MLP
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,

@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from gpuback._typing import Array
+from gpuback._backends.protocol import Ops
+from gpuback._backends.registry import ops_for
+from gpuback._core.typing import Array
 from gpuback.errors import DeviceError
-from gpuback.ops import Ops, ops_for
 
 
 def array_over(tensor: torch.Tensor, ops: Ops) -> Array:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from gpuback._core.architecture import Architecture
+from gpuback._core.parameters import initial_parameters
+from gpuback._core.precision import Precision
 from gpuback._torch.passes import Fused, Pool, dtype_of_sums, name_of, run_forward
-from gpuback.architecture import Architecture
 from gpuback.errors import ConversionError, DeviceError, DtypeError, ShapeError
-from gpuback.parameters import initial_parameters
-from gpuback.precision import Precision
 
 OUTPUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "identity": lambda a: a,

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpuback._backends.numpy.threads import Team, blas_threads
+from gpuback._backends.protocol import Ops
+from gpuback._core.architecture import Architecture
+from gpuback._core.precision import DTYPES, Precision
+from gpuback._core.typing import Array
+from gpuback._network.backprop import Layers, in_shares
 from gpuback._torch import devices
-from gpuback._typing import Array
-from gpuback.architecture import Architecture
-from gpuback.backprop import Layers, in_shares
 from gpuback.errors import DtypeError
-from gpuback.ops import Ops
-from gpuback.ops.team import Team, blas_threads
-from gpuback.precision import DTYPES, Precision
 
 KEPT_PASSES = 4
 """How many calls' buffers a module keeps for the next ones."""
@@ -33,7 +33,7 @@ KEPT_PASSES = 4
 class Passes:
     """A module's layers for one batch size: bound to its parameters' own memory, or to rounded copies of them.
 
-    As in `gpuback.backprop`, a batch goes through the network in blocks of rows, which the backend's team shares; but
+    As in `_network/backprop.py`, a batch goes through the network in blocks of rows, which the backend's team shares; but
     here every block has buffers of its own, in which it waits for its backward pass.
     """
 

@@ -16,10 +16,10 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, shuffle
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from gpuback._typing import ArrayLike
-from gpuback.architecture import Architecture
+from gpuback._core.architecture import Architecture
+from gpuback._core.typing import ArrayLike
+from gpuback._network.mlp import MLP
 from gpuback.errors import DataError, OptionError, ShapeError
-from gpuback.network import MLP
 from gpuback.sklearn.descent import Descent, TrainingSet
 from gpuback.sklearn.parameters import LOSSES, Parameters, check_parameters, gpuback_activation, layer_widths
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from sklearn import neural_network
 
+from gpuback._network.mlp import MLP
 from gpuback.errors import EstimatorError
-from gpuback.network import MLP
 from gpuback.sklearn.base import BaseMLP
 from gpuback.sklearn.parameters import LOSSES, gpuback_activation
 

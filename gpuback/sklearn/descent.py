@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._typing import Array
+from gpuback._core.typing import Array
+from gpuback._network.mlp import MLP
+from gpuback._training.batches import Batches, Samples
+from gpuback._training.optimizers import SGD, Adam
 from gpuback.errors import DataError
-from gpuback.network import MLP
-from gpuback.optimizers import SGD, Adam
-from gpuback.samples import Batches, Samples
 
 SMALLEST_RATE = 1e-6
 """The adaptive schedule stops where the learning rate is no larger."""

@@ -13,7 +13,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 from sklearn.utils.validation import validate_data
 
-from gpuback._typing import ArrayLike
+from gpuback._core.typing import ArrayLike
 from gpuback.errors import LabelError
 from gpuback.sklearn.base import BaseMLP
 

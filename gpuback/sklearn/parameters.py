@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from gpuback.activations import ACTIVATIONS
+from gpuback._core.activations import ACTIVATIONS
 from gpuback.errors import OptionError
 
 ACTIVATION_NAMES = {"logistic": "sigmoid"}

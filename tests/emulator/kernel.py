@@ -15,7 +15,7 @@ import numpy as np
 
 from emulator import structs
 from emulator.build import kernel_library, runtime_library
-from gpuback.cuda.launch import Argument, Slot, Variant
+from gpuback._cuda.launch import Argument, Slot, Variant
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from emulator import structs
 from emulator.build import KERNELS
 from emulator.counts import Counts, Tally
 from emulator.kernel import Kernel, load_kernel, load_runtime
-from gpuback.cuda.launch import Argument, ArgumentBlock, DeviceLimits, Launch, LaunchPlan, Slot
+from gpuback._cuda.launch import Argument, ArgumentBlock, DeviceLimits, Launch, LaunchPlan, Slot
 
 _ONE_AT_A_TIME = threading.Lock()  # the emulator has one device
 

@@ -1,4 +1,4 @@
-// Small kernels that show what the emulator does and what it catches. Run by tests/test_emulator.py.
+// Small kernels that show what the emulator does and what it catches. Run by tests/kernels/test_emulator.py.
 #include "ptx.cuh"
 
 // ---- Threads, warps, blocks

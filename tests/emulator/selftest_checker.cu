@@ -1,5 +1,5 @@
 // Small kernels for the checker: mistakes that it must find, and accesses that it must count. Run by
-// tests/test_emulator.py.
+// tests/kernels/test_emulator.py.
 #include "ptx.cuh"
 
 // ---- Mistakes. `mistake` 0 makes none, so the checker must be silent.

@@ -13,8 +13,8 @@ import pytest
 
 import gpuback
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep
+from gpuback._core.parameters import permutation
 from gpuback.errors import DtypeError
-from gpuback.parameters import permutation
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional

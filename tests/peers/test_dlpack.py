@@ -15,9 +15,9 @@ from gpu_requirements import require_gpu
 
 import gpuback
 from gpuback import MLP, Adam, TrainStep
+from gpuback._backends.cuda.ops import CudaOps
+from gpuback._training.batches import Samples
 from gpuback.errors import DeviceError, DtypeError
-from gpuback.ops.cuda_ops import CudaOps
-from gpuback.samples import Samples
 
 
 def of_jax(array: np.ndarray) -> jax.Array:

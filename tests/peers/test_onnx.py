@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 import gpuback
 from gpuback import MLP
-from gpuback.activations import ACTIVATIONS
-from gpuback.buffers import Scratch
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.precision import UNIT_ROUNDOFF
+from gpuback._core.scratch import Scratch
 from gpuback.errors import ConversionError, MissingExtraError, MissingFolderError, OptionError
 from gpuback.onnx import DEFAULT_OPSET, OLDEST_OPSET, to_onnx
-from gpuback.precision import UNIT_ROUNDOFF
 from gpuback.testing import random_array, tolerance
 
 OUTPUTS = ["identity", "softmax", "sigmoid", "tanh"]

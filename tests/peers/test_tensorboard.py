@@ -10,7 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import gpuback
-from gpuback import SGD, History, checkpoint
+from gpuback import SGD, History
+from gpuback._training import checkpoint
 from gpuback.errors import OptionError
 from gpuback.schedules import cosine
 from gpuback.tensorboard import logger

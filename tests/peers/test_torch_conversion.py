@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-import gpuback.activations
+import gpuback._core.activations
 from gpuback import MLP, SGD, TrainStep
 from gpuback._torch.conversion import NAMES
 from gpuback.errors import ConversionError, DtypeError, OptionError, ShapeError
@@ -56,7 +56,7 @@ def assert_close(actual: Any, expected: torch.Tensor, relative: float = 1e-13) -
 
 
 def test_every_activation_has_its_module() -> None:
-    assert set(ACTIVATIONS) == set(gpuback.activations.ACTIVATIONS)
+    assert set(ACTIVATIONS) == set(gpuback._core.activations.ACTIVATIONS)
     assert {type(module) for module in ACTIVATIONS.values()} <= set(NAMES)
 
 

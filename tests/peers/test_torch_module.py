@@ -23,11 +23,11 @@ from gpu_requirements import require_gpu
 from torch import nn
 from torch.autograd import forward_ad
 
+from gpuback._backends.cuda.ops import CudaOps
+from gpuback._backends.numpy.ops import NumpyOps
+from gpuback._backends.numpy.threads import Team
 from gpuback._torch import devices, passes
 from gpuback.errors import ConversionError, DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError
-from gpuback.ops.cuda_ops import CudaOps
-from gpuback.ops.numpy_ops import NumpyOps
-from gpuback.ops.team import Team
 from gpuback.torch import FusedMLP, to_torch
 
 ACTIVATIONS = ["identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus", "gelu", "silu"]
@@ -753,11 +753,13 @@ def test_on_a_gpu_beside_pytorchs_own_work(dtype: str) -> None:
 
 
 def test_cuda_without_cupy_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gpuback.ops
+    import gpuback._backends.registry
     from gpuback.errors import BackendError
 
-    backend = gpuback.ops.BACKENDS["cupy"]._replace(status=lambda: gpuback.ops.BackendStatus(False, "no CuPy"))
-    monkeypatch.setitem(gpuback.ops.BACKENDS, "cupy", backend)
+    backend = gpuback._backends.registry.BACKENDS["cupy"]._replace(
+        status=lambda: gpuback._backends.registry.BackendStatus(False, "no CuPy")
+    )
+    monkeypatch.setitem(gpuback._backends.registry.BACKENDS, "cupy", backend)
     with pytest.raises(BackendError, match="no CuPy"):
         devices.ops_on.__wrapped__("cuda", 0)
 

@@ -1,0 +1,60 @@
+"""What CUDA says of each sample by itself: the operations of `NumpyRows` as launches of kernels/per_sample.cuh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gpuback._backends.cuda import plans
+from gpuback._backends.cuda.workspace import CudaBuffers, pitch_of
+from gpuback._core.typing import Array
+from gpuback._cuda.launch import Launcher, Slot
+
+
+class CudaRows:
+    """The operations of a backend on each sample by itself."""
+
+    launcher: Launcher
+
+    def bind_add_norms(
+        self, da: Array, norms: Array, workspace: CudaBuffers
+    ) -> Callable[[Array, bool, Array | None], None]:
+        """norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)); see `NumpyRows.bind_add_norms`."""
+        rows, n_out = da.shape
+        launch = self.launcher.bind(
+            plans.per_sample_plan("add_norms", rows, workspace.precision),
+            [
+                *(da, pitch_of(da), Slot(), Slot(np.int32), norms, Slot(), Slot(np.int32)),
+                *(np.int32(rows), np.int32(n_out), Slot(np.int32)),
+            ],
+        )
+
+        def add_norms(h_prev: Array, first: bool, out: Array | None) -> None:
+            launch(h_prev, pitch_of(h_prev), out, first, h_prev.shape[1])
+
+        return add_norms
+
+    def bind_clip(self, da: Array, norms: Array, factor: float, workspace: CudaBuffers) -> Callable[[float], None]:
+        """da_b *= factor min(1, max_norm / norms_b); see `NumpyRows.bind_clip`."""
+        rows, n_out = da.shape
+        return self.launcher.bind(
+            plans.per_sample_plan("clip_rows", rows, workspace.precision),
+            [da, pitch_of(da), norms, Slot(np.float64), np.float64(factor), np.int32(rows), np.int32(n_out)],
+        )
+
+    def bind_outer(self, da: Array, workspace: CudaBuffers) -> Callable[[Array, Array, Array], None]:
+        """dW_b = da_b h_prev_bᵀ, db_b = da_b; the samples' gradients lie one after the other in one matrix."""
+        rows, n_out = da.shape
+        launch = self.launcher.bind(
+            plans.per_sample_plan("outer_rows", rows * n_out, workspace.precision),
+            [
+                *(da, pitch_of(da), Slot(), Slot(np.int32), Slot(), Slot(), Slot(np.int64)),
+                *(np.int32(rows), np.int32(n_out), Slot(np.int32)),
+            ],
+        )
+
+        def outer(h_prev: Array, dW: Array, db: Array) -> None:
+            launch(h_prev, pitch_of(h_prev), dW, db, db.strides[0] // db.itemsize, h_prev.shape[1])
+
+        return outer

@@ -1,0 +1,260 @@
+"""The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device.
+
+`begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it; kernels/optimizers.cu says how.
+The host waits for neither: it reads the numbers when it is asked. Hyper-parameters lie on the device as well, written
+when they change, so that the two launches are the same for every step, and can be repeated by a CUDA graph.
+
+Sums whose bits are NumPy's are two more launches: `largest` and `exact_sum` of kernels/exact_sums.cu.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from gpuback._backends.cuda import plans
+from gpuback._backends.numpy.updates import beta_powers
+from gpuback._core.typing import Array
+from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
+
+STATE = ("steps", "diverged_at", "apply", "prescales", "factor", "beta_power_1", "beta_power_2")
+"""The numbers on the device, in the order of kernels/update.cuh; float64."""
+
+HYPER_PARAMETERS = (
+    *("learning_rate", "weight_decay", "momentum", "nesterov"),
+    *("beta_1", "beta_2", "eps", "decoupled", "clip_norm", "halt"),
+)
+"""What the host writes there, in that order; float64. What an optimizer has none of is 0, and so is no clipping."""
+
+NEVER = -1.0
+
+
+def bind_exact_sum(xp: Any, launcher: Launcher, length: int) -> Callable[[Array, Array, float], None]:
+    """A function of `values` (length,), float64, `out` (), float32, and a divisor: out = Σ values / divisor.
+
+    The sum is `exact_sums.exact_sum`'s, the quotient is rounded to float64 and then to float32; of all NaN
+    it is the one with bits 0x7fc00000. Nothing waits for it.
+    """
+    find_largest, add = _bind_exact(xp, launcher, "double", length, result=None, squares=False)
+
+    def write_sum(values: Array, out: Array, divisor: float) -> None:
+        find_largest(values)
+        add(values, divisor, out)
+
+    return write_sum
+
+
+def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: plans.Real, result: Array) -> Callable[..., None]:
+    """A function of a vector that writes `gpuback._core.exact_sums.norm` of it to `result` (), float64."""
+    find_largest, add = _bind_exact(xp, launcher, real, length, result=result, squares=True)
+
+    def write_norm(vector: Array) -> None:
+        find_largest(vector)
+        add(vector, 1.0, None)
+
+    return write_norm
+
+
+def _bind_exact(
+    xp: Any, launcher: Launcher, real: plans.Real, length: int, *, result: Array | None, squares: bool
+) -> tuple[Launch, Launch]:
+    """The two launches, as functions of the vector, and of the vector, a divisor and where the quotient goes."""
+    first, second = (plans.vector_plan(entry, length, real) for entry in ("largest", "exact_sum"))
+    greatest, partials, arrivals = (
+        xp.empty((), np.float64),
+        xp.empty(3 * second.grid, np.float64),
+        xp.zeros(1, np.uint32),
+    )
+    n = np.int64(length)
+    find_largest = launcher.bind(first, [Slot(), n, greatest, partials, arrivals])
+    options = [np.int32(squares), Slot(np.float64), result, Slot()]
+    return find_largest, launcher.bind(second, [Slot(), n, greatest, *options, partials, arrivals])
+
+
+class CudaUpdate(ABC):
+    """What the updates share; see `gpuback._backends.protocol.Update`.
+
+    Args:
+        xp, launcher: the array module, and what runs kernels.
+        theta: θ, updated in place.
+        steps: how many were made before.
+        exact_norm: the gradient's norm, which clipping needs, has the bits of `gpuback._core.exact_sums.norm`.
+
+    Attributes:
+        hyper: the hyper-parameters on the device, as `write_hyper` left them.
+        state: what stays there from step to step; see STATE.
+        kernel_id: the kernels' number for this kind of optimizer, in kernels/network_totals.cuh.
+        moments: what it keeps for each parameter: a first and a second array, or None.
+    """
+
+    kernel_id: int
+    moments: tuple[Array | None, Array | None]
+
+    _step: Callable[[Array], None]
+
+    def __init__(self, xp: Any, launcher: Launcher, theta: Array, steps: int, exact_norm: bool) -> None:
+        self._xp, self._launcher, self._theta = xp, launcher, theta
+        self._real = plans.real_of(theta.dtype)
+        self.state = xp.zeros(len(STATE), np.float64)
+        for name, value in (("steps", steps), ("diverged_at", NEVER), ("beta_power_1", 1.0), ("beta_power_2", 1.0)):
+            self._put(name, value)
+        self._glance: Callable[[], Any] = launcher.watch(self.state)
+        self.hyper = xp.zeros(len(HYPER_PARAMETERS), np.float64)
+        self._written: bytes | None = None
+        self._overwritten = False  # by a graph of the user's, which writes whenever it runs
+        self._write = launcher.bind(
+            plans.vector_plan("set_hyper_parameters", 1, self._real),
+            [*[Slot(np.float64)] * len(HYPER_PARAMETERS), self.hyper],
+        )
+        norm = xp.empty((), np.float64) if exact_norm else None
+        self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._real, norm)
+        plan = plans.vector_plan("begin_step", theta.size, self._real)
+        workspace = xp.empty(3 * plan.grid, np.float64), xp.zeros(1, np.uint32)
+        arguments = [Slot(), np.int64(theta.size), Slot(), norm, self.hyper, self.state, *workspace]
+        self._begin = launcher.bind(plan, arguments)  # a function of the gradient and the loss
+
+    def _bind(self, entry: Literal["sgd", "adam"], arguments: list[Argument]) -> Launch:
+        """The update's launch, as a function of the gradient."""
+        plan, n = plans.vector_plan(entry, self._theta.size, self._real), np.int64(self._theta.size)
+        return self._launcher.bind(plan, [*arguments, Slot(), n, self.hyper, self.state])
+
+    def _put(self, name: str, value: float) -> None:
+        self.state[STATE.index(name)] = value
+
+    def _get(self, name: str) -> float:
+        return float(self.state[STATE.index(name)])
+
+    @property
+    def steps(self) -> int:
+        return int(self._get("steps"))
+
+    @property
+    def diverged_at(self) -> int | None:
+        return _count(self._get("diverged_at"))
+
+    @diverged_at.setter
+    def diverged_at(self, value: int | None) -> None:
+        self._put("diverged_at", NEVER if value is None else value)
+
+    def note_invalid(self, *what: Any) -> None:
+        return  # the kernels settle NaN themselves
+
+    def glance(self) -> int | None:
+        state = self._glance()
+        return None if state is None else _count(state[STATE.index("diverged_at")])
+
+    def __call__(
+        self,
+        gradient: Array,
+        *,
+        loss: Array | None = None,
+        clip_norm: float | None = None,
+        halt: bool = False,
+        launches: Callable[[], None] | None = None,
+        **hyper_parameters: Any,
+    ) -> None:
+        """See `gpuback._backends.protocol.Update`.
+
+        Args:
+            launches: what to run in place of the update's own launches, which it contains.
+        """
+        self.write_hyper(clip_norm=clip_norm, halt=halt, **hyper_parameters)
+        if launches is not None:
+            launches()
+            return
+        if clip_norm is not None and self._write_norm is not None:
+            self._write_norm(gradient)
+        self.launch(gradient, loss)
+
+    def launch(self, gradient: Array, loss: Array | None) -> None:
+        """One update by the hyper-parameters that lie on the device; nothing but launches."""
+        self._begin(gradient, loss)
+        self.launch_step(gradient)
+
+    def launch_step(self, gradient: Array) -> None:
+        """The second half of an update, by what has been decided in `state`."""
+        self._step(gradient)
+
+    def write_hyper(
+        self,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        betas: tuple[float, float] = (0.0, 0.0),
+        eps: float = 0.0,
+        decoupled: bool = False,
+        clip_norm: float | None = None,
+        halt: bool = False,
+    ) -> None:
+        """Brings what lies on the device up to date: one launch if something has changed, else nothing."""
+        first = learning_rate, weight_decay, momentum, nesterov
+        numbers = *first, *betas, eps, decoupled, clip_norm or 0.0, halt
+        packed = _PACKED(*numbers)
+        if packed != self._written:
+            self._write(*numbers)
+            self._overwritten |= self._launcher.capturing()
+            self._written = None if self._overwritten else packed
+
+
+_PACKED = struct.Struct(f"{len(HYPER_PARAMETERS)}d").pack
+"""Numbers by their bits: a NaN is the same as itself."""
+
+
+class SGDUpdate(CudaUpdate):
+    """See `gpuback._backends.numpy.updates.SGDUpdate`."""
+
+    kernel_id = 2
+
+    def __init__(
+        self,
+        xp: Any,
+        launcher: Launcher,
+        theta: Array,
+        velocity: Array | None,
+        steps: int,
+        *,
+        exact_norm: bool = False,
+    ) -> None:
+        super().__init__(xp, launcher, theta, steps, exact_norm)
+        self.moments = velocity, None
+        self._step = self._bind("sgd", [theta, velocity])
+
+
+class AdamUpdate(CudaUpdate):
+    """See `gpuback._backends.numpy.updates.AdamUpdate`."""
+
+    kernel_id = 3
+
+    def __init__(
+        self,
+        xp: Any,
+        launcher: Launcher,
+        theta: Array,
+        first_moment: Array,
+        second_moment: Array,
+        steps: int,
+        *,
+        exact_norm: bool = False,
+    ) -> None:
+        super().__init__(xp, launcher, theta, steps, exact_norm)
+        self._steps_before = steps
+        self.moments = first_moment, second_moment
+        self._step = self._bind("adam", [theta, first_moment, second_moment])
+
+    def write_hyper(self, *, betas: tuple[float, float], **others: Any) -> None:  # type: ignore[override]
+        super().write_hyper(betas=betas, **others)
+        if self._steps_before:  # the powers of βs that steps made elsewhere have left
+            first, second = beta_powers(betas, self._steps_before)
+            self._put("beta_power_1", first)
+            self._put("beta_power_2", second)
+            self._steps_before = 0
+
+
+def _count(value: float) -> int | None:
+    return None if value == NEVER else int(value)

@@ -1,0 +1,1 @@
+"""The reproducible mode: the same bits on NumPy and on CUDA."""

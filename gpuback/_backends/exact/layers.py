@@ -1,0 +1,80 @@
+"""What the backends share with `reproducible=True`: the passes of a layer, and what has no reproducible form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gpuback._backends.exact import products as exact_products
+from gpuback._backends.exact.losses import RULES, Rule
+from gpuback._core.activations import Activation
+from gpuback._core.elementary import FORWARD, SLOPE
+from gpuback._core.losses import Loss
+from gpuback._core.typing import Array
+from gpuback.errors import OptionError
+
+Multiply = Callable[[Array, Array, Array], object]
+"""(left, right, out): out = left right, of integers whose sums float64 holds exactly, added in whatever order."""
+
+
+class ExactPasses:
+    """The passes of a layer by exact products, in workspaces that hold `slices`; see `NumpyOps`."""
+
+    def bind_forward(
+        self,
+        W: Array,
+        b: Array,
+        h: Array,
+        a: Array | None,
+        activation: Activation | None,
+        workspace: Any,
+    ) -> Callable[[Array], None]:
+        require_rule(activation)
+        return exact_products.bind_forward(workspace.slices, W, b, h, a, activation)
+
+    def bind_backward(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array | None,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
+        workspace: Any,
+    ) -> Callable[[Array, Array, Array, bool], None]:
+        require_rule(activation_prev)
+        return exact_products.bind_backward(workspace.slices, da, W, da_prev, activation_prev, source_prev, scale)
+
+    def bind_delta(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array,
+        activation_prev: Activation,
+        source_prev: Array,
+        workspace: Any,
+    ) -> Callable[[], None]:
+        require_rule(activation_prev)
+        return exact_products.bind_delta(workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0)
+
+
+def loss_rule(loss: Loss, output: str) -> Rule:
+    """How a loss is computed.
+
+    Raises:
+        OptionError: it has no fixed sequence of operations.
+    """
+    if (loss.name, output) not in RULES:
+        raise OptionError(
+            f"loss {loss.name!r} with output {output!r} has no reproducible form: expected one of "
+            + ", ".join(" with ".join(pair) for pair in RULES)
+        )
+    return RULES[loss.name, output]
+
+
+def require_rule(activation: Activation | None) -> None:
+    """Refuses an activation of which there is no fixed sequence of operations."""
+    if activation is not None and not (activation.name in FORWARD and activation.name in SLOPE):
+        raise OptionError(
+            f"activation {activation.name!r} has no reproducible form: expected one of {', '.join(FORWARD)}"
+        )

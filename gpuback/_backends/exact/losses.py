@@ -1,0 +1,104 @@
+"""The losses with `reproducible=True`: each row in float64, by fixed sequences of operations; rounded where stored.
+
+Every entry takes a few rows of pre-activations a_L, (R, n) float64, and of targets, and returns the rows' losses ℓ (R,)
+and ∂ℓ/∂a (R, n), both float64. The equations are those of `gpuback._core.losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, Function, exp, log, log1p
+from gpuback._core.typing import Array
+
+Rule = Callable[[Array, Array], tuple[Array, Array]]
+
+LANES = 32
+"""A row is added up in so many chains, every 32nd number to each, which are then added by halves."""
+
+
+def row_sums(x: Array) -> Array:
+    """Σ_j x_rj, (R,): in chains over every 32nd column, then chain i + chain i + 16, i + 8, …, i + 1."""
+    chains = np.zeros((len(x), LANES))
+    for start in range(0, x.shape[1], LANES):
+        part = x[:, start : start + LANES]
+        chains[:, : part.shape[1]] += part
+    while chains.shape[1] > 1:
+        half = chains.shape[1] // 2
+        chains = chains[:, :half] + chains[:, half:]
+    return chains[:, 0]
+
+
+def evaluated(function: Function, x: Array) -> Array:
+    """An elementary function of an array, as a fresh one."""
+    result = np.empty_like(x)
+    function(x, result, tuple(np.empty_like(x) for _ in range(SCRATCH)))
+    return result
+
+
+def softmax(a: Array) -> tuple[Array, Array, Array]:
+    """z = a − max_j a_j, ŷ = e^z / s, and s = Σ_j e^z_j (R, 1)."""
+    z = a - a.max(axis=1, keepdims=True)
+    powers = evaluated(exp, z)
+    total = row_sums(powers)[:, None]
+    return z, powers / total, total
+
+
+def _softmax_cross_entropy(a: Array, y: Array) -> tuple[Array, Array]:
+    if y.ndim == 1:
+        return _cross_entropy_of_labels(a, y)
+    z, predicted, total = softmax(a)
+    y = y.astype(np.float64)
+    mass = row_sums(y)[:, None]
+    return row_sums(y * (evaluated(log, total) - z)), mass * predicted - y
+
+
+def _cross_entropy_of_labels(a: Array, y: Array) -> tuple[Array, Array]:
+    """With r = Σ_{j≠y} e^z_j: ℓ = log(r + e^z_y) − z_y, which is log(1 + r) where z_y is 0; ŷ_y − 1 = −r/(r + e^z_y).
+    Nothing cancels, however sure the prediction is.
+    """
+    own = np.arange(len(a)), y
+    z = a - a.max(axis=1, keepdims=True)
+    powers = evaluated(exp, z)
+    own_power = powers[own]
+    powers[own] = 0.0
+    rest = row_sums(powers)
+    total = rest + own_power
+    losses = np.where(z[own] == 0.0, evaluated(log1p, rest), evaluated(log, total) - z[own])
+    powers[own] = -rest
+    return losses, powers / total[:, None]
+
+
+def _sigmoid_binary_cross_entropy(a: Array, y: Array) -> tuple[Array, Array]:
+    """ŷ − y as (1 − y) sigmoid(a) − y sigmoid(−a), where nothing cancels for a y of 0 or 1."""
+    terms = (np.where(a < 0, 0.0, a) - a * y) + evaluated(log1p, evaluated(exp, -np.abs(a)))
+    sigmoid = FORWARD["sigmoid"]
+    y = y.astype(np.float64)
+    return row_sums(terms), (1.0 - y) * evaluated(sigmoid, a) - y * evaluated(sigmoid, -a)
+
+
+def _softmax_squared_error(a: Array, y: Array) -> tuple[Array, Array]:
+    _, predicted, _ = softmax(a)
+    residual = predicted - y
+    dot = row_sums(residual * predicted)[:, None]
+    return 0.5 * row_sums(residual * residual), predicted * (residual - dot)
+
+
+def _elementwise_squared_error(name: str) -> Rule:
+    def rule(a: Array, y: Array) -> tuple[Array, Array]:
+        predicted = evaluated(FORWARD[name], a)
+        residual = predicted - y
+        return 0.5 * row_sums(residual * residual), residual * evaluated(SLOPE[name], predicted)
+
+    return rule
+
+
+RULES: dict[tuple[str, str], Rule] = {
+    ("cross_entropy", "softmax"): _softmax_cross_entropy,
+    ("binary_cross_entropy", "sigmoid"): _sigmoid_binary_cross_entropy,
+    ("squared_error", "softmax"): _softmax_squared_error,
+    **{("squared_error", name): _elementwise_squared_error(name) for name in ("identity", "sigmoid", "tanh")},
+}
+"""By loss and output function."""

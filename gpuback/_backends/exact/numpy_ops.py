@@ -1,0 +1,280 @@
+"""The NumPy backend with `reproducible=True`: the specification, to the bit, of what every backend computes then.
+
+Products are exact splits (`products.py`). What follows a product runs in float64 over a few rows at a
+time, which stay in cache, and is rounded once where it is stored: C to float32, a = C + b, h = g(a), da = dh ⊙ g' each
+to float32 and then, where the operands' dtype is a 16-bit one, to that. Nothing but IEEE + − × ÷ √ and comparisons
+decides any bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuback._backends.exact.layers import ExactPasses, Multiply, loss_rule
+from gpuback._backends.exact.losses import softmax
+from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
+from gpuback._backends.numpy.ops import NumpyOps
+from gpuback._backends.numpy.per_sample import ReproducibleNumpyRows
+from gpuback._backends.numpy.threads import Team
+from gpuback._backends.numpy.workspace import Workspace
+from gpuback._core.activations import Activation
+from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, store
+from gpuback._core.exact_sums import exact_sum
+from gpuback._core.losses import Loss
+from gpuback._core.precision import Precision
+from gpuback._core.scratch import aligned_empty
+from gpuback._core.typing import Array
+
+CHUNK = 1 << 14
+"""Elements that element-by-element work goes over at a time: a handful of float64 arrays of them stay in cache."""
+
+SLICES_IN_CACHE = 1 << 18
+"""Elements of a batch that are split at a time, as far as rows × width can be that small."""
+
+FEWEST_ROWS = 1024
+"""Products of fewer rows than these run below BLAS's full rate."""
+
+
+class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
+    """Every operation on NumPy arrays, with bits that another backend has as well.
+
+    Args:
+        multiply: (left, right, out) → None, out = left right of integers whose sums float64 holds exactly.
+    """
+
+    reproducible = True
+
+    def __init__(self, multiply: Multiply = np.dot) -> None:
+        self._multiply = multiply
+
+    def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> ReproducibleWorkspace:
+        return ReproducibleWorkspace(rows, sizes, precision, self._multiply)
+
+    def share_out(
+        self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
+    ) -> tuple[int, Team]:
+        """For a gradient the whole batch as one block: scales of dW's products belong to all of it."""
+        rows = batch_size if need_gradient else min(batch_size, rows_at_once(max(sizes)))
+        return rows, Team(1, blas_alone=False)
+
+    def bind_loss(  # type: ignore[override]
+        self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleWorkspace
+    ) -> Callable[[Array, Array | None], Array]:
+        """w_b ℓ_b, (rows,) float64, and da = w_b ∂ℓ_b/∂a_b / divisor; see `NumpyOps.bind_loss`."""
+        rule, round_da = loss_rule(loss, output), workspace.bind_round(da)
+
+        def loss_and_delta(y: Array, weight: Array | None) -> Array:
+            losses = np.empty(len(a))
+            for rows in _row_chunks(len(a), a.shape[1]):
+                losses[rows], delta = rule(a[rows].astype(np.float64), y[rows])
+                if weight is not None:
+                    losses[rows] *= weight[rows]
+                    delta *= weight[rows, None]
+                delta /= divisor
+                store(delta, da[rows])
+            if round_da is not None:
+                round_da()
+            return losses
+
+        return loss_and_delta
+
+    def mean_loss(self, parts: list[Array], batch_size: int) -> float:
+        """The batch's loss, rounded to float32."""
+        with np.errstate(all="ignore"):
+            return float(np.float32(exact_sum(np.concatenate(parts)) / batch_size))
+
+    def bind_mean_of_blocks(
+        self, rows: int, batch_size: int, dtype: np.dtype[Any]
+    ) -> tuple[None, Callable[[list[Any]], float]]:
+        """The mean of the blocks' losses, each rounded to float32, added up in float64 in their order and rounded."""
+
+        def mean(parts: list[Array]) -> float:
+            total = 0.0
+            with np.errstate(all="ignore"):
+                for part in parts:
+                    total += self.mean_loss([part], len(part)) * len(part)
+                return float(np.float32(total / batch_size))
+
+        return None, mean
+
+    def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[Array], object]:
+        def apply(out: Array) -> None:
+            for rows in _row_chunks(len(a), a.shape[1]):
+                values = a[rows].astype(np.float64)
+                if name == "softmax":
+                    values = softmax(values)[1]
+                else:
+                    FORWARD[name](values, values, tuple(np.empty_like(values) for _ in range(SCRATCH)))
+                store(values, out[rows])
+
+        return apply
+
+    def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
+        return "3 exact float64 BLAS GEMMs of slices"
+
+    def explain_backward(
+        self, batch_size: int, n_out: int, n_in: int, precision: Precision, *, need_da_prev: bool
+    ) -> str:
+        return "3 exact float64 BLAS GEMMs of slices for dW, exact sums for db" + (", 3 for dh" if need_da_prev else "")
+
+
+def rows_at_once(widest: int) -> int:
+    """How many rows of a batch are worked on at a time."""
+    return min(BLOCK, max(FEWEST_ROWS, SLICES_IN_CACHE // widest))
+
+
+class ReproducibleWorkspace(Workspace):
+    """The buffers of one network for one batch size; the output layer's are C-ordered."""
+
+    def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply) -> None:
+        super().__init__(rows, sizes, precision)
+        self.slices = SliceBuffers(NumpyPieces(max(sizes), precision, multiply), rows, sizes)
+
+    def output(self, width: int) -> Array:
+        return self.hidden(width)
+
+
+class NumpyPieces:
+    """`gpuback._backends.exact.products.Pieces` on NumPy.
+
+    Args:
+        widest: the largest number of columns.
+        precision: of the network.
+        multiply: (left, right, out) → None.
+    """
+
+    def __init__(self, widest: int, precision: Precision, multiply: Multiply) -> None:
+        self._multiply = multiply
+        self._precision = precision
+        size = max(CHUNK, widest)
+        self._double = [np.empty(size) for _ in range(1 + SCRATCH)]
+        self._slope = np.empty(size)
+        self._single = np.empty(size, np.float32)
+        self._rounded = np.empty(size if precision.sixteen_bit else 0, precision.operand)
+
+    def rows_at_once(self, widest: int) -> int:
+        return rows_at_once(widest)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return aligned_empty(shape, dtype)
+
+    def largest_of_rows(self, x: Array, largest: Array) -> None:
+        np.maximum.reduce(x, axis=1, out=largest)
+        np.maximum(largest, -np.minimum.reduce(x, axis=1), out=largest)
+
+    def largest_of_columns(self, x: Array, largest: Array) -> None:
+        np.maximum.reduce(x, axis=0, out=largest)
+        np.maximum(largest, -np.minimum.reduce(x, axis=0), out=largest)
+
+    def split_rows(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
+        factors = _power_of_two(largest, bits, inverse=True)[:, None]
+        for rows in _row_chunks(*x.shape):
+            _split(x[rows], factors[rows], bits, first[rows], second[rows])
+
+    def split_columns(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
+        factors = _power_of_two(largest, bits, inverse=True)
+        for rows in _row_chunks(*x.shape):
+            _split(x[rows], factors, bits, first[rows], second[rows])
+
+    def multiply(self, left: Array, right: Array, out: Array) -> None:
+        self._multiply(left, right, out)
+
+    def accumulate(self, addend: Array, total: Array) -> None:
+        np.add(total, addend, out=total)
+
+    def add(self, sums: Sums, totals: Sums, *, first: bool) -> None:
+        for part, total in zip(sums, totals, strict=True):
+            if first:
+                np.copyto(total, part, casting="unsafe")
+            else:
+                np.add(total, part, out=total, dtype=np.int64, casting="unsafe")
+
+    def finish_forward(
+        self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
+    ) -> None:
+        bias, pre_activation = b.astype(np.float64), h if a is None else a
+        for rows, values in self._combined(sums, scales):
+            np.add(values, bias, out=values)
+            pre = self._stored(values, pre_activation[rows], sixteen_bit=g is not None and g.derivative_from == "a")
+            if g is not None:
+                np.copyto(values, pre)
+                FORWARD[g.name](values, values, self._scratch(values))
+                self._stored(values, h[rows], sixteen_bit=True)
+
+    def finish_delta(
+        self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
+    ) -> None:
+        for rows, values in self._combined(sums, scales):
+            if factor != 1.0:
+                np.multiply(values, factor, out=values)
+            delta = self._stored(values, da_prev[rows], sixteen_bit=False)
+            if g is not None and source is not None:
+                slope = self._slope[: values.size].reshape(values.shape)
+                np.copyto(slope, source[rows])
+                SLOPE[g.name](slope, slope, self._scratch(values))
+                np.multiply(slope, delta, out=values)
+                self._stored(values, delta, sixteen_bit=True)
+
+    def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
+        for rows, values in self._combined(sums, scales):
+            if factor != 1.0:
+                np.multiply(values, factor, out=values)
+            if accumulate:
+                addend = self._single[: values.size].reshape(values.shape)
+                np.add(self._stored(values, addend, sixteen_bit=False), out[rows], out=values)
+                store(values, out[rows])
+            else:
+                self._stored(values, out[rows], sixteen_bit=False)
+
+    def _combined(self, sums: Sums, scales: Scales) -> Iterator[tuple[slice, Array]]:
+        """A few rows at a time of C = σ_i τ_j 2⁻²ˢ (P + 2⁻ˢ Q), in float64."""
+        height, width = sums.p.shape
+        sigma = _power_of_two(scales.rows, -scales.bits)[:, None]
+        tau = _power_of_two(scales.columns, -scales.bits)
+        for rows in _row_chunks(height, width):
+            values = self._double[0][: (rows.stop - rows.start) * width].reshape(-1, width)
+            np.multiply(sums.q[rows], 2.0**-scales.bits, out=values)
+            np.add(values, sums.p[rows], out=values)
+            np.multiply(values, tau, out=values)
+            np.multiply(values, sigma[rows], out=values)
+            yield rows, values
+
+    def _scratch(self, like: Array) -> tuple[Array, ...]:
+        return tuple(flat[: like.size].reshape(like.shape) for flat in self._double[1:])
+
+    def _stored(self, values: Array, out: Array, *, sixteen_bit: bool) -> Array:
+        """`values` rounded to float32 with +0 added, and to the operands' dtype if that is a 16-bit one and wanted."""
+        store(values, out)
+        np.add(out, 0.0, out=out)
+        if sixteen_bit and self._precision.sixteen_bit:
+            rounded = self._rounded[: out.size].reshape(out.shape)
+            np.copyto(rounded, out, casting="unsafe")
+            np.copyto(out, rounded)
+        return out
+
+
+def _row_chunks(rows: int, width: int) -> Iterator[slice]:
+    """Rows 0 … `rows`, as many at a time as `CHUNK` elements hold."""
+    at_once = max(1, CHUNK // width)
+    return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
+
+
+def _power_of_two(largest: Array, exponent: int, *, inverse: bool = False) -> Array:
+    """2^exponent σ or 2^exponent / σ, with σ the power of two just above `largest`; NaN where that is not finite."""
+    powers = np.frexp(largest)[1]
+    result: Array = np.ldexp(1.0, (-powers if inverse else powers) + exponent)
+    result[~np.isfinite(largest)] = math.nan
+    return result
+
+
+def _split(x: Array, factor: Array, bits: int, first: Array, second: Array) -> None:
+    np.copyto(second, x)
+    np.multiply(second, factor, out=second)
+    np.rint(second, out=first)
+    np.subtract(second, first, out=second)
+    np.multiply(second, 2.0**bits, out=second)
+    np.rint(second, out=second)

@@ -1,0 +1,1 @@
+"""The NumPy backend. `ops.py` is the readable specification of every operation."""

@@ -1,0 +1,98 @@
+"""The buffers that the layers of one block of rows share on NumPy, and what rounds them to the operands' format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from gpuback._core.precision import Precision, round_to_tf32
+from gpuback._core.scratch import Room, Scratch, aligned_empty
+from gpuback._core.typing import Array
+
+CLASS_FIRST = 32
+"""Output layers up to this wide keep each class contiguous, so that sums over the classes are vector operations."""
+
+
+class Workspace:
+    """The buffers that the layers of one block of rows share; each is made when something is first bound to it."""
+
+    def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
+        self.rows = rows
+        self._precision = precision
+        self._sizes = sizes
+        self._widest = rows * max(sizes)
+        self._room = Room(self._widest, precision.total)
+
+    @cached_property
+    def _rounded(self) -> Array:
+        return np.empty(self._widest, self._precision.operand)
+
+    @cached_property
+    def _products(self) -> list[Array]:
+        return [aligned_empty(self._widest, self._precision.total) for _ in range(2)]
+
+    @cached_property
+    def _deltas(self) -> list[Array]:
+        return [aligned_empty(self.rows * max(self._sizes[1:]), self._precision.total) for _ in range(2)]
+
+    @cached_property
+    def gradient(self) -> Array:
+        """Room for one layer's dW."""
+        return aligned_empty(max(n_in * n_out for n_in, n_out in pairwise(self._sizes)), self._precision.total)
+
+    def hidden(self, width: int) -> Array:
+        """A buffer of its own for a hidden layer, (rows, width)."""
+        return aligned_empty((self.rows, width), self._precision.total)
+
+    def output(self, width: int) -> Array:
+        """The output layer's buffer: pre-activations, then ŷ or da_L."""
+        order: Literal["C", "F"] = "F" if width <= CLASS_FIRST else "C"
+        return aligned_empty((self.rows, width), self._precision.total, order)
+
+    def output_delta(self, output: Array) -> Array:
+        """The buffer for da_L: the output layer's own."""
+        return output
+
+    def delta(self, layer: int, width: int) -> Array:
+        """The buffer for a layer's da. Hidden layers take two in turn: da_k is done with when da_{k−1} is."""
+        if layer == 0:
+            return self.hidden(width)
+        return self._deltas[layer % 2][: self.rows * width].reshape(self.rows, width)
+
+    def scratch_like(self, array: Array) -> Scratch:
+        """Scratch of an array's shape and memory order."""
+        return Scratch(array, self._room)
+
+    def c_ordered(self, array: Array) -> Array:
+        """Where a product bound for `array` is written: itself, or scratch if it is Fortran-ordered, which is slow."""
+        return array if array.flags.c_contiguous else self._room.one[: array.size].reshape(array.shape)
+
+    def bind_round(self, array: Array) -> Callable[[], object] | None:
+        """A function that rounds `array` to the operands' dtype in place; None for 32 and 64 bits."""
+        if not self._precision.sixteen_bit:
+            return None
+        flat = array.T.reshape(-1) if not array.flags.c_contiguous else array.reshape(-1)
+        rounded = self._rounded[: flat.size]
+
+        def round_in_place() -> None:
+            np.copyto(rounded, flat, casting="unsafe")
+            np.copyto(flat, rounded)
+
+        return round_in_place
+
+    def bind_product_operand(self, which: int, shape: tuple[int, ...]) -> Callable[[Array], Array] | None:
+        """A function from an array to what a product reads of it: a copy rounded to TF32 if allowed. Else None."""
+        if not self._precision.tf32:
+            return None
+        size = shape[0] * shape[1]
+        copy, nan = self._products[which][:size].reshape(shape), self._room.mask[:size].reshape(shape)
+
+        def rounded(array: Array) -> Array:
+            np.copyto(copy, array)
+            return round_to_tf32(copy, copy, nan)
+
+        return rounded

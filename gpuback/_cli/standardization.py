@@ -1,0 +1,114 @@
+"""Standardization of data, and how a trained network takes it in, so that what is saved reads raw features.
+
+Sums are exact ones, so that no BLAS and no order of the samples has a say in the bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuback._core.exact_sums import exact_sum
+from gpuback._core.typing import Array
+from gpuback._network.mlp import MLP
+from gpuback.errors import DataError, OptionError
+
+
+@dataclass(frozen=True, eq=False)  # a comparison of arrays has no single truth value
+class Standardization:
+    """z = (v − μ)/σ, column by column.
+
+    Attributes:
+        mean: (n,) μ, float64.
+        scale: (n,) σ > 0, float64.
+    """
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+    @classmethod
+    def of_features(cls, x: Array) -> Standardization:
+        """The mean and standard deviation of each column of x (N, n).
+
+        A column that never varies gets σ = ∞, so that it is 0 in training and multiplied by 0 afterwards. With σ = 1
+        its weights, which training never touches, would act on whatever other value turns up later, and a large one (a
+        year, an identifier) would cancel against the bias with all its rounding error.
+        """
+        return cls._of(x, np.inf)
+
+    @classmethod
+    def of_targets(cls, y: Array) -> Standardization:
+        """The mean and standard deviation of each column of y (N, n); σ = 1 where a column never varies."""
+        return cls._of(y, 1.0)
+
+    @classmethod
+    def _of(cls, values: Array, constant_scale: float) -> Standardization:
+        lowest, highest = (extreme(values, axis=0).astype(np.float64) for extreme in (np.min, np.max))
+        constant = lowest == highest
+        # The mean of equal numbers may miss them by a rounding.
+        mean = np.where(constant, lowest, _column_sums(values) / len(values))
+        # Relative to the largest deviation, no square overflows or vanishes.
+        largest = np.where(constant, 1.0, np.maximum(highest - mean, mean - lowest))
+        deviations = cls(mean, largest).apply(values)
+        spread = largest * np.sqrt(_column_sums(np.square(deviations, out=deviations)) / len(values))
+        return cls(mean, np.where(constant, constant_scale, spread))
+
+    def apply(self, values: Array) -> NDArray[np.float64]:
+        """Z = (values − μ)/σ, (N, n) float64."""
+        z: NDArray[np.float64] = np.subtract(values, self.mean)
+        z /= self.scale
+        return z
+
+    def coarsest(self, values: Array, unit_roundoff: float) -> tuple[int, float]:
+        """The column that loses most when values are rounded before they are standardized.
+
+        Args:
+            values: (N, n) raw values.
+            unit_roundoff: the largest relative error of the rounding.
+
+        Returns:
+            (its index, its largest rounding error in units of σ).
+        """
+        error = unit_roundoff * np.abs(values).max(axis=0) / self.scale
+        column = int(error.argmax())
+        return column, float(error[column])
+
+
+def _column_sums(values: Array) -> NDArray[np.float64]:
+    """Σ_i v_ij, (n,), each rounded once."""
+    return np.array([exact_sum(column.astype(np.float64)) for column in values.T])
+
+
+def fold(net: MLP, features: Standardization, targets: Standardization | None = None) -> None:
+    """Turns a network of standardized features (and targets) into the same function of raw ones, in place.
+
+        first layer   W ← W/σ,     b ← b − W μ/σ
+        last layer    W ← σ_y W,   b ← σ_y b + μ_y       if the targets were standardized
+
+    Computed in float64. W is rounded to θ's dtype before b is computed, so that b makes up for what the rounding did
+    to W μ.
+
+    Raises:
+        OptionError: targets with an output function other than identity, behind which nothing linear can be put.
+        DataError: a result is beyond the range of θ's dtype; the network is as it was.
+    """
+    if targets is not None and net.architecture.output != "identity":
+        raise OptionError(
+            f"expected output 'identity' to fold standardized targets into, got {net.architecture.output!r}"
+        )
+    theta = net.ops.to_numpy(net.theta).copy()
+    weights, biases = net.architecture.layout.split(theta)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights[0][...] = weights[0] / features.scale
+        biases[0][...] -= _column_sums((weights[0] * features.mean).T)
+        if targets is not None:
+            weights[-1][...] = weights[-1] * targets.scale[:, None]
+            biases[-1][...] = biases[-1] * targets.scale + targets.mean
+    if not np.isfinite(theta).all():
+        raise DataError(
+            f"standard deviations from {features.scale.min():.3g} up cannot be folded into {theta.dtype} weights; use"
+            " dtype float64 or scale the data"
+        )
+    net.theta[...] = net.ops.asarray(theta, theta.dtype, "theta")

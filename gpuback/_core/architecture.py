@@ -1,0 +1,121 @@
+"""What a network is, without its numbers: widths, functions, loss and precision, checked once and never changed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from gpuback._core.activations import ACTIVATIONS, Activation
+from gpuback._core.losses import LOSSES, Loss
+from gpuback._core.parameters import Layout
+from gpuback._core.precision import Precision
+from gpuback.errors import OptionError, ShapeError, require_known
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network's structure; see `gpuback.MLP` for what the fields mean.
+
+    Attributes:
+        activations: one name per hidden layer.
+    """
+
+    sizes: tuple[int, ...]
+    activations: tuple[str, ...]
+    output: str
+    loss: str
+    precision: Precision
+
+    @classmethod
+    def create(
+        cls,
+        sizes: Iterable[int],
+        *,
+        activation: str | Sequence[str] = "relu",
+        output: str | None = None,
+        loss: str = "cross_entropy",
+        dtype: object = "float32",
+        allow_tf32: bool = False,
+        reproducible: bool = False,
+    ) -> Architecture:
+        """Checks what a user asked for and fills in the defaults.
+
+        Raises:
+            OptionError: an unknown name, an output function that the loss does not go with, allow_tf32 without float32,
+                reproducible with float64 or allow_tf32.
+            ShapeError: fewer than two sizes, a width below 1, or a number of activations other than the number of
+                hidden layers.
+        """
+        widths = _widths(sizes)
+        if not isinstance(activation, (str, Sequence)):
+            raise OptionError(f"activation: expected a name or one for each hidden layer, got {activation!r}")
+        names = (activation,) * (len(widths) - 2) if isinstance(activation, str) else tuple(activation)
+        if len(names) != len(widths) - 2:
+            raise ShapeError(
+                f"activation: expected one name, or {len(widths) - 2} (one per hidden layer of sizes {widths}), "
+                f"got {len(names)}"
+            )
+        for name in (activation, *names) if isinstance(activation, str) else names:
+            require_known("activation", name, ACTIVATIONS)
+        require_known("loss", loss, LOSSES)
+        row = LOSSES[loss]
+        if output is None:
+            output = row.default_output
+        require_known("output", output, {name for other in LOSSES.values() for name in other.outputs})
+        if output not in row.outputs:
+            raise OptionError(
+                f"loss {loss!r} goes with output {' or '.join(map(repr, row.outputs))}, not with {output!r}"
+            )
+        precision = Precision.of(dtype, allow_tf32=allow_tf32, reproducible=bool(reproducible))
+        return cls(widths, names, output, loss, precision)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: the fields, without what was derived from them and cached."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.sizes)
+
+    @property
+    def hidden_activations(self) -> list[Activation]:
+        return [ACTIVATIONS[name] for name in self.activations]
+
+    @cached_property
+    def loss_row(self) -> Loss:
+        return LOSSES[self.loss]
+
+    def as_options(self) -> dict[str, Any]:
+        """The keyword arguments of `create` that make this architecture again; all of them can be written as JSON."""
+        return {
+            "sizes": list(self.sizes),
+            "activation": list(self.activations),
+            "output": self.output,
+            "loss": self.loss,
+            "dtype": self.precision.name,
+            "allow_tf32": self.precision.tf32,
+            "reproducible": self.precision.reproducible,
+        }
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Architecture:
+        """The inverse of `as_options`."""
+        return cls.create(**options)
+
+
+def _widths(sizes: Iterable[int]) -> tuple[int, ...]:
+    try:
+        widths = tuple(operator.index(size) for size in sizes)
+    except TypeError:
+        raise ShapeError(f"sizes: expected a sequence of integers (n_0, …, n_L), got {sizes!r}") from None
+    if len(widths) < 2:
+        raise ShapeError(f"sizes: expected at least two widths, input and output, got {widths}")
+    for position, width in enumerate(widths):
+        if width < 1:
+            raise ShapeError(
+                f"sizes: expected every width to be at least 1, got {width} at position {position} of {widths}"
+            )
+    return widths

@@ -1,0 +1,502 @@
+"""exp, log, tanh, the activations and their slopes as fixed sequences of IEEE 754 operations.
+
+Why: how `exp` comes to its bits is nobody's promise. NumPy's differ by CPU (AVX2, AVX-512, NEON), by NumPy's version
+and by C library, and CUDA's are others again. Yet + − × ÷ in float64 have the same bits on every machine that follows
+IEEE 754, and so has whatever is made of nothing else: here of these four, comparisons, and shifts and masks of a
+number's bits. `kernels/elementary.cuh` is the same sequences in CUDA, none of them contracted to fma; the coefficients
+of both stand here (`DEFINES`). Another operation, order or coefficient, and results have other bits.
+
+How well: the relative error is below 2·10⁻¹² for all x of which the result, in float32, is neither 0 nor infinite. A
+result that is rounded once (`store`) is within 0.5001 ulp of float32, for tiny and for subnormal x, too, and where
+results underflow. Slopes are off by less than 2·10⁻¹² (gelu's and silu's cross zero, so that error is absolute).
+
+How: a function takes (x, out, scratch), writes g(x) to `out`, and uses `scratch`: `SCRATCH` arrays like x. All are
+float64 and of one shape, and those of `scratch` contiguous. `out` may be x. Nothing is allocated that grows. Every line
+is one pass, over arrays that should be small enough to stay in cache. NaN gives NaN, ±∞ the limit. Infinities raise
+NumPy's floating-point warnings; callers silence them with `np.errstate`.
+
+The exponential behind most of them: with k the integer next to x/ln 2 and r = x − k ln 2, so that |r| ≤ ½ ln 2,
+
+    e^x = 2^k e^r,    e^r = (C + r)/(C − r),    C = r coth(r/2) = 2 + r²/6 − r⁴/360 + …
+
+C is even in r and hardly varies: three coefficients beside the 2 give it to 1.6·10⁻¹². With N = 2^k (C + r) and
+D = C − r, e^x is N/D, and what is made of it by + − × ÷ needs one division in all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from gpuback._core.activations import LEAKY_SLOPE
+from gpuback._core.typing import Array
+
+SCRATCH = 4
+"""How many arrays a function works in, beside `out`."""
+
+CHUNK = 1 << 14
+"""Elements that `apply` goes over at a time."""
+
+Scratch = tuple[Array, ...]
+Function = Callable[[Array, Array, Scratch], None]
+
+# Polynomials, the lowest coefficient first: exact, as results of tiny x need it. Given that, the others are minimax, of
+# the smallest possible relative error.
+
+EXP_COEFFICIENTS = (2.0, 0.16666666614581813, -0.0027777514063286905, 6.57579210687783e-05)
+"""r coth(r/2) by powers of r², for |r| ≤ ½ ln 2, to 1.6·10⁻¹²."""
+
+LOG_COEFFICIENTS = (
+    *(2.0, 0.6666666667576872, 0.39999995632819313, 0.2857210799830112, 0.2217623688618363, 0.19583462497433277),
+)
+"""2 artanh(f)/f by powers of f², for |f| ≤ (√2 − 1)/(√2 + 1), to 3·10⁻¹⁴."""
+
+SOFTPLUS_COEFFICIENTS = (
+    *(2.0, 0.6666666667685708, 0.3999999768227019, 0.2857160640508304, 0.2221578115166581, 0.18305629728814835),
+    *(0.14096834552050286, 0.20006458139874916),
+)
+"""The same for |f| ≤ ⅓, to 8·10⁻¹⁴."""
+
+EXP_LIMIT = 700.0
+"""Of what is larger in size, the exponential is that of ± this: far outside float32, while 2^k is a normal number."""
+
+LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
+
+EXPONENT_SHIFT = 52
+"""Bits of a float64 below its exponent."""
+
+EXP_MAGIC = 1.5 * 2.0**EXPONENT_SHIFT + 1023
+"""A number plus this is rounded to an integer k, and the sum's last bits are k + 1023: the exponent of 2^k."""
+
+EXPONENT_MASK = -(1 << EXPONENT_SHIFT)
+"""Sign and exponent."""
+
+SQRT_2_BITS = 0x3FF6A09E667F3BCD
+"""√2 in float64."""
+
+MINUS_LN_2_SCALED = -LN_2 * 2.0**-EXPONENT_SHIFT
+
+GELU_LINEAR, GELU_CUBIC, GELU_CUBIC_SLOPE = 1.5957691216057308, 0.07135481627260025, 0.21406444881780073
+"""2√(2/π), 0.044715 times that, three times that again: u = a (linear + cubic a²), u' = linear + cubic slope a²."""
+
+GELU_LIMIT = 20.0
+"""Past this |a|, gelu's sigmoid is 0 or 1 (e^−603 off) for good; u stays within `EXP_LIMIT`."""
+
+
+def _macro(name: str, *values: float) -> str:
+    return f"{name}={','.join(x.hex() if isinstance(x, float) else f'{x}ll' for x in values)}"
+
+
+DEFINES = (
+    _macro("EXP_COEFFICIENTS", *EXP_COEFFICIENTS),
+    _macro("LOG_COEFFICIENTS", *LOG_COEFFICIENTS),
+    _macro("SOFTPLUS_COEFFICIENTS", *SOFTPLUS_COEFFICIENTS),
+    _macro("EXP_LIMIT", EXP_LIMIT),
+    _macro("LOG2_E", LOG2_E),
+    _macro("LN_2", LN_2),
+    _macro("EXP_MAGIC", EXP_MAGIC),
+    _macro("EXPONENT_SHIFT", EXPONENT_SHIFT),
+    _macro("EXPONENT_MASK", EXPONENT_MASK),
+    _macro("SQRT_2_BITS", SQRT_2_BITS),
+    _macro("MINUS_LN_2_SCALED", MINUS_LN_2_SCALED),
+    _macro("GELU_LINEAR", GELU_LINEAR),
+    _macro("GELU_CUBIC", GELU_CUBIC),
+    _macro("GELU_CUBIC_SLOPE", GELU_CUBIC_SLOPE),
+    _macro("GELU_LIMIT", GELU_LIMIT),
+    _macro("LEAKY_SLOPE", LEAKY_SLOPE),
+)
+"""Macros for the variants of kernels that include `elementary.cuh`."""
+
+
+# --- what several functions need
+
+
+def _polynomial(x: Array, coefficients: tuple[float, ...], out: Array) -> None:
+    """out = c_0 + c_1 x + c_2 x² + …, as (… (c_n x + c_n−1) x + …) x + c_0."""
+    first, *middle, last = coefficients
+    np.multiply(x, last, out=out)
+    for coefficient in reversed(middle):
+        np.add(out, coefficient, out=out)
+        np.multiply(out, x, out=out)
+    np.add(out, first, out=out)
+
+
+def _exponential(scratch: Scratch) -> None:
+    """Of x in scratch[0], |x| ≤ `EXP_LIMIT`: r, 2^k, nothing of use, and C in the four arrays.
+
+    k and 2^k by the magic number; k ln 2 is rounded, which costs e^x at most 1.5·10⁻¹⁶ |x|, and nothing where k = 0.
+    """
+    r, power, square, c = scratch
+    np.multiply(r, LOG2_E, out=power)
+    np.add(power, EXP_MAGIC, out=power)
+    np.subtract(power, EXP_MAGIC, out=square)
+    bits = power.view(np.uint64)
+    np.left_shift(bits, EXPONENT_SHIFT, out=bits)
+    np.multiply(square, LN_2, out=square)
+    np.subtract(r, square, out=r)
+    np.multiply(r, r, out=square)
+    _polynomial(square, EXP_COEFFICIENTS, c)
+
+
+def _fraction(scratch: Scratch) -> tuple[Array, Array]:
+    """Of what `_exponential` leaves: N = 2^k (C + r) and D = C − r. They take the places of nothing of use and of C."""
+    r, power, numerator, denominator = scratch
+    np.add(denominator, r, out=numerator)
+    np.multiply(numerator, power, out=numerator)
+    np.subtract(denominator, r, out=denominator)
+    return numerator, denominator
+
+
+def _fraction_less_1(scratch: Scratch) -> tuple[Array, Array]:
+    """Of what `_exponential` leaves: N − D, as (2^k + 1) r − (1 − 2^k) C, and D."""
+    r, power, rest, c = scratch
+    np.subtract(1.0, power, out=rest)
+    np.multiply(rest, c, out=rest)
+    np.add(power, 1.0, out=power)
+    np.multiply(power, r, out=power)
+    np.subtract(power, rest, out=power)
+    np.subtract(c, r, out=c)
+    return power, c
+
+
+def _times_sigmoid(x: Array, least: float, out: Array, scratch: Scratch) -> None:
+    """Of what `_exponential` leaves: out = max(x, least) N/(D + N). A product with `least` is 0 in float32."""
+    numerator, denominator = _fraction(scratch)
+    np.add(denominator, numerator, out=denominator)
+    np.divide(numerator, denominator, out=numerator)
+    np.clip(x, least, math.inf, out=denominator)
+    np.multiply(denominator, numerator, out=out)
+
+
+def _sigmoids(scratch: Scratch) -> tuple[Array, Array, Array, Array]:
+    """Of what `_exponential` leaves: s = N/(D + N), 1 − s = D/(D + N), and two arrays that are free."""
+    numerator, denominator = _fraction(scratch)
+    free, inverse, *_ = scratch
+    np.add(denominator, numerator, out=inverse)
+    np.divide(1.0, inverse, out=inverse)
+    np.multiply(numerator, inverse, out=numerator)
+    np.multiply(denominator, inverse, out=denominator)
+    return numerator, denominator, free, inverse
+
+
+# --- exponentials
+
+
+def exp(x: Array, out: Array, scratch: Scratch) -> None:
+    """e^x = N/D."""
+    np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
+    _exponential(scratch)
+    numerator, denominator = _fraction(scratch)
+    np.divide(numerator, denominator, out=out)
+
+
+def expm1(x: Array, out: Array, scratch: Scratch) -> None:
+    """e^x − 1 = ((2^k + 1) r − (1 − 2^k) C)/(C − r): where k = 0 this is 2r/(C − r), with all digits of a tiny r."""
+    np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
+    _exponential(scratch)
+    numerator, denominator = _fraction_less_1(scratch)
+    np.divide(numerator, denominator, out=out)
+
+
+def tanh(x: Array, out: Array, scratch: Scratch) -> None:
+    """(e^2x − 1)/(e^2x + 1) = ((2^k + 1) r − (1 − 2^k) C)/((2^k + 1) C − (1 − 2^k) r), with k, r and C of 2x."""
+    r, power, rest, c = scratch
+    np.add(x, x, out=r)
+    np.clip(r, -EXP_LIMIT, EXP_LIMIT, out=r)
+    _exponential(scratch)
+    np.subtract(1.0, power, out=rest)
+    np.add(power, 1.0, out=power)
+    np.multiply(power, c, out=out)
+    np.multiply(power, r, out=power)
+    np.multiply(r, rest, out=r)
+    np.subtract(out, r, out=r)
+    np.multiply(c, rest, out=c)
+    np.subtract(power, c, out=c)
+    np.divide(c, r, out=out)
+
+
+def sigmoid(x: Array, out: Array, scratch: Scratch) -> None:
+    """1/(1 + e^−x) = N/(D + N): on neither side of 0 does anything cancel."""
+    np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
+    _exponential(scratch)
+    numerator, denominator = _fraction(scratch)
+    np.add(denominator, numerator, out=denominator)
+    np.divide(numerator, denominator, out=out)
+
+
+def softplus(x: Array, out: Array, scratch: Scratch) -> None:
+    """log(1 + e^x) = max(x, 0) + log(1 + e), e = e^−|x|, and log(1 + e) = 2 artanh f, f = e/(2 + e) ≤ ⅓.
+
+    With N and D of e^|x|, f = D/(2N + D).
+    """
+    free, square, _, _ = scratch
+    np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
+    np.abs(scratch[0], out=scratch[0])
+    _exponential(scratch)
+    numerator, f = _fraction(scratch)
+    np.add(numerator, numerator, out=numerator)
+    np.add(numerator, f, out=numerator)
+    np.divide(f, numerator, out=f)
+    np.multiply(f, f, out=square)
+    _polynomial(square, SOFTPLUS_COEFFICIENTS, free)
+    np.multiply(f, free, out=f)
+    np.clip(x, 0.0, math.inf, out=out)
+    np.add(out, f, out=out)
+
+
+# --- logarithms
+
+
+def log(x: Array, out: Array, scratch: Scratch) -> None:
+    """log x = k ln 2 + 2 artanh f, with x = 2^k m, √½ < m ≤ √2, and f = (m − 1)/(m + 1). x is not subnormal."""
+    minus_k, m, f, _ = scratch
+    _split(x, minus_k, m)
+    np.subtract(m, 1.0, out=f)
+    np.add(m, 1.0, out=m)
+    np.divide(f, m, out=f)
+    _finish_log(x, 0.0, out, scratch)
+
+
+def log1p(x: Array, out: Array, scratch: Scratch) -> None:
+    """log(1 + x) as log of 1 + x, but that f = x/(x + 2) where k = 0: x has digits there that 1 + x has not."""
+    minus_k, m, f, sum_ = scratch
+    np.add(x, 1.0, out=sum_)
+    _split(sum_, minus_k, m)
+    np.subtract(m, 1.0, out=f)
+    mask = _as_mask(sum_)
+    np.equal(minus_k, 0.0, out=mask)
+    np.copyto(f, x, where=mask)
+    np.add(f, 2.0, out=m)
+    np.divide(f, m, out=f)
+    _finish_log(x, -1.0, out, scratch)
+
+
+def _split(x: Array, minus_k: Array, m: Array) -> None:
+    """x = 2^k m, √½ < m ≤ √2; k as −2⁵² k, whose product with −2⁻⁵² ln 2 is −0 where k = 0: thus log1p(−0) is −0."""
+    bits, integer = x.view(np.int64), minus_k.view(np.int64)
+    np.subtract(SQRT_2_BITS, bits, out=integer)
+    np.bitwise_and(integer, EXPONENT_MASK, out=integer)
+    np.add(bits, integer, out=m.view(np.int64))
+    np.copyto(minus_k, integer, casting="unsafe")
+
+
+def _finish_log(x: Array, pole: float, out: Array, scratch: Scratch) -> None:
+    """k ln 2 + 2 artanh f; −∞ where x is the pole, NaN below it, ∞ where x is."""
+    minus_k, polynomial, f, square = scratch
+    np.multiply(f, f, out=square)
+    _polynomial(square, LOG_COEFFICIENTS, polynomial)
+    np.multiply(f, polynomial, out=f)
+    np.multiply(minus_k, MINUS_LN_2_SCALED, out=minus_k)
+    least, most = (extreme.reduce(x, axis=None, initial=1.0) for extreme in (np.minimum, np.maximum))
+    if pole < least and most < math.inf:
+        np.add(f, minus_k, out=out)
+        return
+    np.add(f, minus_k, out=f)
+    mask = _as_mask(square)
+    np.greater(x, pole, out=mask)
+    np.logical_not(mask, out=mask)
+    np.copyto(f, math.nan, where=mask)
+    np.equal(x, pole, out=mask)
+    np.copyto(f, -math.inf, where=mask)
+    np.equal(x, math.inf, out=mask)
+    np.copyto(f, math.inf, where=mask)
+    np.copyto(out, f)
+
+
+def _as_mask(scratch: Array) -> Array:
+    """The memory of a scratch array as booleans, one for each of its numbers."""
+    return scratch.reshape(-1).view(np.bool_)[: scratch.size].reshape(scratch.shape)
+
+
+# --- the other activations
+#
+# Which zero np.maximum(−0, +0) gives depends on the CPU. Where that could be seen, +0 is added: −0 + 0 = +0.
+
+
+def identity(a: Array, out: Array, scratch: Scratch) -> None:
+    """a."""
+    if out is not a:
+        np.copyto(out, a)
+
+
+def relu(a: Array, out: Array, scratch: Scratch) -> None:
+    """max(a, 0), never −0."""
+    np.clip(a, 0.0, math.inf, out=out)
+    np.add(out, 0.0, out=out)
+
+
+def leaky_relu(a: Array, out: Array, scratch: Scratch) -> None:
+    """max(a, 0.01 a)."""
+    np.multiply(a, LEAKY_SLOPE, out=scratch[0])
+    np.maximum(a, scratch[0], out=out)
+
+
+def elu(a: Array, out: Array, scratch: Scratch) -> None:
+    """max(a, expm1(min(a, 0))), never −0."""
+    np.clip(a, -EXP_LIMIT, 0.0, out=scratch[0])
+    _exponential(scratch)
+    numerator, denominator = _fraction_less_1(scratch)
+    np.divide(numerator, denominator, out=numerator)
+    np.maximum(a, numerator, out=out)
+    np.add(out, 0.0, out=out)
+
+
+def gelu(a: Array, out: Array, scratch: Scratch) -> None:
+    """a sigmoid(u), u = 2√(2/π)(a + 0.044715 a³), with u of an a within ± `GELU_LIMIT`."""
+    _gelu_argument(a, scratch)
+    _exponential(scratch)
+    _times_sigmoid(a, -GELU_LIMIT, out, scratch)
+
+
+def _gelu_argument(a: Array, scratch: Scratch) -> None:
+    """u in scratch[0]."""
+    u, square, *_ = scratch
+    np.clip(a, -GELU_LIMIT, GELU_LIMIT, out=u)
+    np.multiply(u, u, out=square)
+    np.multiply(square, GELU_CUBIC, out=square)
+    np.add(square, GELU_LINEAR, out=square)
+    np.multiply(u, square, out=u)
+
+
+def silu(a: Array, out: Array, scratch: Scratch) -> None:
+    """a sigmoid(a)."""
+    np.clip(a, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
+    _exponential(scratch)
+    _times_sigmoid(a, -EXP_LIMIT, out, scratch)
+
+
+# --- slopes g': from h = g(a), but of gelu and silu from a. At a kink it is the derivative from the left.
+
+
+def identity_slope(h: Array, out: Array, scratch: Scratch) -> None:
+    """1, of NaN as well."""
+    out.fill(1.0)
+
+
+def relu_slope(h: Array, out: Array, scratch: Scratch) -> None:
+    """1 where h > 0, else 0, of NaN as well."""
+    np.greater(h, 0.0, out=out)
+
+
+def leaky_relu_slope(h: Array, out: Array, scratch: Scratch) -> None:
+    """1 where h > 0, else 0.01, of NaN as well."""
+    np.greater(h, 0.0, out=out)
+    np.clip(out, LEAKY_SLOPE, 1.0, out=out)
+
+
+def elu_slope(h: Array, out: Array, scratch: Scratch) -> None:
+    """1 where h > 0, else h + 1, as min(h, 0) + 1."""
+    np.clip(h, -math.inf, 0.0, out=out)
+    np.add(out, 1.0, out=out)
+
+
+def sigmoid_slope(h: Array, out: Array, scratch: Scratch) -> None:
+    """(1 − h) h."""
+    np.subtract(1.0, h, out=scratch[0])
+    np.multiply(scratch[0], h, out=out)
+
+
+def tanh_slope(h: Array, out: Array, scratch: Scratch) -> None:
+    """1 − h²."""
+    np.multiply(h, h, out=out)
+    np.subtract(1.0, out, out=out)
+
+
+def softplus_slope(h: Array, out: Array, scratch: Scratch) -> None:
+    """−expm1(−h)."""
+    np.negative(h, out=out)
+    expm1(out, out, scratch)
+    np.negative(out, out=out)
+
+
+def gelu_slope(a: Array, out: Array, scratch: Scratch) -> None:
+    """s (1 + a u' (1 − s)), s = sigmoid(u), u' = 2√(2/π)(1 + 3·0.044715 a²), of an a within ± `GELU_LIMIT`."""
+    _gelu_argument(a, scratch)
+    _exponential(scratch)
+    s, one_less_s, limited, term = _sigmoids(scratch)
+    np.clip(a, -GELU_LIMIT, GELU_LIMIT, out=limited)
+    np.multiply(limited, limited, out=term)
+    np.multiply(term, GELU_CUBIC_SLOPE, out=term)
+    np.add(term, GELU_LINEAR, out=term)
+    np.multiply(term, limited, out=term)
+    _finish_slope(term, one_less_s, s, out)
+
+
+def silu_slope(a: Array, out: Array, scratch: Scratch) -> None:
+    """s (1 + a (1 − s)), s = sigmoid(a), of an a within ± `EXP_LIMIT`."""
+    np.clip(a, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
+    _exponential(scratch)
+    s, one_less_s, limited, _ = _sigmoids(scratch)
+    np.clip(a, -EXP_LIMIT, EXP_LIMIT, out=limited)
+    _finish_slope(limited, one_less_s, s, out)
+
+
+def _finish_slope(term: Array, one_less_s: Array, s: Array, out: Array) -> None:
+    """s (1 + term (1 − s))."""
+    np.multiply(term, one_less_s, out=term)
+    np.add(term, 1.0, out=term)
+    np.multiply(term, s, out=out)
+
+
+FORWARD: dict[str, Function] = {
+    "identity": identity,
+    "relu": relu,
+    "leaky_relu": leaky_relu,
+    "elu": elu,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "softplus": softplus,
+    "gelu": gelu,
+    "silu": silu,
+}
+"""(a, out, scratch) → None, out = g(a), by the names of `gpuback._core.activations`."""
+
+SLOPE: dict[str, Function] = {
+    "identity": identity_slope,
+    "relu": relu_slope,
+    "leaky_relu": leaky_relu_slope,
+    "elu": elu_slope,
+    "sigmoid": sigmoid_slope,
+    "tanh": tanh_slope,
+    "softplus": softplus_slope,
+    "gelu": gelu_slope,
+    "silu": silu_slope,
+}
+"""(source, out, scratch) → None, out = g', with h or a as source: `Activation.derivative_from`."""
+
+
+# --- to float32
+
+
+CANONICAL_NAN = np.uint32(0x7FC00000).view(np.float32)
+"""The NaN that is stored: x86 makes 0xffc00000 and NVIDIA 0x7fffffff."""
+
+
+def store(x: Array, out: Array) -> None:
+    """x, in float64, rounded to the float32 of `out`; every NaN becomes `CANONICAL_NAN`."""
+    np.copyto(out, x, casting="same_kind")
+    if np.isnan(np.maximum.reduce(out, axis=None, initial=-math.inf)):
+        np.copyto(out, CANONICAL_NAN, where=np.isnan(out))
+
+
+def apply(function: Function, x: Array) -> Array:
+    """A fresh float32 array of x's shape: the function of x, rounded once.
+
+    Args:
+        function: one of this module's.
+        x: float32, of any shape.
+    """
+    given = np.ascontiguousarray(x).reshape(-1)
+    result = np.empty(np.shape(x), np.float32)
+    flat = result.reshape(-1)
+    buffers = np.empty((1 + SCRATCH, min(CHUNK, given.size)))
+    with np.errstate(all="ignore"):
+        for start in range(0, given.size, CHUNK):
+            part = given[start : start + CHUNK]
+            values, *scratch = buffers[:, : part.size]
+            np.copyto(values, part)
+            function(values, values, tuple(scratch))
+            store(values, flat[start : start + CHUNK])
+    return result

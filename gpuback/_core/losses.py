@@ -1,0 +1,282 @@
+"""The losses: one table from (loss, output function) to a sample's loss and its gradient ∂ℓ/∂a_L.
+
+Each entry *builds* the function that runs per batch, so that buffers, index arrays and views are made once:
+`build(a, losses, scratch, divisor)` takes the output layer's pre-activations a (B, n), an array for the samples' losses
+(B,) and scratch like a, and returns `run(y)`, which writes ℓ_b into `losses` and overwrites a by ∂ℓ_b/∂a_b / divisor.
+The sum over the batch and the sample weights are the caller's: every row here stands for itself.
+
+Canonical pairs (softmax + cross-entropy, sigmoid + binary cross-entropy, identity + squared error) are one expression
+each, ŷ − e(y). Squared error behind a softmax, sigmoid or tanh goes through that function's whole Jacobian, (∂ŷ/∂a)ᵀ (ŷ
+− y).
+
+`a` may be C- or Fortran-contiguous. Fortran order (each class contiguous) makes sums over a few classes vector
+operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from gpuback._core.activations import ACTIVATIONS, sigmoid
+from gpuback._core.chained_sums import bind_sum_rows
+from gpuback._core.scratch import Scratch, bind
+from gpuback._core.typing import Array
+
+Run = Callable[[Array], None]
+Build = Callable[[Array, Array, Scratch, float], Run]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One loss.
+
+    Attributes:
+        name: what users write.
+        kernel_id: the number by which CUDA kernels know it.
+        targets: "classes" (integer labels (B,) or probability rows), "probabilities" in [0, 1], or any real "values".
+        outputs: the output functions it goes with, the default first.
+    """
+
+    name: str
+    kernel_id: int
+    targets: Literal["classes", "probabilities", "values"]
+    outputs: Mapping[str, Build]
+
+    @property
+    def default_output(self) -> str:
+        return next(iter(self.outputs))
+
+
+class Softmax:
+    """ŷ = softmax(a), row by row, in steps, because cross-entropy wants what stands between them.
+
+    Attributes:
+        total: (B,) Σ_j e^z_j, after `exponentials`.
+    """
+
+    def __init__(self, a: Array, out: Array, divisor: float = 1.0) -> None:
+        """Args: a: (B, n) pre-activations; out: (B, n), may be a; divisor: of the result."""
+        maximum, self.total, divisors = (np.empty(len(a), a.dtype) for _ in range(3))
+        self._sum = bind_sum_rows(out)
+        self._scale_total = bind(np.multiply, self.total, _constant(divisor, a), out=divisors)
+        axis, of_rows = 1, (maximum[:, None], divisors[:, None])
+        if a.flags.f_contiguous and out.flags.f_contiguous:  # the same, with NumPy's inner loops over samples
+            axis, of_rows, a, out = 0, (maximum, divisors), a.T, out.T
+        self._find_maximum = partial(np.maximum.reduce, a, axis, None, maximum)
+        self._subtract_maximum = bind(np.subtract, a, of_rows[0], out=out)
+        self._exp = bind(np.exp, out, out=out)
+        self._divide = bind(np.divide, out, of_rows[1], out=out)
+
+    def shift(self) -> None:
+        """out = z = a − max_j a_j, so that no exponential overflows."""
+        self._find_maximum()
+        self._subtract_maximum()
+
+    def exponentials(self) -> None:
+        """out = e^z."""
+        self._exp()
+        self._sum(self.total)
+
+    def divide(self) -> None:
+        """out = out / (divisor Σ_j e^z_j)."""
+        self._scale_total()
+        self._divide()
+
+    def normalise(self) -> None:
+        """From z: out = ŷ / divisor."""
+        self.exponentials()
+        self.divide()
+
+
+def _constant(value: float, like: Array) -> Array:
+    """A number as an array of no axes, which ufuncs take up faster than Python's."""
+    return np.array(value, like.dtype)
+
+
+def softmax_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
+    """ℓ = −Σ_j y_j log ŷ_j with ŷ = softmax(a); ∂ℓ/∂a = ŷ − e(y), or (Σ_j y_j) ŷ − y for rows of probabilities.
+
+    With z = a − max a and s = Σ_j e^z_j, −log ŷ_j = log s − z_j, which is never negative: logits of ±10⁴ are harmless.
+    """
+    of_labels = _of_labels(a, losses, Softmax(a, a, divisor), divisor)
+    of_probabilities = _of_probabilities(a, losses, Softmax(a, a), scratch.one, divisor)
+
+    def run(y: Array) -> None:
+        if y.ndim == 1:
+            of_labels(y)
+        else:
+            of_probabilities(y)
+
+    return run
+
+
+def _of_labels(z: Array, losses: Array, softmax: Softmax, divisor: float) -> Run:
+    """ℓ_b = log s_b − z_b[y_b], and from a to (ŷ − e(y)) / divisor, both terms of which are divided by themselves."""
+    row_stride, class_stride = (stride // z.itemsize for stride in z.strides)
+    stride, one = np.array(class_stride, np.intp), _constant(1.0 / divisor, z)
+    flat = z.reshape(-1, order="A")  # a view, in the order of memory
+    first_of_row = np.arange(len(z), dtype=np.intp) * row_stride
+    own = np.empty_like(first_of_row)
+    picked = np.empty_like(losses)
+    pick = partial(flat.take, own, None, picked, "clip")  # labels were checked; "raise" would buffer the output
+    operations = (
+        bind(np.add, own, first_of_row, out=own),
+        pick,
+        softmax.exponentials,
+        bind(np.log, softmax.total, out=losses),
+        bind(np.subtract, losses, picked, out=losses),
+        softmax.divide,
+        pick,
+        bind(np.subtract, picked, one, out=picked),
+        partial(flat.__setitem__, own, picked),
+    )
+
+    def run(y: Array) -> None:
+        softmax.shift()
+        np.multiply(y, stride, out=own)
+        for operation in operations:
+            operation()
+
+    return run
+
+
+def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array, divisor: float) -> Run:
+    """ℓ_b = Σ_j y_bj (log s_b − z_bj), and from a to ((Σ_j y_bj) ŷ − y) / divisor."""
+    total = np.empty_like(losses)
+    sum_scratch = bind_sum_rows(scratch)
+
+    def run(y: Array) -> None:
+        softmax.shift()
+        np.copyto(scratch, z)
+        softmax.normalise()
+        np.log(softmax.total, out=total)
+        np.subtract(total[:, None], scratch, out=scratch)
+        np.multiply(scratch, y, out=scratch)
+        sum_scratch(losses)
+        np.copyto(scratch, y)
+        sum_scratch(total)
+        np.multiply(z, total[:, None], out=z)
+        np.subtract(z, y, out=z)
+        np.divide(z, divisor, out=z)
+
+    return run
+
+
+def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
+    """ℓ = −Σ_j (y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j)) with ŷ = sigmoid(a); ∂ℓ/∂a = ŷ − y.
+
+    Term j is (max(a, 0) − a y) + log1p(e^−|a|): no logarithm of a number that has rounded to 0 or 1, and where the
+    first part is 0 (y is 0 or 1, and a says so) the second is all there is.
+    """
+    term, other = scratch.one, scratch.other
+    sum_terms = bind_sum_rows(term)
+
+    def run(y: Array) -> None:
+        np.maximum(a, scratch.zeros, out=term)
+        np.multiply(a, y, out=other)
+        np.subtract(term, other, out=term)
+        np.abs(a, out=other)
+        np.negative(other, out=other)
+        np.exp(other, out=other)
+        np.log1p(other, out=other)
+        np.add(term, other, out=term)
+        sum_terms(losses)
+        sigmoid(a, a, scratch)
+        np.subtract(a, y, out=a)
+        np.divide(a, divisor, out=a)
+
+    return run
+
+
+def identity_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
+    """ℓ = ½ Σ_j (a_j − y_j)²; ∂ℓ/∂a = a − y."""
+    half_squares = _bind_half_squares(a, losses, scratch.one)
+
+    def run(y: Array) -> None:
+        np.subtract(a, y, out=a)
+        half_squares()
+        np.divide(a, divisor, out=a)
+
+    return run
+
+
+def elementwise_squared_error(name: str) -> Build:
+    """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = g(a) element by element: the Jacobian is diagonal, ∂ℓ/∂a = (ŷ − y) ⊙ g'(a)."""
+    activation = ACTIVATIONS[name]
+
+    def build(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
+        outputs = np.empty_like(a)
+        half_squares = _bind_half_squares(a, losses, scratch.one)
+
+        def run(y: Array) -> None:
+            activation.forward(a, outputs, scratch)
+            np.subtract(outputs, y, out=a)
+            half_squares()
+            activation.backward(a, outputs, scratch)
+            np.divide(a, divisor, out=a)
+
+        return run
+
+    return build
+
+
+def softmax_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
+    """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = softmax(a).
+
+    The Jacobian is diag(ŷ) − ŷ ŷᵀ, so with r = ŷ − y, ∂ℓ/∂a = ŷ ⊙ (r − Σ_j r_j ŷ_j).
+    """
+    outputs, product = np.empty_like(a), scratch.one
+    dot = np.empty_like(losses)
+    softmax = Softmax(a, outputs)
+    sum_product = bind_sum_rows(product)
+    half_squares = _bind_half_squares(a, losses, scratch.one)
+
+    def run(y: Array) -> None:
+        softmax.shift()
+        softmax.normalise()
+        np.subtract(outputs, y, out=a)
+        half_squares()
+        np.multiply(a, outputs, out=product)
+        sum_product(dot)
+        np.subtract(a, dot[:, None], out=a)
+        np.multiply(a, outputs, out=a)
+        np.divide(a, divisor, out=a)
+
+    return run
+
+
+def _bind_half_squares(residual: Array, losses: Array, squares: Array) -> Callable[[], None]:
+    """losses_b = ½ Σ_j residual_bj²."""
+    sum_squares = bind_sum_rows(squares)
+
+    def run() -> None:
+        np.multiply(residual, residual, out=squares)
+        sum_squares(losses)
+        np.multiply(losses, 0.5, out=losses)
+
+    return run
+
+
+LOSSES: dict[str, Loss] = {
+    row.name: row
+    for row in (
+        Loss("cross_entropy", 0, "classes", {"softmax": softmax_cross_entropy}),
+        Loss("binary_cross_entropy", 1, "probabilities", {"sigmoid": sigmoid_binary_cross_entropy}),
+        Loss(
+            "squared_error",
+            2,
+            "values",
+            {
+                "identity": identity_squared_error,
+                "softmax": softmax_squared_error,
+                "sigmoid": elementwise_squared_error("sigmoid"),
+                "tanh": elementwise_squared_error("tanh"),
+            },
+        ),
+    )
+}

@@ -1,0 +1,97 @@
+"""θ as one flat buffer, and what lies where in it: θ = (W_1, b_1, …, W_L, b_L), each W_k row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.typing import Array
+from gpuback.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each layer's weights and biases lie in θ, for layers of widths n_0, …, n_L."""
+
+    sizes: tuple[int, ...]
+
+    @cached_property
+    def n_parameters(self) -> int:
+        """Σ_k n_k (n_{k−1} + 1)."""
+        return sum(n_out * (n_in + 1) for n_in, n_out in self.shapes)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(nI, nO) of each layer."""
+        return list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
+
+    @cached_property
+    def weight_starts(self) -> list[int]:
+        """Where each layer's weights begin in θ."""
+        starts = [0]
+        for n_in, n_out in self.shapes[:-1]:
+            starts.append(starts[-1] + n_out * (n_in + 1))
+        return starts
+
+    def split(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,).
+
+        Of several such arrays, (B, n_parameters), those of each: (B, nO, nI) and (B, nO).
+        """
+        weights, biases = [], []
+        for start, (n_in, n_out) in zip(self.weight_starts, self.shapes, strict=True):
+            end = start + n_out * n_in
+            weights.append(flat[..., start:end].reshape(*flat.shape[:-1], n_out, n_in))
+            biases.append(flat[..., end : end + n_out])
+        return tuple(weights), tuple(biases)
+
+
+def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | None) -> NDArray[np.float64]:
+    """θ before training: weights uniform on ±limit, biases 0.
+
+    limit = √(6/nI) for rectifiers (He et al., 2015), √(6/(nI + nO)) for the rest (Glorot and Bengio, 2010), by the
+    activation that follows the layer. The numbers are PCG64's raw 64-bit output, whose top 53 bits are a multiple of
+    2⁻⁵³ in [0, 1): NumPy promises that stream, not what `Generator` makes of it, so a seed means the same θ on every
+    backend and NumPy version.
+
+    Args:
+        layout: the shapes.
+        activations: the name of the function after each layer, the output function's last ("softmax" counts as
+            identity).
+        seed: an integer ≥ 0, or None for one from the operating system.
+
+    Returns:
+        (n_parameters,) float64.
+
+    Raises:
+        OptionError: any other seed.
+    """
+    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
+        raise OptionError(f"seed: expected an integer ≥ 0 or None, got {seed!r}")
+    bits = np.random.PCG64(seed)
+    theta = np.zeros(layout.n_parameters)
+    weights, _ = layout.split(theta)
+    for (n_in, n_out), weight, name in zip(layout.shapes, weights, activations, strict=True):
+        he = name in ACTIVATIONS and ACTIVATIONS[name].initialisation == "he"
+        limit = math.sqrt(6.0 / n_in) if he else math.sqrt(6.0 / (n_in + n_out))
+        weight[...] = limit * (2.0 * uniform(bits, n_in * n_out) - 1.0).reshape(n_out, n_in)
+    return theta
+
+
+def uniform(bits: np.random.PCG64, count: int) -> NDArray[np.float64]:
+    """`count` numbers on [0, 1), from the top 53 bits of PCG64's raw output."""
+    raw: NDArray[np.uint64] = bits.random_raw(count)
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(length: int, *key: int) -> NDArray[np.intp]:
+    """A shuffled 0, …, length − 1 that depends on the key alone: the order of PCG64's raw numbers, ties by position."""
+    raw: Any = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
+    return np.argsort(raw, kind="stable")

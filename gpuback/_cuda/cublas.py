@@ -1,0 +1,79 @@
+"""Products of float64 matrices by cuBLAS, for sums of integers that must come out exact: no other arithmetic will do.
+
+cuBLAS since CUDA 13.0 update 2 can emulate float64 by products of 8-bit integers, which keeps a chosen number of bits.
+It is switched on by an environment variable, which is refused here, or by the math mode of a handle, which
+CUBLAS_COMPUTE_64F_PEDANTIC does not follow. Source: cuBLAS documentation, "Floating Point Emulation".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from ctypes import addressof
+from typing import NamedTuple
+
+from gpuback._core.typing import Array
+from gpuback.errors import BackendError
+
+EMULATION = "CUBLAS_EMULATE_DOUBLE_PRECISION"
+"""The environment variable that makes cuBLAS emulate float64. Those that say how (CUBLAS_EMULATION_STRATEGY and others)
+mean nothing without it."""
+
+
+class Layout(NamedTuple):
+    """How a matrix lies in memory: by rows or by columns, and how many elements from one of them to the next."""
+
+    by_rows: bool
+    pitch: int
+
+
+def layout(matrix: Array) -> Layout:
+    """Of a matrix (rows, columns), one of whose axes is contiguous."""
+    (rows, columns), (row_step, column_step), size = matrix.shape, matrix.strides, matrix.itemsize
+    if column_step == size or columns == 1:
+        return Layout(True, row_step // size if rows > 1 else columns)
+    return Layout(False, column_step // size)
+
+
+def bind_multiply() -> Callable[[Array, Array, Array], None]:
+    """A function (left, right, out): out = left right, (M, K) times (K, N), of CuPy's float64 arrays on the current
+    device and stream. `out` is by rows; rows may be parts of longer ones, and operands may be transposed.
+
+    Raises:
+        BackendError: cuBLAS is missing, or is told to emulate float64.
+    """
+    setting = os.environ.get(EMULATION, "")
+    if setting not in ("", "0"):
+        raise BackendError(
+            f"reproducible=True needs cuBLAS's float64 products as they are, and {EMULATION}={setting} has them "
+            f"emulated, with other bits. Remedy: unset {EMULATION} before the program starts, or backend='numpy'"
+        )
+    try:
+        from cupy.cuda import cublas, device, runtime
+    except ImportError as error:
+        raise BackendError(
+            f"reproducible=True on a GPU needs cuBLAS, which CuPy cannot load ({error}); "
+            "pip install 'gpuback[cuda12]' or 'gpuback[cuda13]'"
+        ) from error
+    gemm, handle_of_thread = cublas.gemmEx, device.get_cublas_handle
+    double, compute, algorithm = runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F_PEDANTIC, cublas.CUBLAS_GEMM_DEFAULT
+    operations = {True: cublas.CUBLAS_OP_N, False: cublas.CUBLAS_OP_T}
+    one, zero = ctypes.c_double(1.0), ctypes.c_double(0.0)
+
+    def multiply(left: Array, right: Array, out: Array) -> None:
+        # cuBLAS reads memory by columns: what lies by rows is its transpose to it, and outᵀ = rightᵀ leftᵀ.
+        left_by_rows, left_pitch = layout(left)
+        right_by_rows, right_pitch = layout(right)
+        try:
+            gemm(
+                handle_of_thread(),
+                *(operations[right_by_rows], operations[left_by_rows]),
+                *(out.shape[1], out.shape[0], left.shape[1]),
+                *(addressof(one), right.data.ptr, double, right_pitch, left.data.ptr, double, left_pitch),
+                *(addressof(zero), out.data.ptr, double, layout(out).pitch, compute, algorithm),
+            )
+        except RuntimeError as error:
+            raise BackendError(f"cuBLAS did not multiply {left.shape} by {right.shape}: {error}") from error
+
+    return multiply

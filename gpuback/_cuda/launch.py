@@ -1,0 +1,151 @@
+"""What is launched, and with which arguments: the same data for a GPU and for the emulator that stands in for one."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from gpuback._core.typing import Array
+
+
+class Variant(NamedTuple):
+    """One compiled kernel.
+
+    Attributes:
+        source: a file of kernels/, such as "layer_simt.cu".
+        entry: the `extern "C"` function in it.
+        defines: macros, each NAME=VALUE, that make the variant.
+    """
+
+    source: str
+    entry: str
+    defines: tuple[str, ...] = ()
+
+
+class LaunchPlan(NamedTuple):
+    """How to launch a variant: blocks in the grid, threads in a block, bytes of dynamic shared memory."""
+
+    variant: Variant
+    grid: int
+    block: int
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What plans need to know of a device.
+
+    Attributes:
+        capability: major and minor number, (9, 0) for Hopper.
+        shared_bytes: the most dynamic shared memory that one block may have.
+        multiprocessors: how many there are.
+    """
+
+    capability: tuple[int, int]
+    shared_bytes: int
+    multiprocessors: int
+
+    @property
+    def arch(self) -> str:
+        """What NVRTC calls it; the architecture's own features (wgmma) need the suffix a."""
+        major, minor = self.capability
+        return f"sm_{major}{minor}" + ("a" if self.capability >= (9, 0) and major < 12 else "")
+
+    @property
+    def tensor_cores(self) -> bool:
+        """Whether it has cp.async and tensor cores for bfloat16 and TF32."""
+        return self.capability >= (8, 0)
+
+
+class Slot(NamedTuple):
+    """Stands where an argument changes from launch to launch. `dtype` None: an array, else a scalar's type."""
+
+    dtype: Any = None
+
+
+Argument = Any
+"""An array (passed as the address of its first element), None (a null pointer), a NumPy scalar of the type that the
+kernel's parameter has, or a Slot."""
+
+Launch = Callable[..., None]
+"""Launches what was bound; takes a value for each Slot, in order."""
+
+
+class Launcher(Protocol):
+    """What runs kernels: a CUDA device, or the emulator."""
+
+    limits: DeviceLimits
+
+    def bind(self, plan: LaunchPlan, arguments: Sequence[Argument]) -> Launch:
+        """A launch with its arguments laid out. Arrays are kept alive by it."""
+        ...
+
+    def address(self, array: Array) -> int:
+        """Where its first element lies in the device's memory."""
+        ...
+
+    def watch(self, array: Array) -> Callable[[], Any]:
+        """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet."""
+        ...
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        """A function that repeats all launches of `work` at once, with the arguments that they have now.
+
+        Nothing runs meanwhile. `work` may only launch: it may not wait, copy, fill or allocate. What its launches read
+        and write has to be kept alive as long as the function is called.
+
+        Raises:
+            BackendError: the device, or its driver, cannot.
+        """
+        ...
+
+    def capturing(self) -> bool:
+        """Whether launches are being recorded now, by `record` or by the user, rather than run."""
+        ...
+
+    def copy(self, source: Array, target: Array) -> None:
+        """target = source, of the same dtype and shape, both contiguous; queued like a launch."""
+        ...
+
+
+class ArgumentBlock:
+    """Kernel arguments laid out in memory as a launch wants them: an array of pointers to values.
+
+    Attributes:
+        pointer: the address of that array.
+        values: what was given, arrays included, Slots still open.
+    """
+
+    def __init__(self, arguments: Sequence[Argument], address: Callable[[Array], int]) -> None:
+        self.values = tuple(arguments)
+        self._address = address
+        self._cells = [self._cell(value) for value in self.values]
+        self._slots = [cell for cell, value in zip(self._cells, self.values, strict=True) if isinstance(value, Slot)]
+        self._table = (ctypes.c_void_p * len(self._cells))(*(ctypes.addressof(cell) for cell in self._cells))
+        self.pointer = ctypes.addressof(self._table)
+
+    def _cell(self, value: Argument) -> Any:
+        if isinstance(value, Slot):
+            return ctypes.c_void_p() if value.dtype is None else np.ctypeslib.as_ctypes_type(value.dtype)()
+        if value is None:
+            return ctypes.c_void_p()
+        if isinstance(value, np.generic):
+            dtype: Any = value.dtype
+            return np.ctypeslib.as_ctypes_type(dtype)(value.item())
+        if isinstance(value, (int, float, bool)):
+            raise TypeError(f"a kernel argument: expected an array or a NumPy scalar, got the Python number {value!r}")
+        return ctypes.c_void_p(self._address(value))
+
+    def fill(self, values: Sequence[Any]) -> None:
+        """Puts values into the slots, in order."""
+        if len(values) != len(self._slots):
+            raise TypeError(f"a launch with {len(self._slots)} open arguments: got {len(values)} values")
+        for cell, value in zip(self._slots, values, strict=True):
+            if isinstance(cell, ctypes.c_void_p):
+                cell.value = None if value is None else self._address(value)
+            else:
+                cell.value = value

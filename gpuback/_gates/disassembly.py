@@ -1,0 +1,81 @@
+"""Which matrix instructions a cubin holds, by NVIDIA's disassemblers: the wheels' or those on the PATH."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+from gpuback._cuda import cache
+from gpuback.errors import BackendError
+
+# Products of a warp (HMMA: 16-bit and TF32, DMMA: float64), of a warp group (HGMMA), of Blackwell's tensor memory.
+MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "DMMA", "UTCHMMA")
+_KERNEL = re.compile(r"^(?:\.text\.(\S+):|\s*Function : (\S+))")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)")
+_COMMANDS = {"nvdisasm": ("--print-code",), "cuobjdump": ("--dump-sass",)}
+
+
+def matrix_instructions(cubin: Path) -> dict[str, dict[str, int]]:
+    """How often each matrix instruction stands in each kernel of a cubin. Kernels without any have an empty count.
+
+    Counted once for each content, and kept in the cache.
+
+    Raises:
+        BackendError: there is no disassembler, or it failed.
+    """
+    content = cubin.read_bytes()
+    key = cache.key_of("matrix instructions", MATRIX_INSTRUCTIONS, cache.digest(content))
+    entry = cache.find(key, ".sass")
+    if entry is None:
+        counts = count(_disassemble(cubin))
+        entry = cache.keep(key, ".sass", json.dumps(counts).encode(), {"counts": counts})
+    found: dict[str, dict[str, int]] = entry.record["counts"]
+    return found
+
+
+def count(listing: str) -> dict[str, dict[str, int]]:
+    """The same from a listing of nvdisasm or of cuobjdump."""
+    kernels: dict[str, Counter[str]] = {}
+    current: Counter[str] = Counter()
+    for line in listing.splitlines():
+        if kernel := _KERNEL.match(line):
+            current = kernels.setdefault(kernel[1] or kernel[2], Counter())
+        elif (instruction := _INSTRUCTION.match(line)) and instruction[1] in MATRIX_INSTRUCTIONS:
+            current[instruction[1]] += 1
+    return {name: dict(counter) for name, counter in kernels.items()}
+
+
+@functools.cache
+def disassembler() -> tuple[str, ...]:
+    """The command that prints a cubin's instructions.
+
+    Raises:
+        BackendError: there is none.
+    """
+    spec = importlib.util.find_spec("nvidia")
+    wheels = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    for name, options in _COMMANDS.items():
+        found = [str(tool) for place in wheels for tool in sorted(place.glob(f"*/bin/{name}*"))]
+        for path in (*found, shutil.which(name)):
+            if path:
+                return (path, *options)
+    raise BackendError(
+        "looking at kernels' instructions needs nvdisasm or cuobjdump, and neither is installed: "
+        "pip install nvidia-cuda-nvdisasm, or put the CUDA toolkit on the PATH"
+    )
+
+
+def _disassemble(cubin: Path) -> str:
+    command = (*disassembler(), str(cubin))
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except OSError as error:
+        raise BackendError(f"{command[0]} cannot be run: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise BackendError(f"{' '.join(command)} failed: {error.stderr.strip()}") from error

@@ -1,0 +1,287 @@
+"""Gradient checks: change a parameter a little, see how much the loss changes, compare with back-propagation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
+from gpuback._core.scratch import Scratch
+from gpuback._core.typing import Array, ArrayLike
+from gpuback._network.mlp import MLP
+from gpuback._network.trace import Trace
+from gpuback.errors import DataError
+
+FORMULA_LIMIT = 1e-6
+"""The five-point formula at steps of 1e-4 to 1e-6 in float64 leaves 1e-8 at most; a wrong formula, far more."""
+
+DIRECTIONS = 4
+"""Random directions per block: each sees an error in any of the block's elements."""
+
+
+@dataclass(frozen=True)
+class BlockCheck:
+    """The check of one parameter block.
+
+    Attributes:
+        block: "W1", "b1", …, or "inputs".
+        formula_error: the float64 gradient against finite differences: the largest error of a directional derivative,
+            relative to its expected size.
+        rounding_error: the network's own gradient against the float64 one, in Euclidean norm, relative to what it would
+            be off by if every operation rounded its operands and results by as much as themselves.
+        rounding_limit: how large that may be: the relative size of the dtype's roundings.
+    """
+
+    block: str
+    formula_error: float
+    rounding_error: float
+    rounding_limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.formula_error <= FORMULA_LIMIT and self.rounding_error <= self.rounding_limit
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What `check_gradients` found: a row per parameter block; `print` shows a table.
+
+    Attributes:
+        rows: the blocks.
+        samples: how many samples were kept; those next to a kink of relu and its kin were left out.
+    """
+
+    rows: tuple[BlockCheck, ...]
+    samples: int
+
+    @property
+    def passed(self) -> bool:
+        """Every block is within its limits."""
+        return all(row.passed for row in self.rows)
+
+    def __str__(self) -> str:
+        lines = [f"{'block':<8} {'formula error':>14} {'rounding error':>15} {'limit':>8}"]
+        for row in self.rows:
+            verdict = "" if row.passed else "  FAILED"
+            figures = f"{row.formula_error:>14.1e} {row.rounding_error:>15.1e} {row.rounding_limit:>8.0e}"
+            lines.append(f"{row.block:<8} {figures}{verdict}")
+        verdict = "passed" if self.passed else "FAILED"
+        lines.append(f"{verdict}: formula limit {FORMULA_LIMIT:.0e}, {self.samples} samples")
+        return "\n".join(lines)
+
+
+def check_gradients(
+    net: MLP, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None, seed: int = 0
+) -> GradientReport:
+    """Checks back-propagation by what a derivative means: change the parameters a little, see how much the loss
+    changes.
+
+    For each block (every W_k, b_k, and the inputs) the loss of a float64 twin of the network is differenced along
+    random directions and compared with the twin's gradient; then the network's own gradient, in its own dtype, is
+    compared with the twin's. Finite differences say nothing across a kink, so samples with a pre-activation that
+    changes sign on the way are left out.
+
+    Args:
+        net, x, y, sample_weight: as `MLP.value_and_grad` takes them; tens of samples are enough.
+        seed: of the directions.
+
+    Returns:
+        The largest relative errors per block, and whether all are within limits.
+
+    Raises:
+        DataError: every sample lies next to a kink, or the loss is not finite.
+    """
+    twin = _float64_twin(net)
+    checked = net.checked(x, y, sample_weight)
+    samples, targets = net.ops.to_numpy(checked[0]).astype(np.float64), net.ops.to_numpy(checked[1])
+    weight = None if checked[2] is None else net.ops.to_numpy(checked[2])
+    blocks = [
+        (f"{kind}{k}", view)
+        for k in range(1, len(net.sizes))
+        for kind, view in (("W", twin.weights[k - 1]), ("b", twin.biases[k - 1]))
+    ]
+    blocks.append(("inputs", samples))
+    rng = np.random.Generator(np.random.PCG64(seed))
+    directions = [[_unit(rng.standard_normal(view.shape)) for _ in range(DIRECTIONS)] for _, view in blocks]
+
+    for step in (1e-4, 1e-5, 1e-6):
+        keep = _rows_away_from_kinks(twin, samples, targets, blocks, directions, step)
+        if keep.any():
+            break
+    else:
+        raise DataError("every sample lies next to a kink of the activation: expected some that do not; try other data")
+    weight = None if weight is None else weight[keep]
+    # From here on only the samples kept; perturbing the inputs must still reach what the loss is computed from.
+    samples, targets = np.ascontiguousarray(samples[keep]), targets[keep]
+    blocks[-1] = ("inputs", samples)
+    directions[-1] = [_unit(direction[keep]) for direction in directions[-1]]
+
+    def loss() -> float:
+        return float(twin.loss(samples, targets, sample_weight=weight))
+
+    value, exact = loss(), twin.value_and_grad(samples, targets, sample_weight=weight, need_input_grad=True)[1]
+    if not math.isfinite(value):
+        raise DataError(f"the loss is {value}: expected a finite one to differentiate")
+    _, own = net.value_and_grad(samples, targets, sample_weight=weight, need_input_grad=True)
+    expected, actual = _in_blocks(exact), [net.ops.to_numpy(part) for part in _in_blocks(own)]
+    bounds = _rounding_bounds(twin, samples, targets, weight)
+    limit = _rounding_limit(net)
+    rows = []
+    for (name, view), along, gradient, ours, bound in zip(blocks, directions, expected, actual, bounds, strict=True):
+        typical = float(np.linalg.norm(gradient)) / math.sqrt(gradient.size)
+        errors = [_formula_error(loss, value, view, d, float(np.vdot(gradient, d)), typical, step) for d in along]
+        rounding = float(np.linalg.norm(ours - gradient)) / (float(np.linalg.norm(bound)) or 1.0)
+        rows.append(BlockCheck(name, max(errors), rounding, limit))
+    return GradientReport(tuple(rows), len(samples))
+
+
+def _float64_twin(net: MLP) -> MLP:
+    """The same function in float64: parameters as the network's products read them."""
+    options = net.architecture.as_options() | {"dtype": "float64", "allow_tf32": False, "reproducible": False}
+    twin = MLP(**options, backend="numpy", seed=0)
+    twin.theta[:] = net.ops.to_numpy(net.theta)
+    if net.architecture.precision.sixteen_bit:
+        for W in twin.weights:
+            W[...] = W.astype(net.dtype)
+    return twin
+
+
+def _unit(direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    return direction / (np.linalg.norm(direction) or 1.0)
+
+
+def _rows_away_from_kinks(
+    twin: MLP,
+    samples: NDArray[np.float64],
+    targets: NDArray[Any],
+    blocks: list[tuple[str, NDArray[np.float64]]],
+    directions: list[list[NDArray[np.float64]]],
+    step: float,
+) -> NDArray[np.bool_]:
+    """Which samples keep the sign of every pre-activation with a kink at 0, as far as the differences will reach."""
+    kinked = [k for k, name in enumerate(twin.architecture.activations, 1) if ACTIVATIONS[name].kinks]
+    keep = np.ones(len(samples), bool)
+    if not kinked:
+        return keep
+
+    def signs() -> list[NDArray[np.bool_]]:
+        trace = twin.trace(samples, targets)
+        return [trace.a[k] > 0 for k in kinked]
+
+    here = signs()
+    for (_, view), along in zip(blocks, directions, strict=True):
+        original = view.copy()
+        for direction in along:
+            for offset in (-2 * step, 2 * step):
+                view[...] = original + offset * direction
+                for before, after in zip(here, signs(), strict=True):
+                    keep &= (before == after).all(axis=1)
+        view[...] = original
+    return keep
+
+
+def _formula_error(
+    loss: Callable[[], float],
+    value: float,
+    view: NDArray[np.float64],
+    direction: NDArray[np.float64],
+    expected: float,
+    typical: float,
+    step: float,
+) -> float:
+    """The error of a directional derivative relative to `typical`, by the best of a few steps.
+
+    A long step suffers from curvature, a short one from rounding: below some roundings of the loss no difference can be
+    told from 0, and that resolution is added to `typical`. A gradient that is wrong is wrong for every step.
+    """
+    best = math.inf
+    for finer in (step, step / 10, step / 100):
+        resolution = 16 * UNIT_ROUNDOFF["float64"] * abs(value) / finer / FORMULA_LIMIT
+        error = abs(_derivative(loss, view, direction, finer) - expected) / (typical + resolution or 1.0)
+        best = min(best, error)
+        if best <= FORMULA_LIMIT / 10:
+            break
+    return best
+
+
+def _derivative(
+    loss: Callable[[], float], view: NDArray[np.float64], direction: NDArray[np.float64], step: float
+) -> float:
+    """dloss/dt at t = 0 along view + t·direction, by the five-point formula, whose error is of order step⁴."""
+    original = view.copy()
+
+    def at(offset: float) -> float:
+        view[...] = original + offset * direction
+        return float(loss())
+
+    slope = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
+    view[...] = original
+    return slope
+
+
+def _in_blocks(gradients: Any) -> list[Array]:
+    """W1, b1, …, inputs: the order of the report."""
+    pairs = zip(gradients.weights, gradients.biases, strict=True)
+    return [*(part for pair in pairs for part in pair), gradients.inputs]
+
+
+def _rounding_bounds(
+    twin: MLP, samples: NDArray[np.float64], targets: NDArray[Any], weight: NDArray[np.float64] | None
+) -> list[NDArray[np.float64]]:
+    """How far each gradient may be off if every operation rounds its operands and results by at most 1 (of themselves).
+
+    Errors are propagated operation by operation, forward and backward, to first order and on absolute values; the
+    caller scales the result by the unit roundoff.
+    """
+    t = twin.trace(samples, targets, sample_weight=weight)
+    depth, batch_size = len(twin.sizes) - 1, len(samples)
+    nothing = np.empty(0)  # stands at the indices that do not exist
+    h, da, dh = ([nothing if part is None else np.abs(part) for part in parts] for parts in (t.h, t.da, t.dh))
+    W, b = ([nothing, *map(np.abs, parts)] for parts in (twin.weights, twin.biases))
+    slopes = _slopes(twin, t)
+
+    h_error = [h[0]]
+    a_error = [nothing]
+    for k in range(1, depth + 1):
+        a_error.append((h_error[k - 1] + h[k - 1]) @ W[k].T + b[k])
+        h_error.append(slopes[k] * a_error[k] + h[k] if k < depth else nothing)
+
+    y = np.zeros_like(t.output)
+    if targets.ndim == 1:
+        y[np.arange(batch_size), targets] = 1
+    else:
+        y[...] = targets
+    error = (a_error[depth] + np.abs(t.output) + np.abs(y)) / batch_size
+    if weight is not None:
+        error *= np.abs(weight)[:, None]
+    bounds: list[NDArray[np.float64]] = []
+    for k in range(depth, 0, -1):
+        dW_bound = (error + da[k]).T @ h[k - 1] + da[k].T @ h_error[k - 1]
+        bounds[:0] = [dW_bound, (error + da[k]).sum(axis=0)]
+        error = (error + da[k]) @ W[k]
+        if k > 1:  # g' is good to absolute error, and the pre-activation that it belongs to is off as well
+            error = slopes[k - 1] * error + dh[k - 1] * (1 + a_error[k - 1])
+    return [*bounds, error]
+
+
+def _slopes(twin: MLP, t: Trace) -> list[NDArray[np.float64]]:
+    """|g'(a_k)| of each hidden layer, at index k."""
+    slopes = [np.empty(0)]
+    for k, row in enumerate(twin.architecture.hidden_activations, 1):
+        slope = np.ones_like(t.a[k])
+        row.backward(slope, t.h[k] if row.derivative_from == "h" else t.a[k], Scratch(slope))
+        slopes.append(np.abs(slope))
+    return slopes
+
+
+def _rounding_limit(net: MLP) -> float:
+    """The unit roundoff of the operands, and √K times that of the sums."""
+    precision = net.architecture.precision
+    operands = TF32_ROUNDOFF if precision.tf32 else UNIT_ROUNDOFF[precision.name]
+    return operands + UNIT_ROUNDOFF[precision.total.name] * math.sqrt(max(net.sizes))

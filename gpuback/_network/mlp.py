@@ -1,0 +1,422 @@
+"""The multilayer perceptron: θ, forward pass, loss, gradients, and a look inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from math import inf
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from gpuback._backends.protocol import Ops, WholePasses
+from gpuback._backends.registry import ops_for
+from gpuback._core import persistence
+from gpuback._core.architecture import Architecture
+from gpuback._core.gradients import Gradients as Gradients
+from gpuback._core.parameters import initial_parameters
+from gpuback._core.typing import Array, ArrayLike, PathLike
+from gpuback._core.validation import count
+from gpuback._network import per_sample
+from gpuback._network.backprop import Backprop, keep
+from gpuback._network.explain import Explanation, explain
+from gpuback._network.inputs import as_sample_weight, as_samples, as_targets
+from gpuback._network.trace import Trace, trace
+from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
+
+Passes: TypeAlias = Backprop | WholePasses
+
+
+class MLP:
+    """A feed-forward network: h_k = g_k(W_k h_{k−1} + b_k), ŷ = O(a_L), with a loss averaged over the batch.
+
+    Args:
+        sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
+        activation: g by name, one for all hidden layers or one for each: identity, relu, leaky_relu, elu, sigmoid,
+            tanh, softplus, gelu, silu.
+        output: O: "softmax", "identity", "sigmoid" or "tanh". The default follows from the loss: softmax for
+            cross_entropy, sigmoid for binary_cross_entropy, identity for squared_error, which goes with any of them.
+        loss: "cross_entropy" (targets: integer labels (B,) or probability rows (B, n_L)), "binary_cross_entropy" ((B,
+            n_L) in [0, 1]) or "squared_error" ((B, n_L); ½ Σ_j (ŷ_j − y_j)² per sample).
+        dtype: what products' operands are rounded to: float64, float32, bfloat16 or float16. θ, gradients and sums are
+            float64 for float64, else float32.
+        allow_tf32: float32 products may round their operands to TF32 (11 significant bits).
+        backend: "numpy", "cupy", or "auto" for the fastest that this machine can use.
+        reproducible: loss, gradients and every step of training have the same bits on every backend, whatever the BLAS,
+            its threads, the GPU and the order of a batch's rows; float32, bfloat16 and float16. Products are exact
+            float64 ones of the operands' parts and take several times as long; docs/reproducible.md says how.
+        seed: of the initial weights (He uniform for rectifiers, Glorot uniform for the rest; biases 0), the same on
+            every backend and NumPy version. None takes one from the operating system.
+
+    Raises:
+        ShapeError, OptionError, DtypeError: an argument is out of range or unknown.
+        BackendError: the backend cannot be used here; the message says why.
+
+    Example:
+        >>> net = MLP([2, 3, 2], seed=0)
+        >>> net.forward([[1.0, -1.0]]).shape
+        (1, 2)
+    """
+
+    def __init__(
+        self,
+        sizes: Iterable[int],
+        *,
+        activation: str | Sequence[str] = "relu",
+        output: str | None = None,
+        loss: str = "cross_entropy",
+        dtype: object = "float32",
+        allow_tf32: bool = False,
+        backend: str = "auto",
+        reproducible: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        architecture = Architecture.create(
+            sizes,
+            activation=activation,
+            output=output,
+            loss=loss,
+            dtype=dtype,
+            allow_tf32=allow_tf32,
+            reproducible=reproducible,
+        )
+        names = (*architecture.activations, architecture.output)
+        self._assemble(architecture, backend, initial_parameters(architecture.layout, names, seed))
+
+    def _assemble(self, architecture: Architecture, backend: str, theta: ArrayLike) -> None:
+        """Every way to make a network ends here: `theta` is copied into a fresh buffer."""
+        self._architecture = architecture
+        self._ops = ops = ops_for(backend, reproducible=architecture.precision.reproducible)
+        layout, total = architecture.layout, architecture.precision.total
+        self._theta = ops.empty(layout.n_parameters, total)
+        self._theta[...] = ops.asarray(theta, total, "theta")
+        self._weights, self._biases = layout.split(self._theta)
+        self._passes: dict[tuple[int, bool, bool], Passes] = {}
+        self.per_sample_passes: dict[tuple[int, float | None], per_sample.PerSample] = {}
+        """Those of `gpuback._network.per_sample`, likewise kept for the next call."""
+
+    @classmethod
+    def _of(cls, architecture: Architecture, backend: str, theta: ArrayLike) -> MLP:
+        net = cls.__new__(cls)
+        net._assemble(architecture, backend, theta)
+        return net
+
+    # What it is
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(n_0, …, n_L)."""
+        return self._architecture.sizes
+
+    @property
+    def architecture(self) -> Architecture:
+        """Everything about the network but its numbers and its backend."""
+        return self._architecture
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of products' operands."""
+        return self._architecture.precision.operand
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend: numpy or cupy."""
+        return self._ops.name
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether results have the same bits on every backend."""
+        return self._architecture.precision.reproducible
+
+    @property
+    def ops(self) -> Ops:
+        """The backend's operations."""
+        return self._ops
+
+    @property
+    def n_parameters(self) -> int:
+        """The length of θ: Σ_k n_k (n_{k−1} + 1)."""
+        return self._architecture.layout.n_parameters
+
+    @property
+    def theta(self) -> Array:
+        """θ = (W_1, b_1, …, W_L, b_L), (n_parameters,). Writing to it changes the network; assigning copies into it."""
+        return self._theta
+
+    @theta.setter
+    def theta(self, value: ArrayLike) -> None:
+        values = self._ops.asarray(value, self._theta.dtype, "theta")
+        if values.shape != self._theta.shape:
+            raise ShapeError(f"theta: expected shape {self._theta.shape}, got {values.shape}")
+        self._theta[...] = values
+
+    @property
+    def weights(self) -> tuple[Array, ...]:
+        """(W_1, …, W_L), each (nO, nI), views into θ: weights[0] is W_1, and `net.weights[0][...] = …` writes it."""
+        return self._weights
+
+    @property
+    def biases(self) -> tuple[Array, ...]:
+        """(b_1, …, b_L), each (nO,), views into θ: biases[0] is b_1."""
+        return self._biases
+
+    def __repr__(self) -> str:
+        options = self._architecture.as_options()
+        sizes = options.pop("sizes")
+        arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        return f"MLP({sizes}, {arguments}, backend={self.backend!r})"
+
+    # What it computes
+
+    def forward(self, x: ArrayLike) -> Array:
+        """The network's outputs.
+
+        Args:
+            x: (B, n_0).
+
+        Returns:
+            ŷ (B, n_L), fresh, in θ's dtype (float32 for 16-bit networks).
+
+        Raises:
+            ShapeError, DtypeError, DeviceError: x does not fit the network.
+        """
+        samples = as_samples(x, self._architecture, self._ops)
+        outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
+        passes = self.take_passes(len(samples), need_gradient=False)
+        with self._ops.scope():
+            passes.forward(samples, outputs)
+        self.keep_passes(passes)
+        return outputs
+
+    def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
+        """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
+        samples, targets, weight = self.checked(x, y, sample_weight)
+        passes = self.take_passes(len(samples), need_gradient=False)
+        with self._ops.scope():
+            value = passes.loss(samples, targets, weight)
+        self.keep_passes(passes)
+        return self._scalar(value)
+
+    def value_and_grad(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        need_input_grad: bool = False,
+        out: Gradients | None = None,
+        accumulate: bool = False,
+    ) -> tuple[Array, Gradients]:
+        """The loss and its gradients by back-propagation.
+
+        da_L comes from the loss; then, from the last layer down, dW_k = da_kᵀ H_{k−1}, db_k = Σ_b da_k[b] and
+        da_{k−1} = (da_k W_k) ⊙ g'(a_{k−1}). NaN and infinity flow through.
+
+        Args:
+            x: (B, n_0) real numbers, B ≥ 1: an array, nested sequences, or anything with `__dlpack__`.
+            y: targets as the loss wants them (see MLP).
+            sample_weight: (B,) w_b, multiplies each sample's loss before the sum. The divisor stays B.
+            need_input_grad: also ∂loss/∂x, in `Gradients.inputs`.
+            out: gradients to write to, from an earlier call on this network or one of the same sizes; fresh ones by
+                default.
+            accumulate: add to out's θ-gradients instead of overwriting them. `inputs` is always overwritten.
+
+        Returns:
+            The loss, a 0-d array on the network's backend, and the gradients (`out` if it was given).
+
+        Raises:
+            ShapeError, DtypeError, DeviceError: an argument does not fit the network.
+            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1]. Targets that lie on a GPU are not
+                looked at, for it would have to be waited for: there a label outside makes the loss NaN.
+            OptionError: accumulate without out.
+        """
+        samples, targets, weight = self.checked(x, y, sample_weight)
+        if accumulate and out is None:
+            raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
+        gradients = self.empty_gradients() if out is None else self._fitting(out)
+        gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
+        passes = self.take_passes(len(samples), need_input_grad=need_input_grad)
+        with self._ops.scope():
+            value = passes.value_and_grad(samples, targets, weight, gradients, accumulate=accumulate)
+        self.keep_passes(passes)
+        return self._scalar(value), gradients
+
+    def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
+        """How long each sample's gradient is, without forming it.
+
+        ‖∂(w_b ℓ_b)/∂θ‖ = √Σ_k ‖da_k[b]‖² (‖h_{k−1}[b]‖² + 1): of the sample's own loss, which nothing is divided by. It
+        costs the forward pass and the da's, and memory for them. NaN and infinity flow through: where a gradient is not
+        finite, nor is its norm; one that θ's dtype cannot hold is infinite.
+
+        Arguments and errors as `value_and_grad`'s.
+
+        Returns:
+            (B,) on the network's backend, fresh, in θ's dtype.
+
+        Source: Goodfellow, Efficient per-example gradient computations, 2015.
+        """
+        return per_sample.gradient_norms(self, *self.checked(x, y, sample_weight))
+
+    def value_and_clipped_grad(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        max_norm: float,
+        *,
+        sample_weight: ArrayLike | None = None,
+        out: Gradients | None = None,
+    ) -> tuple[Array, Gradients]:
+        """The loss, and the mean of the samples' gradients, each brought down to `max_norm`.
+
+        (1/B) Σ_b min(1, max_norm / ‖g_b‖) g_b with g_b = ∂(w_b ℓ_b)/∂θ, to rounding, in one pass: norms as
+        `gradient_norms`'s scale every layer's da before dW and db are summed. A sample whose gradient is 0 keeps it;
+        one whose norm is not finite makes the whole gradient NaN.
+
+        Args:
+            x, y, sample_weight, out: as `value_and_grad`'s.
+            max_norm: more than 0; infinite makes this `value_and_grad`.
+
+        Returns:
+            The loss as `value_and_grad`'s, for clipping leaves it alone, and the gradients (`out` if it was given).
+
+        Raises:
+            OptionError: max_norm is not a number > 0.
+            The rest as `value_and_grad`.
+
+        Source: Abadi et al., Deep learning with differential privacy, 2016.
+        """
+        max_norm = per_sample.checked_max_norm(max_norm)
+        if max_norm == inf:
+            return self.value_and_grad(x, y, sample_weight=sample_weight, out=out)
+        batch = self.checked(x, y, sample_weight)
+        gradients = self.empty_gradients() if out is None else self._fitting(out)
+        return self._scalar(per_sample.value_and_clipped_grad(self, *batch, max_norm, gradients)), gradients
+
+    def per_sample_grad(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Gradients:
+        """Every sample's own gradient, g_b = ∂(w_b ℓ_b)/∂θ: for small networks and batches, it is B times as long as θ.
+
+        Arguments and errors as `value_and_grad`'s.
+
+        Returns:
+            `theta` (B, n_parameters) in θ's dtype, and as views into it `weights`, each (B, nO, nI), and `biases`, each
+            (B, nO). Their mean over the first axis is `value_and_grad`'s gradient, to rounding.
+        """
+        return per_sample.gradients(self, *self.checked(x, y, sample_weight))
+
+    def trace(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Trace:
+        """Every intermediate array of a batch's forward and backward pass: to look inside, to teach, to check.
+
+        Arguments and errors as `value_and_grad`'s.
+        """
+        samples, targets, weight = self.checked(x, y, sample_weight)
+        with self._ops.scope():
+            return trace(self._architecture, self._theta, self._ops, samples, targets, weight)
+
+    def explain(self, batch_size: int) -> Explanation:
+        """Which operation runs for each step of training on such a batch and why, with FLOPs and bytes; print it."""
+        return explain(self._architecture, self._ops, count("batch_size", batch_size))
+
+    # Where it goes
+
+    def to(self, backend: str) -> MLP:
+        """A copy on another backend (or on the same one).
+
+        Raises:
+            BackendError: it cannot be used here; the message says why.
+        """
+        return MLP._of(self._architecture, backend, self._ops.to_numpy(self._theta))
+
+    def save(self, path: PathLike) -> None:
+        """Writes θ and the architecture to a safetensors file, written beside it and then renamed into place."""
+        persistence.write(
+            path,
+            {"theta": self._ops.to_numpy(self._theta)},
+            {"architecture": self._architecture.as_options()},
+            kind="model",
+        )
+
+    @classmethod
+    def load(cls, path: PathLike, backend: str = "auto") -> MLP:
+        """The network that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: it is cut short, tampered with, or not a gpuback model.
+            BackendError: the backend cannot be used here.
+        """
+        arrays, metadata = persistence.read(path, kind="model")
+        try:
+            architecture = Architecture.from_options(metadata["architecture"])
+            theta = arrays["theta"]
+        except (KeyError, TypeError, GpubackError) as error:
+            raise FileFormatError(
+                f"{os.fspath(path)}: expected a gpuback model, got one that makes no network: {error}"
+            ) from error
+        expected = (architecture.layout.n_parameters,), architecture.precision.total
+        if (theta.shape, theta.dtype) != expected:
+            raise FileFormatError(
+                f"{os.fspath(path)}: expected theta of shape {expected[0]} and dtype {expected[1]} for sizes "
+                f"{architecture.sizes}, got {theta.shape} and {theta.dtype}"
+            )
+        return cls._of(architecture, backend, theta)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: not the buffers, whose views would still point into the original θ."""
+        return {"architecture": self._architecture, "backend": self.backend, "theta": self._ops.to_numpy(self._theta)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._assemble(state["architecture"], state["backend"], state["theta"])
+
+    # For its own use and its trainer's
+
+    def empty_gradients(self) -> Gradients:
+        """Gradients of this network's shapes, not yet written to."""
+        theta = self._ops.empty(self.n_parameters, self._theta.dtype)
+        return Gradients(theta, *self._architecture.layout.split(theta))
+
+    def checked(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Array, Array, Array | None]:
+        """A batch as the passes take it: checked, on the backend, in θ's dtype."""
+        architecture, ops = self._architecture, self._ops
+        samples = as_samples(x, architecture, ops)
+        targets = as_targets(y, architecture, len(samples), ops)
+        if sample_weight is not None:
+            sample_weight = as_sample_weight(sample_weight, architecture, len(samples), ops)
+        return samples, targets, sample_weight
+
+    def passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Passes:
+        """The passes of this network for one batch size, with buffers of their own."""
+        needs = {"need_gradient": need_gradient, "need_input_grad": need_input_grad}
+        whole = self._ops.whole_passes(self._architecture, self._theta, batch_size, **needs)
+        return Backprop(self._architecture, self._theta, self._ops, batch_size, **needs) if whole is None else whole
+
+    def take_passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Passes:
+        """The passes for one batch size, out of the network's store: a second thread finds none and makes its own."""
+        try:
+            return self._passes.pop((batch_size, need_gradient, need_input_grad))
+        except KeyError:
+            return self.passes(batch_size, need_gradient, need_input_grad)
+
+    def keep_passes(self, passes: Passes) -> None:
+        """Puts into the store, for the next call, what `take_passes` gave. (What raised in between is not put back.)"""
+        keep(passes, self._passes)
+
+    def _fitting(self, out: Gradients) -> Gradients:
+        if (
+            not isinstance(out, Gradients)
+            or out.theta.shape != self._theta.shape
+            or out.theta.dtype != self._theta.dtype
+        ):
+            came = f"theta {out.theta.shape} of {out.theta.dtype}" if isinstance(out, Gradients) else type(out).__name__
+            raise ShapeError(
+                f"out: expected Gradients with theta {self._theta.shape} of {self._theta.dtype}, got {came}"
+            )
+        flags = out.theta.flags  # CuPy's know only the first of these
+        if not (flags.c_contiguous and getattr(flags, "aligned", True) and getattr(flags, "writeable", True)):
+            raise OptionError(
+                "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
+            )
+        out.weights, out.biases = self._architecture.layout.split(out.theta)
+        return out
+
+    def _scalar(self, value: Array | float) -> Array:
+        return self._ops.scalar(value, self._theta.dtype)

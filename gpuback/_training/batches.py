@@ -1,0 +1,123 @@
+"""Training data: checked, split into training and validation, gathered into mini-batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gpuback._backends.protocol import Ops
+from gpuback._core.parameters import permutation
+from gpuback._core.typing import Array, ArrayLike
+from gpuback._network.mlp import MLP
+from gpuback.errors import DataError, DtypeError, LabelError, OptionError, ShapeError
+
+VALIDATION_SPLIT = 2**32
+"""Stands in a shuffle's key where an epoch's number would, so that the split is independent of every epoch's order."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples, targets and weights on the network's backend, checked."""
+
+    x: Array
+    y: Array
+    weight: Array | None
+
+    @classmethod
+    def checked(cls, net: MLP, x: ArrayLike, y: ArrayLike, weight: ArrayLike | None) -> Samples:
+        samples, targets, weights = net.checked(x, y, weight)
+        for name, array in (("x", samples), ("y", targets), ("sample_weight", weights)):
+            if array is not None and array.dtype.kind == "f":
+                _require_finite(net, name, array, net.dtype if name == "x" else array.dtype)
+        return cls(samples, targets, weights)
+
+    def rows(self, indices: Any) -> Samples:
+        return Samples(self.x[indices], self.y[indices], None if self.weight is None else self.weight[indices])
+
+    def digest(self, ops: Ops) -> str:
+        """Tells these data from others."""
+        parts = [ops.to_numpy(array) for array in (self.x, self.y, self.weight) if array is not None]
+        digest = hashlib.sha256(repr([(part.shape, part.dtype.name) for part in parts]).encode())
+        for part in parts:
+            digest.update(part.data)
+        return digest.hexdigest()[:16]
+
+
+def _require_finite(net: MLP, name: str, array: Array, dtype: np.dtype[Any]) -> None:
+    """Every number is finite, in `dtype` too."""
+    limit = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    flat = array.reshape(-1)
+    with net.ops.scope():
+        if net.ops.all_finite(flat) and (dtype == array.dtype or net.ops.norm(flat) <= limit):
+            return
+        largest = np.abs(net.ops.to_numpy(array)).reshape(len(array), -1).max(axis=1)
+    fits = largest <= limit
+    if not fits.all():
+        row = int(np.argmin(fits))
+        raise DataError(
+            f"{name}: expected finite numbers that {dtype} can hold, up to ±{limit:.4g}; "
+            f"got NaN, infinity or a larger number in row {row}"
+        )
+
+
+def held_out(net: MLP, validation: float | Sequence[ArrayLike] | None, count: int) -> Samples | int:
+    """The samples to validate on, or how many of the `count` to hold out for it."""
+    if validation is None:
+        return 0
+    if isinstance(validation, (int, float, np.integer, np.floating)):
+        held = max(1, round(float(validation) * count)) if 0 < validation < 1 else count
+        if held >= count:
+            raise OptionError(
+                f"validation: expected a fraction between 0 and 1 that leaves samples to train on, "
+                f"got {validation!r} of {count}"
+            )
+        return held
+    try:
+        x, y = validation
+    except (TypeError, ValueError):
+        raise OptionError(f"validation: expected a fraction or (x, y), got {type(validation).__name__}") from None
+    try:
+        return Samples.checked(net, x, y, None)
+    except (DataError, DtypeError, LabelError, ShapeError) as error:
+        raise type(error)(f"validation {error}") from None
+
+
+def split(samples: Samples, held: int, seed: int) -> tuple[Samples, Samples]:
+    """(all but `held` samples, those): which ones, the seed says; each part in the order in which it stood."""
+    order = permutation(len(samples.x), seed, VALIDATION_SPLIT)
+    return samples.rows(np.sort(order[held:])), samples.rows(np.sort(order[:held]))
+
+
+class Batches:
+    """Mini-batches, gathered into buffers that are used again and again."""
+
+    def __init__(self, net: MLP, samples: Samples, size: int) -> None:
+        self._ops, self._samples, self._size = net.ops, samples, size
+        x, y, weight = samples.x, samples.y, samples.weight
+
+        def buffer(array: Array) -> Array:
+            return net.ops.empty((size, *array.shape[1:]), array.dtype)
+
+        self._buffers = Samples(buffer(x), buffer(y), None if weight is None else buffer(weight))
+
+    def each(self, order: Any) -> Iterator[Samples]:
+        """The samples in that order (None: as they stand), `size` at a time, what is left over last."""
+        count = len(self._samples.x)
+        order = None if order is None else self._ops.indices(order)
+        for start in range(0, count, self._size):
+            rows = slice(start, min(start + self._size, count))
+            if order is None:
+                yield self._samples.rows(rows)
+                continue
+            full = rows.stop - start == self._size
+            batch = self._buffers if full else self._buffers.rows(slice(0, rows.stop - start))
+            pairs = ((self._samples.x, batch.x), (self._samples.y, batch.y), (self._samples.weight, batch.weight))
+            for source, target in pairs:
+                if source is not None:
+                    self._ops.take_rows(source, order[rows], target)
+            yield batch

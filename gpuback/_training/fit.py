@@ -1,0 +1,241 @@
+"""Training: `fit` takes steps over shuffled mini-batches, epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from gpuback import schedules
+from gpuback._backends.numpy.loss_scale import SMALLEST_SCALE
+from gpuback._core.parameters import permutation
+from gpuback._core.typing import Array, ArrayLike, PathLike
+from gpuback._core.validation import count, count_or_none
+from gpuback._network.mlp import MLP
+from gpuback._training.batches import Batches, Samples, held_out, split
+from gpuback._training.checkpoint import Checkpoint
+from gpuback._training.history import Callback, History
+from gpuback._training.loss_scaling import LossScaling
+from gpuback._training.optimizers import Adam, Optimizer
+from gpuback._training.progress import progress_bar
+from gpuback._training.train_step import TrainStep
+from gpuback.errors import DivergedError, OptionError
+from gpuback.schedules import Rate
+
+
+def fit(
+    net: MLP,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    optimizer: Optimizer | None = None,
+    schedule: Rate | None = None,
+    epochs: int = 10,
+    batch_size: int | None = 128,
+    shuffle: bool = True,
+    seed: int | None = None,
+    validation: float | Sequence[ArrayLike] | None = None,
+    clip_norm: float | None = None,
+    micro_batch_size: int | None = None,
+    loss_scaling: LossScaling | None = None,
+    patience: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: PathLike | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> History:
+    """Trains `net` in place by gradient descent over shuffled mini-batches.
+
+    Args:
+        net: the network.
+        x, y, sample_weight: N samples, as `MLP.value_and_grad` takes them, all finite.
+        optimizer: `Adam()` by default.
+        schedule: the learning rate as a function of the step number, which counts this run's steps from 0, such as
+            `gpuback.schedules.cosine(0.01, steps=1000)`; it is set before each step. None leaves the optimizer's.
+        epochs: how often to go through the data (in all: a resumed run counts those already done).
+        batch_size: samples per step; the last batch of an epoch may be shorter. None: all of them, plain gradient
+            descent.
+        shuffle: a new order each epoch.
+        seed: of the order and of the validation split, an integer ≥ 0. None takes one from the operating system.
+        validation: a fraction of the samples to hold out, or (x, y) of one's own.
+        clip_norm, micro_batch_size, loss_scaling: as TrainStep's.
+        patience: stop when the validation loss has not improved for so many epochs. The best θ is restored at the end.
+        callbacks: functions of (net, history), called after each epoch; one that returns True stops training.
+        checkpoint: a file to keep the whole state of the run in (safetensors), written at the end of epochs, at most
+            once a second, and at the end. It is written beside and renamed, so a crash leaves the earlier one.
+        resume: go on from `checkpoint`, to the bits that an uninterrupted run reaches; start anew if there is no such
+            file.
+        progress: a progress bar on stderr; None shows one on a terminal where rich is installed.
+
+    Returns:
+        The history of the whole run, resumed epochs included.
+
+    Raises:
+        DivergedError: a loss or gradient was not finite; θ and optimizer are those of the last finite step. Or an
+            update overflowed (an absurd learning rate): then θ is what that left, and the message says so.
+        DataError: NaN or infinity in the data, or numbers that the network's dtype cannot hold.
+        ShapeError, DtypeError, LabelError, DeviceError: the data do not fit the network.
+        OptionError: an option is out of range, or the checkpoint is another run's.
+        FileFormatError: the checkpoint is damaged.
+    """
+    epochs, batch_size = count("epochs", epochs, 0), count_or_none("batch_size", batch_size)
+    patience, seed = count_or_none("patience", patience), count_or_none("seed", seed, 0)
+    if resume and checkpoint is None:
+        raise OptionError("resume=True needs checkpoint=, the file to go on from")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise OptionError(f"callbacks: expected a sequence of functions of (net, history), got {callbacks!r}")
+    if patience is not None and validation is None:
+        raise OptionError("patience watches the validation loss: expected validation=, got None")
+    if schedule is not None:
+        schedule = schedules.checked(schedule)
+    optimizer = Adam() if optimizer is None else optimizer
+    samples = Samples.checked(net, x, y, sample_weight)
+    held = held_out(net, validation, len(samples.x))
+    step = TrainStep(net, optimizer, clip_norm=clip_norm, micro_batch_size=micro_batch_size, loss_scaling=loss_scaling)
+    history = History()
+    best_theta = saved = None
+    if checkpoint is not None:
+        identity = {
+            "architecture": net.architecture.as_options(),
+            **optimizer.options(),
+            "data": samples.digest(net.ops),
+            "validation": held if isinstance(held, int) else held.digest(net.ops),
+            "batch_size": batch_size,
+            "shuffle": bool(shuffle),
+            "seed": seed,
+            "clip_norm": step.clip_norm,
+            "micro_batch_size": step.micro_batch_size,
+            "loss_scaling": None if loss_scaling is None else loss_scaling.options(),
+            "schedule": schedules.identity(schedule),
+        }
+        saved = Checkpoint(checkpoint, identity)
+    seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else seed
+    if resume and saved is not None and os.path.exists(saved.path):
+        seed, best_theta = saved.restore(net, optimizer, history, patience, step.scale)
+    earlier_steps = optimizer.step_count - history.steps
+    held_samples = None if isinstance(held, int) else held
+    if isinstance(held, int) and held:
+        samples, held_samples = split(samples, held, seed)
+    size = len(samples.x) if batch_size is None else min(batch_size, len(samples.x))
+    batches = Batches(net, samples, size)
+
+    steps_an_epoch = -(-len(samples.x) // size)
+
+    with progress_bar(progress, epochs * steps_an_epoch, history.epochs * steps_an_epoch) as advance:
+        while history.epochs < epochs and not history.stopped_early:
+            started = time.perf_counter()
+            order = permutation(len(samples.x), seed, history.epochs) if shuffle and batch_size is not None else None
+            set_rate = partial(_set_rate, optimizer, schedule, history.epochs * steps_an_epoch)
+            history.loss.append(_train_epoch(step, batches.each(order), history.epochs, set_rate, advance))
+            history.learning_rate.append(optimizer.learning_rate)
+            history.steps = optimizer.step_count - earlier_steps
+            history.seconds += time.perf_counter() - started
+
+            if held_samples is not None:
+                if history.note_validation(_mean_loss(net, held_samples, step.micro_batch_size)):
+                    best_theta = net.theta.copy()
+                history.stopped_early = patience is not None and history.epochs_since_best >= patience
+            stops = [callback(net, history) for callback in callbacks]
+            history.stopped_early |= any(map(_says_stop, stops))
+            if saved is not None:
+                last = history.stopped_early or history.epochs == epochs
+                saved.write(net, optimizer, history, seed, best_theta, step.scale, last=last)
+    if patience is not None and best_theta is not None:
+        net.theta[...] = best_theta
+    return history
+
+
+def _mean_loss(net: MLP, samples: Samples, size: int | None) -> float:
+    """The loss over the samples, so many at a time if they are to be few."""
+    rows = len(samples.x)
+    size = rows if size is None else size
+    parts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    weight = samples.weight
+    losses = net.ops.to_floats(
+        [
+            net.loss(samples.x[part], samples.y[part], sample_weight=None if weight is None else weight[part])
+            for part in parts
+        ]
+    )
+    if len(losses) == 1:
+        return losses[0]
+    return math.fsum(loss * (part.stop - part.start) for loss, part in zip(losses, parts, strict=True)) / rows
+
+
+def _says_stop(returned: object) -> bool:
+    """Whether a callback returned True, be it a comparison's of arrays, on whatever device."""
+    is_flag = isinstance(returned, bool) or (
+        getattr(returned, "dtype", None) == np.bool_ and getattr(returned, "ndim", None) == 0
+    )
+    return is_flag and bool(returned)
+
+
+LOOK_EVERY = 16
+"""Steps between two looks at whether training has diverged: on a GPU they run far ahead of what the host knows."""
+
+
+def _set_rate(optimizer: Optimizer, schedule: Rate | None, first_step: int, made: int) -> None:
+    """Before a step: the learning rate that the schedule has for it, `made` steps after the epoch's first."""
+    if schedule is not None:
+        optimizer.learning_rate = schedule(first_step + made)
+
+
+def _train_epoch(
+    step: TrainStep,
+    batches: Iterator[Samples],
+    epoch: int,
+    set_rate: Callable[[int], None],
+    advance: Callable[[float], None],
+) -> float:
+    """A step on each batch; the mean loss over the samples, each at the θ its batch met."""
+    net, update = step.net, step.optimizer.update
+    first_step, losses, counts = update.steps, list[Array | float](), list[int]()
+    for batch in batches:
+        set_rate(len(losses))
+        losses.append(step.run(batch.x, batch.y, batch.weight, halt=True))
+        counts.append(len(batch.x))
+        if len(losses) % LOOK_EVERY == 0 and step.scale is None and update.glance() is not None:
+            break
+        advance(losses[-1])
+    values = net.ops.to_floats(losses)
+    diverged_at = step.diverged_at if step.scale is None else None
+    if diverged_at is not None:
+        state = "the network holds the state after the last finite step"
+        if not _theta_is_finite(net):
+            state = "the update before it overflowed, and θ is what that left"
+        what = "gradient" if math.isfinite(values[diverged_at - first_step]) else "loss"
+        raise _diverged(f"the {what} was not finite at step {diverged_at}", state, diverged_at, epoch)
+    if step.scale is not None:
+        _require_scaled_steps(step, values, epoch)
+    # An update that overflows shows in the next step's loss; after the last step of an epoch there is none.
+    if not _theta_is_finite(net):
+        steps = step.optimizer.step_count
+        raise _diverged(f"the update of step {steps - 1} overflowed", "θ is what it left", steps - 1, epoch)
+    return math.fsum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+
+
+def _require_scaled_steps(step: TrainStep, losses: list[float], epoch: int) -> None:
+    """With a dynamic loss scale some gradients may overflow, but no loss, and not at whatever scale."""
+    steps, state = step.optimizer.step_count, "steps that were not finite made no update"
+    for batch, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            raise _diverged(f"the loss of the epoch's batch {batch} was not finite", state, steps, epoch)
+    assert step.scale is not None
+    scale, good_steps, _ = step.scale.state
+    if scale <= SMALLEST_SCALE and not good_steps:
+        raise _diverged(f"gradients were not finite at a loss scale of {scale:g}", state, steps, epoch)
+
+
+def _theta_is_finite(net: MLP) -> bool:
+    with net.ops.scope():
+        return net.ops.all_finite(net.theta)
+
+
+def _diverged(what: str, state: str, step: int, epoch: int) -> DivergedError:
+    remedies = "Remedies: a smaller learning_rate, clip_norm=, or scaled inputs"
+    return DivergedError(f"{what} (epoch {epoch}); {state}. {remedies}", step=step, epoch=epoch)

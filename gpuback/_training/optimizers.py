@@ -1,0 +1,267 @@
+"""Gradient descent on θ: SGD with momentum and Nesterov, Adam, AdamW. One pass over the flat θ, in place.
+
+The definitions are PyTorch's (`torch.optim`), to which results are equal up to rounding.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from gpuback._backends.protocol import Ops, Update
+from gpuback._core.typing import Array
+from gpuback._core.validation import in_range, positive
+from gpuback.errors import OptionError, ShapeError
+
+
+class Network(Protocol):
+    """What an optimizer sees of a network."""
+
+    @property
+    def theta(self) -> Array: ...
+    @property
+    def ops(self) -> Ops: ...
+
+
+class HasTheta(Protocol):
+    """What an optimizer sees of gradients."""
+
+    @property
+    def theta(self) -> Array: ...
+
+
+class Optimizer(ABC):
+    """What the optimizers share. An optimizer belongs to the first network that it steps.
+
+    Attributes:
+        state: its arrays by name, each (n_parameters,), in θ's dtype; empty before the first step.
+    """
+
+    _state_names: tuple[str, ...] = ()
+    reproducible = False
+    """Whether its updates have the same bits on every backend."""
+
+    def __init__(self, learning_rate: float, weight_decay: float) -> None:
+        self.learning_rate = learning_rate
+        self._first_learning_rate = self.learning_rate
+        self.weight_decay = in_range("weight_decay", weight_decay, 0.0)
+        self.state: dict[str, Array] = {}
+        self._net: Network | None = None
+        self._update: Update | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """η. A schedule may set it between steps, to any number ≥ 0."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._learning_rate = in_range("learning_rate", value, 0.0)
+
+    @property
+    def step_count(self) -> int:
+        """How many steps it has made."""
+        return 0 if self._update is None else self._update.steps
+
+    def step(self, net: Network, gradients: HasTheta) -> None:
+        """One update of `net.theta`, in place.
+
+        Args:
+            net: the network, an `MLP`.
+            gradients: what its `value_and_grad` returned, or anything with a `.theta` of θ's shape and dtype.
+
+        Raises:
+            OptionError: the optimizer belongs to another network.
+            ShapeError: the gradients are another network's.
+        """
+        if gradients.theta.shape != net.theta.shape or gradients.theta.dtype != net.theta.dtype:
+            raise ShapeError(
+                f"gradients: expected shape {net.theta.shape} of {net.theta.dtype}, "
+                f"got {gradients.theta.shape} of {gradients.theta.dtype}"
+            )
+        self.bind(net)
+        gradient = gradients.theta
+        with net.ops.scope(self.update.note_invalid):
+            self.update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
+
+    def guarded_step(
+        self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool, **recorded: Any
+    ) -> None:
+        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, for the scope too.
+
+        `recorded`: the launches that make the update, where they are part of others.
+        """
+        assert self._update is not None
+        clip_norm = None if clip_norm is None else float(clip_norm)
+        self._update(gradient, loss=loss, clip_norm=clip_norm, halt=halt, **recorded, **self._update_options())
+
+    @property
+    def update(self) -> Update:
+        """The backend's update, once the optimizer belongs to a network."""
+        assert self._update is not None
+        return self._update
+
+    def bind(self, net: Network) -> None:
+        """Makes the optimizer this network's: its state starts at zero."""
+        if self._net is net:
+            return
+        if self._net is not None:
+            raise OptionError(
+                f"this {type(self).__name__} belongs to another network and holds its state; make a new one"
+            )
+        if net.ops.reproducible and not self.reproducible:
+            raise OptionError(
+                f"optimizer {type(self).__name__} has no reproducible form; "
+                f"with reproducible=True expected one of {', '.join(kind.__name__ for kind in OPTIMIZERS.values())}"
+            )
+        self._net = net
+        for name in self._state_names:
+            self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
+            self.state[name].fill(0)
+        self._update = self._bind_update(net.ops, net.theta, 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle, together with the network: not the update, which is bound to this θ."""
+        return {**self.__dict__, "_update": self.step_count}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._update = self._bind_update(self._net.ops, self._net.theta, state["_update"]) if self._net else None
+
+    def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
+        """Takes up the state of an optimizer of the same kind after `step_count` steps."""
+        self.bind(net)
+        for name in self._state_names:
+            self.state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
+        self._update = self._bind_update(net.ops, net.theta, step_count)
+
+    def options(self) -> dict[str, Any]:
+        """Kind and hyper-parameters, as JSON can hold them; the learning rate as it was given, before any schedule."""
+        given = self._hyper_parameters() | {"learning_rate": self._first_learning_rate}
+        return {"optimizer": type(self).__name__, **given}
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        """As they are now, in Python's numbers: NumPy's may have a precision of their own."""
+        return {"learning_rate": self._learning_rate, "weight_decay": float(self.weight_decay)}
+
+    def _update_options(self) -> dict[str, Any]:
+        """What the update takes: the hyper-parameters as they are now, and which of its variants it is."""
+        return self._hyper_parameters()
+
+    @abstractmethod
+    def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
+        """The backend's update, bound to θ and to the state."""
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: v ← μ v + g, θ ← θ − η v, with g = ∇θ + λ θ.
+
+    Args:
+        learning_rate: η ≥ 0.
+        momentum: μ in [0, 1). With 0, θ ← θ − η g.
+        nesterov: step by g + μ v instead of v; needs momentum.
+        weight_decay: λ ≥ 0, on every parameter, biases too.
+
+    Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013;
+        torch.optim.SGD.
+    """
+
+    reproducible = True
+
+    def __init__(
+        self, learning_rate: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(learning_rate, weight_decay)
+        self.momentum = in_range("momentum", momentum, 0.0, 1.0)
+        self.nesterov = bool(nesterov)
+        if self.nesterov and self.momentum == 0.0:
+            raise OptionError("nesterov=True needs momentum > 0, got momentum=0.0")
+        self._state_names = ("velocity",) if self.momentum else ()
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        return {
+            "learning_rate": self._learning_rate,
+            "momentum": float(self.momentum),
+            "nesterov": bool(self.nesterov),
+            "weight_decay": float(self.weight_decay),
+        }
+
+    def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
+        return ops.bind_sgd(theta, self.state.get("velocity"), step_count)
+
+
+class Adam(Optimizer):
+    """Adam: steps by the gradient's running mean over the root of its running mean square, both corrected for starting
+    at 0.
+
+    m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², θ ← θ − η (m/(1 − β₁ᵗ)) / (√(v/(1 − β₂ᵗ)) + ε), with g = ∇θ + λ θ.
+
+    Args:
+        learning_rate: η ≥ 0.
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε > 0.
+        weight_decay: λ ≥ 0, on every parameter, biases too.
+
+    Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015; torch.optim.Adam.
+    """
+
+    reproducible = True
+    _state_names = ("first_moment", "second_moment")
+    _decoupled = False
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay)
+        try:
+            first, second = betas
+        except (TypeError, ValueError):
+            raise OptionError(f"betas: expected two numbers in [0, 1), got {betas!r}") from None
+        self.betas = (in_range("betas[0]", first, 0.0, 1.0), in_range("betas[1]", second, 0.0, 1.0))
+        self.eps = positive("eps", eps)
+
+    def _hyper_parameters(self) -> dict[str, Any]:
+        return {
+            "learning_rate": self._learning_rate,
+            "betas": (float(self.betas[0]), float(self.betas[1])),
+            "eps": float(self.eps),
+            "weight_decay": float(self.weight_decay),
+        }
+
+    def _update_options(self) -> dict[str, Any]:
+        return self._hyper_parameters() | {"decoupled": self._decoupled}
+
+    def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
+        return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"], step_count)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: θ ← (1 − ηλ) θ before each step, instead of λ θ in the gradient.
+
+    Args: as Adam's; weight_decay is λ.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; torch.optim.AdamW.
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(learning_rate, betas, eps, weight_decay)
+
+
+OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}

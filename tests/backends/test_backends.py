@@ -1,0 +1,102 @@
+"""Which backend can be used, and why or why not; what importing gpuback brings in."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import gpuback
+import gpuback._backends.registry
+from gpuback._backends.cuda import ops as cuda_ops
+from gpuback._backends.cuda import updates as cuda_updates
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.losses import LOSSES
+
+
+@pytest.fixture
+def fresh_verdict():
+    gpuback._backends.registry._cupy_status.cache_clear()
+    yield
+    gpuback._backends.registry._cupy_status.cache_clear()
+
+
+def no_device() -> SimpleNamespace:
+    return SimpleNamespace(is_available=lambda: False)
+
+
+def broken_device() -> SimpleNamespace:
+    def empty(size):
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    return SimpleNamespace(is_available=lambda: True, empty=empty)
+
+
+@pytest.mark.parametrize(
+    ("cupy", "reason"),
+    [
+        (None, "cannot be imported"),
+        (no_device(), "no CUDA device or no driver"),
+        (broken_device(), "cudaErrorInsufficientDriver"),
+    ],
+)
+def test_cupy_that_cannot_be_used_says_exactly_why(monkeypatch, fresh_verdict, cupy, reason):
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    status = gpuback.backends()
+    assert status["numpy"].available
+    assert not status["cupy"].available
+    assert reason in status["cupy"].reason
+    with pytest.raises(gpuback.GpubackError, match=re.escape(status["cupy"].reason)):
+        gpuback.MLP([2, 2], backend="cupy")
+    with pytest.raises(gpuback.GpubackError, match=reason):
+        gpuback.MLP([2, 2]).to("cupy")
+    assert gpuback.MLP([2, 2], backend="auto").backend == "numpy"
+
+
+def test_importing_gpuback_brings_in_numpy_and_little_more():
+    script = """
+import sys
+import gpuback
+heavy = {"cupy", "torch", "jax", "sklearn", "scipy", "rich", "typer", "matplotlib", "pytest", "hypothesis"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_kernel_ids_stand_in_the_kernels_table():
+    table = Path(__file__, "../../../kernels/README.md").resolve().read_text(encoding="utf-8")
+    cells = [cell.strip() for line in table.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")]
+    for row in [*ACTIVATIONS.values(), *LOSSES.values()]:
+        assert cells[cells.index(row.name) + 1] == str(row.kernel_id)
+    for row in ACTIVATIONS.values():
+        assert cells[cells.index(row.name) + 2] == row.derivative_from
+    for rows in (ACTIVATIONS, LOSSES):
+        assert sorted(row.kernel_id for row in rows.values()) == list(range(len(rows)))
+
+
+def enumerators(source: str, name: str) -> dict[str, int]:
+    """NAME = number of an enum in a kernel source."""
+    text = Path(__file__, "../../../kernels", source).resolve().read_text(encoding="utf-8")
+    body = re.search(rf"enum {name} {{(.*?)}};", text, re.DOTALL).group(1)
+    return {key: int(value) for key, value in re.findall(r"(\w+) = (-?\d+)", re.sub("//.*", "", body))}
+
+
+def test_kernels_and_tables_agree_on_numbers():
+    assert enumerators("activations.cuh", "Activation") == {
+        row.name.upper(): row.kernel_id for row in ACTIVATIONS.values()
+    }
+    assert enumerators("output_rows.cuh", "Loss") == {row.name.upper(): row.kernel_id for row in LOSSES.values()}
+    assert enumerators("output_rows.cuh", "OutputFunction") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
+    state = enumerators("update.cuh", "State")
+    assert state == {name.upper(): place for place, name in enumerate(cuda_updates.STATE)}
+    hyper = enumerators("update.cuh", "HyperParameter")
+    assert hyper == {name.upper(): place for place, name in enumerate(cuda_updates.HYPER_PARAMETERS)}
+
+
+def test_kernels_know_which_derivatives_come_from_a():
+    from_a = [row.kernel_id for row in ACTIVATIONS.values() if row.derivative_from == "a"]
+    assert min(from_a) == enumerators("activations.cuh", "Activation")["GELU"]
+    assert from_a == list(range(min(from_a), len(ACTIVATIONS)))

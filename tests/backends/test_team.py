@@ -1,0 +1,186 @@
+"""Blocks of a batch on threads: the same gradients, BLAS left as it was, errors passed on."""
+
+import os
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+from threadpoolctl import ThreadpoolController
+
+import gpuback
+from gpuback._backends.numpy import ops as numpy_ops
+from gpuback._backends.numpy import threads as team
+from gpuback._backends.numpy.threads import Team, side_by_side
+from gpuback.testing import random_batch, tolerance
+
+
+def blas_settings() -> list[int]:
+    return [library.num_threads for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+
+
+def test_results_come_in_order_and_blas_is_alone_meanwhile():
+    before = blas_settings()
+    seen = Team(3, blas_alone=False).run(lambda index, member: (index, blas_settings()), 5)
+    assert seen == [(index, [1] * len(before)) for index in range(5)]
+    assert blas_settings() == before
+
+
+def test_a_team_of_one_leaves_blas_its_threads_unless_told():
+    assert Team(1, blas_alone=False).run(lambda index, member: blas_settings(), 1) == [blas_settings()]
+    assert Team(1, blas_alone=True).run(lambda index, member: blas_settings(), 1) == [[1] * len(blas_settings())]
+
+
+def test_teams_in_several_threads_leave_blas_as_it_was():
+    before = blas_settings()
+    barrier = threading.Barrier(4)
+
+    def task(index, member):
+        barrier.wait(timeout=10)
+        return Team(2, blas_alone=False).run(lambda i, _: 10 * index + i, 2)
+
+    assert Team(4, blas_alone=False).run(task, 4) == [[10 * i, 10 * i + 1] for i in range(4)]
+    assert blas_settings() == before
+
+
+def test_teams_of_other_threads_than_the_first_keep_blas_alone_too():
+    before = blas_settings()
+    seen = []
+    for _ in range(2):
+        thread = threading.Thread(
+            target=lambda: seen.extend(Team(2, blas_alone=False).run(lambda index, member: blas_settings(), 2))
+        )
+        thread.start()
+        thread.join()
+    assert seen == [[1] * len(before)] * 4
+    assert blas_settings() == before
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_what_a_task_raises_is_raised_once_all_have_ended(failing):
+    before, ended = blas_settings(), []
+
+    def task(index):
+        ended.append(index)
+        if index == failing:
+            raise ZeroDivisionError(f"task {index}")
+
+    with pytest.raises(ZeroDivisionError, match=f"task {failing}"):
+        side_by_side(task, 3)
+    assert sorted(ended) == [0, 1, 2]
+    assert blas_settings() == before
+
+
+def test_whoever_is_free_takes_the_next():
+    """One member is held up by its first task until the other has done all the rest."""
+    others_done = threading.Event()
+    left = list(range(6))
+
+    def task(index, member):
+        if index == 0:
+            assert others_done.wait(timeout=10)
+        left.remove(index)
+        if left == [0]:
+            others_done.set()
+        return member
+
+    members = Team(2, blas_alone=False).run(task, 6)
+    assert members[1:] == [1 - members[0]] * 5
+
+
+def test_after_an_error_nothing_new_is_begun():
+    before, begun = blas_settings(), []
+
+    def task(index, member):
+        begun.append(index)
+        if index == 0:
+            raise ZeroDivisionError
+        time.sleep(0.05)
+
+    with pytest.raises(ZeroDivisionError):
+        Team(2, blas_alone=False).run(task, 50)
+    assert len(begun) <= 3
+    assert blas_settings() == before
+
+
+@pytest.fixture
+def three_threads(monkeypatch):
+    monkeypatch.setattr(numpy_ops, "blas_threads", lambda: 3)
+    monkeypatch.setattr(numpy_ops, "WORTH_SHARING", 0)
+    monkeypatch.setattr(numpy_ops, "BLOCK_BYTES", 1 << 16)
+
+
+@pytest.mark.parametrize("batch_size", [1500, 4097])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_shared_out_gradients_are_those_of_the_whole_batch(three_threads, dtype, batch_size):
+    net = gpuback.MLP([5, 9, 8, 3], activation="tanh", dtype=dtype, seed=0)
+    x, y = random_batch(net, batch_size)
+    weight = np.random.default_rng(1).uniform(0, 2, batch_size)
+    counts, run = [], team.side_by_side
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team, "side_by_side", lambda work, count: (counts.append(count), run(work, count))[1])
+        loss, gradients = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
+        outputs = net.forward(x)
+    assert counts == [3, 3]
+
+    t = net.trace(x, y, sample_weight=weight)
+    assert abs(loss - t.loss) <= 1e-6 * t.loss
+    for k in range(1, 4):
+        da, h = t.da[k].astype(np.float64), t.h[k - 1].astype(np.float64)
+        for part, exact, size in (
+            (gradients.weights[k - 1], da.T @ h, abs(da).T @ abs(h)),
+            (gradients.biases[k - 1], da.sum(axis=0), abs(da).sum(axis=0)),
+        ):
+            # Products of other shapes may round h and da otherwise: a rounding of each operand on top.
+            operands = {"float64": 2.0**-50, "float32": 2.0**-20, "bfloat16": 2.0**-7}[dtype]
+            assert (abs(part - exact) <= tolerance(size, batch_size, dtype) + operands * size).all()
+    np.testing.assert_allclose(outputs, t.output, rtol=0.02 if dtype == "bfloat16" else 1e-5)
+    assert gradients.inputs.shape == x.shape
+
+    again = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)[1]
+    np.testing.assert_array_equal(again.theta, gradients.theta)
+    np.testing.assert_array_equal(again.inputs, gradients.inputs)
+
+
+def test_accumulate_adds_the_whole_batch_once(three_threads):
+    net = gpuback.MLP([5, 9, 3], seed=0)
+    x, y = random_batch(net, 1500)
+    _, once = net.value_and_grad(x, y)
+    _, twice = net.value_and_grad(x, y)
+    net.value_and_grad(x, y, out=twice, accumulate=True)
+    np.testing.assert_allclose(twice.theta, 2 * once.theta, rtol=1e-5, atol=1e-8)
+
+
+def test_little_work_is_not_shared(monkeypatch):
+    monkeypatch.setattr(team, "side_by_side", lambda work, count: pytest.fail("it was shared"))
+    net = gpuback.MLP([5, 9, 3], seed=0)
+    gpuback.TrainStep(net, gpuback.Adam())(*random_batch(net, 100))
+
+
+def test_threads_are_used_again():
+    def identity(index):
+        time.sleep(0.02)
+        return threading.get_ident()
+
+    first, again = (side_by_side(identity, 3) for _ in range(2))
+    assert len(set(first)) == 3
+    assert set(first) == set(again)
+    assert first[0] == again[0] == threading.get_ident()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    side_by_side(lambda index: index, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if side_by_side(lambda index: index, 3) == [0, 1, 2] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_without_a_known_blas_there_is_one_thread(monkeypatch):
+    monkeypatch.setattr(team, "_blas", lambda: ([], []))
+    assert team.blas_threads() == 1
+    assert Team(2, blas_alone=True).run(lambda index, member: index, 2) == [0, 1]

@@ -1,0 +1,349 @@
+"""_core/persistence.py: what was written comes back to the bit; what was damaged is refused; writes are whole or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gpuback._core.persistence import read, remove_leftovers, replacing, write
+from gpuback.errors import DtypeError, FileFormatError, GpubackError, MissingFolderError, OptionError
+
+DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool"]
+ARRAYS = {"theta": np.array([1.5, -2.0], np.float32), "step": np.array(7)}
+METADATA = {"sizes": [2, 1], "best": 0.25}
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="permission bits and links as POSIX has them")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    write(path, ARRAYS, METADATA, kind="model")
+    return path
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("persistence") / "file"
+
+
+def assert_same(arrays: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        assert (array.dtype, array.shape) == (expected[name].dtype, expected[name].shape)
+        assert array.tobytes() == expected[name].tobytes()
+
+
+def forge(path: Path, **changes: object) -> None:
+    """Rewrite the header's strings as a forger would: the safetensors file is sound, its content is not."""
+    with safetensors.safe_open(path, framework="np") as opened:
+        header = json.loads(opened.metadata()["gpuback"]) | changes
+    kept = {name: value for name, value in header.items() if value is not None}
+    path.write_bytes(safetensors.numpy.save(ARRAYS, {"gpuback": json.dumps(kept)}))
+
+
+# --- round trip
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=6,
+)
+array_names = st.text().filter(lambda name: name != "__metadata__")
+any_array = hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+
+
+@settings(deadline=None)
+@given(
+    arrays=st.dictionaries(array_names, any_array, max_size=3),
+    metadata=st.dictionaries(st.text(), json_values, max_size=3),
+    kind=st.text(),
+)
+def test_round_trip(scratch: Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any], kind: str) -> None:
+    write(scratch, arrays, metadata, kind=kind)
+    arrays_read, metadata_read = read(scratch, kind=kind)
+    assert_same(arrays_read, arrays)
+    assert metadata_read == metadata
+    for array in arrays_read.values():
+        assert array.flags.c_contiguous and array.flags.writeable and array.flags.owndata
+
+
+def test_strides_byte_order_and_bfloat16(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    grid = np.arange(6, dtype=np.float32).reshape(2, 3)
+    odd = {"transposed": grid.T, "reversed": grid[:, ::-1], "big": grid.astype(">f4"), "row": grid.astype("bfloat16")}
+    write(path, odd, {}, kind="model")
+    arrays, _ = read(path, kind="model")
+    assert_same(
+        arrays,
+        {
+            "transposed": grid.T.copy(),
+            "reversed": grid[:, ::-1].copy(),
+            "big": grid,
+            "row": grid.astype(ml_dtypes.bfloat16),
+        },
+    )
+
+
+def test_metadata_holds_large_integers_and_infinity(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    metadata = {"pcg64": 2**127 + 1, "best": float("inf")}
+    write(path, {}, metadata, kind="checkpoint")
+    assert read(path, kind="checkpoint") == ({}, metadata)
+
+
+def test_any_safetensors_reader_opens_it(file: Path) -> None:
+    assert_same(safetensors.numpy.load_file(file), ARRAYS)
+
+
+def test_same_content_makes_the_same_file(file: Path) -> None:
+    before = file.read_bytes()
+    write(file, ARRAYS, METADATA, kind="model")
+    assert file.read_bytes() == before
+
+
+# --- what is refused
+
+
+def test_every_truncation_is_refused(file: Path) -> None:
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        with pytest.raises(FileFormatError, match=rf"net\.safetensors: expected .* found .*{length}\b"):
+            read(file, kind="model")
+
+
+def test_trailing_bytes_are_refused(file: Path) -> None:
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(FileFormatError, match=f"expected {size} bytes, found {size + 1}"):
+        read(file, kind="model")
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x20, 0x80, 0xFF])
+def test_every_flipped_byte_is_refused(file: Path, flip: int) -> None:
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= flip
+        file.write_bytes(damaged)
+        with pytest.raises(FileFormatError, match=r"net\.safetensors"):
+            read(file, kind="model")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "found 0 bytes"),
+        (b"PK\x03\x04 and so on", "at byte 8, found"),
+        ((2**60).to_bytes(8, "little") + b"{}", f"ends at byte {2**60 + 8}, found the file's end at byte 10"),
+        ((90_000_000).to_bytes(8, "little") + b"{}", "ends at byte 90000008, found the file's end at byte 10"),
+        ((9).to_bytes(8, "little") + b'{"a": 1} ', "malformed"),
+        ((2).to_bytes(8, "little") + b"{}", "found a safetensors file of another program"),
+    ],
+    ids=["empty", "zip", "absurd header", "large header", "no tensor", "no metadata"],
+)
+def test_what_gpuback_did_not_write_is_refused(tmp_path: Path, content: bytes, found: str) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match="other: expected") as caught:
+        read(path, kind="model")
+    assert found in str(caught.value)
+
+
+def test_an_absurd_shape_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2**62, 16], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(FileFormatError, match="contradicts itself"):
+        read(path, kind="model")
+
+
+def test_another_programs_safetensors_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "torch.safetensors"
+    safetensors.numpy.save_file(ARRAYS, path, {"format": "pt"})
+    with pytest.raises(
+        FileFormatError, match=r"torch\.safetensors: expected a gpuback model, found .* another program"
+    ):
+        read(path, kind="model")
+
+
+def test_another_kind_is_refused(file: Path) -> None:
+    with pytest.raises(FileFormatError, match="expected a gpuback checkpoint, found a gpuback model"):
+        read(file, kind="checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "expected format version 1, found 2"),
+        ({"metadata": json.dumps({"sizes": [3, 1]})}, "expected content with SHA-256"),
+        ({"sha256": "0" * 64}, "expected content with SHA-256 0000"),
+        ({"sha256": None}, "expected version, kind, metadata, sha256 in gpuback's header"),
+    ],
+    ids=["version", "metadata", "digest", "no digest"],
+)
+def test_a_forged_header_is_refused(file: Path, changes: dict[str, object], message: str) -> None:
+    forge(file, **changes)
+    with pytest.raises(FileFormatError, match=message):
+        read(file, kind="model")
+
+
+def test_a_kind_cannot_be_relabelled(file: Path) -> None:
+    forge(file, kind="checkpoint")
+    with pytest.raises(FileFormatError, match="SHA-256"):
+        read(file, kind="checkpoint")
+
+
+def test_swapped_names_are_refused(file: Path) -> None:
+    same_length = {"a": np.zeros(2), "b": np.ones(2)}
+    write(file, same_length, {}, kind="model")
+    file.write_bytes(file.read_bytes().replace(b'"a":', b'"?":').replace(b'"b":', b'"a":').replace(b'"?":', b'"b":'))
+    with pytest.raises(FileFormatError, match="SHA-256"):
+        read(file, kind="model")
+
+
+def test_a_missing_file_is_what_python_says(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "absent", kind="model")
+
+
+# --- all or nothing
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFolderError, match="there is no folder .*absent") as caught:
+        write(tmp_path / "absent" / "file", ARRAYS, METADATA, kind="model")
+    assert isinstance(caught.value, GpubackError) and isinstance(caught.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "metadata", "error", "message"),
+    [
+        ({"a": np.array([None])}, {}, DtypeError, "object"),
+        ({"a": np.zeros(1, np.complex128)}, {}, DtypeError, "complex128"),
+        ({"__metadata__": np.zeros(1)}, {}, OptionError, "__metadata__"),
+        ({"\ud800": np.zeros(1)}, {}, OptionError, "UTF-8"),
+        ({}, {"a": np.zeros(1)}, DtypeError, "JSON"),
+    ],
+    ids=["object", "complex", "reserved name", "surrogate", "array in metadata"],
+)
+def test_what_cannot_be_stored_is_refused_and_leaves_the_old_file(
+    file: Path, arrays: dict[str, np.ndarray], metadata: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    before = file.read_bytes()
+    with pytest.raises(error, match=message):
+        write(file, arrays, metadata, kind="model")
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == [file.name]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()], ids=["OSError", "interrupt"])
+def test_a_failure_in_the_middle_leaves_the_old_file_and_no_litter(
+    file: Path, monkeypatch: pytest.MonkeyPatch, call: str, failure: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    before = file.read_bytes()
+    monkeypatch.setattr(os, call, fail)
+    for target in (file, file.parent / "new"):
+        with pytest.raises(type(failure)):
+            write(target, {"theta": np.zeros(3)}, {}, kind="model")
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_a_block_that_raises_leaves_the_old_file(file: Path) -> None:
+    before = file.read_bytes()
+    with pytest.raises(ZeroDivisionError), replacing(file) as opened:
+        opened.write(b"half")
+        raise ZeroDivisionError
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot_open(*_: object) -> int:
+        raise PermissionError("a folder cannot be opened on Windows")
+
+    monkeypatch.setattr(os, "open", cannot_open)
+    write(file, {}, {"new": True}, kind="model")
+    monkeypatch.undo()
+    assert read(file, kind="model") == ({}, {"new": True})
+
+
+def test_writers_at_the_same_time_do_not_mix(file: Path) -> None:
+    def write_often(value: int) -> None:
+        for _ in range(5):
+            write(file, {"theta": np.full(1000, value)}, {"value": value}, kind="model")
+
+    writers = [threading.Thread(target=write_often, args=(value,)) for value in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    arrays, metadata = read(file, kind="model")
+    assert (arrays["theta"] == metadata["value"]).all()
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 255)
+    write(path, ARRAYS, METADATA, kind="model")
+    assert_same(read(path, kind="model")[0], ARRAYS)
+
+
+@posix_only
+def test_permission_bits_are_those_that_open_gives(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        write(tmp_path / "new", {}, {}, kind="model")
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+@posix_only
+def test_permission_bits_of_a_replaced_file_stay(file: Path) -> None:
+    file.chmod(0o600)
+    write(file, {}, {}, kind="model")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@posix_only
+def test_a_symbolic_link_stays_a_link(file: Path) -> None:
+    link = file.parent / "latest"
+    link.symlink_to(file.name)
+    write(link, {}, {"new": True}, kind="model")
+    assert link.is_symlink()
+    assert read(file, kind="model")[1] == {"new": True}
+
+
+def test_leftovers_of_killed_writers_are_removed_and_no_other_files(tmp_path: Path) -> None:
+    write(tmp_path / "run", ARRAYS, METADATA, kind="checkpoint")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "run") as opened:
+        own = next(name for name in os.listdir(tmp_path) if name.endswith(".tmp"))
+        assert opened.writable()
+        raise KeyboardInterrupt
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead = own.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+    for name in (own, dead, ".gpuback-000000000000-1-2.tmp", "other.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "run")
+    assert sorted(os.listdir(tmp_path)) == sorted([own, ".gpuback-000000000000-1-2.tmp", "other.tmp", "run"])

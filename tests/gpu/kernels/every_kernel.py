@@ -1,0 +1,104 @@
+"""Runs every kernel on small ragged layers, and says which it ran: for compute-sanitizer.
+
+compute-sanitizer --tool memcheck python tests/gpu/kernels/every_kernel.py
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import cupy
+import numpy as np
+
+import gpuback
+from gpuback import SGD, Adam, TrainStep
+from gpuback._backends.cuda import plans
+from gpuback._backends.exact import products as exact_products
+from gpuback._backends.registry import ops_for
+from gpuback._gates.variants import every_kernel
+from gpuback._training.optimizers import Optimizer
+from gpuback.testing import random_batch, random_layer
+
+DTYPES = {
+    "bfloat16": ("bfloat16", False),
+    "float16": ("float16", False),
+    "tf32": ("float32", True),
+    "float32": ("float32", False),
+    "float64": ("float64", False),
+}
+NARROW = [(n_out, n_in) for n_out in (61, 101) for n_in in (50, 123)]
+NARROW_NETWORKS = [(9, 31, 5), (20, 64, 33, 10), (100, 128, 7), (9, *[40] * 9, 5), (100, 128, 90, 128, 7)]
+"""For each kernel that takes a whole network, one that goes through it."""
+
+SHARED_BYTES = (None, 166912, 101376)
+"""Of this device, of an A100 and of an A10: smaller ones get shallower rings of slabs."""
+
+
+def layer(rows: int, n_out: int, n_in: int, dtype: str, allow_tf32: bool) -> None:
+    case = random_layer(np.random.default_rng(0), rows, n_out, n_in, activation_prev="gelu", dtype=dtype)
+    da, h_prev, W, a_prev = (cupy.asarray(x) for x in (case.da, case.h_prev, case.W, case.a_prev))
+    gpuback.fused_backward(da, h_prev, W, activation_prev="gelu", a_prev=a_prev, allow_tf32=allow_tf32)
+
+
+def networks(sizes: tuple[int, ...], rows: int, dtype: str, allow_tf32: bool) -> None:
+    options = {"dtype": dtype, "allow_tf32": allow_tf32, "activation": "silu", "backend": "cupy", "seed": 0}
+    for optimizer in (Adam(), SGD(0.1)):
+        train(gpuback.MLP(sizes, **options), optimizer, rows)
+    if dtype != "float64" and not allow_tf32:
+        train(gpuback.MLP(sizes, **options, reproducible=True), Adam(), rows)
+
+
+def train(net: gpuback.MLP, optimizer: Optimizer, rows: int) -> None:
+    x, y = random_batch(net, rows)
+    TrainStep(net, optimizer, clip_norm=1.0)(x, y)
+    net.forward(x)
+    net.gradient_norms(x, y)
+    net.per_sample_grad(x, y)
+    net.value_and_clipped_grad(x, y, 0.5)
+    net.ops.norm(net.theta)
+
+
+def want(items: int) -> None:
+    """Makes plans content with so few items of work that small layers get large tiles and long chains; and exact
+    products with so few terms in a block that there are several.
+    """
+    exact_products.BLOCK = 64
+    plans.ITEMS_WANTED = plans.SIMT_ITEMS_WANTED = items
+    plans.SIMT_TILES_WANTED = items // 2
+    for plan in (plans.layer_plan, plans.delta_plan, plans.forward_plan):
+        plan.cache_clear()
+
+
+def main() -> None:
+    cupy.cuda.set_allocator(None)  # each array an allocation of its own, with ends that a sanitizer knows
+    launcher = ops_for("cupy").launcher  # type: ignore[attr-defined]
+    limits = launcher.limits
+    chosen = [DTYPES[name] for name in sys.argv[1:] or DTYPES]
+    for dtype, allow_tf32 in chosen:
+        for shared_bytes in SHARED_BYTES:
+            launcher.limits = replace(
+                limits, shared_bytes=min(shared_bytes or limits.shared_bytes, limits.shared_bytes)
+            )
+            for n_out, n_in in NARROW:
+                layer(200 + (shared_bytes or 0) % 7, n_out, n_in, dtype, allow_tf32)
+        launcher.limits = limits
+        layer(150, 150, 137, dtype, allow_tf32)
+        networks((33, 150, 10), 150, dtype, allow_tf32)
+        for sizes in NARROW_NETWORKS:
+            networks(sizes, 301, dtype, allow_tf32)
+    want(4)
+    for dtype, allow_tf32 in chosen:
+        layer(301, 150, 137, dtype, allow_tf32)
+        networks((33, 150, 140, 10), 301, dtype, allow_tf32)
+    cupy.cuda.runtime.deviceSynchronize()
+    ran = {*launcher._functions, *ops_for("cupy", reproducible=True).launcher._functions}  # type: ignore[attr-defined]
+    known = {kernel.variant for kernel in every_kernel()}
+    print(f"ran {len(ran & known)} of {len(known)} kernels")
+    if chosen == [*DTYPES.values()]:
+        for variant in sorted(known - ran):
+            print("not run:", variant.source, variant.entry, *variant.defines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""The kernels that take a whole narrow network at once, in the emulator: loss and gradients within their bounds,
+integers exact, no fault that the checker finds, and the same bits whoever runs when and on whichever device.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator import EmulatorLauncher
+from emulator_requirements import require_emulator
+from kernel_layers import H200
+from kernel_networks import ALONE, DTYPES, SMALL, Network, Recorder, hold_gradients, network_on, two_launches
+from network_bounds import hold
+from numpy.typing import NDArray
+from test_numeric_contract import check_integer_network, to_tf32
+
+import gpuback
+from gpuback import SGD, Adam, TrainStep
+from gpuback._backends.cuda import network_plans
+from gpuback._backends.cuda.fused_network import possible_plan
+from gpuback._backends.cuda.network_plans import StepPlan
+from gpuback._backends.cuda.plans import Chains
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._gates.variants import every_kernel
+from gpuback.testing import tolerance
+
+require_emulator()
+
+SCHEDULES = [("fifo", "late", 1, H200), ("lifo", "early", 3, SMALL), ("random", "random", 4, ALONE)]
+"""Order, copies, resident blocks, device."""
+
+# ---- Bounds
+
+SHAPES = [
+    ((1, 1), 1),
+    ((100, 3), 33),
+    ((3, 17, 2), 65),
+    ((17, 100, 3), 300),
+    ((128, 64, 1), 129),
+    ((64, 17, 64), 1000),
+    ((2, 128, 128, 5), 200),
+    ((64,) * 8, 128),
+    ((1, 3, 17, 64, 100, 128, 1), 37),
+    ((32, 31, 17, 32, 30, 32, 32, 20, 32, 32, 29, 32, 32), 96),
+]
+LOSSES = [
+    ("cross_entropy", None, False),
+    ("cross_entropy", None, True),
+    ("binary_cross_entropy", None, False),
+    *(("squared_error", output, False) for output in ("identity", "softmax", "sigmoid", "tanh")),
+]
+FIELDS = {
+    "shape": SHAPES,
+    "dtype": list(DTYPES),
+    "activation": list(ACTIVATIONS),
+    "loss": LOSSES,
+    "weighted": [False, True],
+    "inputs": [False, True],
+    "form": ["whole", "two"],
+    "limits": [H200, SMALL],
+}
+
+
+def makes_sense(case: dict) -> bool:
+    """One class is always right: its loss and gradients are 0. In float32 two launches have no room for 128 on SMALL.
+    Behind twelve sigmoids all samples are alike and share their roundings, which bounds take to be independent."""
+    sizes, _ = case["shape"]
+    loss, output, _ = case["loss"]
+    wide = case["dtype"] in ("float32", "tf32") and max(sizes) > 64 and case["limits"] is SMALL
+    alike = case["activation"] == "sigmoid" and len(sizes) > 10
+    return (
+        not wide
+        and not alike
+        and (sizes[-1] > 1 or loss == "binary_cross_entropy" or output in ("identity", "sigmoid", "tanh"))
+    )
+
+
+def pairwise() -> Iterator[dict]:
+    """Cases in which any two values of two fields come together, those with which most pairs are new first."""
+    rng = np.random.default_rng(0)
+    missing = {
+        pair
+        for pair in itertools.combinations(
+            [(name, i) for name, values in FIELDS.items() for i in range(len(values))], 2
+        )
+        if pair[0][0] != pair[1][0]
+    }
+    for _ in range(400):
+        best, new = {}, set()
+        for _ in range(40):
+            indices = {name: int(rng.integers(len(values))) for name, values in FIELDS.items()}
+            case = {name: FIELDS[name][i] for name, i in indices.items()}
+            pairs = set(itertools.combinations(indices.items(), 2)) & missing
+            if makes_sense(case) and len(pairs) > len(new):
+                best, new = case, pairs
+        if new:
+            missing -= new
+            yield best
+
+
+CASES = list(pairwise())
+
+
+def described(case: dict) -> str:
+    sizes, batch_size = case["shape"]
+    widths = "-".join(map(str, sizes))
+    return (
+        f"{batch_size}x{widths} {case['dtype']} {case['activation']} {case['loss'][0]} {case['loss'][1]} {case['form']}"
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=described)
+def test_loss_and_gradients_are_within_their_bounds(case):
+    (sizes, batch_size), (loss, output, rows) = case["shape"], case["loss"]
+    network = Network(sizes, batch_size, case["dtype"], case["activation"], loss, output, rows, case["weighted"])
+    net = network.on(EmulatorLauncher("random", copies="random", limits=case["limits"]), case["form"])
+    value, gradients = network.gradients(net, need_input_grad=case["inputs"])
+    expected = network.expected(net)
+    hold("loss", value, expected.loss)
+    hold_gradients(net, gradients.theta, gradients.inputs, expected)
+    x, y, weight = network.batch()
+    assert net.loss(x, y, sample_weight=weight).tobytes() == value.tobytes()
+    before = gradients.theta.copy()
+    _, again = network.gradients(net, out=gradients, accumulate=True)
+    np.testing.assert_array_equal(again.theta, before + before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "output, loss", [("softmax", "cross_entropy"), ("sigmoid", "squared_error"), ("tanh", "squared_error")]
+)
+def test_outputs(output, loss, dtype):
+    network = Network((17, 100, 3), 130, dtype, "gelu", loss, output)
+    net = network.on(EmulatorLauncher("lifo", checked=True))
+    expected = network.expected(net).outputs
+    digits = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}[dtype]
+    np.testing.assert_allclose(net.forward(network.batch()[0]), expected, atol=digits)
+
+
+DEFECTS = [Network((17, 100, 3), 300), Network((64, 64, 17, 64), 1000, activation="silu"), Network((30, 32, 32), 37)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("network", DEFECTS, ids=str)
+def test_bounds_refuse_what_was_left_out(network, dtype):
+    """A row, a column, a bias's gradient, all of it: from results that are else exact."""
+    network = replace(network, dtype=dtype)
+    net = network.on(EmulatorLauncher())
+    expected = network.expected(net)
+    layout = net.architecture.layout
+    hold_gradients(net, expected.gradient.value, expected.inputs.value, expected)
+
+    def refused(part: str, k: int, place: Any, change: NDArray | float) -> None:
+        theta = expected.gradient.value.copy()
+        array = layout.split(theta)["Wb".index(part)][k][place]
+        array[...] = change if np.ndim(change) == 0 else array - change
+        with pytest.raises(AssertionError, match="off by"):
+            hold_gradients(net, theta, None, expected)
+
+    for k, (da, h) in enumerate(expected.rows):
+        for b in (0, network.batch_size // 2, network.batch_size - 1):
+            refused("W", k, ..., np.outer(da[b], h[b]))
+        for last in (0, -1):
+            refused("W", k, (slice(None), last), 0)
+            refused("W", k, last, 0)
+        refused("b", k, ..., 0)
+        refused("W", k, ..., 0)
+    with pytest.raises(AssertionError, match="off by"):
+        hold("dx", np.where(np.arange(network.batch_size)[:, None] == 7, 0, expected.inputs.value), expected.inputs)
+    with pytest.raises(AssertionError, match="off by"):
+        hold("loss", np.asarray(expected.loss.value * (1 - 1 / network.batch_size)), expected.loss)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_sums_over_the_batch_keep_the_contract_of_one_operation(dtype, activation):
+    """Two launches write down every da and h. One launch has computed the same ones, as dx and the loss show; both
+    forms' dW and db are held to them."""
+    network = Network((50, 64, 17, 64), 700, dtype, activation, weighted=True)
+    nets = [network.on(EmulatorLauncher("random"), form) for form in ("whole", "two")]
+    results = [network.gradients(net, need_input_grad=True) for net in nets]
+    assert len({(value.tobytes(), gradients.inputs.tobytes()) for value, gradients in results}) == 1
+
+    h, da = written_rows(nets[1], network)
+    read = to_tf32 if dtype == "tf32" else np.asarray
+    for _, gradients in results:
+        for k, (dW, db) in enumerate(zip(gradients.weights, gradients.biases, strict=True)):
+            exact, limit = read(da[k]).T @ read(h[k]), np.abs(da[k]).T @ np.abs(h[k])
+            assert np.all(np.abs(dW - exact) <= tolerance(limit, network.batch_size, "float32"))
+            limit = tolerance(np.abs(da[k]).sum(axis=0), network.batch_size, "float32")
+            assert np.all(np.abs(db - da[k].sum(axis=0)) <= limit)
+
+
+def written_rows(net: gpuback.MLP, network: Network) -> tuple[list[NDArray], list[NDArray]]:
+    """Each layer's h_{k-1} and da_k, as two launches have left them in the workspace."""
+    (passes,), batch_size = net._passes.values(), network.batch_size
+    plan, scale = passes._plan.chain, net.architecture.precision.gradient_scale(batch_size)
+
+    def rows(k: int, number: int) -> NDArray:
+        first, width = int(plan.layout[k, number]), network.sizes[k]
+        whole = network_plans.whole(width)
+        flat = passes._workspace[first * batch_size : (first + whole) * batch_size].astype(np.float64)
+        assert not flat.reshape(batch_size, whole)[:, width:].any()  # what pads them is 0
+        return flat.reshape(batch_size, whole)[:, :width]
+
+    depth = len(network.sizes) - 1
+    return [rows(k, 9) for k in range(depth)], [rows(k + 1, 11) / scale for k in range(depth)]
+
+
+# ---- Integers
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+@pytest.mark.parametrize("form", ["whole", "two"])
+@pytest.mark.parametrize(
+    "sizes, batch_size",
+    [((1, 1), 1), ((5, 7, 6, 4), 32), ((2, 9, 8, 9, 35), 16), ((30, 3, 65), 64), ((3, 100, 2), 256)],
+)
+def test_networks_of_small_integers_are_exact(sizes, batch_size, form, activation, dtype, monkeypatch):
+    """Not a row, not a column may be missing."""
+    launcher = EmulatorLauncher("random", copies="random")
+    monkeypatch.setattr(gpuback, "MLP", lambda sizes, **options: network_on(launcher, sizes, form, **options))
+    check_integer_network(activation, sizes, batch_size, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["whole", "two"])
+def test_a_large_batch_of_small_integers_is_exact(form, dtype):
+    rng, batch_size = np.random.default_rng(0), 4096
+    net = network_on(EmulatorLauncher(), (60, 100), form, loss="squared_error", **DTYPES[dtype])
+    net.theta[...] = 0
+    x, y = rng.integers(-3, 4, (batch_size, 60)), rng.integers(-3, 4, (batch_size, 100))
+    loss, gradients = net.value_and_grad(x, y)
+    np.testing.assert_array_equal(gradients.weights[0] * batch_size, -y.T @ x)
+    np.testing.assert_array_equal(gradients.biases[0] * batch_size, -y.sum(axis=0))
+    assert loss * batch_size == (y**2).sum() / 2
+
+
+# ---- Every variant, in every schedule
+
+
+def variant_cases() -> Iterator[tuple[str, Network]]:
+    activations = ("gelu", "relu")
+    for dtype in DTYPES:
+        yield "whole", Network((17, 32, 5, 30), 201, dtype, activations, rows=True, weighted=True)
+        yield "whole", Network((50, 64, 17, 3), 201, dtype, activations)
+        yield "two", Network((50, 64, 17, 3), 201, dtype, activations, weighted=True)
+        sizes = (70, 128) if dtype in ("float32", "tf32") else (70, 128, 9)
+        yield "whole", Network(sizes, 150, dtype, activations[: len(sizes) - 2], "binary_cross_entropy")
+        yield "two", Network((66, 40), 150, dtype, (), "squared_error", "softmax")
+    yield "two", Network((128, 100, 128, 64, 3), 140, "bfloat16", (*activations, "tanh"))
+
+
+VARIANT_CASES = list(variant_cases())
+
+
+def run_everything(launcher: EmulatorLauncher, form: str, network: Network) -> tuple[bytes, ...]:
+    """The bits of all that passes and steps of training give."""
+    x, y, weight = network.batch()
+    net = network.on(launcher, form)
+    value, gradients = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
+    net.value_and_grad(x, y, out=gradients, accumulate=True)
+    results = [value, gradients.theta, net.forward(x), net.loss(x, y)]
+    value, gradients = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
+    results += [value, gradients.theta, gradients.inputs]
+    for optimizer, clip_norm in ((Adam(0.01), None), (SGD(0.01, 0.9), 0.1)):
+        net = network.on(launcher, form)
+        step = TrainStep(net, optimizer, clip_norm=clip_norm)
+        results += [step(x, y, weight) for _ in range(2)]
+        results += [net.theta, optimizer.update.state, *(m for m in optimizer.update.moments if m is not None)]
+    return tuple(array.tobytes() for array in results)
+
+
+@pytest.mark.parametrize("form, network", VARIANT_CASES, ids=str)
+def test_a_variant_in_every_schedule_and_on_every_device(form, network):
+    bits = {
+        run_everything(
+            EmulatorLauncher(order, copies=copies, resident_blocks=resident, limits=limits, checked=True), form, network
+        )
+        for order, copies, resident, limits in SCHEDULES
+    }
+    assert len(bits) == 1
+
+
+def test_no_variant_is_left_out():
+    recorder = Recorder()
+    for form, network in VARIANT_CASES:
+        run_everything(recorder, form, network)
+    networks = {variant for variant in recorder.variants if variant.source.startswith("network_")}
+    assert networks == {kernel.variant for kernel in every_kernel() if kernel.variant.source.startswith("network_")}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [320, 448])
+def test_how_long_chains_are_cut_into_slabs_changes_no_bit(rows, dtype, monkeypatch):
+    """Chains of more than 128 rows, which otherwise come with batches of thousands; slabs begin anywhere in them."""
+    monkeypatch.setattr(network_plans.plans, "narrow_chains", lambda size: Chains(-(-size // rows), rows))
+    monkeypatch.setattr(network_plans.plans, "chains_for", lambda size, *_: Chains(-(-size // rows), rows))
+    for plan in (network_plans.step_plan, network_plans.chain_plan, network_plans.weights_plan):
+        monkeypatch.setattr(network_plans, plan.__name__, plan.__wrapped__)
+    network = Network((17, 40, 16, 5), 700, dtype, ("relu", "gelu"), weighted=True)
+    for form in ("whole", "two"):
+        found = {}
+        for shared_bytes in (232_448, 101_376, 70_000, 56_000, 48_000, 42_000):
+            limits = replace(H200, shared_bytes=shared_bytes, multiprocessors=2)
+            net = network.on(EmulatorLauncher(limits=limits), form)
+            plan = (
+                possible_plan(net.architecture, 700, limits)
+                if form == "whole"
+                else two_launches(net.architecture, 700, limits)
+            )
+            if form == "whole" and not isinstance(plan, StepPlan):
+                continue
+            loss, gradients = network.gradients(net, need_input_grad=True)
+            expected = network.expected(net)
+            hold("loss", loss, expected.loss)
+            hold_gradients(net, gradients.theta, gradients.inputs, expected)
+            cut = plan.rows if form == "whole" else (plan.chain.rows, plan.weights.rows)
+            found[cut] = loss.tobytes(), gradients.theta.tobytes(), gradients.inputs.tobytes()
+        assert len(found) > 1 and len(set(found.values())) == 1
