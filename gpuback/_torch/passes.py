@@ -33,8 +33,8 @@ KEPT_PASSES = 4
 class Passes:
     """A module's layers for one batch size: bound to its parameters' own memory, or to rounded copies of them.
 
-    As in `_network/backprop.py`, a batch goes through the network in blocks of rows, which the backend's team shares; but
-    here every block has buffers of its own, in which it waits for its backward pass.
+    As in `_network/backprop.py`, a batch goes through the network in blocks of rows, which the backend's team shares;
+    but here every block has buffers of its own, in which it waits for its backward pass.
     """
 
     def __init__(

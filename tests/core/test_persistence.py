@@ -1,4 +1,4 @@
-"""_core/persistence.py: what was written comes back to the bit; what was damaged is refused; writes are whole or not."""
+"""_core/persistence.py: what was written comes back to the bit; what is damaged is refused; writes are whole or not."""
 
 from __future__ import annotations
 
