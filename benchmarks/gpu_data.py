@@ -54,7 +54,7 @@ numbers = functools.lru_cache(1)(Numbers)
 def layer(case: Case) -> list[Buffers]:
     """As many sets as fill the level-2 cache twice."""
     source, precision = numbers(precision_of(case).operand), precision_of(case)
-    B, (n_in, n_out), total = case.batch_size, case.sizes, precision.total
+    B, (n_in, n_out), total = case.batch_size, case.sizes, precision.accumulator
     return [
         Buffers(
             *(source.draw(B, n_out), source.draw(B, n_in), source.draw(n_out, n_in)),

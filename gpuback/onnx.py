@@ -97,7 +97,7 @@ def to_onnx(net: MLP, path: PathLike, *, opset: int = DEFAULT_OPSET) -> None:
 
 def _model(net: MLP, opset: int) -> Any:
     architecture, depth = net.architecture, len(net.sizes) - 1
-    graph = _Graph(architecture.precision.name, architecture.precision.total, opset)
+    graph = _Graph(architecture.precision.name, architecture.precision.accumulator, opset)
     h = graph.rounded("x")
     for k, (W, b, name) in enumerate(zip(net.weights, net.biases, [*architecture.activations, ""], strict=True), 1):
         operands = h, graph.weights(net.ops.to_numpy(W), f"W_{k}"), graph.constant(net.ops.to_numpy(b), f"b_{k}")
@@ -109,7 +109,7 @@ def _model(net: MLP, opset: int) -> Any:
         h = graph.rounded(graph.activation(name, a, f"h_{k}"))
     graph.output(architecture.output, a)
 
-    value, opsets = TYPES[architecture.precision.total.name], [helper.make_opsetid("", opset)]
+    value, opsets = TYPES[architecture.precision.accumulator.name], [helper.make_opsetid("", opset)]
     ends = [
         helper.make_tensor_value_info(*end)
         for end in (("x", value, ["batch", net.sizes[0]]), ("y", value, ["batch", net.sizes[-1]]))

@@ -78,7 +78,7 @@ def _well_spread(cases: Sequence[pytest.Item], most: int) -> list[pytest.Item]:
 
 
 @functools.cache
-def emulated_ops(reproducible: bool = False, *, takes_networks: bool = True) -> CudaOps:
+def emulated_ops(reproducible: bool = False, *, fuse_networks: bool = True) -> CudaOps:
     from emulator import EmulatorLauncher, StrictNumpy
 
     launcher = EmulatorLauncher("random", copies="random", resident_blocks=3)
@@ -86,7 +86,7 @@ def emulated_ops(reproducible: bool = False, *, takes_networks: bool = True) -> 
         from gpuback._backends.exact.cuda_ops import ReproducibleCudaOps
 
         return ReproducibleCudaOps(np, launcher, np.dot, name="emulated")
-    return CudaOps(StrictNumpy(launcher), launcher, name="emulated", takes_networks=takes_networks)
+    return CudaOps(StrictNumpy(launcher), launcher, name="emulated", fuse_networks=fuse_networks)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     from emulator_requirements import require_emulator  # the emulator cannot be imported everywhere
 
     require_emulator()
-    make = functools.partial(emulated_ops, takes_networks=request.param == "emulated")
+    make = functools.partial(emulated_ops, fuse_networks=request.param == "emulated")
     ops, plain_for, plain_of = make(), gpuback._backends.registry.ops_for, gpuback._backends.registry.ops_of
 
     def ops_for(name: str, *, reproducible: bool = False) -> gpuback._backends.protocol.Ops:

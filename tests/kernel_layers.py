@@ -94,7 +94,7 @@ class Layer:
         activation = ACTIVATIONS[self.activation]
         da, h_prev, W, a_prev = (laid_out(x, layout) for x in (case.da, case.h_prev, case.W, case.a_prev))
         xp = GuardedNumpy()
-        dW, db = xp.empty((self.n_out, self.n_in), precision.total), xp.empty(self.n_out, precision.total)
+        dW, db = xp.empty((self.n_out, self.n_in), precision.accumulator), xp.empty(self.n_out, precision.accumulator)
         if before:
             dW[...], db[...] = before, before
         da_prev = laid_out(np.full_like(case.a_prev, np.nan), layout) if need_da_prev else None
@@ -134,7 +134,7 @@ class Layer:
         h_prev, W = laid_out(case.h_prev, layout), laid_out(case.W, layout)
         out = laid_out(np.full((self.batch_size, self.n_out), np.nan, precision.operand), layout)
         a = laid_out(out, layout) if activation.derivative_from == "a" else None
-        bias = xp.empty(self.n_out, precision.total)
+        bias = xp.empty(self.n_out, precision.accumulator)
         bias[...] = self._bias
         ops = CudaOps(xp, launcher)
         workspace = ops.workspace(self.batch_size, (self.n_in, self.n_out), precision)

@@ -76,7 +76,7 @@ def two_launches(architecture: Architecture, batch_size: int, limits: DeviceLimi
 def ops_on(launcher: EmulatorLauncher, form: str = "whole") -> CudaOps:
     """A backend that takes narrow networks as a "whole", as it is possible; in "two" launches; or by "layers"."""
     if form == "layers":
-        return CudaOps(GuardedNumpy(), launcher, name="on test", takes_networks=False)
+        return CudaOps(GuardedNumpy(), launcher, name="on test", fuse_networks=False)
     return {"whole": WholeOps, "two": TwoLaunchOps}[form](GuardedNumpy(), launcher, name="on test")
 
 

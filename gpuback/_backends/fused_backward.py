@@ -77,8 +77,8 @@ def fused_backward(
     if da_prev is not None and not need_da_prev:
         raise OptionError("da_prev was given, but need_da_prev=False says that it is not wanted")
 
-    dW = _output(ops, dW, "dW", (n_out, n_in), precision.total, named)
-    db = _output(ops, db, "db", (n_out,), precision.total, named)
+    dW = _output(ops, dW, "dW", (n_out, n_in), precision.accumulator, named)
+    db = _output(ops, db, "db", (n_out,), precision.accumulator, named)
     if need_da_prev:
         da_prev = _output(ops, da_prev, "da_prev", (batch_size, n_in), precision.operand, named)
     source = None

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._backends.numpy.threads import Team
+from gpuback._backends.numpy.threads import ThreadPool
 from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.gradients import Gradients
@@ -37,27 +37,27 @@ class Update(Protocol):
         *,
         loss: Any = None,
         clip_norm: float | None = None,
-        halt: bool = False,
+        stop_after_nonfinite: bool = False,
         **hyper_parameters: Any,
     ) -> None:
         """One update of θ and of the optimizer's state, unless `loss` or the gradient is not finite.
 
-        It runs in `Ops.scope(self.note_invalid)`.
+        It runs in `Ops.scope(self.on_invalid)`.
 
         Args:
             gradient: ∇θ, (n_parameters,).
             loss: the loss it belongs to; None makes the update whatever the gradient is.
             clip_norm: the gradient's norm is brought down to it.
-            halt: no more updates once a loss or gradient was not finite.
+            stop_after_nonfinite: no more updates once a loss or gradient was not finite.
             hyper_parameters: of this kind of optimizer.
         """
         ...
 
-    def note_invalid(self, *what: Any) -> None:
+    def on_invalid(self, *what: Any) -> None:
         """Takes note that some operation on the host has made NaN of other numbers."""
         ...
 
-    def glance(self) -> int | None:
+    def poll_diverged(self) -> int | None:
         """`diverged_at` as of some moment not long ago, without waiting."""
         ...
 
@@ -69,7 +69,7 @@ class LossScale(Protocol):
     """S, how many steps in a row have made an update since it last changed, and how many in all have made none. On a
     GPU, reading it waits for what is under way."""
 
-    def scaled(self, weight: Array | None, batch_size: int) -> Array:
+    def scale_weights(self, weight: Array | None, batch_size: int) -> Array:
         """S w_b, or S without weights; good until the next call."""
         ...
 
@@ -77,7 +77,7 @@ class LossScale(Protocol):
         """Takes S out of the gradient, in place; the loss without it."""
         ...
 
-    def settle(self, update: Any) -> None:
+    def update(self, update: Any) -> None:
         """Draws the conclusion, after an update or none."""
         ...
 
@@ -90,7 +90,7 @@ class Recorder(Protocol):
     def copy(self, source: Array, target: Array) -> None: ...
 
 
-class WholePasses(Protocol):
+class FusedNetwork(Protocol):
     """The passes of a network that a backend takes as a whole, not layer by layer.
 
     What `gpuback._network.backprop.Backprop` does, and a step of training.
@@ -143,9 +143,9 @@ class Ops(Protocol):
         ...
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Any: ...
-    def share_out(
+    def plan_blocks(
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
-    ) -> tuple[int, Team]: ...
+    ) -> tuple[int, ThreadPool]: ...
 
     def bind_weights(
         self, theta: Array, layout: Layout, precision: Precision
@@ -218,7 +218,7 @@ class Ops(Protocol):
         """What can record a step of training; None where it is no sequence of launches."""
         ...
 
-    def whole_passes(
+    def fused_network(
         self,
         architecture: Architecture,
         theta: Array,
@@ -226,7 +226,7 @@ class Ops(Protocol):
         *,
         need_gradient: bool = True,
         need_input_grad: bool = False,
-    ) -> WholePasses | None:
+    ) -> FusedNetwork | None:
         """The passes of a network that is taken as a whole; None where it goes layer by layer."""
         ...
 
@@ -241,9 +241,9 @@ class Ops(Protocol):
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
     def scalar(self, value: Array | float, dtype: np.dtype[Any]) -> Array: ...
-    def shown(self, array: Array, dtype: np.dtype[Any], factor: float = 1.0) -> Array: ...
+    def copy_for_display(self, array: Array, dtype: np.dtype[Any], factor: float = 1.0) -> Array: ...
     def to_floats(self, values: Sequence[Array | float]) -> list[float]: ...
-    def received(self, value: ArrayLike, what: str) -> Array: ...
+    def to_array(self, value: ArrayLike, what: str) -> Array: ...
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array: ...
     def indices(self, order: NDArray[np.intp]) -> Array: ...
     def take_rows(self, array: Array, indices: Array, out: Array) -> None: ...

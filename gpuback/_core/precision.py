@@ -39,13 +39,13 @@ class Precision:
 
     Attributes:
         operand: the dtype that the operands of a product are rounded to.
-        total: the dtype of parameters, gradients and every sum: float64 for float64, else float32.
+        accumulator: the dtype of parameters, gradients and every sum: float64 for float64, else float32.
         tf32: products round their float32 operands to TF32 (11 significant bits) first.
         reproducible: every result has the same bits on every backend.
     """
 
     operand: np.dtype[Any]
-    total: np.dtype[Any]
+    accumulator: np.dtype[Any]
     tf32: bool = False
     reproducible: bool = False
 

@@ -102,7 +102,7 @@ class CudaLauncher:
         """Where its first element lies in the device's memory."""
         return int(array.data.ptr)
 
-    def watch(self, array: Array) -> Callable[[], Any]:
+    def async_reader(self, array: Array) -> Callable[[], Any]:
         """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet.
 
         Each call takes up the copy that the one before it sent on its way, if it has arrived, and sends the next.

@@ -88,7 +88,7 @@ class Launcher(Protocol):
         """Where its first element lies in the device's memory."""
         ...
 
-    def watch(self, array: Array) -> Callable[[], Any]:
+    def async_reader(self, array: Array) -> Callable[[], Any]:
         """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet."""
         ...
 

@@ -49,7 +49,7 @@ def _each() -> Iterator[CompiledKernel]:
     for name in ("bfloat16", "float16", "float32", "float64"):
         precision = Precision.of(name)
         chosen = [plans.loss_plan(1, precision), plans.output_plan(1, precision)]
-        chosen += [plans.per_sample_plan(entry, 1, precision) for entry in get_args(plans.RowEntry)]
+        chosen += [plans.per_sample_plan(entry, 1, precision) for entry in get_args(plans.PerSampleEntry)]
         if name != "float64":
             chosen.append(plans.copy_plan("copy_weights", 1, precision))
         if precision.sixteen_bit:

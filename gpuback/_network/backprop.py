@@ -59,23 +59,23 @@ class Blocks(Generic[AnyBlock]):
         def block(rows: int) -> AnyBlock:
             return make_block(architecture, operands, biases, ops, rows, batch_size, need_gradient, need_input_grad)
 
-        rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
+        rows, self._threads = ops.plan_blocks(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
         if micro_batch_size is not None:
             rows = min(rows, micro_batch_size)
         n_parameters = architecture.layout.n_parameters
-        sums_bytes = n_parameters * precision.total.itemsize if need_gradient else 0
-        self._shares = in_shares(batch_size, rows, self._team.size, sums_bytes)
+        sums_bytes = n_parameters * precision.accumulator.itemsize if need_gradient else 0
+        self._shares = in_shares(batch_size, rows, self._threads.size, sums_bytes)
         heights = {end - start for share in self._shares for start, end in share}
-        members = range(min(self._team.size, len(self._shares)))
-        self._blocks = [{height: block(height) for height in heights} for _ in members]
-        in_one_piece = batch_size in heights and not self._team.blas_alone
+        workers = range(min(self._threads.size, len(self._shares)))
+        self._blocks = [{height: block(height) for height in heights} for _ in workers]
+        in_one_piece = batch_size in heights and not self._threads.blas_alone
         self._whole = self._blocks[0][batch_size] if in_one_piece else None
         self._rows, self._places = rows, None
         self._mean_of_blocks: Callable[[list[Any]], Array | float] = partial(ops.mean_loss, batch_size=batch_size)
         if micro_batch_size is not None and rows < batch_size:
-            self._places, self._mean_of_blocks = ops.bind_mean_of_blocks(rows, batch_size, precision.total)
+            self._places, self._mean_of_blocks = ops.bind_mean_of_blocks(rows, batch_size, precision.accumulator)
         others = self._shares[1:] if need_gradient else []
-        self._partials = [ops.empty(n_parameters, precision.total) for _ in others]
+        self._partials = [ops.empty(n_parameters, precision.accumulator) for _ in others]
         self._partial_views = [architecture.layout.split(sums) for sums in self._partials]
 
     def _add_up(
@@ -89,11 +89,11 @@ class Blocks(Generic[AnyBlock]):
         """
         dW, db = gradients.weights, gradients.biases
 
-        def work(share: int, member: int) -> list[Any]:
+        def work(share: int, worker: int) -> list[Any]:
             parts = []
             dW_sum, db_sum = self._partial_views[share - 1] if share else (dW, db)
             add = accumulate and share == 0
-            for block, rows in self._each(share, member):
+            for block, rows in self._each(share, worker):
                 parts.append(visit(block, rows, dW_sum, db_sum, add))
                 add = True
             return parts
@@ -111,9 +111,9 @@ class Blocks(Generic[AnyBlock]):
     def _mean(self, parts: list[list[Any]]) -> Array | float:
         return self._mean_of_blocks(list(itertools.chain.from_iterable(parts)))
 
-    def _each(self, share: int, member: int) -> Iterator[tuple[AnyBlock, slice | None]]:
-        """A share's blocks, one after the other, as a member of the team holds them, with their rows (None: all)."""
-        blocks = self._blocks[member]
+    def _each(self, share: int, worker: int) -> Iterator[tuple[AnyBlock, slice | None]]:
+        """A share's blocks, one after the other, as a worker of the team holds them, with their rows (None: all)."""
+        blocks = self._blocks[worker]
         for start, end in self._shares[share]:
             height = end - start
             yield blocks[height], None if height == self._batch_size else slice(start, end)
@@ -121,7 +121,7 @@ class Blocks(Generic[AnyBlock]):
     def _run(self, work: Callable[[int, int], Result]) -> list[Result]:
         """The results of `work` on each share, with the weights as products read them up to date with θ."""
         self._refresh_weights()
-        return self._team.run(work, len(self._shares))
+        return self._threads.run(work, len(self._shares))
 
 
 class Backprop(Blocks["Block"]):
@@ -144,8 +144,8 @@ class Backprop(Blocks["Block"]):
     def forward(self, x: Array, out: Array) -> None:
         """out = ŷ, (B, n_L)."""
 
-        def work(share: int, member: int) -> None:
-            for block, rows in self._each(share, member):
+        def work(share: int, worker: int) -> None:
+            for block, rows in self._each(share, worker):
                 block.forward(rows_of(x, rows))
                 block.apply_output(rows_of(out, rows))
 
@@ -154,9 +154,9 @@ class Backprop(Blocks["Block"]):
     def loss(self, x: Array, y: Array, weight: Array | None) -> Array | float:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b)."""
 
-        def work(share: int, member: int) -> list[Any]:
+        def work(share: int, worker: int) -> list[Any]:
             parts = []
-            for block, rows in self._each(share, member):
+            for block, rows in self._each(share, worker):
                 block.forward(rows_of(x, rows))
                 parts.append(block.loss(rows_of(y, rows), rows_of(weight, rows)))
             return parts

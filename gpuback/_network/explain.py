@@ -50,21 +50,21 @@ class Explanation:
 def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanation:
     """The plan of one training step (forward, loss, backward, update) on a batch."""
     precision, sizes = architecture.precision, architecture.sizes
-    rows, team = ops.share_out(sizes, batch_size, precision)
+    rows, team = ops.plan_blocks(sizes, batch_size, precision)
     operands = "TF32" if precision.tf32 else precision.name
-    word = precision.total.itemsize
+    word = precision.accumulator.itemsize
     blocks = -(-batch_size // rows)
     why = "the whole batch at once"
     if blocks > 1:
         why = f"{blocks} blocks of up to {rows} rows, each forward and backward in turn while it is in cache"
     if team.size > 1:
         why += f", shared out between {team.size} threads"
-    how = f"products of {operands} operands, sums in {precision.total.name}"
+    how = f"products of {operands} operands, sums in {precision.accumulator.name}"
     if precision.reproducible:
         how = f"products of {operands} operands, each by {EXACT_PRODUCTS} exact float64 ones of their slices"
     header = (
         f"{ops.name} backend, batch of {batch_size}: {why}\n"
-        f"{how}; θ and ∇θ in {precision.total.name}\n"
+        f"{how}; θ and ∇θ in {precision.accumulator.name}\n"
         f"FLOPs of matrix products and of the update; bytes of arrays read and written once"
     )
 
@@ -121,7 +121,7 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
 def _whole_network(architecture: Architecture, batch_size: int, launches: list[str]) -> tuple[Step, ...]:
     """The steps of a network that a backend takes as a whole, in one launch or in two."""
     precision, sizes, n_parameters = architecture.precision, architecture.sizes, architecture.layout.n_parameters
-    word, targets = precision.total.itemsize, 8 if architecture.loss == "cross_entropy" else 4 * sizes[-1]
+    word, targets = precision.accumulator.itemsize, 8 if architecture.loss == "cross_entropy" else 4 * sizes[-1]
     product = 2 * batch_size * sum(n_in * n_out for n_in, n_out in pairwise(sizes))
     delta = product - 2 * batch_size * sizes[0] * sizes[1]  # the input has no da
     samples = batch_size * (word * sizes[0] + targets)

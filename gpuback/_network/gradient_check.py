@@ -284,4 +284,4 @@ def _rounding_limit(net: MLP) -> float:
     """The unit roundoff of the operands, and √K times that of the sums."""
     precision = net.architecture.precision
     operands = TF32_ROUNDOFF if precision.tf32 else UNIT_ROUNDOFF[precision.name]
-    return operands + UNIT_ROUNDOFF[precision.total.name] * math.sqrt(max(net.sizes))
+    return operands + UNIT_ROUNDOFF[precision.accumulator.name] * math.sqrt(max(net.sizes))

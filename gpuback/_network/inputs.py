@@ -15,7 +15,7 @@ LABELS = np.dtype(np.intp)
 
 def as_samples(x: ArrayLike, architecture: Architecture, ops: Ops) -> Array:
     """x as (B, n_0), B ≥ 1, in the dtype that sums are kept in."""
-    samples = ops.asarray(x, architecture.precision.total, "x")
+    samples = ops.asarray(x, architecture.precision.accumulator, "x")
     width = architecture.sizes[0]
     if samples.ndim != 2 or samples.shape[1] != width:
         hint = "; one sample is x[None, :]" if samples.shape == (width,) else ""
@@ -34,7 +34,7 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
         LabelError: a label outside 0 … n_L − 1, or a probability outside [0, 1].
     """
     width, kind = architecture.sizes[-1], architecture.loss_row.targets
-    targets = ops.received(y, "y")
+    targets = ops.to_array(y, "y")
     if kind == "classes" and targets.ndim == 1:
         return _as_labels(targets, width, batch_size, ops)
     if kind != "classes" and width == 1 and targets.ndim == 1:
@@ -51,7 +51,7 @@ def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: O
             f"y: expected probabilities in [0, 1] for loss {architecture.loss!r}, "
             f"got {targets.min()} to {targets.max()}"
         )
-    return ops.asarray(targets, architecture.precision.total, "y")
+    return ops.asarray(targets, architecture.precision.accumulator, "y")
 
 
 def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
@@ -74,7 +74,7 @@ def as_sample_weight(weight: ArrayLike | None, architecture: Architecture, batch
     """w as (B,), or None."""
     if weight is None:
         return None
-    weights = ops.asarray(weight, architecture.precision.total, "sample_weight")
+    weights = ops.asarray(weight, architecture.precision.accumulator, "sample_weight")
     if weights.shape != (batch_size,):
         raise ShapeError(
             f"sample_weight: expected shape ({batch_size},), one weight per sample of x, got {weights.shape}"

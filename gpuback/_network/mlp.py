@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gpuback._backends.protocol import Ops, WholePasses
+from gpuback._backends.protocol import FusedNetwork, Ops
 from gpuback._backends.registry import ops_for
 from gpuback._core import persistence
 from gpuback._core.architecture import Architecture
@@ -24,7 +24,7 @@ from gpuback._network.inputs import as_sample_weight, as_samples, as_targets
 from gpuback._network.trace import Trace, trace
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
 
-Passes: TypeAlias = Backprop | WholePasses
+Passes: TypeAlias = Backprop | FusedNetwork
 
 
 class MLP:
@@ -87,7 +87,7 @@ class MLP:
         """Every way to make a network ends here: `theta` is copied into a fresh buffer."""
         self._architecture = architecture
         self._ops = ops = ops_for(backend, reproducible=architecture.precision.reproducible)
-        layout, total = architecture.layout, architecture.precision.total
+        layout, total = architecture.layout, architecture.precision.accumulator
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
@@ -352,7 +352,7 @@ class MLP:
             raise FileFormatError(
                 f"{os.fspath(path)}: expected a gpuback model, got one that makes no network: {error}"
             ) from error
-        expected = (architecture.layout.n_parameters,), architecture.precision.total
+        expected = (architecture.layout.n_parameters,), architecture.precision.accumulator
         if (theta.shape, theta.dtype) != expected:
             raise FileFormatError(
                 f"{os.fspath(path)}: expected theta of shape {expected[0]} and dtype {expected[1]} for sizes "
@@ -386,7 +386,7 @@ class MLP:
     def passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Passes:
         """The passes of this network for one batch size, with buffers of their own."""
         needs = {"need_gradient": need_gradient, "need_input_grad": need_input_grad}
-        whole = self._ops.whole_passes(self._architecture, self._theta, batch_size, **needs)
+        whole = self._ops.fused_network(self._architecture, self._theta, batch_size, **needs)
         return Backprop(self._architecture, self._theta, self._ops, batch_size, **needs) if whole is None else whole
 
     def take_passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Passes:

@@ -116,8 +116,8 @@ class PerSample(Blocks["PerSampleBlock"]):
     def norms(self, x: Array, y: Array, weight: Array | None, out: Array) -> None:
         """out_b = ‖∂(w_b ℓ_b)/∂θ‖, (B,)."""
 
-        def work(share: int, member: int) -> None:
-            for block, rows in self._each(share, member):
+        def work(share: int, worker: int) -> None:
+            for block, rows in self._each(share, worker):
                 block.norms(rows_of(x, rows), rows_of(y, rows), rows_of(weight, rows), rows_of(out, rows))
 
         self._run(work)
@@ -125,8 +125,8 @@ class PerSample(Blocks["PerSampleBlock"]):
     def gradients(self, x: Array, y: Array, weight: Array | None, out: Gradients) -> None:
         """∂(w_b ℓ_b)/∂θ of each sample, (B, n_parameters)."""
 
-        def work(share: int, member: int) -> None:
-            for block, rows in self._each(share, member):
+        def work(share: int, worker: int) -> None:
+            for block, rows in self._each(share, worker):
                 dW, db = ([rows_of(part, rows) for part in parts] for parts in (out.weights, out.biases))
                 block.gradients(rows_of(x, rows), rows_of(y, rows), rows_of(weight, rows), dW, db)
 

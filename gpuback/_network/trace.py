@@ -55,7 +55,7 @@ def trace(
 ) -> Trace:
     """The passes of `gpuback._network.backprop` on the whole batch as one block, with every array kept."""
     sizes, precision, batch_size = architecture.sizes, architecture.precision, len(x)
-    depth, total, scale = len(sizes) - 1, precision.total, precision.gradient_scale(batch_size)
+    depth, total, scale = len(sizes) - 1, precision.accumulator, precision.gradient_scale(batch_size)
     workspace = ops.workspace(batch_size, sizes, precision)
     activations = [None, *architecture.hidden_activations, None]
     _, biases = architecture.layout.split(theta)
@@ -70,7 +70,7 @@ def trace(
         ops.bind_forward(operands[k - 1], biases[k - 1], h[k], a[k], activations[k], workspace)(h[k - 1])
     top = workspace.output(sizes[depth])
     ops.bind_forward(operands[depth - 1], biases[depth - 1], top, None, None, workspace)(h[depth - 1])
-    a.append(ops.shown(top, total))
+    a.append(ops.copy_for_display(top, total))
     output = ops.empty(a[depth].shape, total)
     ops.bind_output(architecture.output, top, workspace)(output)
 
@@ -94,10 +94,10 @@ def trace(
     return Trace(
         output,
         float(ops.mean_loss([loss], batch_size)),
-        [None, *(ops.shown(array, total) for array in a[1:])],
-        [*(ops.shown(array, total) for array in h), None],
+        [None, *(ops.copy_for_display(array, total) for array in a[1:])],
+        [*(ops.copy_for_display(array, total) for array in h), None],
         dh,
-        [None, *(ops.shown(array, total, 1.0 / scale) for array in da[1:])],
+        [None, *(ops.copy_for_display(array, total, 1.0 / scale) for array in da[1:])],
         dW,
         db,
     )

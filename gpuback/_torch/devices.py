@@ -18,7 +18,7 @@ from gpuback.errors import DeviceError
 def array_over(tensor: torch.Tensor, ops: Ops) -> Array:
     """A tensor's own memory as an array of the backend; a copy only of one that is yet to be negated."""
     tensor = tensor.detach().resolve_neg()
-    return tensor.numpy() if tensor.device.type == "cpu" else ops.received(tensor, "a tensor")
+    return tensor.numpy() if tensor.device.type == "cpu" else ops.to_array(tensor, "a tensor")
 
 
 @functools.cache

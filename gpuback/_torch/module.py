@@ -150,7 +150,7 @@ class FusedMLP(nn.Module):
 
     def _precision_for(self, dtype: torch.dtype) -> Precision:
         chosen = self.architecture.precision
-        if dtype == torch.float32 and chosen.total.itemsize == 4:
+        if dtype == torch.float32 and chosen.accumulator.itemsize == 4:
             return chosen
         name = name_of(dtype)
         return chosen if name == chosen.name else Precision.of(name)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpuback._backends.numpy.threads import Team, blas_threads
+from gpuback._backends.numpy.threads import ThreadPool, blas_threads
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
 from gpuback._core.precision import DTYPES, Precision
@@ -56,18 +56,18 @@ class Passes:
         def block(rows: int) -> _Block:
             return _Block(architecture, weights, biases, ops, rows, need_gradient, need_input_grad)
 
-        rows, self._team = ops.share_out(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
+        rows, self._threads = ops.plan_blocks(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
         if torch.get_num_threads() == 1:
-            self._team = Team(1, blas_alone=blas_threads() > 1)
-        sums_bytes = layout.n_parameters * precision.total.itemsize if need_gradient else 0
-        self._shares = in_shares(batch_size, rows, self._team.size, sums_bytes)
+            self._threads = ThreadPool(1, blas_alone=blas_threads() > 1)
+        sums_bytes = layout.n_parameters * precision.accumulator.itemsize if need_gradient else 0
+        self._shares = in_shares(batch_size, rows, self._threads.size, sums_bytes)
         ends = list(itertools.chain.from_iterable(self._shares))
         if need_gradient:
             self._blocks: dict[object, _Block] = {start: block(end - start) for start, end in ends}
-            self._partials = [ops.empty(layout.n_parameters, precision.total) for _ in self._shares[1:]]
+            self._partials = [ops.empty(layout.n_parameters, precision.accumulator) for _ in self._shares[1:]]
         else:
-            members, heights = range(min(self._team.size, len(self._shares))), {end - start for start, end in ends}
-            self._blocks = {(height, member): block(height) for height in heights for member in members}
+            workers, heights = range(min(self._threads.size, len(self._shares))), {end - start for start, end in ends}
+            self._blocks = {(height, worker): block(height) for height in heights for worker in workers}
 
     def _operands(self, parameters: Sequence[torch.Tensor]) -> tuple[Sequence[Array], Sequence[Array]]:
         """Weights and biases as products read them."""
@@ -92,12 +92,12 @@ class Passes:
         out = x.new_empty(len(x), self._architecture.sizes[-1])
         samples, a = devices.array_over(x, self._ops), devices.array_over(out, self._ops)
 
-        def work(share: int, member: int) -> None:
+        def work(share: int, worker: int) -> None:
             for start, end in self._shares[share]:
-                block = self._blocks[start if self._need_gradient else (end - start, member)]
+                block = self._blocks[start if self._need_gradient else (end - start, worker)]
                 block.run_forward(samples[start:end], a[start:end])
 
-        self._team.run(work, len(self._shares))
+        self._threads.run(work, len(self._shares))
         return out
 
     def backward(self, da: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
@@ -111,14 +111,14 @@ class Passes:
         inputs = None if dx is None else devices.array_over(dx, ops)
         sums = [layout.split(part) for part in (whole, *self._partials)]
 
-        def work(share: int, member: int) -> None:
+        def work(share: int, worker: int) -> None:
             for start, end in self._shares[share]:
                 block = self._blocks[start]
                 block.run_backward(delta[start:end], *sums[share], start > self._shares[share][0][0])
                 if inputs is not None:
                     inputs[start:end] = block.input_gradient
 
-        self._team.run(work, len(self._shares))
+        self._threads.run(work, len(self._shares))
         for partial in self._partials:
             whole += partial
         if self._float16:
@@ -298,7 +298,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 def dtype_of_sums(precision: Precision) -> torch.dtype:
     """That of x, a_L and the gradients."""
-    return torch.float64 if precision.total.itemsize == 8 else torch.float32
+    return torch.float64 if precision.accumulator.itemsize == 8 else torch.float32
 
 
 def reads_in_place(precision: Precision, parameters: Sequence[torch.Tensor]) -> bool:

@@ -197,9 +197,9 @@ def _train_epoch(
     first_step, losses, counts = update.steps, list[Array | float](), list[int]()
     for batch in batches:
         set_rate(len(losses))
-        losses.append(step.run(batch.x, batch.y, batch.weight, halt=True))
+        losses.append(step.run(batch.x, batch.y, batch.weight, stop_after_nonfinite=True))
         counts.append(len(batch.x))
-        if len(losses) % LOOK_EVERY == 0 and step.scale is None and update.glance() is not None:
+        if len(losses) % LOOK_EVERY == 0 and step.scale is None and update.poll_diverged() is not None:
             break
         advance(losses[-1])
     values = net.ops.to_floats(losses)

@@ -69,7 +69,13 @@ class StepGraphs:
         self.refused: str | None = None
 
     def replayed(
-        self, passes: Backprop, batch: Batch, optimizer: Optimizer, clip_norm: float | None, *, halt: bool
+        self,
+        passes: Backprop,
+        batch: Batch,
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        *,
+        stop_after_nonfinite: bool,
     ) -> Array | None:
         """The loss, after a step that is repeated from a record; None if there is none, and nothing was done."""
         record = self._records.get(_kind(batch))
@@ -84,7 +90,13 @@ class StepGraphs:
             for source, target in zip(batch, record.own, strict=True):
                 if source is not None:
                     recorder.copy(source, target)
-        optimizer.guarded_step(self._gradients.theta, record.loss, clip_norm, halt=halt, launches=record.replay)
+        optimizer.guarded_step(
+            self._gradients.theta,
+            record.loss,
+            clip_norm,
+            stop_after_nonfinite=stop_after_nonfinite,
+            launches=record.replay,
+        )
         loss = self._ops.empty((), record.loss.dtype)
         recorder.copy(record.loss, loss)
         return loss

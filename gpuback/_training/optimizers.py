@@ -82,11 +82,17 @@ class Optimizer(ABC):
             )
         self.bind(net)
         gradient = gradients.theta
-        with net.ops.scope(self.update.note_invalid):
+        with net.ops.scope(self.update.on_invalid):
             self.update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
 
     def guarded_step(
-        self, gradient: Array, loss: Array | float, clip_norm: float | None, *, halt: bool, **recorded: Any
+        self,
+        gradient: Array,
+        loss: Array | float,
+        clip_norm: float | None,
+        *,
+        stop_after_nonfinite: bool,
+        **recorded: Any,
     ) -> None:
         """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, for the scope too.
 
@@ -94,7 +100,14 @@ class Optimizer(ABC):
         """
         assert self._update is not None
         clip_norm = None if clip_norm is None else float(clip_norm)
-        self._update(gradient, loss=loss, clip_norm=clip_norm, halt=halt, **recorded, **self._update_options())
+        self._update(
+            gradient,
+            loss=loss,
+            clip_norm=clip_norm,
+            stop_after_nonfinite=stop_after_nonfinite,
+            **recorded,
+            **self._update_options(),
+        )
 
     @property
     def update(self) -> Update:

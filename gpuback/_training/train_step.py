@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from gpuback._backends.protocol import LossScale, WholePasses
+from gpuback._backends.protocol import FusedNetwork, LossScale
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._core.validation import count_or_none, positive
 from gpuback._network.backprop import KEPT_PASSES, Backprop
@@ -67,7 +67,7 @@ class TrainStep:
         self._gradients = net.empty_gradients()
         recorder = net.ops.recorder
         self._graphs = None if recorder is None else StepGraphs(net.ops, recorder, self._gradients)
-        self._in_scope = net.ops.bind_scope(lambda *_: optimizer.update.note_invalid())
+        self._in_scope = net.ops.bind_scope(lambda *_: optimizer.update.on_invalid())
 
     @property
     def diverged_at(self) -> int | None:
@@ -93,40 +93,44 @@ class TrainStep:
         net = self.net
         return net.ops.scalar(self.run(*net.checked(x, y, sample_weight)), net.theta.dtype)
 
-    def run(self, samples: Array, targets: Array, weight: Array | None, *, halt: bool = False) -> Array | float:
+    def run(
+        self, samples: Array, targets: Array, weight: Array | None, *, stop_after_nonfinite: bool = False
+    ) -> Array | float:
         """The step itself, on arrays that are already checked, on the backend, and in θ's dtype.
 
-        With `halt` there are no more updates once a loss or gradient was not finite, unless there is a loss scale for
-        it.
+        With `stop_after_nonfinite`, the first loss or gradient that is not finite ends all updates, unless a loss scale
+        handles it.
         """
-        return self._in_scope(self._run, samples, targets, weight, halt)
+        return self._in_scope(self._run, samples, targets, weight, stop_after_nonfinite)
 
-    def _run(self, samples: Array, targets: Array, weight: Array | None, halt: bool) -> Array | float:
+    def _run(self, samples: Array, targets: Array, weight: Array | None, stop_after_nonfinite: bool) -> Array | float:
         in_pieces = self.micro_batch_size is not None and len(samples) > self.micro_batch_size
         if in_pieces or self.scale is not None:
-            return self._in_parts((samples, targets, weight), halt, in_pieces)
+            return self._in_parts((samples, targets, weight), stop_after_nonfinite, in_pieces)
         passes = self.net.take_passes(len(samples))
         if isinstance(passes, Backprop):
-            loss = self._layer_by_layer(passes, (samples, targets, weight), halt)
+            loss = self._layer_by_layer(passes, (samples, targets, weight), stop_after_nonfinite)
         else:
-            loss = self._at_once(passes, (samples, targets, weight), halt)
+            loss = self._at_once(passes, (samples, targets, weight), stop_after_nonfinite)
         self.net.keep_passes(passes)
         return loss
 
-    def _in_parts(self, batch: Batch, halt: bool, in_pieces: bool) -> Array | float:
+    def _in_parts(self, batch: Batch, stop_after_nonfinite: bool, in_pieces: bool) -> Array | float:
         """Gradient, loss scale and update one after the other."""
         samples, targets, weight = batch
         pieces = self._pieces(len(samples)) if in_pieces else None
         passes = self.net.take_passes(len(samples)) if pieces is None else pieces
         gradients, update, scale = self._gradients, self.optimizer.update, self.scale
         if scale is not None:
-            weight = scale.scaled(weight, len(samples))
+            weight = scale.scale_weights(weight, len(samples))
         loss = passes.value_and_grad(samples, targets, weight, gradients)
         if scale is not None:
             loss = scale.unscale(gradients.theta, loss)
-        self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt and scale is None)
+        self.optimizer.guarded_step(
+            gradients.theta, loss, self.clip_norm, stop_after_nonfinite=stop_after_nonfinite and scale is None
+        )
         if scale is not None:
-            scale.settle(update)
+            scale.update(update)
         if pieces is None:
             self.net.keep_passes(passes)
         else:
@@ -147,21 +151,25 @@ class TrainStep:
         options = float(loss_scaling.initial), int(loss_scaling.growth_interval), net.n_parameters, net.theta.dtype
         return net.ops.bind_loss_scale(*options)
 
-    def _layer_by_layer(self, passes: Backprop, batch: Batch, halt: bool) -> Array | float:
+    def _layer_by_layer(self, passes: Backprop, batch: Batch, stop_after_nonfinite: bool) -> Array | float:
         gradients, graphs = self._gradients, self._graphs
         if graphs is not None:
-            repeated = graphs.replayed(passes, batch, self.optimizer, self.clip_norm, halt=halt)
+            repeated = graphs.replayed(
+                passes, batch, self.optimizer, self.clip_norm, stop_after_nonfinite=stop_after_nonfinite
+            )
             if repeated is not None:
                 return repeated
         loss = passes.value_and_grad(*batch, gradients)
-        self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, halt=halt)
+        self.optimizer.guarded_step(gradients.theta, loss, self.clip_norm, stop_after_nonfinite=stop_after_nonfinite)
         if graphs is not None:
             graphs.consider(passes, batch, self.optimizer)
         return loss
 
-    def _at_once(self, passes: WholePasses, batch: Batch, halt: bool) -> Array:
+    def _at_once(self, passes: FusedNetwork, batch: Batch, stop_after_nonfinite: bool) -> Array:
         gradient, update = self._gradients.theta, self.optimizer.update
         loss = self.net.ops.empty((), gradient.dtype)
         launches = partial(passes.step, *batch, gradient, update, self.clip_norm is not None, loss)
-        self.optimizer.guarded_step(gradient, loss, self.clip_norm, halt=halt, launches=launches)
+        self.optimizer.guarded_step(
+            gradient, loss, self.clip_norm, stop_after_nonfinite=stop_after_nonfinite, launches=launches
+        )
         return loss

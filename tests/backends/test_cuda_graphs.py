@@ -54,8 +54,8 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> EmulatorLauncher:
     """That of backend="graphs"; backend="eager" has one of its own."""
     launcher, eager = EmulatorLauncher(), EmulatorLauncher()
     backends = {
-        "graphs": CudaOps(StrictNumpy(launcher), launcher, name="graphs", takes_networks=False),
-        "eager": EagerOps(np, eager, name="eager", takes_networks=False),
+        "graphs": CudaOps(StrictNumpy(launcher), launcher, name="graphs", fuse_networks=False),
+        "eager": EagerOps(np, eager, name="eager", fuse_networks=False),
     }
     for name, ops in backends.items():
         backend = Backend(lambda reproducible, ops=ops: ops, lambda: BackendStatus(True, "the emulator"))
@@ -98,7 +98,7 @@ class Twins:
         assert first == second
         assert len({step.optimizer.step_count for step in self.steps}) == 1
         assert len({step.diverged_at for step in self.steps}) == 1
-        assert len({step.optimizer.update.glance() for step in self.steps}) == 1
+        assert len({step.optimizer.update.poll_diverged() for step in self.steps}) == 1
         assert self.graphs.refused is None
 
 
@@ -226,22 +226,26 @@ def test_two_runs_of_one_network_in_turn(launcher: EmulatorLauncher) -> None:
     assert launcher.replays == 2 * 3
 
 
-@pytest.mark.parametrize("halt", [False, True])
+@pytest.mark.parametrize("stop_after_nonfinite", [False, True])
 @pytest.mark.parametrize("bad_turn", [1, 4])
-def test_steps_that_are_not_finite_are_not_made(halt: bool, bad_turn: int, launcher: EmulatorLauncher) -> None:
+def test_steps_that_are_not_finite_are_not_made(
+    stop_after_nonfinite: bool, bad_turn: int, launcher: EmulatorLauncher
+) -> None:
     twins = Twins(OPTIMIZERS["Adam"], 1.0)
     for turn in range(7):
         x, y = twins.batch(10, turn)
         if turn == bad_turn:
             x[3, 1] = np.nan
-        losses = [step.run(*step.net.checked(x, y, None), halt=halt) for step in twins.steps]
+        losses = [
+            step.run(*step.net.checked(x, y, None), stop_after_nonfinite=stop_after_nonfinite) for step in twins.steps
+        ]
         assert losses[0].tobytes() == losses[1].tobytes()
         assert math.isnan(losses[0]) == (turn == bad_turn)
     twins.assert_equal()
     assert launcher.replays == 5
     optimizer = twins.steps[0].optimizer
-    assert twins.steps[0].diverged_at == optimizer.update.glance() == bad_turn
-    assert optimizer.step_count == (bad_turn if halt else 6)
+    assert twins.steps[0].diverged_at == optimizer.update.poll_diverged() == bad_turn
+    assert optimizer.step_count == (bad_turn if stop_after_nonfinite else 6)
     assert np.isfinite(twins.steps[0].net.theta).all()
 
 

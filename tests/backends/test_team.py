@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 import gpuback
 from gpuback._backends.numpy import ops as numpy_ops
 from gpuback._backends.numpy import threads as team
-from gpuback._backends.numpy.threads import Team, side_by_side
+from gpuback._backends.numpy.threads import ThreadPool, side_by_side
 from gpuback.testing import random_batch, tolerance
 
 
@@ -22,25 +22,25 @@ def blas_settings() -> list[int]:
 
 def test_results_come_in_order_and_blas_is_alone_meanwhile():
     before = blas_settings()
-    seen = Team(3, blas_alone=False).run(lambda index, member: (index, blas_settings()), 5)
+    seen = ThreadPool(3, blas_alone=False).run(lambda index, worker: (index, blas_settings()), 5)
     assert seen == [(index, [1] * len(before)) for index in range(5)]
     assert blas_settings() == before
 
 
 def test_a_team_of_one_leaves_blas_its_threads_unless_told():
-    assert Team(1, blas_alone=False).run(lambda index, member: blas_settings(), 1) == [blas_settings()]
-    assert Team(1, blas_alone=True).run(lambda index, member: blas_settings(), 1) == [[1] * len(blas_settings())]
+    assert ThreadPool(1, blas_alone=False).run(lambda index, worker: blas_settings(), 1) == [blas_settings()]
+    assert ThreadPool(1, blas_alone=True).run(lambda index, worker: blas_settings(), 1) == [[1] * len(blas_settings())]
 
 
 def test_teams_in_several_threads_leave_blas_as_it_was():
     before = blas_settings()
     barrier = threading.Barrier(4)
 
-    def task(index, member):
+    def task(index, worker):
         barrier.wait(timeout=10)
-        return Team(2, blas_alone=False).run(lambda i, _: 10 * index + i, 2)
+        return ThreadPool(2, blas_alone=False).run(lambda i, _: 10 * index + i, 2)
 
-    assert Team(4, blas_alone=False).run(task, 4) == [[10 * i, 10 * i + 1] for i in range(4)]
+    assert ThreadPool(4, blas_alone=False).run(task, 4) == [[10 * i, 10 * i + 1] for i in range(4)]
     assert blas_settings() == before
 
 
@@ -49,7 +49,7 @@ def test_teams_of_other_threads_than_the_first_keep_blas_alone_too():
     seen = []
     for _ in range(2):
         thread = threading.Thread(
-            target=lambda: seen.extend(Team(2, blas_alone=False).run(lambda index, member: blas_settings(), 2))
+            target=lambda: seen.extend(ThreadPool(2, blas_alone=False).run(lambda index, worker: blas_settings(), 2))
         )
         thread.start()
         thread.join()
@@ -73,33 +73,33 @@ def test_what_a_task_raises_is_raised_once_all_have_ended(failing):
 
 
 def test_whoever_is_free_takes_the_next():
-    """One member is held up by its first task until the other has done all the rest."""
+    """One worker is held up by its first task until the other has done all the rest."""
     others_done = threading.Event()
     left = list(range(6))
 
-    def task(index, member):
+    def task(index, worker):
         if index == 0:
             assert others_done.wait(timeout=10)
         left.remove(index)
         if left == [0]:
             others_done.set()
-        return member
+        return worker
 
-    members = Team(2, blas_alone=False).run(task, 6)
-    assert members[1:] == [1 - members[0]] * 5
+    workers = ThreadPool(2, blas_alone=False).run(task, 6)
+    assert workers[1:] == [1 - workers[0]] * 5
 
 
 def test_after_an_error_nothing_new_is_begun():
     before, begun = blas_settings(), []
 
-    def task(index, member):
+    def task(index, worker):
         begun.append(index)
         if index == 0:
             raise ZeroDivisionError
         time.sleep(0.05)
 
     with pytest.raises(ZeroDivisionError):
-        Team(2, blas_alone=False).run(task, 50)
+        ThreadPool(2, blas_alone=False).run(task, 50)
     assert len(begun) <= 3
     assert blas_settings() == before
 
@@ -183,4 +183,4 @@ def test_a_forked_process_has_threads_of_its_own():
 def test_without_a_known_blas_there_is_one_thread(monkeypatch):
     monkeypatch.setattr(team, "_blas", lambda: ([], []))
     assert team.blas_threads() == 1
-    assert Team(2, blas_alone=True).run(lambda index, member: index, 2) == [0, 1]
+    assert ThreadPool(2, blas_alone=True).run(lambda index, worker: index, 2) == [0, 1]

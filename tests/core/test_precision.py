@@ -29,7 +29,7 @@ INFINITY, SIGN = 0x7F800000, 0x80000000
 def test_each_dtype_by_name_and_by_type(name: str, kind: type, total: type, sixteen_bit: bool) -> None:
     for spelling in (name, kind, np.dtype(kind)):
         precision = Precision.of(spelling)
-        assert (precision.name, precision.operand, precision.total) == (name, np.dtype(kind), np.dtype(total))
+        assert (precision.name, precision.operand, precision.accumulator) == (name, np.dtype(kind), np.dtype(total))
         assert (precision.sixteen_bit, precision.tf32) == (sixteen_bit, False)
 
 

@@ -94,7 +94,7 @@ class EmulatorLauncher:
     def address(self, array: np.ndarray) -> int:
         return _address(array)
 
-    def watch(self, array: np.ndarray) -> Callable[[], np.ndarray]:
+    def async_reader(self, array: np.ndarray) -> Callable[[], np.ndarray]:
         return array.copy
 
     def record(self, work: Callable[[], object]) -> Callable[[], None]:

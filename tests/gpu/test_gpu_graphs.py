@@ -105,17 +105,17 @@ def test_on_any_stream(cupy: Any) -> None:
     assert_equal(steps, graphs=1)
 
 
-@pytest.mark.parametrize("halt", [False, True])
-def test_steps_that_are_not_finite_are_not_made(halt: bool) -> None:
+@pytest.mark.parametrize("stop_after_nonfinite", [False, True])
+def test_steps_that_are_not_finite_are_not_made(stop_after_nonfinite: bool) -> None:
     steps = pair("Adam", clip_norm=1.0)
     for turn in range(8):
         x, y = random_batch(steps[0].net, 100, turn)
         if turn == 5:
             x[3, 1] = np.nan
         for step in steps:
-            step.run(*step.net.checked(x, y, None), halt=halt)
+            step.run(*step.net.checked(x, y, None), stop_after_nonfinite=stop_after_nonfinite)
     assert_equal(steps, graphs=1)
-    assert steps[0].diverged_at == 5 and steps[0].optimizer.step_count == (5 if halt else 7)
+    assert steps[0].diverged_at == 5 and steps[0].optimizer.step_count == (5 if stop_after_nonfinite else 7)
     assert np.isfinite(steps[0].net.theta.get()).all()
 
 

@@ -142,7 +142,7 @@ def test_fused_backward_of_any_layout(layout: str, dtype: str, on_device: Any) -
 def test_fused_backward_adds_to_what_is_there(need_da_prev: bool, dtype: str, on_device: Any, cupy: Any) -> None:
     for shape in [(7, 5, 3), (3000, 64, 96), (3000, 150, 200)]:
         case = layer_case(dtype, shape, activation="tanh")
-        total = PRECISIONS[dtype].total
+        total = PRECISIONS[dtype].accumulator
         n_out, n_in = case.W.shape
         before = np.random.default_rng(1).standard_normal((n_out, n_in)).astype(total)
         dW, db = cupy.asarray(before), cupy.asarray(before[:, 0].copy())
@@ -213,7 +213,7 @@ def test_a_hidden_layer(activation: str, dtype: str, cupy: Any) -> None:
     for shape in [(1, 1, 1), (37, 5, 300), (257, 64, 64), (1000, 130, 70), (5000, 128, 200)]:
         case = layer_case(dtype, shape, activation="identity", scale=0.1)
         rows, (n_out, n_in) = len(case.da), case.W.shape
-        bias = np.random.default_rng(2).standard_normal(n_out).astype(precision.total)
+        bias = np.random.default_rng(2).standard_normal(n_out).astype(precision.accumulator)
 
         def padded(x: NDArray) -> Any:
             out = ops.padded(*x.shape, precision.operand)
@@ -262,7 +262,7 @@ def twins(sizes: tuple[int, ...], dtype: str, **options: Any) -> tuple[MLP, MLP]
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Narrow networks as a whole, as ever, or layer by layer."""
     if request.param == "layers":
-        monkeypatch.setattr(CudaOps, "whole_passes", lambda *network, **needs: None)
+        monkeypatch.setattr(CudaOps, "fused_network", lambda *network, **needs: None)
 
 
 @each_dtype
@@ -422,10 +422,10 @@ def test_a_halted_run_stays_where_it_was() -> None:
     step = TrainStep(net, SGD(0.1))
     good = net.checked(x, y, None)
     bad = net.checked(x * np.nan, y, None)
-    step.run(*good, halt=True)
+    step.run(*good, stop_after_nonfinite=True)
     kept = net.theta.get().tobytes()
     for batch in (bad, good, good):
-        step.run(*batch, halt=True)
+        step.run(*batch, stop_after_nonfinite=True)
     assert net.theta.get().tobytes() == kept
     assert step.diverged_at == 1 and step.optimizer.step_count == 1
 

@@ -253,7 +253,7 @@ def test_activations_and_slopes_far_out(name, precision):
         activation.backward(slope, source.astype(wide), Scratch(expected))
 
     ops = CudaOps(GuardedNumpy(), EmulatorLauncher(checked=True))
-    one, zero = np.ones((1, 1), a.dtype), np.zeros(1, precision.total)
+    one, zero = np.ones((1, 1), a.dtype), np.zeros(1, precision.accumulator)
     out, da, da_prev = np.empty_like(a), np.ones_like(a), np.empty_like(a)
     workspace = ops.workspace(len(a), (1, 1), precision)
     ops.bind_forward(one, zero, out, np.empty_like(a), activation, workspace)(a)
@@ -298,7 +298,7 @@ def loss_rows(a: Any, y: Any, precision: str = "float32", loss: str = "cross_ent
     launcher = EmulatorLauncher(**({"checked": True} | choices))
     ops = CudaOps(xp, launcher)
     workspace = ops.workspace(len(a), (4, n), PRECISIONS[precision])
-    held, targets = laid_out(a.astype(PRECISIONS[precision].total), "tight"), xp.empty(y.shape, y.dtype)
+    held, targets = laid_out(a.astype(PRECISIONS[precision].accumulator), "tight"), xp.empty(y.shape, y.dtype)
     targets[...] = y
     da = workspace.output_delta(held)
     bound = ops.bind_loss(LOSSES[loss], LOSSES[loss].default_output, held, da, 1.0, workspace)
@@ -339,7 +339,7 @@ def train(
     launcher: EmulatorLauncher, precision: str, optimizer: Any, sizes: Sequence[int] = (9, 70, 11, 3)
 ) -> tuple[MLP, list[float], Any]:
     """A network after a few steps, its losses, and its outputs."""
-    ops = CudaOps(GuardedNumpy(), launcher, name="checked", takes_networks=False)
+    ops = CudaOps(GuardedNumpy(), launcher, name="checked", fuse_networks=False)
     with pytest.MonkeyPatch.context() as patch:
         status = BackendStatus(True, "emulated")
         patch.setitem(gpuback._backends.registry.BACKENDS, "checked", Backend(lambda reproducible: ops, lambda: status))
@@ -351,8 +351,8 @@ def train(
         loss, gradients = net.value_and_grad(x, y, need_input_grad=True)
         scale = ops.bind_loss_scale(4.0, 1, net.n_parameters, net.theta.dtype)
         assert float(scale.unscale(gradients.theta, loss)) == float(loss) / 4
-        assert (scale.scaled(None, len(x)) == 4).all()
-        scale.settle(optimizer.update)
+        assert (scale.scale_weights(None, len(x)) == 4).all()
+        scale.update(optimizer.update)
         each = net.per_sample_grad(x, y)
         np.testing.assert_allclose(net.gradient_norms(x, y), np.linalg.norm(each.theta, axis=1), rtol=1e-5)
         net.value_and_clipped_grad(x, y, 0.5)

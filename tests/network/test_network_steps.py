@@ -142,7 +142,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("halt", [False, True])
+@pytest.mark.parametrize("stop_after_nonfinite", [False, True])
 @pytest.mark.parametrize("form, make, clip_norm", [
     ("whole", lambda: SGD(0.01, 0.9), None),
     ("whole", lambda: Adam(), None),
@@ -151,7 +151,7 @@ CASES = {
     ("two", lambda: AdamW(), None),
     ("two", lambda: Adam(), 1.0),
 ])  # fmt: skip
-def test_a_step_is_made_where_numpy_makes_it(form, make, clip_norm, halt, case):
+def test_a_step_is_made_where_numpy_makes_it(form, make, clip_norm, stop_after_nonfinite, case):
     sizes, options = (3, 5, 40, 2), {"activation": "sigmoid", "loss": "squared_error"}
     rng = np.random.default_rng(0)
     x, y, weight = (rng.random(shape).astype(np.float32) for shape in ((150, 3), (150, 2), 150))
@@ -160,13 +160,13 @@ def test_a_step_is_made_where_numpy_makes_it(form, make, clip_norm, halt, case):
         nets[1].theta[...] = nets[0].theta
         steps = [TrainStep(net, make(), clip_norm=clip_norm) for net in nets]
         for step in steps:
-            step.run(x, y, weight, halt=halt)
+            step.run(x, y, weight, stop_after_nonfinite=stop_after_nonfinite)
         theta = nets[0].theta.copy()
         for net, step in zip(nets, steps, strict=True):
             spoilt = x.copy(), y.copy(), weight.copy()
             case.spoil(net, *spoilt)
             before = bits(nets[0], steps[0].optimizer)
-            loss = float(step.run(*spoilt, halt=halt))
+            loss = float(step.run(*spoilt, stop_after_nonfinite=stop_after_nonfinite))
             assert math.isfinite(loss) == case.finite_loss
             assert (step.optimizer.step_count, step.diverged_at) == ((2, None) if case.made else (1, 1))
             if step is steps[0]:
@@ -174,8 +174,8 @@ def test_a_step_is_made_where_numpy_makes_it(form, make, clip_norm, halt, case):
                 assert counters_are_zero(net)
         for net, step in zip(nets, steps, strict=True):
             net.theta[...] = theta
-            step.run(x, y, weight, halt=halt)
-            assert step.optimizer.step_count == (3 if case.made else 1 if halt else 2)
+            step.run(x, y, weight, stop_after_nonfinite=stop_after_nonfinite)
+            assert step.optimizer.step_count == (3 if case.made else 1 if stop_after_nonfinite else 2)
     assert np.isfinite(nets[0].theta).all()
     np.testing.assert_allclose(nets[0].theta, nets[1].theta, rtol=1e-5, atol=1e-5)
     assert counters_are_zero(nets[0])

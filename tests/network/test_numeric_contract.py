@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import gpuback
 from gpuback._backends.numpy.ops import NumpyOps
-from gpuback._backends.numpy.threads import Team
+from gpuback._backends.numpy.threads import ThreadPool
 from gpuback.testing import tolerance
 
 pytestmark = pytest.mark.on_each_backend(layers=True)
@@ -281,13 +281,13 @@ def test_blocks_of_rows_are_what_the_next_tests_think(monkeypatch: pytest.Monkey
     """Networks ask their backend for the size of a block, and work on one block after the other."""
     asked = []
 
-    def share_out(
+    def plan_blocks(
         self: NumpyOps, sizes: tuple[int, ...], batch_size: int, precision: object, **options: bool
-    ) -> tuple[int, Team]:
+    ) -> tuple[int, ThreadPool]:
         asked.append(batch_size)
-        return 7, Team(1, blas_alone=False)
+        return 7, ThreadPool(1, blas_alone=False)
 
-    monkeypatch.setattr(NumpyOps, "share_out", share_out)
+    monkeypatch.setattr(NumpyOps, "plan_blocks", plan_blocks)
     gpuback.MLP([2, 3, 2], seed=0).value_and_grad(np.ones((20, 2)), np.zeros(20, int))
     assert asked == [20]
 
@@ -295,9 +295,9 @@ def test_blocks_of_rows_are_what_the_next_tests_think(monkeypatch: pytest.Monkey
 @pytest.fixture(params=["its own blocks", "blocks of 7 rows"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "its own blocks":
-        alone = Team(1, blas_alone=False)
+        alone = ThreadPool(1, blas_alone=False)
         monkeypatch.setattr(
-            NumpyOps, "share_out", lambda self, sizes, batch_size, precision, **_: (min(7, batch_size), alone)
+            NumpyOps, "plan_blocks", lambda self, sizes, batch_size, precision, **_: (min(7, batch_size), alone)
         )
 
 

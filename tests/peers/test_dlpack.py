@@ -195,7 +195,7 @@ def test_data_on_the_gpu_are_taken_by_cupy_where_they_are(kind: int) -> None:
     view = SimpleNamespace(dtype=np.dtype(np.float32), itemsize=4, device=SimpleNamespace(id=0))
     ops = cupy_like(lambda given: view if given is tensor else None)
     assert ops.asarray(tensor, np.dtype(np.float32), "x") is view
-    assert ops.received(tensor, "x") is view
+    assert ops.to_array(tensor, "x") is view
 
 
 def test_what_cupy_refuses_is_refused_in_gpubacks_words() -> None:

@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.numpy.ops import NumpyOps
-from gpuback._backends.numpy.threads import Team
+from gpuback._backends.numpy.threads import ThreadPool
 from gpuback._torch import devices, passes
 from gpuback.errors import ConversionError, DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError
 from gpuback.torch import FusedMLP, to_torch
@@ -182,7 +182,7 @@ def test_large_batches_go_through_in_blocks(threads: int, dtype: str, monkeypatc
     net, x = fused(dtype=dtype, activation="gelu"), batch((103,))
     expected = [net(x).detach(), *gradients(net, net(x).square().sum(), x)]
     net._pool.clear()
-    monkeypatch.setattr(NumpyOps, "share_out", lambda *_, **__: (10, Team(threads, blas_alone=False)))
+    monkeypatch.setattr(NumpyOps, "plan_blocks", lambda *_, **__: (10, ThreadPool(threads, blas_alone=False)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     y, _ = net(x), net(2 * x)
     with torch.no_grad():

@@ -75,7 +75,7 @@ class Run:
 
     def step(self, gradient: np.ndarray, clip_norm: float | None = None) -> None:
         loss = np.ones((), gradient.dtype)
-        with numpy_ops.NumpyOps().scope(self.update.note_invalid):
+        with numpy_ops.NumpyOps().scope(self.update.on_invalid):
             self.update(gradient.copy(), loss=loss, clip_norm=clip_norm, **self.options)
 
     def bits(self) -> tuple[bytes, ...]:

@@ -60,7 +60,7 @@ def possible_plan(architecture: Architecture, batch_size: int, limits: DeviceLim
     return TwoLaunches(chain, weights)
 
 
-class NetworkPasses:
+class CudaFusedNetwork:
     """The passes of one narrow network for one batch size; see `gpuback._network.backprop.Backprop`."""
 
     def __init__(
@@ -77,7 +77,7 @@ class NetworkPasses:
         self._plan = plan
         precision = architecture.precision
         scale = precision.gradient_scale(batch_size)
-        total: Any = precision.total.type
+        total: Any = precision.accumulator.type
         self._divisor, self._factor = total(batch_size / scale), total(1.0 / scale)
         self._steps: WeakKeyDictionary[CudaUpdate, dict[bool, Callable[..., None]]] = WeakKeyDictionary()
         limits, xp = ops.launcher.limits, ops.xp
@@ -95,7 +95,7 @@ class NetworkPasses:
         plans = (plan,) if isinstance(plan, StepPlan) else plan
         self._layout = xp.asarray(plans[0].layout)
         sums, chains = plans[-1].sums, plans[-1].sums.chains.count
-        self._partials = ops.empty(sums.partials, precision.total)
+        self._partials = ops.empty(sums.partials, precision.accumulator)
         self._squares, self._counters = xp.zeros(sums.slots, np.float64), xp.zeros(sums.counters, np.uint32)
         if isinstance(plan, TwoLaunches):
             chains = plan.chain.chains.count
@@ -144,7 +144,7 @@ class NetworkPasses:
             update.launch_step(gradient)
 
     def _fresh_loss(self) -> Array:
-        return self._ops.empty((), self._architecture.precision.total)
+        return self._ops.empty((), self._architecture.precision.accumulator)
 
     def _loss_options(self) -> list[Argument]:
         from gpuback._backends.cuda.ops import output_id

@@ -49,7 +49,7 @@ class CudaLossScale:
         for i, number in enumerate(value):
             self._numbers[i] = number
 
-    def scaled(self, weight: Array | None, batch_size: int) -> Array:
+    def scale_weights(self, weight: Array | None, batch_size: int) -> Array:
         if len(self._weights) < batch_size:
             self._weights = self._ops.empty(batch_size, self._dtype)
             plan = plans.vector_plan("scale_weights", batch_size, self._real)
@@ -62,5 +62,5 @@ class CudaLossScale:
         self._unscale(gradient, loss, unscaled)
         return unscaled
 
-    def settle(self, update: CudaUpdate) -> None:
+    def update(self, update: CudaUpdate) -> None:
         self._settle(update.state)

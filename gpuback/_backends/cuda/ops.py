@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from gpuback._backends import dlpack
 from gpuback._backends.cuda import plans
-from gpuback._backends.cuda.fused_network import NetworkPasses, TwoLaunches, gradient_plan
+from gpuback._backends.cuda.fused_network import CudaFusedNetwork, TwoLaunches, gradient_plan
 from gpuback._backends.cuda.loss_scale import CudaLossScale
 from gpuback._backends.cuda.network_plans import StepPlan, step_plan
-from gpuback._backends.cuda.per_sample import CudaRows
+from gpuback._backends.cuda.per_sample import CudaPerSample
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate
 from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace, pitch_for, pitch_of
 from gpuback._backends.host_arrays import as_host_array, is_real
-from gpuback._backends.numpy.threads import Team
+from gpuback._backends.numpy.threads import ThreadPool
 from gpuback._core.activations import ACTIVATIONS, Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.losses import Loss
@@ -46,7 +46,7 @@ SOFTMAX = -1
 """How kernels know the output function that is no activation."""
 
 
-class CudaOps(CudaRows):
+class CudaOps(CudaPerSample):
     """Every operation on CuPy arrays of one device.
 
     Args:
@@ -54,7 +54,7 @@ class CudaOps(CudaRows):
         launcher: what runs kernels.
         name: of the backend.
         device: a context in which `launcher`'s device is the current one.
-        takes_networks: narrow networks are taken as a whole, in a launch or two; else all go layer by layer.
+        fuse_networks: narrow networks are taken as a whole, in a launch or two; else all go layer by layer.
     """
 
     reproducible = False
@@ -66,10 +66,10 @@ class CudaOps(CudaRows):
         *,
         name: str = "cupy",
         device: AbstractContextManager[object] | None = None,
-        takes_networks: bool = True,
+        fuse_networks: bool = True,
     ) -> None:
         self.name = name
-        self._takes_networks = takes_networks
+        self._takes_networks = fuse_networks
         self.xp = xp
         self.launcher = launcher
         self._device = nullcontext() if device is None else device
@@ -88,11 +88,11 @@ class CudaOps(CudaRows):
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> CudaWorkspace:
         return CudaWorkspace(self, rows, sizes, precision)
 
-    def share_out(
+    def plan_blocks(
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
-    ) -> tuple[int, Team]:
+    ) -> tuple[int, ThreadPool]:
         """The whole batch at once."""
-        return batch_size, Team(1, blas_alone=False)
+        return batch_size, ThreadPool(1, blas_alone=False)
 
     # Passes
 
@@ -165,7 +165,7 @@ class CudaOps(CudaRows):
         A label that is out of range makes its loss and its row of da NaN.
         """
         precision, (rows, width) = workspace.precision, a.shape
-        total: Any = precision.total.type
+        total: Any = precision.accumulator.type
         plan = plans.loss_plan(rows, precision)
         launch = self.launcher.bind(
             plan,
@@ -181,7 +181,7 @@ class CudaOps(CudaRows):
 
         def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
             if mean is None:
-                mean = self.xp.empty((), precision.total)
+                mean = self.xp.empty((), precision.accumulator)
             labels, targets = (y, None) if y.ndim == 1 else (None, y)
             launch(labels, targets, weight, mean)
             return mean
@@ -240,7 +240,7 @@ class CudaOps(CudaRows):
                 precision,
                 (rows, n_out, n_in),
                 [*_rows(da), Slot(), h_pitch, *_rows(W), *_rows(source_prev), *_rows(da_prev)],
-                prev_as_sums=da_prev is not None and da_prev.dtype == precision.total,
+                prev_as_sums=da_prev is not None and da_prev.dtype == precision.accumulator,
                 activation=IDENTITY if activation_prev is None else activation_prev.kernel_id,
                 prev_factor=1.0 / scale if activation_prev is None else 1.0,
                 factor=1.0 / scale,
@@ -297,7 +297,7 @@ class CudaOps(CudaRows):
 
         Those are da, h, W, source and da_prev, each with its pitch.
         """
-        total: Any = precision.total.type
+        total: Any = precision.accumulator.type
         flag = [_int(prev_as_sums)] if plans.uses_tensor_cores(precision) else []
         chains = [_int(plan.chains.count), _int(plan.chains.group_size), _int(plan.chains.rows)]
         return self.launcher.bind(
@@ -349,7 +349,7 @@ class CudaOps(CudaRows):
             launches[key] = launch, plan
         launch, plan = launches[key]
         # Fresh for each call: calls on different streams may be under way together.
-        partials = self.empty(plan.partials, precision.total)
+        partials = self.empty(plan.partials, precision.accumulator)
         counters = self.xp.zeros(plan.counters + 1, np.uint32)
         given = [array for array in (da, h_prev, W, source, da_prev) if array is not None]
         launch(*given, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.draws else []))
@@ -396,7 +396,7 @@ class CudaOps(CudaRows):
         """What is bound for a step of training, its update too, only launches."""
         return self.launcher
 
-    def whole_passes(
+    def fused_network(
         self,
         architecture: Architecture,
         theta: Array,
@@ -404,12 +404,12 @@ class CudaOps(CudaRows):
         *,
         need_gradient: bool = True,
         need_input_grad: bool = False,
-    ) -> NetworkPasses | None:
+    ) -> CudaFusedNetwork | None:
         """The passes of a narrow network, a launch or two each; None for others."""
         plan = self._network_plan(architecture, batch_size)
         if isinstance(plan, str):
             return None
-        return NetworkPasses(self, architecture, theta, plan, (batch_size, need_gradient, need_input_grad))
+        return CudaFusedNetwork(self, architecture, theta, plan, (batch_size, need_gradient, need_input_grad))
 
     def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
         if not self._takes_networks:
@@ -472,7 +472,7 @@ class CudaOps(CudaRows):
         """A 0-d array: the loss itself, which every step makes anew."""
         return value
 
-    def shown(self, array: Array, dtype: np.dtype[Any], factor: float = 1.0) -> Array:
+    def copy_for_display(self, array: Array, dtype: np.dtype[Any], factor: float = 1.0) -> Array:
         """A fresh C-ordered copy in `dtype`, times a power of two; by way of the host, to look at."""
         copy = np.array(self.to_numpy(array), dtype, order="C")
         return self.xp.asarray(copy * copy.dtype.type(factor))
@@ -489,7 +489,7 @@ class CudaOps(CudaRows):
     def to_numpy(self, array: Array) -> NDArray[Any]:
         return array if isinstance(array, np.ndarray) else self.xp.asnumpy(array)
 
-    def received(self, value: ArrayLike, what: str) -> Array:
+    def to_array(self, value: ArrayLike, what: str) -> Array:
         """Real numbers of any kind as an array, of whatever dtype, where they are: for a look before `asarray`."""
         array = self._on_device(value, what)
         return as_host_array(value, None, what) if array is None else array

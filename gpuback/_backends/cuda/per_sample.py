@@ -1,4 +1,4 @@
-"""What CUDA says of each sample by itself: the operations of `NumpyRows` as launches of kernels/per_sample.cuh."""
+"""What CUDA says of each sample by itself: the operations of `NumpyPerSample` as launches of kernels/per_sample.cuh."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpuback._core.typing import Array
 from gpuback._cuda.launch import Launcher, Slot
 
 
-class CudaRows:
+class CudaPerSample:
     """The operations of a backend on each sample by itself."""
 
     launcher: Launcher
@@ -20,7 +20,7 @@ class CudaRows:
     def bind_add_norms(
         self, da: Array, norms: Array, workspace: CudaBuffers
     ) -> Callable[[Array, bool, Array | None], None]:
-        """norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)); see `NumpyRows.bind_add_norms`."""
+        """norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)); see `NumpyPerSample.bind_add_norms`."""
         rows, n_out = da.shape
         launch = self.launcher.bind(
             plans.per_sample_plan("add_norms", rows, workspace.precision),
@@ -36,7 +36,7 @@ class CudaRows:
         return add_norms
 
     def bind_clip(self, da: Array, norms: Array, factor: float, workspace: CudaBuffers) -> Callable[[float], None]:
-        """da_b *= factor min(1, max_norm / norms_b); see `NumpyRows.bind_clip`."""
+        """da_b *= factor min(1, max_norm / norms_b); see `NumpyPerSample.bind_clip`."""
         rows, n_out = da.shape
         return self.launcher.bind(
             plans.per_sample_plan("clip_rows", rows, workspace.precision),

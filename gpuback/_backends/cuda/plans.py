@@ -123,7 +123,7 @@ def _operand(precision: Precision) -> str:
 
 def _real(precision: Precision) -> Real:
     """The C++ name of what sums are kept in."""
-    return real_of(precision.total)
+    return real_of(precision.accumulator)
 
 
 def real_of(dtype: np.dtype[Any]) -> Real:
@@ -396,11 +396,11 @@ def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision:
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
-RowEntry = Literal["add_norms", "clip_rows", "outer_rows"]
+PerSampleEntry = Literal["add_norms", "clip_rows", "outer_rows"]
 """The kernels over each sample by itself."""
 
 
-def per_sample_plan(entry: RowEntry, rows: int, precision: Precision) -> LaunchPlan:
+def per_sample_plan(entry: PerSampleEntry, rows: int, precision: Precision) -> LaunchPlan:
     """A warp to each of so many rows: samples, or samples' units."""
     variant = Variant("losses.cu", entry, (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)

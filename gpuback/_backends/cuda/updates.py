@@ -102,7 +102,7 @@ class CudaUpdate(ABC):
         self.state = xp.zeros(len(STATE), np.float64)
         for name, value in (("steps", steps), ("diverged_at", NEVER), ("beta_power_1", 1.0), ("beta_power_2", 1.0)):
             self._put(name, value)
-        self._glance: Callable[[], Any] = launcher.watch(self.state)
+        self._poll_state: Callable[[], Any] = launcher.async_reader(self.state)
         self.hyper = xp.zeros(len(HYPER_PARAMETERS), np.float64)
         self._written: bytes | None = None
         self._overwritten = False  # by a graph of the user's, which writes whenever it runs
@@ -140,11 +140,11 @@ class CudaUpdate(ABC):
     def diverged_at(self, value: int | None) -> None:
         self._put("diverged_at", NEVER if value is None else value)
 
-    def note_invalid(self, *what: Any) -> None:
+    def on_invalid(self, *what: Any) -> None:
         return  # the kernels settle NaN themselves
 
-    def glance(self) -> int | None:
-        state = self._glance()
+    def poll_diverged(self) -> int | None:
+        state = self._poll_state()
         return None if state is None else _count(state[STATE.index("diverged_at")])
 
     def __call__(
@@ -153,7 +153,7 @@ class CudaUpdate(ABC):
         *,
         loss: Array | None = None,
         clip_norm: float | None = None,
-        halt: bool = False,
+        stop_after_nonfinite: bool = False,
         launches: Callable[[], None] | None = None,
         **hyper_parameters: Any,
     ) -> None:
@@ -162,7 +162,7 @@ class CudaUpdate(ABC):
         Args:
             launches: what to run in place of the update's own launches, which it contains.
         """
-        self.write_hyper(clip_norm=clip_norm, halt=halt, **hyper_parameters)
+        self.write_hyper(clip_norm=clip_norm, stop_after_nonfinite=stop_after_nonfinite, **hyper_parameters)
         if launches is not None:
             launches()
             return
@@ -190,11 +190,11 @@ class CudaUpdate(ABC):
         eps: float = 0.0,
         decoupled: bool = False,
         clip_norm: float | None = None,
-        halt: bool = False,
+        stop_after_nonfinite: bool = False,
     ) -> None:
         """Brings what lies on the device up to date: one launch if something has changed, else nothing."""
         first = learning_rate, weight_decay, momentum, nesterov
-        numbers = *first, *betas, eps, decoupled, clip_norm or 0.0, halt
+        numbers = *first, *betas, eps, decoupled, clip_norm or 0.0, stop_after_nonfinite
         packed = _PACKED(*numbers)
         if packed != self._written:
             self._write(*numbers)

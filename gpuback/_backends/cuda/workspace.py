@@ -31,7 +31,7 @@ class CudaBuffers:
 
     def output(self, width: int) -> Array:
         """The output layer's pre-activations, (rows, width)."""
-        return self._ops.empty((self.rows, width), self.precision.total)
+        return self._ops.empty((self.rows, width), self.precision.accumulator)
 
     def output_delta(self, output: Array) -> Array:
         """The buffer for da_L."""
@@ -43,7 +43,7 @@ class CudaBuffers:
         At the network's input it is ∂loss/∂x, of the sums' dtype.
         """
         if layer == 0:
-            return self._ops.empty((self.rows, width), self.precision.total)
+            return self._ops.empty((self.rows, width), self.precision.accumulator)
         pitch = pitch_for(width, self.precision.operand)
         return self._deltas[layer % 2][: self.rows * pitch].reshape(self.rows, pitch)[:, :width]
 
@@ -58,7 +58,7 @@ class CudaWorkspace(CudaBuffers):
             for needed in (True, False)  # without it a layer's plan may be cut into more and smaller tiles
         ]
         super().__init__(ops, rows, sizes, precision)
-        self.partials = ops.empty(max(plan.partials for plan in layers), precision.total)
+        self.partials = ops.empty(max(plan.partials for plan in layers), precision.accumulator)
         self.counters = ops.xp.zeros(max(plan.counters for plan in layers), np.uint32)
         self.tickets = ops.xp.zeros(1, np.uint32)
 

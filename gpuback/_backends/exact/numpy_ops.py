@@ -19,7 +19,7 @@ from gpuback._backends.exact.losses import softmax
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.numpy.per_sample import ReproducibleNumpyRows
-from gpuback._backends.numpy.threads import Team
+from gpuback._backends.numpy.threads import ThreadPool
 from gpuback._backends.numpy.workspace import Workspace
 from gpuback._core.activations import Activation
 from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, store
@@ -54,12 +54,12 @@ class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> ReproducibleWorkspace:
         return ReproducibleWorkspace(rows, sizes, precision, self._multiply)
 
-    def share_out(
+    def plan_blocks(
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
-    ) -> tuple[int, Team]:
+    ) -> tuple[int, ThreadPool]:
         """For a gradient the whole batch as one block: scales of dW's products belong to all of it."""
         rows = batch_size if need_gradient else min(batch_size, rows_at_once(max(sizes)))
-        return rows, Team(1, blas_alone=False)
+        return rows, ThreadPool(1, blas_alone=False)
 
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleWorkspace

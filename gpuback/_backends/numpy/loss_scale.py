@@ -34,7 +34,7 @@ class NumpyLossScale:
     def state(self, value: tuple[float, int, int]) -> None:
         self._scale, self._good_steps, self._skipped = value
 
-    def scaled(self, weight: Array | None, batch_size: int) -> Array:
+    def scale_weights(self, weight: Array | None, batch_size: int) -> Array:
         """S w_b, or S without weights; good until the next call."""
         if len(self._weights) < batch_size:
             self._weights = np.empty(batch_size, self._weights.dtype)
@@ -49,7 +49,7 @@ class NumpyLossScale:
         np.multiply(gradient, self._type(1.0 / self._scale), out=gradient)
         return float(self._type(loss) * self._type(1.0 / self._scale))
 
-    def settle(self, update: NumpyUpdate) -> None:
+    def update(self, update: NumpyUpdate) -> None:
         """Draws the conclusion, after an update or none."""
         if not update.applied:
             self.state = max(self._scale * 0.5, SMALLEST_SCALE), 0, self._skipped + 1

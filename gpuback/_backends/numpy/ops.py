@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from gpuback._backends.host_arrays import as_host_array
 from gpuback._backends.numpy.loss_scale import NumpyLossScale
-from gpuback._backends.numpy.per_sample import NumpyRows
+from gpuback._backends.numpy.per_sample import NumpyPerSample
 from gpuback._backends.numpy.small_products import is_quicker_transposed
-from gpuback._backends.numpy.threads import Team, blas_threads
+from gpuback._backends.numpy.threads import ThreadPool, blas_threads
 from gpuback._backends.numpy.updates import AdamUpdate, SGDUpdate, all_finite, norm
 from gpuback._backends.numpy.workspace import Workspace
 from gpuback._core.activations import ACTIVATIONS, Activation
@@ -54,7 +54,7 @@ FINISHED_AT_ONCE = 1 << 17
 SIGNED, UNSIGNED = np.dtype(np.intp), np.dtype(np.uintp)
 
 
-class NumpyOps(NumpyRows):
+class NumpyOps(NumpyPerSample):
     """Every operation on NumPy arrays."""
 
     name = "numpy"
@@ -76,9 +76,9 @@ class NumpyOps(NumpyRows):
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Workspace:
         return Workspace(rows, sizes, precision)
 
-    def share_out(
+    def plan_blocks(
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
-    ) -> tuple[int, Team]:
+    ) -> tuple[int, ThreadPool]:
         """How many rows of a batch to take through the whole network at a time, and who shares the blocks.
 
         Narrow networks gain when a block's activations stay in cache from the forward pass to the backward pass. Where
@@ -87,14 +87,16 @@ class NumpyOps(NumpyRows):
         many threads as BLAS would use.
         """
         flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
-        fitting = BLOCK_BYTES // (precision.total.itemsize * sum(sizes))
+        fitting = BLOCK_BYTES // (precision.accumulator.itemsize * sum(sizes))
         rows = max(fitting if fitting >= 256 else 4096, math.isqrt(batch_size) // 2)
         blocks, threads = -(-batch_size // rows), 1
         if blocks > 1 and 3 * batch_size * sum(flops) > WORTH_SHARING:
             threads = blas_threads()
             blocks = min(-(-blocks // threads) * threads, batch_size)
         rows = -(-batch_size // blocks)  # of one size, but for the last
-        return rows, Team(min(threads, blocks), blas_alone=OPENBLAS_SHARES < rows * max(flops) < WORTH_BLAS_SHARING)
+        return rows, ThreadPool(
+            min(threads, blocks), blas_alone=OPENBLAS_SHARES < rows * max(flops) < WORTH_BLAS_SHARING
+        )
 
     def bind_weights(
         self, theta: Array, layout: Layout, precision: Precision
@@ -354,7 +356,7 @@ class NumpyOps(NumpyRows):
         dW_sum, db_sum = (np.require(array, requirements="A") for array in (dW, db))
         product = da_prev
         if da_prev is not None and (precision.sixteen_bit or not da_prev.flags.aligned):
-            product = self.empty(da_prev.shape, precision.total)
+            product = self.empty(da_prev.shape, precision.accumulator)
         if precision.tf32:
             W, refresh = self._bind_weights(W, precision)
             refresh()
@@ -384,7 +386,7 @@ class NumpyOps(NumpyRows):
             return bool(unsigned.item(unsigned.argmax()) > highest)  # argmax is quicker to start than maximum.reduce
         return bool(array.min() < 0 or array.max() > highest)
 
-    def whole_passes(self, architecture: Architecture, theta: Array, batch_size: int, **needs: bool) -> None:
+    def fused_network(self, architecture: Architecture, theta: Array, batch_size: int, **needs: bool) -> None:
         """Networks go layer by layer."""
 
     all_finite, norm = staticmethod(all_finite), staticmethod(norm)
@@ -403,7 +405,7 @@ class NumpyOps(NumpyRows):
         """A 0-d array."""
         return np.array(value, dtype)
 
-    def shown(self, array: Array, dtype: np.dtype[Any], factor: float = 1.0) -> Array:
+    def copy_for_display(self, array: Array, dtype: np.dtype[Any], factor: float = 1.0) -> Array:
         """A fresh C-ordered copy in `dtype`, which holds every value of array's, times a power of two."""
         copy = np.array(array, dtype, order="C")
         if factor != 1.0:
@@ -424,7 +426,7 @@ class NumpyOps(NumpyRows):
     def to_numpy(self, array: Array) -> NDArray[Any]:
         return np.asarray(array)
 
-    def received(self, value: ArrayLike, what: str) -> Array:
+    def to_array(self, value: ArrayLike, what: str) -> Array:
         """Real numbers of any kind as an array, of whatever dtype, where they are: for a look before `asarray`."""
         return as_host_array(value, None, what)
 
@@ -446,5 +448,5 @@ class NumpyOps(NumpyRows):
 
 def _carrier(array: Array, precision: Precision) -> Array:
     """16-bit values in float32, which holds them exactly; strides that sums cannot walk are copied out."""
-    array = array.astype(precision.total, copy=False)
+    array = array.astype(precision.accumulator, copy=False)
     return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)

@@ -25,7 +25,7 @@ MOST_SCALED = 1000
 """Rows are scaled by 2⁻¹⁰⁰⁰ … 2¹⁰⁰⁰: both are float64s, and squares of what is larger or smaller yet still are."""
 
 
-class NumpyRows:
+class NumpyPerSample:
     """The operations of a backend on each sample by itself."""
 
     def bind_add_norms(
@@ -99,7 +99,7 @@ LANES, LANE_CHAIN = 32, 64
 """In a fixed order a row's squares are added as a warp of the GPU does: 32 sums of every 32nd, 64 terms at a time."""
 
 
-class ReproducibleNumpyRows(NumpyRows):
+class ReproducibleNumpyRows(NumpyPerSample):
     """Those with sums in the order of kernels/per_sample.cuh."""
 
     def _row_norms(self, x: Array, more: float) -> Array:

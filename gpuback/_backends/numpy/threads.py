@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 Result = TypeVar("Result")
 
 
-class Team:
+class ThreadPool:
     """Runs tasks side by side.
 
     Args:
@@ -34,7 +34,7 @@ class Team:
         self.blas_alone = blas_alone or size > 1
 
     def run(self, work: Callable[[int, int], Result], count: int) -> list[Result]:
-        """[work(0, m), …, work(count − 1, m)], where m says which member of the team works on it: whoever is free.
+        """[work(0, m), …, work(count − 1, m)], where m says which worker of the team works on it: whoever is free.
 
         What one of them raises is raised here, once all have ended; those not begun by then are left out.
         """
@@ -43,18 +43,18 @@ class Team:
         results: dict[int, Result] = {}
         indices = iter(range(count))
 
-        def take(member: int) -> None:
+        def take(worker: int) -> None:
             try:
                 with _OneBlasThread():
                     for index in indices:  # each comes out once, whichever thread asks
-                        results[index] = work(index, member)
+                        results[index] = work(index, worker)
             except BaseException:
                 list(indices)  # nobody takes what is left
                 raise
 
-        members = min(self.size, count)
-        if members > 1:
-            side_by_side(take, members)
+        workers = min(self.size, count)
+        if workers > 1:
+            side_by_side(take, workers)
         else:
             take(0)
         return [results[index] for index in range(count)]

@@ -63,7 +63,7 @@ class NumpyUpdate(ABC):
         *,
         loss: float | None = None,
         clip_norm: float | None = None,
-        halt: bool = False,
+        stop_after_nonfinite: bool = False,
         **hyper_parameters: Any,
     ) -> None:
         factor, self.applied = 1.0, False
@@ -72,7 +72,7 @@ class NumpyUpdate(ABC):
                 if self.diverged_at is None:
                     self.diverged_at = self.steps
                 return
-            if halt and self.diverged_at is not None:
+            if stop_after_nonfinite and self.diverged_at is not None:
                 return
             if clip_norm is not None:
                 factor = clip(gradient, clip_norm)
@@ -87,7 +87,7 @@ class NumpyUpdate(ABC):
         if self._invalid:
             self._settle_nan()
 
-    def note_invalid(self, *what: Any) -> None:
+    def on_invalid(self, *what: Any) -> None:
         self._invalid = True
 
     def _settle_nan(self) -> None:
@@ -95,7 +95,7 @@ class NumpyUpdate(ABC):
         for array in self._arrays:
             array[np.isnan(array)] = np.nan
 
-    def glance(self) -> int | None:
+    def poll_diverged(self) -> int | None:
         return self.diverged_at
 
     @abstractmethod

@@ -25,7 +25,7 @@ class Workspace:
         self._precision = precision
         self._sizes = sizes
         self._widest = rows * max(sizes)
-        self._room = Room(self._widest, precision.total)
+        self._room = Room(self._widest, precision.accumulator)
 
     @cached_property
     def _rounded(self) -> Array:
@@ -33,25 +33,25 @@ class Workspace:
 
     @cached_property
     def _products(self) -> list[Array]:
-        return [aligned_empty(self._widest, self._precision.total) for _ in range(2)]
+        return [aligned_empty(self._widest, self._precision.accumulator) for _ in range(2)]
 
     @cached_property
     def _deltas(self) -> list[Array]:
-        return [aligned_empty(self.rows * max(self._sizes[1:]), self._precision.total) for _ in range(2)]
+        return [aligned_empty(self.rows * max(self._sizes[1:]), self._precision.accumulator) for _ in range(2)]
 
     @cached_property
     def gradient(self) -> Array:
         """Room for one layer's dW."""
-        return aligned_empty(max(n_in * n_out for n_in, n_out in pairwise(self._sizes)), self._precision.total)
+        return aligned_empty(max(n_in * n_out for n_in, n_out in pairwise(self._sizes)), self._precision.accumulator)
 
     def hidden(self, width: int) -> Array:
         """A buffer of its own for a hidden layer, (rows, width)."""
-        return aligned_empty((self.rows, width), self._precision.total)
+        return aligned_empty((self.rows, width), self._precision.accumulator)
 
     def output(self, width: int) -> Array:
         """The output layer's buffer: pre-activations, then ŷ or da_L."""
         order: Literal["C", "F"] = "F" if width <= CLASS_FIRST else "C"
-        return aligned_empty((self.rows, width), self._precision.total, order)
+        return aligned_empty((self.rows, width), self._precision.accumulator, order)
 
     def output_delta(self, output: Array) -> Array:
         """The buffer for da_L: the output layer's own."""
