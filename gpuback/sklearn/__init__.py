@@ -1,4 +1,4 @@
-"""A door to scikit-learn: its two multilayer perceptrons, computed by gpuback, and networks from fitted ones.
+"""scikit-learn's two multilayer perceptrons, computed by gpuback, and networks from fitted estimators.
 
 Needs scikit-learn: pip install '.[sklearn]' in the source tree. Nothing in gpuback imports this package.
 """

@@ -106,6 +106,11 @@ def test_modules_that_commands_run_exist():
     assert not missing
 
 
+def test_the_site_loads_nothing_from_the_internet():
+    for name in ("mkdocs.yml", "docs/site/mathjax.js", "docs/site/site.css"):
+        assert "https:" not in (ROOT / name).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "kernels/README.md"])
 def test_relative_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)[)#]", (ROOT / page).read_text(encoding="utf-8")):
