@@ -9,7 +9,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import gpuback
+from gpuback._core.activations import ACTIVATIONS, Activation
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
@@ -74,6 +78,24 @@ def test_the_command_line_examples_run(tmp_path):
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             ran += 1
     assert ran == 5
+
+
+def test_the_activation_of_the_worked_example_passes_the_gradient_check(monkeypatch):
+    namespace = {}
+    exec(blocks("CONTRIBUTING.md", "python")[0], namespace)
+    forward, backward = namespace["softsign"], namespace["softsign_backward"]
+    row = Activation("softsign", 9, "h", "glorot", forward, backward)
+    monkeypatch.setitem(ACTIVATIONS, "softsign", row)
+    net = gpuback.MLP([3, 8, 5, 2], activation="softsign", backend="numpy", seed=0)
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    assert gpuback.check_gradients(net, x, x.argmax(axis=1) % 2).passed
+    assert net.trace([[np.inf, 0, 0]], [0]).h[1].max() == 1
+
+
+def test_paths_that_are_named_exist():
+    named = re.findall(r"`((?:gpuback|kernels|tests|docs|benchmarks|\.ci|\.github)/[\w./]*)`", TEXT["CONTRIBUTING.md"])
+    assert "gpuback/_core" in named
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
 def test_make_targets_exist():
