@@ -1,4 +1,4 @@
-"""Draws the figures of docs/backprop.md from `MLP.trace`: `python docs/make_figures.py` (needs matplotlib)."""
+"""Draw the figures of docs/backprop.md from `MLP.trace`: `python docs/make_figures.py` (needs matplotlib)."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ plt.rcParams.update(
 
 
 def classifier() -> tuple[gpuback.MLP, np.ndarray, np.ndarray]:
-    """The small network and the batch of section 2."""
+    """Make the small network and the batch of section 2."""
     rng = np.random.default_rng(0)
     net = gpuback.MLP([4, 6, 5, 3], activation="tanh", dtype="float64", seed=1)
     return net, rng.normal(size=(6, 4)), np.array([0, 2, 1, 1, 0, 2])
 
 
 def thin_chain() -> None:
-    """|∇a_k| along 50 layers of one neuron each, from ∇a_50 = 1 down."""
+    """Draw |∇a_k| along 50 layers of one neuron each, from ∇a_50 = 1 down."""
     depth = 50
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     chains = (
@@ -81,7 +81,7 @@ def thin_chain() -> None:
 
 
 def tangent() -> None:
-    """The loss against W_2[2, 3], and the line whose slope is the computed gradient."""
+    """Draw the loss against W_2[2, 3], and the line whose slope is the computed gradient."""
     net, x, y = classifier()
     trace = net.trace(x, y)
     slope, weight = trace.dW[2][2, 3], net.weights[1]
@@ -109,7 +109,7 @@ def tangent() -> None:
 
 
 def heat_map(axes: Axes, matrix: np.ndarray, title: str, largest: float | None = None) -> None:
-    """A matrix as coloured cells with their values; `largest` sets the colour scale, symmetric about 0."""
+    """Draw a matrix as coloured cells with their values; `largest` sets the colour scale, symmetric about 0."""
     largest = float(np.abs(matrix).max()) if largest is None else largest
     axes.pcolormesh(matrix, cmap=SIGNED, vmin=-largest, vmax=largest, edgecolors="white", linewidth=1.5)
     axes.invert_yaxis()
@@ -173,7 +173,7 @@ def batch_sum() -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    """Writes figures/name.png, the same bytes for the same numbers and matplotlib."""
+    """Write figures/name.png, the same bytes for the same numbers and matplotlib."""
     path = FIGURES / f"{name}.png"
     FIGURES.mkdir(exist_ok=True)
     figure.savefig(path, metadata={"Software": None})

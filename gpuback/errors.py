@@ -103,4 +103,6 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> OptionError:
 
 def missing_extra(package: str, purpose: str, extra: str) -> MissingExtraError:
     """The error for an optional package that is not installed."""
-    return MissingExtraError(f"{purpose} needs {package}, which is not installed: pip install 'gpuback[{extra}]'")
+    return MissingExtraError(
+        f"{purpose} needs {package}, which is not installed: pip install '.[{extra}]' in gpuback's source tree"
+    )

@@ -1,4 +1,4 @@
-"""A callback of `fit` that writes a run's curves for TensorBoard: `pip install 'gpuback[tensorboard]'`.
+"""A callback of `fit` that writes a run's curves for TensorBoard: `pip install '.[tensorboard]'` in the source tree.
 
 It writes with tensorboardX, which needs no TensorBoard: that is only for looking at the curves, there or elsewhere.
 """

@@ -12,6 +12,6 @@ def test_importing_it_without_scikit_learn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     for name in [name for name in sys.modules if name.startswith("gpuback.sklearn")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ImportError, match=r"scikit-learn.*pip install 'gpuback\[sklearn\]'") as caught:
+    with pytest.raises(ImportError, match=r"scikit-learn.*pip install '\.\[sklearn\]'") as caught:
         importlib.import_module("gpuback.sklearn")
     assert isinstance(caught.value, GpubackError)

@@ -1,4 +1,4 @@
-"""Docstrings as the site's reference reads them."""
+"""Prepare docstrings for the site's reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
-    """Calls a docstring's "Example:" what Griffe takes for code."""
+    """Rename a docstring's section "Example:" to what Griffe takes for code."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:

@@ -31,7 +31,7 @@ def _cupy_status() -> BackendStatus:
         import cupy
     except ImportError as error:
         return BackendStatus(
-            False, f"CuPy cannot be imported ({error}); pip install 'gpuback[cuda12]' or 'gpuback[cuda13]'"
+            False, f"CuPy cannot be imported ({error}); pip install '.[cuda12]' or '.[cuda13]' in gpuback's source tree"
         )
     try:
         if not cupy.is_available():

@@ -54,7 +54,7 @@ def _run(arguments: list[str]) -> int:
         import typer
     except ImportError as error:
         needs = f"gpuback's command line needs typer and rich, and {error.name} is not installed"
-        return _complain(f"{needs}: pip install 'gpuback[cli]'", USAGE)
+        return _complain(f"{needs}: pip install '.[cli]' in gpuback's source tree", USAGE)
     from gpuback._cli.app import app
 
     # Where this class lives changed when typer took click in; its best-known child has stayed where it was.

@@ -176,7 +176,7 @@ def load_nvrtc() -> tuple[ModuleType, tuple[int, int]]:
     except ImportError as error:
         raise BackendError(
             f"compiling kernels needs CuPy, which cannot be imported ({error}); "
-            "pip install 'gpuback[cuda12]' or 'gpuback[cuda13]'"
+            "pip install '.[cuda12]' or '.[cuda13]' in gpuback's source tree"
         ) from error
     try:
         major, minor = nvrtc.getVersion()

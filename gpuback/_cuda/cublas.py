@@ -54,7 +54,7 @@ def bind_multiply() -> Callable[[Array, Array, Array], None]:
     except ImportError as error:
         raise BackendError(
             f"reproducible=True on a GPU needs cuBLAS, which CuPy cannot load ({error}); "
-            "pip install 'gpuback[cuda12]' or 'gpuback[cuda13]'"
+            "pip install '.[cuda12]' or '.[cuda13]' in gpuback's source tree"
         ) from error
     gemm, handle_of_thread = cublas.gemmEx, device.get_cublas_handle
     double, compute, algorithm = runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F_PEDANTIC, cublas.CUBLAS_GEMM_DEFAULT

@@ -49,7 +49,7 @@ class CudaLauncher:
         except ImportError as error:
             raise BackendError(
                 f"launching kernels needs CuPy, which cannot be imported ({error}); "
-                "pip install 'gpuback[cuda12]' or 'gpuback[cuda13]'"
+                "pip install '.[cuda12]' or '.[cuda13]' in gpuback's source tree"
             ) from error
         self._cupy = cupy
         self._folder = folder

@@ -1,6 +1,6 @@
-"""A door to scikit-learn: its two multilayer perceptrons, computed by gpuback, and networks from fitted ones.
+"""scikit-learn's two multilayer perceptrons, computed by gpuback, and networks from fitted estimators.
 
-Needs scikit-learn: pip install 'gpuback[sklearn]'. Nothing in gpuback imports this package.
+Needs scikit-learn: pip install '.[sklearn]' in the source tree. Nothing in gpuback imports this package.
 """
 
 from gpuback.errors import missing_extra

@@ -374,7 +374,7 @@ def test_copies_are_queued(cupy):
 
 def test_no_cupy_and_no_device_are_named(monkeypatch, compiled):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendError, match=r"needs CuPy.*gpuback\[cuda13\]"):
+    with pytest.raises(BackendError, match=r"needs CuPy.*\.\[cuda13\]"):
         CudaLauncher()
     cupy = use(monkeypatch, FakeCupy())
     cupy.refuses["attribute"] = "cudaErrorInvalidDevice"

@@ -510,7 +510,7 @@ def test_without_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch, missing: s
     ran = run("info")
     assert_one_line(ran, cli.USAGE)
     assert missing in ran.err
-    assert "pip install 'gpuback[cli]'" in ran.err
+    assert "pip install '.[cli]'" in ran.err
 
 
 def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

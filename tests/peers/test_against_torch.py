@@ -1,6 +1,6 @@
 """gpuback beside PyTorch: optimizers, clipping, losses, gradients, whole runs, and tensors as data.
 
-Not part of the ordinary tests: pip install 'gpuback[peers]', then `pytest tests/peers -o addopts=`.
+Not part of the ordinary tests: `make test-peers`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The pages on other libraries, each run from top to bottom, and the examples in docstrings that need them."""
+"""The pages on other libraries, each run from top to bottom, and the examples that need them."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ def test_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert blocks
     for block in blocks:  # line numbers of tracebacks are the page's
         exec(compile("\n" * text.count("\n", 0, block.start(1)) + block[1], DOCS / page, "exec"), namespace)
+
+
+def test_the_example_with_pytorch_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(DOCS / "examples" / "pytorch_layer.py"), run_name="__main__")
+    assert "accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", ["gpuback._torch.module", "gpuback.onnx"])

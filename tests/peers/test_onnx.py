@@ -264,7 +264,7 @@ def test_more_parameters_than_a_file_holds(tmp_path: Path, monkeypatch: pytest.M
 def test_without_onnx_the_door_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.delitem(sys.modules, "gpuback.onnx")
-    with pytest.raises(MissingExtraError, match=r"gpuback.onnx needs onnx.*pip install 'gpuback\[onnx\]'"):
+    with pytest.raises(MissingExtraError, match=r"gpuback.onnx needs onnx.*pip install '\.\[onnx\]'"):
         importlib.import_module("gpuback.onnx")
 
 

@@ -1,6 +1,6 @@
 """Per-sample gradients beside torch.func: vmap(grad) of each sample's own loss.
 
-Not part of the ordinary tests: pip install 'gpuback[peers]', then `pytest tests/peers -o addopts=`.
+Not part of the ordinary tests: `make test-peers`.
 """
 
 from __future__ import annotations

@@ -775,5 +775,5 @@ def test_gpuback_itself_imports_no_other_library() -> None:
 def test_without_pytorch_the_door_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "gpuback.torch")
-    with pytest.raises(MissingExtraError, match=r"gpuback.torch needs PyTorch.*pip install 'gpuback\[torch\]'"):
+    with pytest.raises(MissingExtraError, match=r"gpuback.torch needs PyTorch.*pip install '\.\[torch\]'"):
         importlib.import_module("gpuback.torch")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "backprop.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "backprop.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROSE = FENCE.sub("", TEXT)
