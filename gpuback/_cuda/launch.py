@@ -16,7 +16,7 @@ class Variant(NamedTuple):
     """One compiled kernel.
 
     Attributes:
-        source: a file of kernels/, such as "layer_simt.cu".
+        source: a file of kernels/, such as "layer/layer_simt.cu".
         entry: the `extern "C"` function in it.
         defines: macros, each NAME=VALUE, that make the variant.
     """

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from gpuback.errors import BackendError
 
+_EVERY_KERNEL_INCLUDES = "common/ptx.cuh"
 _INCLUDE = re.compile(r'\s*#\s*include\s*"([^"]+)"')
 _PRAGMA_ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
 _IF = re.compile(r"\s*#\s*if(?P<negated>n?def\b|\b)(?P<condition>.*)")
@@ -25,7 +26,7 @@ def kernels_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     candidates = (package / "kernels", package.parent / "kernels")
     for folder in candidates:
-        if (folder / "ptx.cuh").is_file():  # other packages, too, are called kernels
+        if (folder / _EVERY_KERNEL_INCLUDES).is_file():  # other packages, too, are called kernels
             return folder
     raise BackendError(
         f"gpuback's kernel sources: expected them in {candidates[0]} or {candidates[1]}, found neither; "
@@ -40,7 +41,7 @@ def flatten(name: str, folder: Path | None = None) -> str:
     (under GPUBACK_EMULATOR) stay as they are, for the compiler skips them.
 
     Args:
-        name: a file of the folder, such as "layer_simt.cu".
+        name: a file of the folder, such as "layer/layer_simt.cu".
         folder: gpuback's kernels by default.
 
     Raises:

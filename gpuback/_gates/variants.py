@@ -38,7 +38,7 @@ def _each() -> Iterator[CompiledKernel]:
                     )
         for entry in ("layer_mma", "forward_mma"):
             for tile in (128, 64):
-                variant = Variant("layer_mma.cu", entry, (f"OPERAND={operand}", f"TILE={tile}"))
+                variant = Variant("layer/layer_mma.cu", entry, (f"OPERAND={operand}", f"TILE={tile}"))
                 yield CompiledKernel(variant, plans.MMA_THREADS, plans.mma_shared(operand, tile), True)
     for real in ("float", "double"):
         for entry in ("layer_simt", "forward_simt"):

@@ -85,18 +85,18 @@ def enumerators(source: str, name: str) -> dict[str, int]:
 
 
 def test_kernels_and_tables_agree_on_numbers():
-    assert enumerators("activations.cuh", "Activation") == {
+    assert enumerators("common/activations.cuh", "Activation") == {
         row.name.upper(): row.kernel_id for row in ACTIVATIONS.values()
     }
-    assert enumerators("output_rows.cuh", "Loss") == {row.name.upper(): row.kernel_id for row in LOSSES.values()}
-    assert enumerators("output_rows.cuh", "OutputFunction") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
-    state = enumerators("update.cuh", "State")
+    assert enumerators("common/loss_formulas.cuh", "Loss") == {row.name.upper(): row.kernel_id for row in LOSSES.values()}
+    assert enumerators("common/loss_formulas.cuh", "OutputFunction") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
+    state = enumerators("common/optimizer_formulas.cuh", "State")
     assert state == {name.upper(): place for place, name in enumerate(cuda_updates.STATE)}
-    hyper = enumerators("update.cuh", "HyperParameter")
+    hyper = enumerators("common/optimizer_formulas.cuh", "HyperParameter")
     assert hyper == {name.upper(): place for place, name in enumerate(cuda_updates.HYPER_PARAMETERS)}
 
 
 def test_kernels_know_which_derivatives_come_from_a():
     from_a = [row.kernel_id for row in ACTIVATIONS.values() if row.derivative_from == "a"]
-    assert min(from_a) == enumerators("activations.cuh", "Activation")["GELU"]
+    assert min(from_a) == enumerators("common/activations.cuh", "Activation")["GELU"]
     assert from_a == list(range(min(from_a), len(ACTIVATIONS)))

@@ -399,7 +399,6 @@ extern "C" __global__ void affine(const float* x, float* y, int n, float factor,
 }
 """
     (tmp_path / "affine.cu").write_text(source)
-    (tmp_path / "ptx.cuh").touch()
     monkeypatch.setattr(sources, "kernels_folder", lambda: tmp_path)
     monkeypatch.setenv("GPUBACK_CACHE_DIR", str(tmp_path / "kept"))
     launcher = CudaLauncher()

@@ -114,13 +114,14 @@ def test_kernels_are_looked_for_inside_the_package_and_then_beside_it(tmp_path, 
         write(folder, other_py="")
         with pytest.raises(BackendError) if folder is beside else pytest.MonkeyPatch.context():
             kernels_folder()
-        write(folder, ptx_cuh="")
+        (folder / "common").mkdir()
+        write(folder / "common", ptx_cuh="")
         assert kernels_folder() == folder
 
 
 def test_every_kernel_of_gpuback_becomes_one_text():
-    files = sorted(kernels_folder().glob("*.cu"))
+    files = sorted(kernels_folder().rglob("*.cu"))
     assert files
     for file in files:
-        flat = flatten(file.name)
+        flat = flatten(file.relative_to(kernels_folder()).as_posix())
         assert [line for line in flat.splitlines() if "#include" in line] == ['#include "emulated_ptx.h"']

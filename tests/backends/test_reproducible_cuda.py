@@ -52,7 +52,7 @@ SCHEDULES = [("fifo", 1), ("lifo", 3), ("random", 2)]
 NO_TENSOR_CORES = DeviceLimits((7, 5), 65536, 40)
 """Limits of a T4."""
 
-EXACT_SOURCES = ("split.cu", "combine.cu", "exact_losses.cu", "exact_sums.cu")
+EXACT_SOURCES = ("exact/split_operands.cu", "exact/combine_products.cu", "exact/exact_losses.cu", "exact/exact_sums.cu")
 
 
 @pytest.fixture(autouse=True)
@@ -463,36 +463,36 @@ def squared_errors(folder: Any) -> None:
 
 
 def contracted(folder: Any) -> None:
-    assert not contractible("exact_losses.cu", folder)
+    assert not contractible("exact/exact_losses.cu", folder)
 
 
 PLANTED = {
-    "+0 left out": (gelu, "exact.cuh", "__fadd_rn(__double2float_rn(x.value), 0.0f)", "__double2float_rn(x.value)"),
+    "+0 left out": (gelu, "exact/exact_products.cuh", "__fadd_rn(__double2float_rn(x.value), 0.0f)", "__double2float_rn(x.value)"),
     "+0 added too early": (
         gelu,
-        "exact.cuh",
+        "exact/exact_products.cuh",
         "__double2float_rn(x.value), 0.0f",
         "__double2float_rn((x + 0.0).value), -0.0f",
     ),
-    "g does not see the a of g'": (gelu, "combine.cu", "pre = widen(kept);  // g", ";  // g"),
-    "g sees a rounded a": (tanh, "combine.cu", "if (derivative_from_a(activation)) pre", "pre"),
+    "g does not see the a of g'": (gelu, "exact/combine_products.cu", "pre = widen(kept);  // g", ";  // g"),
+    "g sees a rounded a": (tanh, "exact/combine_products.cu", "if (derivative_from_a(activation)) pre", "pre"),
     "P left out": (
-        *(tanh, "combine.cu", "* power_of_two(-bits) + number(p_rc, whole, index);"),
+        *(tanh, "exact/combine_products.cu", "* power_of_two(-bits) + number(p_rc, whole, index);"),
         "* power_of_two(-bits) + Double(0.0);",
     ),
-    "signs among the magnitudes": (slices, "split.cu", "& 0x7fffffffu", ""),
-    "subnormal scales": (slices, "exact.cuh", "bits ? -117 - __clz((int)bits) : 0", "bits ? -126 : 0"),
-    "a lower slice that is cut off": (slices, "split.cu", "= rint(((scaled", "= floor(((scaled"),
+    "signs among the magnitudes": (slices, "exact/split_operands.cu", "& 0x7fffffffu", ""),
+    "subnormal scales": (slices, "exact/exact_products.cuh", "bits ? -117 - __clz((int)bits) : 0", "bits ? -126 : 0"),
+    "a lower slice that is cut off": (slices, "exact/split_operands.cu", "= rint(((scaled", "= floor(((scaled"),
     "a sum over a row from its end": (
-        *(squared_errors, "exact_losses.cu", "  for (int j = threadIdx.x % 32; j < n; j += 32) sum = sum + term(j);"),
+        *(squared_errors, "exact/exact_losses.cu", "  for (int j = threadIdx.x % 32; j < n; j += 32) sum = sum + term(j);"),
         "  for (int j = n / 32 * 32 + threadIdx.x % 32; j >= 0; j -= 32)\n    if (j < n) sum = sum + term(j);",
     ),
     "lanes that are added as neighbours": (
-        *(squared_errors, "exact_losses.cu", "for (int step = 16; step > 0; step /= 2) sum = sum"),
+        *(squared_errors, "exact/exact_losses.cu", "for (int step = 16; step > 0; step /= 2) sum = sum"),
         "for (int step = 1; step < 32; step *= 2) sum = sum",
     ),
     "a product and a sum for the compiler to contract": (
-        *(contracted, "exact_losses.cu", "mass * softmax(a[j]) - y[j]"),
+        *(contracted, "exact/exact_losses.cu", "mass * softmax(a[j]) - y[j]"),
         "Double(mass.value * softmax(a[j]).value - y[j])",
     ),
 }
@@ -532,7 +532,7 @@ def contractible(source: str, folder: Any = None, entry: str = "") -> list[str]:
     return re.findall(r"\b(?:fma|mad|add|sub|mul)\.(?!rn\.)[\w.]*f(?:32|64)\b|\bfma\.[\w.]+|\b\w+\.approx[\w.]*", text)
 
 
-@pytest.mark.parametrize("source", ["split.cu", "combine.cu", "exact_losses.cu"])
+@pytest.mark.parametrize("source", ["exact/split_operands.cu", "exact/combine_products.cu", "exact/exact_losses.cu"])
 def test_no_compiler_may_contract_anything(source):
     require_nvrtc()
     assert not contractible(source)
@@ -541,7 +541,7 @@ def test_no_compiler_may_contract_anything(source):
 @pytest.mark.parametrize("entry", ["sgd", "adam"])
 def test_nor_in_an_optimizers_step(entry):
     require_nvrtc()
-    assert not contractible("optimizers.cu", entry=entry)
+    assert not contractible("elementwise/optimizers.cu", entry=entry)
 
 
 # ---- cuBLAS

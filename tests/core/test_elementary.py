@@ -1,4 +1,4 @@
-"""_core/elementary.py against mpmath, and kernels/elementary.cuh against it: the latter to the bit."""
+"""_core/elementary.py against mpmath, and kernels/exact/elementary.cuh against it: the latter to the bit."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def included_files(source: Path, folders: Sequence[Path]) -> list[Path]:
         for name in _INCLUDE.findall(path.read_text(encoding="utf-8")):
             candidates = (folder / name for folder in (path.parent, *folders))
             # One that is nowhere may stand under an #if that leaves it out; if not, g++ will say so.
-            waiting += [file for file in candidates if file.is_file()][:1]
+            waiting += [file.resolve() for file in candidates if file.is_file()][:1]
     return list(found)
 
 

@@ -1,4 +1,4 @@
-// CPU twins of kernels/ptx.cuh: the same names and signatures; what each does is said there.
+// CPU twins of kernels/common/ptx.cuh: the same names and signatures; what each does is said there.
 #pragma once
 #include "cuda_language.h"
 

@@ -1,5 +1,5 @@
 // Small kernels that show what the emulator does and what it catches. Run by tests/kernels/test_emulator.py.
-#include "ptx.cuh"
+#include "common/ptx.cuh"
 
 // ---- Threads, warps, blocks
 

@@ -1,6 +1,6 @@
 // Small kernels for the checker: mistakes that it must find, and accesses that it must count. Run by
 // tests/kernels/test_emulator.py.
-#include "ptx.cuh"
+#include "common/ptx.cuh"
 
 // ---- Mistakes. `mistake` 0 makes none, so the checker must be silent.
 

@@ -1,4 +1,4 @@
-// ldmatrix and mma. The layouts of fragments are described in kernels/ptx.cuh.
+// ldmatrix and mma. The layouts of fragments are described in kernels/common/ptx.cuh.
 #include <cmath>
 #include <cstring>
 

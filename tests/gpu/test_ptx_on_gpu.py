@@ -1,4 +1,4 @@
-"""Every function of kernels/ptx.cuh on a GPU beside its CPU twin in the emulator: the same data, the same bits.
+"""Every function of kernels/common/ptx.cuh on a GPU beside its CPU twin in the emulator: the same data, the same bits.
 
 Tensor cores add as no standard says. Their sums are held to what the emulator's `truncate` mode guarantees, and it is
 printed (pytest -s) which way of adding comes to the very bits of this device.

@@ -118,4 +118,4 @@ def test_shared_memory_is_free_of_bank_conflicts(which, layer):
 def test_the_other_narrow_variants_have_none_in_their_products(precision, n_out, n_in):
     """Where a warp stages 16 columns at a time, two of its rows meet in a bank once a slab on their way out."""
     conflicts = counts_of(Layer(1024, n_out, n_in, precision, "tanh")).conflicts_by_line
-    assert not [line for line in conflicts if line.startswith("fragments.cuh")]
+    assert not [line for line in conflicts if line.startswith("mma_fragments.cuh")]

@@ -220,12 +220,12 @@ def test_plans_beyond_the_device_are_refused():
 
 def test_compiling_once_for_all_who_need_it(tmp_path):
     source = tmp_path / "small.cu"
-    source.write_text('#include "ptx.cuh"\nKERNEL empty() {}\n')
+    source.write_text('#include "common/ptx.cuh"\nKERNEL empty() {}\n')
     with concurrent.futures.ThreadPoolExecutor() as pool:
         waiting = [pool.submit(kernel_library, source, (), (9, 0), False) for _ in range(4)]
     libraries = {job.result() for job in waiting}
     assert len(libraries) == 1
-    source.write_text('#include "ptx.cuh"\nKERNEL empty() { unknown(); }\n')
+    source.write_text('#include "common/ptx.cuh"\nKERNEL empty() { unknown(); }\n')
     with pytest.raises(CompileError, match="unknown"):
         kernel_library(source, (), (9, 0), False)
     folder = libraries.pop().parent

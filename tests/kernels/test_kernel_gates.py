@@ -106,7 +106,8 @@ def test_there_are_no_more_variants_than_the_plan_allows(cases):
 def test_every_kernel_file_has_a_variant(cases):
     from gpuback._cuda.sources import kernels_folder
 
-    assert {file.name for file in kernels_folder().glob("*.cu")} == {case.variant.source for case in cases}
+    files = {file.relative_to(kernels_folder()).as_posix() for file in kernels_folder().rglob("*.cu")}
+    assert files == {case.variant.source for case in cases}
 
 
 # --- the gates

@@ -66,25 +66,25 @@ def run(form: str, folder: Path, network: Network = NETWORK, **choices) -> tuple
 
 SHARED = r"race \((read after write|write after read|write after write).*nothing orders the two: shared memory"
 BARRIERS = {
-    "behind the slab's samples": ("network_narrow.cu", "__syncthreads();  // the slab's samples are there", "whole"),
-    "behind a layer": ("network_narrow.cu", "place.wait();", "whole"),
-    "behind a_L": ("network_narrow.cu", "__syncthreads();  // a_L is complete", "whole"),
-    "behind da_L": ("network_narrow.cu", "__syncthreads();  // da_L and losses are", "whole"),
+    "behind the slab's samples": ("network/fused_step.cu", "__syncthreads();  // the slab's samples are there", "whole"),
+    "behind a layer": ("network/fused_step.cu", "place.wait();", "whole"),
+    "behind a_L": ("network/fused_step.cu", "__syncthreads();  // a_L is complete", "whole"),
+    "behind da_L": ("network/fused_step.cu", "__syncthreads();  // da_L and losses are", "whole"),
     "before da takes the place of h": (
-        "network_narrow.cu",
+        "network/fused_step.cu",
         "__syncthreads();  // nobody reads h_{k-1} any more",
         "whole",
     ),
-    "behind da": ("network_narrow.cu", "__syncthreads();  // da_{k-1} is complete; behind", "whole"),
-    "behind theta": ("network_memory.cuh", "__syncthreads();  // everyone's part is there", "whole"),
-    "behind the last of theta": ("network_memory.cuh", "__syncthreads();  // the slab's place is free", "whole"),
-    "behind a layer's inputs and weights": ("network_chain.cu", "__syncthreads();  // the layer's inputs and", "two"),
-    "before the places are used again": ("network_chain.cu", "__syncthreads();  // nobody reads the layer's", "two"),
-    "behind da_L of two launches": ("network_chain.cu", "__syncthreads();  // da_L is complete", "two"),
-    "behind what g' is computed from": ("network_chain.cu", "__syncthreads();  // it is there, and so", "two"),
-    "behind da of two launches": ("network_chain.cu", "__syncthreads();  // da_{k-1} is complete", "two"),
-    "behind the rings of two launches": ("network_chain.cu", "__syncthreads();  // the rings are done with", "two"),
-    "behind a slab that has come": ("network_chain.cu", "__syncthreads();  // the slab is there for everyone", "two"),
+    "behind da": ("network/fused_step.cu", "__syncthreads();  // da_{k-1} is complete; behind", "whole"),
+    "behind theta": ("network/network_memory.cuh", "__syncthreads();  // everyone's part is there", "whole"),
+    "behind the last of theta": ("network/network_memory.cuh", "__syncthreads();  // the slab's place is free", "whole"),
+    "behind a layer's inputs and weights": ("network/fused_passes.cu", "__syncthreads();  // the layer's inputs and", "two"),
+    "before the places are used again": ("network/fused_passes.cu", "__syncthreads();  // nobody reads the layer's", "two"),
+    "behind da_L of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_L is complete", "two"),
+    "behind what g' is computed from": ("network/fused_passes.cu", "__syncthreads();  // it is there, and so", "two"),
+    "behind da of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_{k-1} is complete", "two"),
+    "behind the rings of two launches": ("network/fused_passes.cu", "__syncthreads();  // the rings are done with", "two"),
+    "behind a slab that has come": ("network/fused_passes.cu", "__syncthreads();  // the slab is there for everyone", "two"),
 }
 FOUND = {
     **{
@@ -92,38 +92,38 @@ FOUND = {
         for name, (source, barrier, form) in BARRIERS.items()
     },
     "dropped barrier behind a slab that is added": Bug(
-        "network_chain.cu", [("__syncthreads();  // its place is free", "//")], "two", SHARED, device=SMALLER
+        "network/fused_passes.cu", [("__syncthreads();  // its place is free", "//")], "two", SHARED, device=SMALLER
     ),
     "a_L's place is narrowed too early": Bug(
-        "network_slab.cuh", [("__syncwarp();  // the other lanes have read theirs", "")], "whole", SHARED
+        "network/layer_passes.cuh", [("__syncwarp();  // the other lanes have read theirs", "")], "whole", SHARED
     ),
     "dropped wait for what g' is computed from": Bug(
-        "network_chain.cu",
+        "network/fused_passes.cu",
         [("cp_async_wait<0>();\n          __syncthreads();  // it is there", "__syncthreads();  // it is there")],
         "two",
         "asynchronous copy",
     ),
-    "dropped wait for a slab": Bug("network_chain.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"),
+    "dropped wait for a slab": Bug("network/fused_passes.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"),
     "rows beyond the batch": Bug(
-        "network_narrow.cu",
+        "network/fused_step.cu",
         [("row1 = min(row0 + chain_rows, n_batch)", "row1 = row0 + chain_rows")],
         "whole",
         r"past the end of '(x_bi|labels_b)'",
     ),
     "rows beyond the batch in two launches": Bug(
-        "network_chain.cu",
+        "network/fused_passes.cu",
         [("row1 = min(row0 + chain_rows, n_batch);\n    if (", "row1 = row0 + chain_rows;\n    if (")],
         "two",
         r"past the end of '(x_bi|labels_b)'",
     ),
     "partial results that are not published": Bug(
-        "network_narrow.cu", [("  publish();\n", "")], "whole", r"race .*: 'partials'"
+        "network/fused_step.cu", [("  publish();\n", "")], "whole", r"race .*: 'partials'"
     ),
     "partial results of two launches that are not published": Bug(
-        "network_chain.cu", [("      publish();\n      finish", "      finish")], "two", r"race .*: 'partials'"
+        "network/fused_passes.cu", [("      publish();\n      finish", "      finish")], "two", r"race .*: 'partials'"
     ),
     "a column too many of theta": Bug(
-        "network_totals.cuh",
+        "network/reduce_and_step.cuh",
         [("if (r < P::ROWS && o < layer.n_out) body", "if (r < P::ROWS) body")],
         "whole",
         r"race|'gradient'",
@@ -141,45 +141,45 @@ def test_the_checker_finds(bug, tmp_path):
 
 def test_the_checker_finds_that_losses_are_added_too_early(tmp_path):
     dropped = [("__syncthreads();  // the slab is done with, and", "//")]
-    net = NETWORK.on(EmulatorLauncher(folder=planted({"network_chain.cu": dropped}, tmp_path), checked=True))
+    net = NETWORK.on(EmulatorLauncher(folder=planted({"network/fused_passes.cu": dropped}, tmp_path), checked=True))
     with pytest.raises(EmulationError, match=SHARED):
         net.loss(*NETWORK.batch()[:2])
 
 
 WRONG = {
     "a slab's last rows are left out": Bug(
-        "network_slab.cuh",
+        "network/layer_passes.cuh",
         [("first < valid; first += BAND)", "first + BAND <= valid; first += BAND)")],
         "whole",
         "dW_. is off",
     ),
     "the bias is left out": Bug(
-        "network_slab.cuh",
+        "network/layer_passes.cuh",
         [("c[f][e] += b.at[e % 2];", "c[f][e] += 0 * b.at[e % 2];")],
         "whole",
         "off by",
     ),
     "sums of db by the wrong warps": Bug(
-        "network_totals.cuh",
+        "network/reduce_and_step.cuh",
         [("valid, o0(), i0(), offset);", "valid, o0(), i0(), warp_index() % ACROSS * BAND);")],
         "whole",
         "db_. is off",
     ),
     "a tile's columns that are another warp's": Bug(
-        "network_slab.cuh",
+        "network/layer_passes.cuh",
         [("if (pairs < COUNT) return", "if (2 * pairs < COUNT) return")],
         "whole",
         "off by",
         Network((64, 64, 3), 40),
     ),
     "g' of the wrong layer": Bug(
-        "network_slab.cuh", [("k ? net[k - 1].activation", "k ? net[k].activation")], "whole", "off by"
+        "network/layer_passes.cuh", [("k ? net[k - 1].activation", "k ? net[k].activation")], "whole", "off by"
     ),
     "g' from h in place of a": Bug(
-        "network_chain.cu", [("net.kept(k) ? net[k].row_a : net[k].row_h", "net[k].row_h")], "two", "off by"
+        "network/fused_passes.cu", [("net.kept(k) ? net[k].row_a : net[k].row_h", "net[k].row_h")], "two", "off by"
     ),
     "one chain less": Bug(
-        "network_chain.cu",
+        "network/fused_passes.cu",
         [("item < layers * notes.chains.count;", "item < layers * notes.chains.count - 1;")],
         "two",
         "is off|together|nan",
@@ -197,7 +197,7 @@ def test_the_bounds_find(bug, tmp_path):
 # A warp's partial results stand where its arrival says, not where their chain's number does: the upper half of a
 # counter of arrivals says which place is free.
 BY_ARRIVAL = {
-    "network_narrow.cu": [
+    "network/fused_step.cu": [
         (
             "  unsigned most = 0;\n",
             "  unsigned most = 0;\n"
@@ -209,7 +209,7 @@ BY_ARRIVAL = {
         ("(int64)(chain * layers + k)", "(int64)((int)place * layers + k)"),
         ("finish_piece<MAX_WIDTH>(net, k, chain,", "finish_piece<MAX_WIDTH>(net, k, (int)place,"),
     ],
-    "reduce.cuh": [("last = atomicAdd(arrivals, 1u) ==", "last = (atomicAdd(arrivals, 1u) & 0xffffu) ==")],
+    "common/split_k.cuh": [("last = atomicAdd(arrivals, 1u) ==", "last = (atomicAdd(arrivals, 1u) & 0xffffu) ==")],
 }
 
 
@@ -234,9 +234,9 @@ INFINITE_GRADIENT, INFINITE_LOSS = (7, 1e30, 1e12), (7, 1.0, 1e20)
 
 
 @pytest.mark.parametrize("form, source, note", [
-    ("whole", "network_narrow.cu", "note(notes, OF_SUMS, most);"),
-    ("two", "network_chain.cu", "note(notes, OF_INPUTS, most_inputs);"),
-    ("two", "network_chain.cu", "note(notes, OF_SUMS, most_deltas);"),
+    ("whole", "network/fused_step.cu", "note(notes, OF_SUMS, most);"),
+    ("two", "network/fused_passes.cu", "note(notes, OF_INPUTS, most_inputs);"),
+    ("two", "network/fused_passes.cu", "note(notes, OF_SUMS, most_deltas);"),
 ])  # fmt: skip
 def test_a_step_that_is_made_shows_what_was_not_noted(form, source, note, tmp_path):
     assert not step_is_made(KERNELS, form, INFINITE_GRADIENT)
@@ -246,14 +246,14 @@ def test_a_step_that_is_made_shows_what_was_not_noted(form, source, note, tmp_pa
 def test_a_step_that_is_made_shows_a_dropped_barrier_before_the_arrival(tmp_path):
     """Other warps arrive before thread 0, which is slow here, has noted an infinite loss."""
     slow = {
-        "network_totals.cuh": [
+        "network/reduce_and_step.cuh": [
             (
                 "  notes.losses[chain] = sum;",
                 "for (int i = 0; i < 3000; ++i) __threadfence(); notes.losses[chain] = sum;",
             )
         ]
     }
-    dropped = {"network_narrow.cu": [("__syncthreads();  // all of this chain is noted, and", "//")]}
+    dropped = {"network/fused_step.cu": [("__syncthreads();  // all of this chain is noted, and", "//")]}
     choices = {"order": "random", "resident_blocks": 3, "seed": 2}
     assert not step_is_made(planted(slow, tmp_path / "slow"), "whole", INFINITE_LOSS, **choices)
     assert step_is_made(planted(slow | dropped, tmp_path / "dropped"), "whole", INFINITE_LOSS, **choices)

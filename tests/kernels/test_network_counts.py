@@ -175,14 +175,14 @@ def test_products_are_free_of_bank_conflicts(sizes, form, dtype):
     in_products = {line for line in lines if "fragments.cuh" in line}
     if dtype == "tf32":
         (line,) = in_products
-        assert "first[(TRANSPOSED_A ? 4 : 1) * pitch]" in text_of(line, "fragments.cuh") and lines[line][1] == 0
+        assert "first[(TRANSPOSED_A ? 4 : 1) * pitch]" in text_of(line, "tiles/mma_fragments.cuh") and lines[line][1] == 0
     else:
         assert not in_products
     if dtype in ("bfloat16", "float16"):
         stored, *others = sorted(lines, key=lambda line: sum(lines[line]), reverse=True)
-        assert "(top + p * 8 * net.pitch_top()" in text_of(stored, "network_slab.cuh")
+        assert "(top + p * 8 * net.pitch_top()" in text_of(stored, "network/layer_passes.cuh")
         for line in others:
-            where = [text_of(line, s) for s in ("network_slab.cuh", "network_totals.cuh", "output_rows.cuh")]
+            where = [text_of(line, s) for s in ("network/layer_passes.cuh", "network/reduce_and_step.cuh", "common/loss_formulas.cuh")]
             assert any(name in text for text in where for name in ("db.at[", "losses[", "row.a[column]")), line
         assert max(sum(lines[line]) for line in others) < lines[stored][1] / 2
 

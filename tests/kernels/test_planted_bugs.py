@@ -33,56 +33,56 @@ class Bug(NamedTuple):
 
 FOUND = {
     "dropped block barrier": Bug(
-        "layer_mma_narrow.cu",
+        "layer/layer_mma_narrow.cu",
         [("__syncthreads();  // this slab has arrived for everyone", "//")],
         NARROW,
         r"race \(read after write.* nothing orders the two: shared memory",
     ),
     "dropped block barrier behind a tile": Bug(
-        "mma_tile.cuh",
+        "tiles/mma_tile.cuh",
         [("__syncthreads();  // shared memory is free again", "")],
         WIDE,
         r"layer_mma, .* race \(write after read.* shared memory",
     ),
     "dropped block barrier around what one thread draws": Bug(
-        "schedule.cuh",
+        "tiles/tile_scheduler.cuh",
         [("__syncthreads();  // everyone sees the item", "")],
         WIDE,
-        r"layer_mma, .* schedule.cuh:\d+: (race \(read after write.*|reads what nobody has written): shared memory",
+        r"layer_mma, .* tile_scheduler.cuh:\d+: (race \(read after write.*|reads what nobody has written): shared memory",
     ),
     "dropped wait for asynchronous copies": Bug(
-        "layer_mma_narrow.cu",
+        "layer/layer_mma_narrow.cu",
         [("cp_async_wait<SLABS - 2>();", "")],
         NARROW,
         r"asynchronous copy",
     ),
     "dropped wait for asynchronous copies without tensor cores": Bug(
-        "simt_tile.cuh",
+        "tiles/simt_tile.cuh",
         [("cp_async_wait<0>();", "")],
         WITHOUT_TENSOR_CORES,
         r"layer_simt, .* asynchronous copy",
     ),
     "rows beyond the batch": Bug(
-        "layer_mma_narrow.cu",
+        "layer/layer_mma_narrow.cu",
         [("row1 = min(row0 + chain_rows, n_batch)", "row1 = row0 + chain_rows")],
         NARROW,
         r"past the end of '\w+'",
     ),
     "a column too many": Bug(
-        "epilogue.cuh",
+        "tiles/epilogue.cuh",
         [("o >= to.n_out || i >= to.n_in", "o >= to.n_out || i > to.n_in")],
         NARROW,
         r"'dw_oi'",
     ),
     "wide accesses to odd rows": Bug(
-        "types.cuh",
+        "common/types.cuh",
         [("return ((uint64)matrix % 16 == 0) && (pitch * sizeof(T) % 16 == 0);", "return true;")],
         NARROW,
         r"cp.async: an address is not a multiple of 16",
         "odd",
     ),
     "arrival published before the partial result": Bug(
-        "reduce.cuh",
+        "common/split_k.cuh",
         [
             (
                 "  store_partial(sums, packs, partials + chain * stride);\n  publish();",
@@ -97,37 +97,37 @@ FOUND = {
         r"race .*'partials'",
     ),
     "missing fence before the arrival": Bug(
-        "reduce.cuh",
+        "common/split_k.cuh",
         [("  if (threadIdx.x % 32 == 0) __threadfence();", "")],
         NARROW,
         r"race \(read after write.*'partials'",
     ),
     "missing fence after the arrival": Bug(
-        "reduce.cuh",
+        "common/split_k.cuh",
         [("__threadfence();  // reads come after", "// reads come after")],
         NARROW,
         r"race \(read after write.*'partials'",
     ),
     "only one lane's writes are fenced": Bug(
-        "reduce.cuh",
+        "common/split_k.cuh",
         [("__syncwarp();  // the lanes' writes come before lane 0's fence", "")],
         NARROW,
         r"race \(read after write.*'partials'",
     ),
     "shared memory read before it is written": Bug(
-        "layer_mma_narrow.cu",
+        "layer/layer_mma_narrow.cu",
         [("if (da_prev_bi) load_tile<MAX_OUT", "if (!da_prev_bi) load_tile<MAX_OUT")],
         NARROW,
         r"reads what nobody has written: shared memory",
     ),
     "divergent warp collective": Bug(
-        "reduce.cuh",
+        "common/split_k.cuh",
         [("last = __shfl_sync(0xffffffffu, last, 0);", "if (!last) last = __shfl_sync(0xffffffffu, last, 0);")],
         NARROW,
         r"divergence: .*__shfl_sync",
     ),
     "missing warp barrier before staged memory is read": Bug(
-        "layer_mma_narrow.cu",
+        "layer/layer_mma_narrow.cu",
         [("__syncwarp();  // the 16 rows are complete", "")],
         NARROW,
         r"reads what nobody has written: shared memory",
@@ -136,7 +136,7 @@ FOUND = {
 
 WRONG = {
     "wrong fragment index": Bug(
-        "fragments.cuh",
+        "tiles/mma_fragments.cuh",
         [
             (
                 "n0 + lane / 16 * 8);\n    first[0] = b[0], first[1] = b[1], second[0] = b[2]",
@@ -147,13 +147,13 @@ WRONG = {
         r"dW is off by .* times its limit",
     ),
     "wrong fragment index of the bias": Bug(
-        "layer_mma.cu",
+        "layer/layer_mma.cu",
         [("e = (index - held) % 2 * 2", "e = (index - held) % 2")],
         WIDE,
         r"db is off by .* times its limit",
     ),
     "the last slice is left out": Bug(
-        "mma_tile.cuh",
+        "tiles/mma_tile.cuh",
         [("const int steps = ceil_div(k1 - k0, STEP);", "const int steps = (k1 - k0) / STEP;")],
         WIDE,
         r"dW is off by .* times its limit",
@@ -162,7 +162,7 @@ WRONG = {
 
 # Whoever arrives first in its group takes the first place: the upper half of the counter says which is free.
 BY_ARRIVAL = Bug(
-    "reduce.cuh",
+    "common/split_k.cuh",
     [
         (
             "  store_partial(sums, packs, partials + chain * stride);",
@@ -209,7 +209,7 @@ def test_the_checker_finds(bug, tmp_path):
 def test_the_checker_finds_a_missing_warp_barrier_before_staged_memory_is_used_again(tmp_path, monkeypatch):
     """In a variant with slabs so long that a warp stages its columns in two passes."""
     bug = Bug(
-        "layer_mma_narrow.cu",
+        "layer/layer_mma_narrow.cu",
         [("__syncwarp();  // everyone has read what this warp staged last", "")],
         Layer(301, 60, 120, "bfloat16", "tanh"),
         r"race \(write after read.* shared memory",

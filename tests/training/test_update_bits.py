@@ -422,7 +422,7 @@ STEP_MISTAKES = {
 @pytest.mark.parametrize("name", STEP_MISTAKES)
 def test_bits_tell_a_step_that_rounds_otherwise(name: str, tmp_path: Path) -> None:
     patches, algorithm, clipping = STEP_MISTAKES[name]
-    folder = planted(tmp_path, "update.cuh", *patches)
+    folder = planted(tmp_path, "common/optimizer_formulas.cuh", *patches)
     assert run_together(ALGORITHMS[algorithm], clipping, 1025, steps=2)
     assert not run_together(ALGORITHMS[algorithm], clipping, 1025, steps=2, folder=folder)
 
@@ -436,7 +436,7 @@ SUM_MISTAKES = {
 
 @pytest.mark.parametrize("mistake", SUM_MISTAKES)
 def test_bits_tell_a_wrong_sum(mistake: str, tmp_path: Path) -> None:
-    folder = planted(tmp_path, "exact_sums.cu", SUM_MISTAKES[mistake])
+    folder = planted(tmp_path, "exact/exact_sums.cu", SUM_MISTAKES[mistake])
     vectors = [halfway(), np.array([1e-200] * 5000 + [1e200])]
     right = [raw_sum(x) for x in vectors]
     assert right == [math.fsum(x) for x in vectors]

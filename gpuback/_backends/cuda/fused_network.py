@@ -1,6 +1,6 @@
 """The passes of a narrow network on CUDA, a launch or two each: what `Backprop` does layer by layer.
 
-In one launch (kernels/network_narrow.cu) or two (network_chain.cu) go forward pass, loss, backward pass and, in a step
+In one launch (kernels/network/fused_step.cu) or two (fused_passes.cu) go forward pass, loss, backward pass and, in a step
 of training, the optimizer's update. Clipping needs the gradient's norm first, and is one launch more.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KEEP_GRADIENT, DECIDE = 0, 1
 """What the kernels do with a gradient, besides the optimizers' steps: keep it; keep it and settle whether there is a
-step. As in kernels/network_totals.cuh."""
+step. As in kernels/network/reduce_and_step.cuh."""
 
 OUTPUTS, LOSS, GRADIENTS = 0, 1, 2
 """What `network_chain` is asked for."""

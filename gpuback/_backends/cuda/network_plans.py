@@ -1,4 +1,4 @@
-"""Launch plans of the kernels that take a whole narrow network at once: kernels/network_narrow.cu and network_chain.cu.
+"""Launch plans of the kernels that take a whole narrow network at once: kernels/network/fused_step.cu and fused_passes.cu.
 
 How the batch is cut follows from the shape alone: in one launch, and in two, sums have the same bits on every device.
 The device decides by its shared memory which of the two it is, or whether a network goes layer by layer, and how many
@@ -22,7 +22,7 @@ from gpuback._core.precision import Precision
 from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
 
 CHAIN_WARPS = 8
-"""Of a block of the kernels in network_chain.cu."""
+"""Of a block of the kernels in fused_passes.cu."""
 
 FLOAT32_NARROW = 32
 """Up to this width networks of float32 operands are faster as a whole than layer by layer, whatever their slabs."""
@@ -31,7 +31,7 @@ RING_BYTES = 64 * 512
 """Through which a block's warps read partial results, where the slab was."""
 
 LAYER_NUMBERS = 12
-"""Of an entry of the layout: `Layer` in kernels/network_memory.cuh."""
+"""Of an entry of the layout: `Layer` in kernels/network/network_memory.cuh."""
 
 LOSS_SUM_BYTES = 32 * 8
 """Of a chain's losses, behind the layout."""
@@ -330,9 +330,9 @@ def step_warps(precision: Precision) -> int:
 def step_variant(shape: Shape, precision: Precision) -> Variant:
     """The kernel of the one launch for such networks and operands."""
     sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}", f"WARPS={step_warps(precision)}"
-    return Variant("network_narrow.cu", "network_narrow", (*_operands(precision), *sizes))
+    return Variant("network/fused_step.cu", "network_narrow", (*_operands(precision), *sizes))
 
 
 def chain_variant(entry: ChainEntry, precision: Precision) -> Variant:
     """A kernel of the two launches for such operands."""
-    return Variant("network_chain.cu", entry, _operands(precision))
+    return Variant("network/fused_passes.cu", entry, _operands(precision))

@@ -1,10 +1,10 @@
 """The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device.
 
-`begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it; kernels/optimizers.cu says how.
+`begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it; kernels/elementwise/optimizers.cu says how.
 The host waits for neither: it reads the numbers when it is asked. Hyper-parameters lie on the device as well, written
 when they change, so that the two launches are the same for every step, and can be repeated by a CUDA graph.
 
-Sums whose bits are NumPy's are two more launches: `largest` and `exact_sum` of kernels/exact_sums.cu.
+Sums whose bits are NumPy's are two more launches: `largest` and `exact_sum` of kernels/exact/exact_sums.cu.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
 
 STATE = ("steps", "diverged_at", "apply", "prescales", "factor", "beta_power_1", "beta_power_2")
-"""The numbers on the device, in the order of kernels/update.cuh; float64."""
+"""The numbers on the device, in the order of kernels/common/optimizer_formulas.cuh; float64."""
 
 HYPER_PARAMETERS = (
     *("learning_rate", "weight_decay", "momentum", "nesterov"),
@@ -87,7 +87,7 @@ class CudaUpdate(ABC):
     Attributes:
         hyper: the hyper-parameters on the device, as `write_hyper` left them.
         state: what stays there from step to step; see STATE.
-        kernel_id: the kernels' number for this kind of optimizer, in kernels/network_totals.cuh.
+        kernel_id: the kernels' number for this kind of optimizer, in kernels/network/reduce_and_step.cuh.
         moments: what it keeps for each parameter: a first and a second array, or None.
     """
 

@@ -1,7 +1,7 @@
 """The CUDA backend with `reproducible=True`: the bits of `gpuback._backends.exact.numpy_ops`.
 
-Products are exact splits (`products.py`), multiplied by cuBLAS in float64; kernels/split.cu cuts the
-operands and kernels/combine.cu makes of the sums what is stored. They follow NumPy's sequence of operations, none of
+Products are exact splits (`products.py`), multiplied by cuBLAS in float64; kernels/exact/split_operands.cu cuts the
+operands and kernels/exact/combine_products.cu makes of the sums what is stored. They follow NumPy's sequence of operations, none of
 them contracted to fma. Tensor cores are not needed, and nothing waits for the GPU.
 """
 

@@ -1,5 +1,5 @@
 // Every function of elementary.cuh, for tests/core/test_elementary.py: unrounded, and as it is stored.
-#include "../../kernels/elementary.cuh"
+#include "../../../kernels/exact/elementary.cuh"
 
 enum Function { EXP, EXPM1, LOG, LOG1P, ACTIVATION, SLOPE };
 

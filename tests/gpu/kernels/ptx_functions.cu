@@ -1,6 +1,6 @@
-// Every function of kernels/ptx.cuh on data that a test chooses. tests/gpu/test_ptx_on_gpu.py runs these on a GPU and in the
+// Every function of kernels/common/ptx.cuh on data that a test chooses. tests/gpu/test_ptx_on_gpu.py runs these on a GPU and in the
 // emulator, and compares the bits.
-#include "../../kernels/ptx.cuh"
+#include "../../../kernels/common/ptx.cuh"
 
 KERNEL conversions(const float* x, uint16* bf16, uint16* f16, uint32* tf32, int n) {
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {

@@ -1,7 +1,7 @@
-// What fragments.cuh does for tensor cores, without them: float32 products by fma. A lane holds the same numbers of C as of an
+// What mma_fragments.cuh does for tensor cores, without them: float32 products by fma. A lane holds the same numbers of C as of an
 // m16n8 fragment, and reads for a step of 2 of K what it needs of A and B from shared memory; neighbouring lanes read the same.
 #pragma once
-#include "types.cuh"
+#include "../common/types.cuh"
 
 struct Fma {
   static constexpr int K = 2, PAD = 4;

@@ -2,8 +2,8 @@
 // operation what gpuback/_core/elementary.py does, which says why and how, and whose DEFINES are the coefficients. Results
 // have the bits that NumPy's have; of NaN that is so when it is stored.
 #pragma once
-#include "activations.cuh"
-#include "rounded.cuh"
+#include "../common/activations.cuh"
+#include "../common/rounded.cuh"
 
 // c_0 + c_1 x + c_2 x^2 + ...
 template <int N>

@@ -4,7 +4,7 @@
 // they are. Else it counts the step and works out by what the gradient is multiplied to bring its norm down to clip_norm. What it
 // decides stays on the device, in `state`, so that the host never has to wait. Without a loss every step is made.
 //
-// `sgd` and `adam` then pass once over theta, its gradient and the optimizer's state, 16 bytes a thread at a time (update.cuh).
+// `sgd` and `adam` then pass once over theta, its gradient and the optimizer's state, 16 bytes a thread at a time (optimizer_formulas.cuh).
 // All three read hyper-parameters from memory, where `set_hyper_parameters` puts them when they change.
 //
 // `mean_of_blocks` comes before them where a batch goes through the network in blocks: it makes one loss of the blocks'.
@@ -13,10 +13,10 @@
 // out of gradient and loss before `begin_step`, and settled after it by whether there was a step (gpuback/_backends/numpy/loss_scale.py).
 //
 // Variants: REAL (float or double). 256 threads.
-#include "block_sum.cuh"
-#include "update.cuh"
+#include "../common/block_sum.cuh"
+#include "../common/optimizer_formulas.cuh"
 
-// hyper <- the hyper-parameters, in the order of update.cuh. One block.
+// hyper <- the hyper-parameters, in the order of optimizer_formulas.cuh. One block.
 KERNEL __launch_bounds__(256) set_hyper_parameters(double learning_rate, double weight_decay, double momentum, double nesterov,
                                                    double beta_1, double beta_2, double eps, double decoupled,
                                                    double clip_norm, double halt, double* hyper) {

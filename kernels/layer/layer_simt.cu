@@ -20,10 +20,10 @@
 // 65 % of the FP32 peak.
 //
 // Variants: REAL (float or double), TILE (128, float only, or 64). 256 threads.
-#include "activations.cuh"
+#include "../common/activations.cuh"
 #include "forward_simt.cuh"
-#include "reduce.cuh"
-#include "simt_tile.cuh"
+#include "../common/split_k.cuh"
+#include "../tiles/simt_tile.cuh"
 
 // dw and db over one chain.
 DEVICE void weights_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> h, REAL* dw_oi, REAL* db_o, REAL factor, int accumulate,

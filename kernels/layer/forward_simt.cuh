@@ -11,8 +11,8 @@
 //
 // Compiled with layer_simt.cu: a network that goes one way layer by layer also goes the other. Variants as there. 256 threads.
 #pragma once
-#include "activations.cuh"
-#include "simt_tile.cuh"
+#include "../common/activations.cuh"
+#include "../tiles/simt_tile.cuh"
 
 typedef SimtTile<REAL, TILE, TILE> Tile;
 

@@ -1,6 +1,6 @@
 // Who works on what: blocks draw items of work from a list, longest first, until none is left.
 #pragma once
-#include "types.cuh"
+#include "../common/types.cuh"
 
 // The next item for this block, or a number >= items when there is none. Every block draws until then; whoever draws last
 // leaves `tickets` at 0 for the next launch. Results do not depend on who draws what.

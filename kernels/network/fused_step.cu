@@ -8,23 +8,23 @@
 // gpuback/_core/parameters.py lays them out, float32. Operands of products are OPERAND, sums float32.
 //
 // Samples meet only in the sums over the batch, so a block takes slabs of `rows` samples (32 ... 256) through the whole network
-// (network_slab.cuh), chain by chain of the batch:
+// (layer_passes.cuh), chain by chain of the batch:
 //
 //     shared memory                                   registers of all warps, for a whole chain
-//       what the layers are, biases                     dW_1 ... dW_L   a part of each a warp (Piece in network_totals.cuh)
+//       what the layers are, biases                     dW_1 ... dW_L   a part of each a warp (Piece in reduce_and_step.cuh)
 //       W_1 ... W_L      for the whole launch
 //       h_0 ... h_{L-1}  of the slab
 //       a_L              of the slab, float32
 //
 // Nothing that a slab computes is written to global memory. da_k takes the place of h_k (da_L that of a_L) as soon as dW_{k+1}, the
 // last that reads it, has been added to. Behind a chain a block writes its sums as partial results, and the last to arrive adds them
-// up and makes the optimizer's step with the totals (network_totals.cuh).
+// up and makes the optimizer's step with the totals (reduce_and_step.cuh).
 //
 // With B = 65536 and seven layers of 64: 128 chains of 512 rows, 4 slabs of 128 each.
 //
 // Variants: OPERAND (bfloat16, float16, float), TENSOR_CORES (0: float32 products by fma; 1: float is TF32), MAX_WIDTH, MAX_LAYERS,
 // WARPS (8, 16) of a block.
-#include "network_totals.cuh"
+#include "reduce_and_step.cuh"
 
 typedef Piece<MAX_WIDTH> Part;
 

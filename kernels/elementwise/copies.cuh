@@ -2,7 +2,7 @@
 //
 // Compiled with losses.cu. Variants: REAL (float or double) of what is copied, OPERAND. 256 threads, a warp to a row.
 #pragma once
-#include "exact.cuh"
+#include "../exact/exact_products.cuh"
 
 // out_bi = x_bi, rounded. x and out (B, n) row by row with a pitch each.
 KERNEL __launch_bounds__(256) copy_rows(const REAL* x_bi, int x_pitch, OPERAND* out_bi, int out_pitch, int n_batch, int n) {

@@ -1,13 +1,13 @@
 // What blocks do with the sums of their chains: partial results, totals, and the optimizer's step.
 //
-// The last warp to arrive with its part of a layer's sums adds them up (reduce.cuh); blocks begin at different layers, so that the work
+// The last warp to arrive with its part of a layer's sums adds them up (split_k.cuh); blocks begin at different layers, so that the work
 // spreads over all of them. Whoever has a total makes the optimizer's step with it. Whether there is a step has been settled by then:
 // before a block arrives anywhere, it has noted the largest of its numbers. If that many of them cannot add up to infinity, the gradient
 // is finite; if one is not finite, neither is the gradient. In between, totals are kept until the last of them is known.
 #pragma once
-#include "network_slab.cuh"
-#include "reduce.cuh"
-#include "update.cuh"
+#include "layer_passes.cuh"
+#include "../common/split_k.cuh"
+#include "../common/optimizer_formulas.cuh"
 
 const int DEPTH = 64 / WARPS;  // of the ring through which partial results come
 
@@ -20,7 +20,7 @@ struct Update {
   int n_parameters;
   float* first;         // velocity or null, or first moment
   float* second;        // second moment
-  const double* hyper;  // see HyperParameter in update.cuh
+  const double* hyper;  // see HyperParameter in optimizer_formulas.cuh
   double* state;        // see State there
   float* gradient;
   int accumulate;

@@ -1,7 +1,7 @@
 // What the kernels of exact products and losses share: scales, stored numbers, and who takes which element.
 // gpuback/_backends/exact/products.py says what is computed.
 #pragma once
-#include "rounded.cuh"
+#include "../common/rounded.cuh"
 
 // e of the power of two just above a magnitude, 2^(e-1) <= largest < 2^e, subnormal ones too; 0 for 0.
 DEVICE int exponent_above(float largest) {

@@ -10,8 +10,8 @@
 //
 // Compiled with layer_mma.cu: a network that goes one way layer by layer also goes the other. Variants as there. 128 threads.
 #pragma once
-#include "epilogue.cuh"
-#include "mma_tile.cuh"
+#include "../tiles/epilogue.cuh"
+#include "../tiles/mma_tile.cuh"
 
 typedef MmaTile<OPERAND, TILE, TILE, 4, false, true> ForwardTile;
 

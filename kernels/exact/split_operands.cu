@@ -10,7 +10,7 @@
 // Shapes: x (rows, columns) of operands, slices likewise of doubles, row by row with a pitch each.
 //
 // Variants: OPERAND. 256 threads.
-#include "exact.cuh"
+#include "exact_products.cuh"
 
 // |x| as its bits: they are ordered as the magnitudes are, with infinity above every number and NaN above that.
 DEVICE uint32 magnitude(OPERAND x) { return __float_as_uint(widen(x)) & 0x7fffffffu; }

@@ -1,10 +1,10 @@
-// What a block keeps in shared memory of a narrow network and of a slab of samples, and how it gets there and back. network_narrow.cu
+// What a block keeps in shared memory of a narrow network and of a slab of samples, and how it gets there and back. fused_step.cu
 // has the kernels.
 //
 // Widths are rounded up to whole numbers of 16; what lies outside a layer's widths, or outside the samples, is zero.
 #pragma once
-#include "fma_fragments.cuh"
-#include "fragments.cuh"
+#include "../tiles/fma_fragments.cuh"
+#include "../tiles/mma_fragments.cuh"
 
 #if TENSOR_CORES
 typedef Mma<OPERAND> Unit;

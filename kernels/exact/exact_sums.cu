@@ -7,8 +7,8 @@
 // 2^31 limbs stays below 2^53, so every order of adding them gives the same sums, and no number of blocks changes a bit.
 //
 // Variants: REAL (float or double). 256 threads.
-#include "block_sum.cuh"
-#include "rounded.cuh"
+#include "../common/block_sum.cuh"
+#include "../common/rounded.cuh"
 
 // x 2^exponent. Neither x nor the result may be far from what doubles hold, the exponent may: 2^1074 is none of them.
 DEVICE Double scaled(Double x, int exponent) {

@@ -1,13 +1,13 @@
 // What a block does with a slab of samples on their way through a narrow network: forward pass, loss, backward pass, layer by layer, in
-// shared memory. network_narrow.cu has the kernels.
+// shared memory. fused_step.cu has the kernels.
 //
 // A slab has up to 16 WARPS rows, a multiple of 32, of which `valid` belong to the chain; the rest of the last 32 is zero. A warp takes 16
 // of its rows through a layer, so that in a full slab warps need not wait for each other on the way up; where there are half as many
-// rows or fewer, warps share a layer's columns. Fragments lie as fragments.cuh says.
+// rows or fewer, warps share a layer's columns. Fragments lie as mma_fragments.cuh says.
 #pragma once
-#include "epilogue.cuh"
+#include "../tiles/epilogue.cuh"
 #include "network_memory.cuh"
-#include "output_rows.cuh"
+#include "../common/loss_formulas.cuh"
 
 // How far products are unrolled: as far as registers last.
 #ifdef MAX_WIDTH

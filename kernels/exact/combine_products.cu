@@ -14,7 +14,7 @@
 //
 // Variants: OPERAND, and the coefficients of elementary.cuh. 256 threads.
 #include "elementary.cuh"
-#include "exact.cuh"
+#include "exact_products.cuh"
 
 // total += addend: integers that doubles add exactly.
 KERNEL __launch_bounds__(256) accumulate(const double* addend, double* total, int rows, int columns) {

@@ -9,9 +9,9 @@
 // A warp takes a row, its lanes every 32nd column.
 //
 // Variants: OPERAND of da, and the coefficients of elementary.cuh. 256 threads.
-#include "block_sum.cuh"
+#include "../common/block_sum.cuh"
 #include "elementary.cuh"
-#include "exact.cuh"
+#include "exact_products.cuh"
 
 enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
 enum Output { OUTPUT_SOFTMAX = -1 };  // else an Activation

@@ -13,8 +13,8 @@
 //
 // Compiled with losses.cu. Variants: REAL (float or double) of results, OPERAND of da and h. 256 threads.
 #pragma once
-#include "block_sum.cuh"
-#include "exact.cuh"
+#include "../common/block_sum.cuh"
+#include "../exact/exact_products.cuh"
 
 // For rows of floats, whatever is in them, and for rows of doubles: a power of two near the largest magnitude.
 DEVICE double unit_of_row(float) { return 1; }

@@ -1,6 +1,6 @@
 // What happens to sums before they are stored, four neighbours at a time.
 #pragma once
-#include "activations.cuh"
+#include "../common/activations.cuh"
 
 typedef Group<float, 4> Four;
 

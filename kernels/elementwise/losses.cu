@@ -1,4 +1,4 @@
-// The output layer, row by row, in one pass: y^ = O(a), each sample's loss l, and da = w dl/da / divisor. output_rows.cuh has the
+// The output layer, row by row, in one pass: y^ = O(a), each sample's loss l, and da = w dl/da / divisor. loss_formulas.cuh has the
 // formulas.
 //
 // Shapes: a (B, n) of sums, da (B, n) of operands, row by row with a pitch each; labels (B) or targets (B, n); weight (B) or null.
@@ -8,7 +8,7 @@
 //
 // Variants: REAL (float or double) of sums, OPERAND of da. 256 threads.
 #include "copies.cuh"
-#include "output_rows.cuh"
+#include "../common/loss_formulas.cuh"
 #include "per_sample.cuh"
 
 KERNEL __launch_bounds__(256, 2) loss_rows(const REAL* a_bj, int a_pitch, const int64* labels_b, const REAL* targets_bj,

@@ -9,7 +9,7 @@
 // A and B agree. Where A is stored [m][k], a lane takes the neighbours k = 2t and 2t + 1 in one 8-byte access and B follows;
 // where A is stored [k][m], k = t and t + 4.
 #pragma once
-#include "types.cuh"
+#include "../common/types.cuh"
 
 // Where element e (0 ... 3) of this lane's fragment of C lies in it.
 DEVICE int fragment_row(int e) { return (int)(threadIdx.x % 32 / 4) + e / 2 * 8; }

@@ -1,6 +1,6 @@
 // A training step of a narrow network in two launches, where `network_narrow` has no room: every layer at most 128 wide, any depth.
 //
-// `network_chain` takes slabs of samples through the whole network as network_narrow.cu does, but writes every h and da down, once, as
+// `network_chain` takes slabs of samples through the whole network as fused_step.cu does, but writes every h and da down, once, as
 // operands: shared memory holds what two layers need, and W_k where not all of them fit. `network_weights_...` adds up dW and db of all
 // layers from these rows, a block to a layer's chain, and makes the optimizer's step.
 //
@@ -9,13 +9,13 @@
 //
 // `network_chain` alone is also the forward pass, y^ = O(a_L), and the loss.
 //
-// Shapes as in network_narrow.cu. The workspace holds one matrix of the batch behind the other, (B, n rounded up to whole 16) each.
+// Shapes as in fused_step.cu. The workspace holds one matrix of the batch behind the other, (B, n rounded up to whole 16) each.
 //
 // With B = 65536 and ten layers of 64: 128 chains of 512 rows; then 10 times 26 chains of 2560 rows' sums.
 //
 // Variants: OPERAND (bfloat16, float16, float), TENSOR_CORES (0: float32 products by fma; 1: float is TF32). 256 threads.
 #define WARPS 8
-#include "network_totals.cuh"
+#include "reduce_and_step.cuh"
 
 // What `network_chain` is asked for.
 enum Wanted { OUTPUTS = 0, LOSS = 1, GRADIENTS = 2 };

@@ -18,11 +18,11 @@
 // With B = 8192 and nO = nI = 1024: 8 x 8 dw tiles of 5 chains and 64 x 8 da tiles of 128 x 128.
 //
 // Variants: OPERAND (bfloat16, float16, float for TF32), TILE. 128 threads.
-#include "epilogue.cuh"
+#include "../tiles/epilogue.cuh"
 #include "forward_mma.cuh"
-#include "mma_tile.cuh"
-#include "reduce.cuh"
-#include "schedule.cuh"
+#include "../tiles/mma_tile.cuh"
+#include "../common/split_k.cuh"
+#include "../tiles/tile_scheduler.cuh"
 
 typedef MmaTile<OPERAND, TILE, TILE, 4, true, false> WeightsTile;
 typedef MmaTile<OPERAND, TILE, TILE, 4, false, false> DeltaTile;
