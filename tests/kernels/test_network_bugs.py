@@ -4,7 +4,6 @@ should not have been made shows each.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +12,11 @@ import numpy as np
 import pytest
 from emulator import EmulationError, EmulatorLauncher
 from emulator.build import KERNELS
-from emulator_requirements import require_emulator
-from kernel_layers import H200
-from kernel_networks import SMALL, Network, hold_gradients, network_on
-from network_bounds import hold
+from support.kernel_layers import H200
+from support.kernel_networks import SMALL, Network, hold_gradients, network_on
+from support.network_bounds import hold
+from support.planted import planted
+from support.requirements import require_emulator
 
 from gpuback import SGD, TrainStep
 from gpuback._cuda.launch import DeviceLimits
@@ -39,19 +39,6 @@ class Bug(NamedTuple):
     message: str
     network: Network = NETWORK
     device: DeviceLimits = DEVICE
-
-
-def planted(patches: dict[str, list[tuple[str, str]]], folder: Path) -> Path:
-    """A copy of the kernels' sources with bugs in them."""
-    shutil.copytree(KERNELS, folder / "kernels")
-    for source, changes in patches.items():
-        path = folder / "kernels" / source
-        text = path.read_text(encoding="utf-8")
-        for before, after in changes:
-            assert text.count(before) == 1, f"{source} has changed: {text.count(before)} times {before!r}, expected one"
-            text = text.replace(before, after)
-        path.write_text(text, encoding="utf-8")
-    return folder / "kernels"
 
 
 def run(form: str, folder: Path, network: Network = NETWORK, **choices) -> tuple[bytes, ...]:

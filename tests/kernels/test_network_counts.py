@@ -12,8 +12,8 @@ import pytest
 from emulator import EmulatorLauncher
 from emulator.build import KERNELS
 from emulator.counts import Counts
-from emulator_requirements import require_emulator
-from kernel_networks import DTYPES, Network
+from support.kernel_networks import DTYPES, Network
+from support.requirements import require_emulator
 
 from gpuback import SGD, Adam, TrainStep
 from gpuback._backends.cuda.network_plans import SumsPlan, whole
