@@ -9,12 +9,11 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pytest
 
+import gpuback._backends.protocol
 import gpuback._backends.registry
 import gpuback._network.mlp
-from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.registry import Backend, BackendStatus
 
 BACKENDS = ("numpy", "emulated", "layers")
@@ -77,27 +76,17 @@ def _well_spread(cases: Sequence[pytest.Item], most: int) -> list[pytest.Item]:
     return chosen
 
 
-@functools.cache
-def emulated_ops(reproducible: bool = False, *, fuse_networks: bool = True) -> CudaOps:
-    from emulator import EmulatorLauncher, StrictNumpy
-
-    launcher = EmulatorLauncher("random", copies="random", resident_blocks=3)
-    if reproducible:
-        from gpuback._backends.exact.cuda_ops import ReproducibleCudaOps
-
-        return ReproducibleCudaOps(np, launcher, np.dot, name="emulated")
-    return CudaOps(StrictNumpy(launcher), launcher, name="emulated", fuse_networks=fuse_networks)
-
-
 @pytest.fixture(autouse=True)
 def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What backend="auto" stands for, and who runs `fused_backward` on NumPy arrays."""
     if getattr(request, "param", "numpy") == "numpy":
         yield
         return
-    from emulator_requirements import require_emulator  # the emulator cannot be imported everywhere
+    from support.requirements import require_emulator
 
     require_emulator()
+    from support.emulated import emulated_ops  # the emulator cannot be imported everywhere
+
     make = functools.partial(emulated_ops, fuse_networks=request.param == "emulated")
     ops, plain_for, plain_of = make(), gpuback._backends.registry.ops_for, gpuback._backends.registry.ops_of
 

@@ -17,12 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fake_cupy
 import numpy as np
 import pytest
-from conftest import emulated_ops
-from emulator_requirements import require_emulator
-from gpu_requirements import require_gpu
+from support import fake_cupy
+from support.emulated import emulated_ops
+from support.requirements import require_emulator, require_gpu
 
 from benchmarks import gpu_cases, gpu_run, peers
 from benchmarks.budget import Budget

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from cuda_requirements import require_gates, require_nvrtc
+from support.requirements import require_gates, require_nvrtc
 
 from gpuback._cuda import cache, compiler, cubin
 from gpuback._cuda.compiler import Resources, compile_variant, parse_log

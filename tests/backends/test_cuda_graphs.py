@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from emulator import EmulationError, EmulatorLauncher, StrictNumpy
-from emulator_requirements import require_emulator
+from support.requirements import require_emulator
 
 import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep, fit

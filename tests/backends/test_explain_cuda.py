@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_layers import A10, H200
+from support.kernel_layers import A10, H200
 
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._core.architecture import Architecture

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from kernel_layers import A10, A100, H200
+from support.kernel_layers import A10, A100, H200
 
 from gpuback._backends.cuda import network_plans
 from gpuback._backends.cuda.fused_network import TwoLaunches, gradient_plan, possible_plan

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_requirements import require_nvrtc
 from emulator import EmulatorLauncher, GuardedNumpy
 from emulator.build import KERNELS
-from emulator_requirements import require_emulator
-from kernel_layers import laid_out
-from test_planted_bugs import Bug, planted
+from support.kernel_layers import EXACT_SOURCES, laid_out
+from support.planted import planted
+from support.requirements import require_emulator, require_nvrtc
 
 import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep
@@ -36,7 +35,7 @@ from gpuback._core.losses import LOSSES
 from gpuback._core.precision import Precision
 from gpuback._cuda import compiler
 from gpuback._cuda import cublas as blas
-from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
+from gpuback._cuda.launch import DeviceLimits
 from gpuback._cuda.sources import flatten
 from gpuback._gates.variants import every_kernel
 from gpuback.errors import BackendError
@@ -51,8 +50,6 @@ KINDS = ("mixed", "zeros", "wide", "subnormal", "special")
 SCHEDULES = [("fifo", 1), ("lifo", 3), ("random", 2)]
 NO_TENSOR_CORES = DeviceLimits((7, 5), 65536, 40)
 """Limits of a T4."""
-
-EXACT_SOURCES = ("exact/split_operands.cu", "exact/combine_products.cu", "exact/exact_losses.cu", "exact/exact_sums.cu")
 
 
 @pytest.fixture(autouse=True)
@@ -315,18 +312,6 @@ def test_a_label_out_of_range_makes_its_row_nan_and_reads_nothing(wrong):
 # ---- Networks
 
 
-class Recorder(EmulatorLauncher):
-    """Remembers which variants it was asked for."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.variants: set[Variant] = set()
-
-    def bind(self, plan: LaunchPlan, arguments: Any) -> Any:
-        self.variants.add(plan.variant)
-        return super().bind(plan, arguments)
-
-
 def twins(launcher: EmulatorLauncher, sizes=(5, 40, 7, 3), **options: Any) -> list[MLP]:
     """The same network on NumPy and in the emulator."""
     ops = {
@@ -423,7 +408,7 @@ def test_every_kernel_runs_in_every_schedule_and_none_is_left_out(monkeypatch):
     variants, found = set(), set()
     for order, resident in SCHEDULES:
         for dtype in DTYPES:
-            launcher = Recorder(order, resident_blocks=resident, checked=True)
+            launcher = EmulatorLauncher(order, resident_blocks=resident, checked=True)
             _, net = twins(launcher, (5, 20, 3), activation="gelu", dtype=dtype)
             x, y = random_batch(net, 21)
             step = TrainStep(net, Adam(), clip_norm=0.1)
@@ -467,7 +452,12 @@ def contracted(folder: Any) -> None:
 
 
 PLANTED = {
-    "+0 left out": (gelu, "exact/exact_products.cuh", "__fadd_rn(__double2float_rn(x.value), 0.0f)", "__double2float_rn(x.value)"),
+    "+0 left out": (
+        gelu,
+        "exact/exact_products.cuh",
+        "__fadd_rn(__double2float_rn(x.value), 0.0f)",
+        "__double2float_rn(x.value)",
+    ),
     "+0 added too early": (
         gelu,
         "exact/exact_products.cuh",
@@ -484,7 +474,11 @@ PLANTED = {
     "subnormal scales": (slices, "exact/exact_products.cuh", "bits ? -117 - __clz((int)bits) : 0", "bits ? -126 : 0"),
     "a lower slice that is cut off": (slices, "exact/split_operands.cu", "= rint(((scaled", "= floor(((scaled"),
     "a sum over a row from its end": (
-        *(squared_errors, "exact/exact_losses.cu", "  for (int j = threadIdx.x % 32; j < n; j += 32) sum = sum + term(j);"),
+        *(
+            squared_errors,
+            "exact/exact_losses.cu",
+            "  for (int j = threadIdx.x % 32; j < n; j += 32) sum = sum + term(j);",
+        ),
         "  for (int j = n / 32 * 32 + threadIdx.x % 32; j >= 0; j -= 32)\n    if (j < n) sum = sum + term(j);",
     ),
     "lanes that are added as neighbours": (
@@ -503,7 +497,7 @@ def test_bits_tell(check, source, before, after, tmp_path):
     if check is contracted:
         require_nvrtc()
     with pytest.raises(AssertionError):
-        check(planted(Bug(source, [(before, after)], None, ""), tmp_path))
+        check(planted({source: [(before, after)]}, tmp_path))
 
 
 def test_without_a_mistake_bits_tell_nothing():

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from digits_bits import core_types
 from matplotlib.figure import Figure
+from support.reference_bits import core_types
 
 import gpuback
 import gpuback.testing

@@ -15,12 +15,11 @@ import mpmath
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher
-from emulator_requirements import require_emulator
-from gpu_requirements import require_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mpf
 from numpy.typing import NDArray
+from support.requirements import require_emulator, require_gpu
 
 from gpuback._core import elementary
 from gpuback._core.activations import ACTIVATIONS

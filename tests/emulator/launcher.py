@@ -16,7 +16,7 @@ from emulator import structs
 from emulator.build import KERNELS
 from emulator.counts import Counts, Tally
 from emulator.kernel import Kernel, load_kernel, load_runtime
-from gpuback._cuda.launch import Argument, ArgumentBlock, DeviceLimits, Launch, LaunchPlan, Slot
+from gpuback._cuda.launch import Argument, ArgumentBlock, DeviceLimits, Launch, LaunchPlan, Slot, Variant
 
 _ONE_AT_A_TIME = threading.Lock()  # the emulator has one device
 
@@ -45,6 +45,7 @@ class EmulatorLauncher:
 
     Attributes:
         launches: the entry points launched so far, in order; those of a record when it is replayed.
+        variants: the variants launched so far.
         replays: how often a record was replayed.
         failed_records: why `record` failed, each time that it did.
     """
@@ -68,6 +69,7 @@ class EmulatorLauncher:
             raise ValueError(f"resident_blocks {resident_blocks}: at least one block has to run")
         self.limits = limits
         self.launches: list[str] = []
+        self.variants: set[Variant] = set()
         self.replays = 0
         self.failed_records: list[str] = []
         self._recording = threading.local()  # `launches`: what is being recorded
@@ -148,11 +150,12 @@ class EmulatorLauncher:
         entry = plan.variant.entry
         pointer = ctypes.addressof(description)
         start = load_runtime().emulator_launch
-        note = self.launches.append
+        note, note_variant = self.launches.append, self.variants.add
 
         def launch(*values: Any) -> None:
             block.fill(values)
             note(entry)
+            note_variant(plan.variant)
             with _ONE_AT_A_TIME:
                 failed = start(pointer)
             if failed:

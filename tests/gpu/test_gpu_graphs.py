@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_requirements import require_gpu
+from support.requirements import require_gpu
 from test_gpu_parity import DTYPES, OPTIMIZERS, each_dtype, twins
 
 from gpuback import SGD, Adam, TrainStep, fit

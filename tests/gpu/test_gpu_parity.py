@@ -1,6 +1,6 @@
 """CuPy on a real GPU beside NumPy: every operation, dtype and family of shapes, and what users do with both.
 
-One operation is held to the contract's tolerance, by the float64 oracle of test_fused_backward.py. Whole networks are
+One operation is held to the contract's tolerance, by the float64 oracle of support/layer_calls.py. Whole networks are
 compared by norms, since roundings travel. CUPY_TF32=1, which makes CuPy's own products use TF32, may change nothing.
 """
 
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_requirements import require_gpu
 from numpy.typing import NDArray
-from test_fused_backward import ACTIVATIONS, DTYPES, LAYOUTS, G, Layer, assert_right, layer, relaid
+from support.layer_calls import ACTIVATIONS, DTYPES, LAYOUTS, Layer, assert_right, layer, relaid
+from support.oracle import G
+from support.requirements import require_gpu
 
 import gpuback
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep, datasets, fit

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_requirements import require_gpu
-from test_reproducible import KNOWN, trained
+from support.reference_bits import KNOWN, trained
+from support.requirements import require_gpu
 
 import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep, datasets, fit

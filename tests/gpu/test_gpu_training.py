@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_requirements import require_gpu
+from support.requirements import require_gpu
 
 import gpuback
 from gpuback import MLP, SGD, Adam, LossScaling, TrainStep

@@ -15,9 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher
-from emulator_requirements import require_emulator
-from gpu_requirements import require_gpu
 from numpy.typing import NDArray
+from support.requirements import require_emulator, require_gpu
 
 from gpuback._cuda.device import CudaLauncher
 from gpuback._cuda.launch import LaunchPlan, Variant

@@ -7,8 +7,8 @@ import functools
 import pytest
 from emulator import EmulatorLauncher
 from emulator.counts import Counts
-from emulator_requirements import require_emulator
-from kernel_layers import H200, PRECISIONS, Layer
+from support.kernel_layers import H200, PRECISIONS, Layer
+from support.requirements import require_emulator
 
 from gpuback._backends.cuda import plans
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from emulator import EmulationError, EmulatorLauncher, GuardedNumpy, StrictNumpy
 from emulator.build import EMULATOR, CompileError, kernel_library
-from emulator_requirements import require_emulator
+from support.requirements import require_emulator
 
 from gpuback._cuda.launch import LaunchPlan, Slot, Variant
 

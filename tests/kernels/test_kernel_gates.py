@@ -4,7 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from cuda_requirements import require, require_gates
+from support.requirements import require, require_gates
 
 from gpuback._cuda.launch import Variant
 from gpuback._gates import __main__ as gates

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher, GuardedNumpy
-from emulator_requirements import require_emulator
-from kernel_layers import A10, A100, H200, PRECISIONS, Layer, laid_out
-from test_reproducible_cuda import EXACT_SOURCES
+from support.kernel_layers import A10, A100, EXACT_SOURCES, H200, PRECISIONS, Layer, laid_out
+from support.requirements import require_emulator
 
 import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, TrainStep
@@ -23,7 +22,7 @@ from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.losses import LOSSES
 from gpuback._core.scratch import Scratch
-from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
+from gpuback._cuda.launch import DeviceLimits, Variant
 from gpuback._gates.variants import every_kernel
 from gpuback.testing import random_batch
 
@@ -51,18 +50,6 @@ def want(items: int | None, patch: pytest.MonkeyPatch) -> None:
 def forget_plans() -> None:
     for plan in (plans.layer_plan, plans.delta_plan, plans.forward_plan):
         plan.cache_clear()
-
-
-class Recorder(EmulatorLauncher):
-    """Remembers which variants it was asked for."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.variants: list[Variant] = []
-
-    def bind(self, plan: LaunchPlan, arguments: Any) -> Any:
-        self.variants.append(plan.variant)
-        return super().bind(plan, arguments)
 
 
 # ---- Every variant of the layers' kernels
@@ -108,7 +95,7 @@ def variant_id(variant: Variant) -> str:
 def run_case(variant: Variant, layout: str = "padded", **choices: Any) -> tuple[bytes, ...]:
     """Runs a variant's case, checks its results, and returns their bits."""
     direction, layer, limits, _ = LAYER_CASES[variant]
-    launcher = Recorder(checked=True, limits=limits, **choices)
+    launcher = EmulatorLauncher(checked=True, limits=limits, **choices)
     if direction == "forward":
         out = layer.forward(launcher, layout=layout)
         layer.check_forward(out)
@@ -117,7 +104,7 @@ def run_case(variant: Variant, layout: str = "padded", **choices: Any) -> tuple[
         gradients = layer.backward(launcher, layout=layout)
         layer.check(gradients)
         bits = gradients.bits()
-    assert launcher.variants == [variant]
+    assert launcher.variants == {variant}
     return bits
 
 
@@ -138,11 +125,11 @@ def test_no_variant_is_left_out():
     assert set(LAYER_CASES) == layers
     others = {"network/fused_step.cu", "network/fused_passes.cu", *EXACT_SOURCES}
     rows = {kernel.variant for kernel in every_kernel() if kernel.variant.source not in others} - layers
-    recorder = Recorder(checked=True)
+    launcher = EmulatorLauncher(checked=True)
     for name in PRECISIONS:
-        train(recorder, name, Adam(0.01))
-        train(recorder, name, SGD(0.01))
-    assert rows <= set(recorder.variants) <= rows | layers
+        train(launcher, name, Adam(0.01))
+        train(launcher, name, SGD(0.01))
+    assert rows <= launcher.variants <= rows | layers
 
 
 # ---- Bits

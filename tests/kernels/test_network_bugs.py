@@ -4,7 +4,6 @@ should not have been made shows each.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +12,11 @@ import numpy as np
 import pytest
 from emulator import EmulationError, EmulatorLauncher
 from emulator.build import KERNELS
-from emulator_requirements import require_emulator
-from kernel_layers import H200
-from kernel_networks import SMALL, Network, hold_gradients, network_on
-from network_bounds import hold
+from support.kernel_layers import H200
+from support.kernel_networks import SMALL, Network, hold_gradients, network_on
+from support.network_bounds import hold
+from support.planted import planted
+from support.requirements import require_emulator
 
 from gpuback import SGD, TrainStep
 from gpuback._cuda.launch import DeviceLimits
@@ -41,19 +41,6 @@ class Bug(NamedTuple):
     device: DeviceLimits = DEVICE
 
 
-def planted(patches: dict[str, list[tuple[str, str]]], folder: Path) -> Path:
-    """A copy of the kernels' sources with bugs in them."""
-    shutil.copytree(KERNELS, folder / "kernels")
-    for source, changes in patches.items():
-        path = folder / "kernels" / source
-        text = path.read_text(encoding="utf-8")
-        for before, after in changes:
-            assert text.count(before) == 1, f"{source} has changed: {text.count(before)} times {before!r}, expected one"
-            text = text.replace(before, after)
-        path.write_text(text, encoding="utf-8")
-    return folder / "kernels"
-
-
 def run(form: str, folder: Path, network: Network = NETWORK, **choices) -> tuple[bytes, ...]:
     """Held to their bounds, the bits of a loss and gradients."""
     net = network.on(EmulatorLauncher(folder=folder, **{"limits": DEVICE} | choices), form)
@@ -66,7 +53,11 @@ def run(form: str, folder: Path, network: Network = NETWORK, **choices) -> tuple
 
 SHARED = r"race \((read after write|write after read|write after write).*nothing orders the two: shared memory"
 BARRIERS = {
-    "behind the slab's samples": ("network/fused_step.cu", "__syncthreads();  // the slab's samples are there", "whole"),
+    "behind the slab's samples": (
+        "network/fused_step.cu",
+        "__syncthreads();  // the slab's samples are there",
+        "whole",
+    ),
     "behind a layer": ("network/fused_step.cu", "place.wait();", "whole"),
     "behind a_L": ("network/fused_step.cu", "__syncthreads();  // a_L is complete", "whole"),
     "behind da_L": ("network/fused_step.cu", "__syncthreads();  // da_L and losses are", "whole"),
@@ -77,14 +68,34 @@ BARRIERS = {
     ),
     "behind da": ("network/fused_step.cu", "__syncthreads();  // da_{k-1} is complete; behind", "whole"),
     "behind theta": ("network/network_memory.cuh", "__syncthreads();  // everyone's part is there", "whole"),
-    "behind the last of theta": ("network/network_memory.cuh", "__syncthreads();  // the slab's place is free", "whole"),
-    "behind a layer's inputs and weights": ("network/fused_passes.cu", "__syncthreads();  // the layer's inputs and", "two"),
-    "before the places are used again": ("network/fused_passes.cu", "__syncthreads();  // nobody reads the layer's", "two"),
+    "behind the last of theta": (
+        "network/network_memory.cuh",
+        "__syncthreads();  // the slab's place is free",
+        "whole",
+    ),
+    "behind a layer's inputs and weights": (
+        "network/fused_passes.cu",
+        "__syncthreads();  // the layer's inputs and",
+        "two",
+    ),
+    "before the places are used again": (
+        "network/fused_passes.cu",
+        "__syncthreads();  // nobody reads the layer's",
+        "two",
+    ),
     "behind da_L of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_L is complete", "two"),
     "behind what g' is computed from": ("network/fused_passes.cu", "__syncthreads();  // it is there, and so", "two"),
     "behind da of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_{k-1} is complete", "two"),
-    "behind the rings of two launches": ("network/fused_passes.cu", "__syncthreads();  // the rings are done with", "two"),
-    "behind a slab that has come": ("network/fused_passes.cu", "__syncthreads();  // the slab is there for everyone", "two"),
+    "behind the rings of two launches": (
+        "network/fused_passes.cu",
+        "__syncthreads();  // the rings are done with",
+        "two",
+    ),
+    "behind a slab that has come": (
+        "network/fused_passes.cu",
+        "__syncthreads();  // the slab is there for everyone",
+        "two",
+    ),
 }
 FOUND = {
     **{
@@ -103,7 +114,9 @@ FOUND = {
         "two",
         "asynchronous copy",
     ),
-    "dropped wait for a slab": Bug("network/fused_passes.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"),
+    "dropped wait for a slab": Bug(
+        "network/fused_passes.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"
+    ),
     "rows beyond the batch": Bug(
         "network/fused_step.cu",
         [("row1 = min(row0 + chain_rows, n_batch)", "row1 = row0 + chain_rows")],

@@ -12,8 +12,8 @@ import pytest
 from emulator import EmulatorLauncher
 from emulator.build import KERNELS
 from emulator.counts import Counts
-from emulator_requirements import require_emulator
-from kernel_networks import DTYPES, Network
+from support.kernel_networks import DTYPES, Network
+from support.requirements import require_emulator
 
 from gpuback import SGD, Adam, TrainStep
 from gpuback._backends.cuda.network_plans import SumsPlan, whole
@@ -175,14 +175,19 @@ def test_products_are_free_of_bank_conflicts(sizes, form, dtype):
     in_products = {line for line in lines if "fragments.cuh" in line}
     if dtype == "tf32":
         (line,) = in_products
-        assert "first[(TRANSPOSED_A ? 4 : 1) * pitch]" in text_of(line, "tiles/mma_fragments.cuh") and lines[line][1] == 0
+        assert (
+            "first[(TRANSPOSED_A ? 4 : 1) * pitch]" in text_of(line, "tiles/mma_fragments.cuh") and lines[line][1] == 0
+        )
     else:
         assert not in_products
     if dtype in ("bfloat16", "float16"):
         stored, *others = sorted(lines, key=lambda line: sum(lines[line]), reverse=True)
         assert "(top + p * 8 * net.pitch_top()" in text_of(stored, "network/layer_passes.cuh")
         for line in others:
-            where = [text_of(line, s) for s in ("network/layer_passes.cuh", "network/reduce_and_step.cuh", "common/loss_formulas.cuh")]
+            where = [
+                text_of(line, s)
+                for s in ("network/layer_passes.cuh", "network/reduce_and_step.cuh", "common/loss_formulas.cuh")
+            ]
             assert any(name in text for text in where for name in ("db.at[", "losses[", "row.a[column]")), line
         assert max(sum(lines[line]) for line in others) < lines[stored][1] / 2
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from emulator import EmulationError, EmulatorLauncher
 from emulator.build import KERNELS
-from emulator_requirements import require_emulator
-from kernel_layers import Layer
+from support.kernel_layers import Layer
+from support.planted import planted
+from support.requirements import require_emulator
 
 from gpuback._backends.cuda import plans
 
@@ -179,18 +179,6 @@ BY_ARRIVAL = Bug(
 )
 
 
-def planted(bug: Bug, folder: Path) -> Path:
-    """A copy of the kernels' sources with the bug in them."""
-    shutil.copytree(KERNELS, folder / "kernels")
-    path = folder / "kernels" / bug.source
-    text = path.read_text(encoding="utf-8")
-    for before, after in bug.patches:
-        assert text.count(before) == 1, f"{bug.source} has changed: {text.count(before)} times {before!r}, expected one"
-        text = text.replace(before, after)
-    path.write_text(text, encoding="utf-8")
-    return folder / "kernels"
-
-
 def run(bug: Bug, folder: Path, **choices) -> tuple[bytes, ...]:
     gradients = bug.layer.backward(EmulatorLauncher(folder=folder, **choices), layout=bug.layout)
     bug.layer.check(gradients)
@@ -199,7 +187,7 @@ def run(bug: Bug, folder: Path, **choices) -> tuple[bytes, ...]:
 
 @pytest.mark.parametrize("bug", FOUND.values(), ids=FOUND)
 def test_the_checker_finds(bug, tmp_path):
-    folder = planted(bug, tmp_path)
+    folder = planted({bug.source: bug.patches}, tmp_path)
     for order in ("fifo", "random"):
         with pytest.raises(EmulationError, match=bug.message) as caught:
             run(bug, folder, order=order, checked=True)
@@ -219,7 +207,7 @@ def test_the_checker_finds_a_missing_warp_barrier_before_staged_memory_is_used_a
     try:
         run(bug, KERNELS, checked=True)
         with pytest.raises(EmulationError, match=bug.message) as caught:
-            run(bug, planted(bug, tmp_path), checked=True)
+            run(bug, planted({bug.source: bug.patches}, tmp_path), checked=True)
     finally:
         plans.layer_plan.cache_clear()
     print(caught.value)
@@ -228,12 +216,12 @@ def test_the_checker_finds_a_missing_warp_barrier_before_staged_memory_is_used_a
 @pytest.mark.parametrize("bug", WRONG.values(), ids=WRONG)
 def test_the_oracle_finds(bug, tmp_path):
     with pytest.raises(AssertionError, match=bug.message) as caught:
-        run(bug, planted(bug, tmp_path), checked=True)
+        run(bug, planted({bug.source: bug.patches}, tmp_path), checked=True)
     print(caught.value)
 
 
 def test_bits_tell_sums_in_the_order_of_arrival(tmp_path):
-    folder = planted(BY_ARRIVAL, tmp_path)
+    folder = planted({BY_ARRIVAL.source: BY_ARRIVAL.patches}, tmp_path)
     schedules = [{"order": order, "resident_blocks": 1, "checked": True} for order in ("fifo", "lifo", "random")]
     assert len({run(BY_ARRIVAL, folder, **schedule) for schedule in schedules}) > 1
     assert len({run(BY_ARRIVAL, KERNELS, **schedule) for schedule in schedules}) == 1

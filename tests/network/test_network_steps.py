@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher
-from emulator_requirements import require_emulator
-from kernel_layers import H200
-from kernel_networks import Network, network_on
 from numpy.typing import NDArray
+from support.kernel_layers import H200
+from support.kernel_networks import Network, network_on
+from support.requirements import require_emulator
 
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep
 from gpuback._backends.cuda import network_plans, plans

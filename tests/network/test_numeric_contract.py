@@ -5,15 +5,28 @@ shows them; the same numbers from `value_and_grad`; nothing lost in float16; and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.dtypes import DTYPES, OPERAND
+from support.integer_networks import check_integer_network
+from support.oracle import (
+    FROM_A,
+    SLOPE,
+    STEEPEST,
+    G,
+    gelu_argument,
+    loss_gradient,
+    outputs,
+    rows_of,
+    sample_losses,
+    to_tf32,
+)
 
 import gpuback
 from gpuback._backends.numpy.ops import NumpyOps
@@ -22,104 +35,10 @@ from gpuback.testing import tolerance
 
 pytestmark = pytest.mark.on_each_backend(layers=True)
 
-HAS_LONG_DOUBLE = np.finfo(np.longdouble).nmant >= 60
-DTYPES: dict[str, dict[str, Any]] = {
-    **({"float64": {"dtype": "float64"}} if HAS_LONG_DOUBLE else {}),
-    "float32": {"dtype": "float32"},
-    "tf32": {"dtype": "float32", "allow_tf32": True},
-    "bfloat16": {"dtype": "bfloat16"},
-    "float16": {"dtype": "float16"},
-}
-OPERAND = {"float64": np.float64, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 STORED = {"bfloat16": (2.0**-8, 0.0), "float16": (2.0**-11, 2.0**-25)}  # relative and absolute error of one store
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 R = 12
 """Roundings of an elementary function and what little surrounds it."""
-
-# --- the formulas, in float64 (long double for float64 networks)
-
-
-def logistic(x: NDArray) -> NDArray:
-    return 1 / (1 + np.exp(-x))
-
-
-def softmax(a: NDArray) -> NDArray:
-    powers = np.exp(a - a.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-def gelu_argument(a: NDArray) -> NDArray:
-    return np.sqrt(8 / (4 * np.arctan(a.dtype.type(1)))) * (a + 0.044715 * a**3)
-
-
-def gelu_slope(a: NDArray) -> NDArray:
-    s = logistic(gelu_argument(a))
-    return s + np.sqrt(8 / (4 * np.arctan(a.dtype.type(1)))) * a * (1 + 0.134145 * a**2) * s * (1 - s)
-
-
-G: dict[str, Callable[[NDArray], NDArray]] = {
-    "identity": lambda a: a,
-    "relu": lambda a: np.maximum(a, 0),
-    "leaky_relu": lambda a: np.where(a > 0, a, a / 100),
-    "elu": lambda a: np.where(a > 0, a, np.expm1(np.minimum(a, 0))),
-    "sigmoid": logistic,
-    "tanh": np.tanh,
-    "softplus": lambda a: np.logaddexp(a, 0),
-    "gelu": lambda a: a * logistic(gelu_argument(a)),
-    "silu": lambda a: a * logistic(a),
-}
-SLOPE: dict[str, Callable[[NDArray], NDArray]] = {  # from h, but the last two: from a
-    "identity": np.ones_like,
-    "relu": lambda h: np.where(h > 0, 1, 0 * h),
-    "leaky_relu": lambda h: np.where(h > 0, 1, np.full_like(h, 1) / 100),
-    "elu": lambda h: np.where(h > 0, 1, h + 1),
-    "sigmoid": lambda h: h * (1 - h),
-    "tanh": lambda h: (1 - h) * (1 + h),
-    "softplus": lambda h: -np.expm1(-h),
-    "gelu": gelu_slope,
-    "silu": lambda a: logistic(a) * (1 + a * logistic(-a)),
-}
-FROM_A = ["gelu", "silu"]
-STEEPEST = 1.13
-"""No g is steeper: gelu's g' reaches 1.129."""
-
-
-def outputs(name: str, a: NDArray) -> NDArray:
-    return softmax(a) if name == "softmax" else {"identity": a, "sigmoid": logistic(a), "tanh": np.tanh(a)}[name]
-
-
-def rows_of(y: NDArray, a: NDArray) -> NDArray:
-    """Targets as rows (B, n_L); labels become one-hot."""
-    return np.eye(a.shape[1], dtype=a.dtype)[y] if y.dtype.kind in "iu" else y.reshape(a.shape).astype(a.dtype)
-
-
-def sample_losses(loss: str, output: str, a: NDArray, y: NDArray) -> NDArray:
-    if loss == "cross_entropy":
-        z = a - a.max(axis=1, keepdims=True)
-        return (y * (np.log(np.exp(z).sum(axis=1, keepdims=True)) - z)).sum(axis=1)
-    if loss == "binary_cross_entropy":
-        return (np.logaddexp(a, 0) - a * y).sum(axis=1)
-    return ((outputs(output, a) - y) ** 2).sum(axis=1) / 2
-
-
-def loss_gradient(loss: str, output: str, a: NDArray, y: NDArray) -> NDArray:
-    """∂ℓ_b/∂a_b."""
-    p = outputs(output, a)
-    if loss == "cross_entropy":
-        return p * y.sum(axis=1, keepdims=True) - y
-    if loss == "binary_cross_entropy" or output == "identity":
-        return p - y
-    r = p - y
-    if output == "softmax":
-        return p * (r - (r * p).sum(axis=1, keepdims=True))
-    return r * (p * logistic(-a) if output == "sigmoid" else 1 / np.cosh(a) ** 2)
-
-
-def to_tf32(x: NDArray) -> NDArray[np.float64]:
-    """Finite numbers to 11 significant bits, ties away from zero."""
-    mantissa, exponent = np.frexp(x.astype(np.float64))
-    return np.ldexp(np.sign(mantissa) * np.floor(np.abs(mantissa) * 2048 + 0.5), exponent - 11)
-
 
 # --- networks to try
 
@@ -302,55 +221,6 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 INTEGER_NETWORKS = [([3, 1], 32), ([4, 3, 2], 64), ([5, 7, 6, 4], 32), ([2, 9, 8, 9, 35], 16), ([1, 1, 1], 1)]
-
-
-def rounded(dtype: str, numbers: NDArray[np.float64], scale: float = 1.0) -> NDArray[np.float64]:
-    """Stored once in the operands' dtype, scaled as da is in float16."""
-    stored = (numbers * scale).astype(np.float32 if dtype != "float64" else np.float64)
-    return stored.astype(OPERAND[DTYPES[dtype]["dtype"]]).astype(np.float64) / scale
-
-
-def check_integer_network(activation: str, sizes: list[int], batch_size: int, dtype: str) -> None:
-    """Weights of −1, 0 and 1, B a power of two: sums are exact, whatever their order, and each store rounds once."""
-    rng, depth = np.random.default_rng(len(sizes)), len(sizes) - 1
-    net = gpuback.MLP(sizes, activation=activation, loss="squared_error", **DTYPES[dtype])
-    net.theta[...] = rng.integers(-1, 2, net.n_parameters)
-    x, y = rng.integers(-2, 3, (batch_size, sizes[0])), rng.integers(-2, 3, (batch_size, sizes[-1]))
-    weight = rng.integers(0, 3, batch_size)
-    W, b = ([None, *(array.astype(float) for array in arrays)] for arrays in (net.weights, net.biases))
-    g = (lambda a: np.maximum(a, 0)) if activation == "relu" else (lambda a: a)
-
-    h = [x.astype(float)]
-    for k in range(1, depth):
-        h.append(rounded(dtype, g(h[-1] @ W[k].T + b[k])))  # below 2¹¹, which TF32 holds
-    output = h[-1] @ W[depth].T + b[depth]
-    residual = output - y
-    loss = np.mean(weight * (residual**2).sum(axis=1) / 2)
-    scale = float(batch_size) if dtype == "float16" else 1.0
-    read = to_tf32 if dtype == "tf32" else np.asarray
-    da = rounded(dtype, weight[:, None] * residual / batch_size, scale)
-    gradients = []
-    for k in range(depth, 0, -1):
-        gradients = [(read(da).T @ read(h[k - 1])).ravel(), da.sum(axis=0), *gradients]
-        dh = read(da) @ W[k]
-        da = rounded(dtype, dh * (h[k - 1] > 0 if activation == "relu" else 1), scale)
-    theta = np.concatenate(gradients)
-
-    value, result = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
-    assert np.array_equal(net.forward(x), output)
-    assert value == net.loss(x, y, sample_weight=weight) == loss.astype(value.dtype)
-    assert np.array_equal(result.theta, theta)
-    assert np.array_equal(result.inputs, dh)
-    _, again = net.value_and_grad(x, y, sample_weight=weight, out=result, accumulate=True)
-    assert np.array_equal(again.theta, 2 * theta)
-    trace = net.trace(x, y, sample_weight=weight)
-    assert (
-        np.array_equal(trace.output, output)
-        and value.dtype.type(trace.loss) == value
-        and np.array_equal(trace.dh[0], dh)
-    )
-    pairs = zip(trace.dW[1:], trace.db[1:], strict=True)
-    assert np.array_equal(np.concatenate([part.ravel() for pair in pairs for part in pair]), theta)
 
 
 @each_dtype

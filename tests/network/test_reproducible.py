@@ -10,12 +10,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from digits_bits import core_types, in_a_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.reference_bits import DIGITS_AFTER_200_STEPS, KNOWN, core_types, in_a_process, trained
 
 import gpuback
-from gpuback import MLP, SGD, Adam, AdamW, TrainStep
+from gpuback import MLP, SGD, Adam, TrainStep
 from gpuback._backends.exact import products as exact_products
 from gpuback._backends.exact.losses import RULES, row_sums
 from gpuback._backends.exact.numpy_ops import NumpyPieces, ReproducibleNumpyOps
@@ -46,38 +46,6 @@ def gradient_bits(net, x, y, **options) -> tuple[bytes, ...]:
 
 
 # ---- Known answers: the same on every machine
-
-
-STEPS = 5
-DIGITS_AFTER_200_STEPS = "81b87c78dc50916f"
-KNOWN = {
-    # dtype, activations, loss, output, optimizer: the fingerprint of θ
-    ("float32", "relu", "cross_entropy", "softmax", "sgd"): "780e5ea672502230",
-    ("float32", "gelu", "binary_cross_entropy", "sigmoid", "adam"): "5e8031a201d508d5",
-    ("float32", "elu", "squared_error", "softmax", "adamw"): "c3f354795cedc607",
-    ("bfloat16", "tanh", "cross_entropy", "softmax", "adam"): "061f8d6e2d0a96c8",
-    ("bfloat16", "silu", "squared_error", "identity", "adamw"): "9c8dcdbfc44591c4",
-    ("bfloat16", "leaky_relu", "squared_error", "tanh", "sgd"): "ae61c7ef17b2d736",
-    ("float16", "softplus", "cross_entropy", "softmax", "adamw"): "892b055118fe5950",
-    ("float16", "sigmoid", "squared_error", "sigmoid", "sgd"): "dc37c997b9156162",
-    ("float16", "identity", "binary_cross_entropy", "sigmoid", "adam"): "a3a748041f4ffa56",
-}
-
-
-def trained(dtype: str, activation: str, loss: str, output: str, optimizer: str, backend: str = "auto") -> MLP:
-    """A network after a few clipped and weighted steps on data from a stream that NumPy promises."""
-    kinds = {
-        "sgd": lambda: SGD(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
-        "adam": lambda: Adam(0.01),
-        "adamw": lambda: AdamW(0.01, weight_decay=0.1),
-    }
-    net = network((13, 33, 20, 5), activation=activation, dtype=dtype, loss=loss, output=output, backend=backend)
-    step = TrainStep(net, kinds[optimizer](), clip_norm=0.5)
-    uniform = np.random.PCG64(0).random_raw(STEPS * 40 * 18).reshape(STEPS, 40, 18) / 2.0**64
-    for batch in uniform:
-        x, y = 4.0 * batch[:, :13] - 2.0, batch[:, 13:]
-        step(x, np.argmax(y, axis=1) if loss == "cross_entropy" else y, np.arange(40) / 20.0)
-    return net
 
 
 @pytest.mark.parametrize("case", KNOWN, ids="-".join)

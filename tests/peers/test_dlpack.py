@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from gpu_requirements import require_gpu
+from support.requirements import require_gpu
 
 import gpuback
 from gpuback import MLP, Adam, TrainStep

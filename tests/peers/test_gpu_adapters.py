@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import fake_cupy
 import pytest
+from support import fake_cupy
 
 from benchmarks import gpu_cases
 from benchmarks.cases import Case, Network

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emulator_requirements import require_emulator
-from gpu_requirements import require_gpu
+from support.requirements import require_emulator, require_gpu
 from torch import nn
 from torch.autograd import forward_ad
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import emulated_ops
+from support.emulated import emulated_ops
 
 import gpuback
 from gpuback import MLP, SGD, Adam, DivergedError, LossScaling, TrainStep

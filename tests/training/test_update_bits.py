@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher, GuardedNumpy
-from emulator.build import KERNELS
-from emulator_requirements import require_emulator
+from support.planted import planted
+from support.requirements import require_emulator
 
 from gpuback._backends.cuda import plans
 from gpuback._backends.cuda import updates as cuda_updates
@@ -364,18 +363,6 @@ def test_more_terms_than_add_up_exactly_are_refused() -> None:
 # --- mistakes, planted into the kernels
 
 
-def planted(folder: Path, source: str, *patches: tuple[str, str]) -> Path:
-    """A copy of the kernels' sources with a mistake in them."""
-    shutil.copytree(KERNELS, folder / "kernels")
-    path = folder / "kernels" / source
-    text = path.read_text(encoding="utf-8")
-    for before, after in patches:
-        assert text.count(before) == 1, f"{source} has changed: {text.count(before)} times {before!r}, expected one"
-        text = text.replace(before, after)
-    path.write_text(text, encoding="utf-8")
-    return folder / "kernels"
-
-
 class Mistake(NamedTuple):
     """What is planted, and in which run it shows."""
 
@@ -422,7 +409,7 @@ STEP_MISTAKES = {
 @pytest.mark.parametrize("name", STEP_MISTAKES)
 def test_bits_tell_a_step_that_rounds_otherwise(name: str, tmp_path: Path) -> None:
     patches, algorithm, clipping = STEP_MISTAKES[name]
-    folder = planted(tmp_path, "common/optimizer_formulas.cuh", *patches)
+    folder = planted({"common/optimizer_formulas.cuh": patches}, tmp_path)
     assert run_together(ALGORITHMS[algorithm], clipping, 1025, steps=2)
     assert not run_together(ALGORITHMS[algorithm], clipping, 1025, steps=2, folder=folder)
 
@@ -436,7 +423,7 @@ SUM_MISTAKES = {
 
 @pytest.mark.parametrize("mistake", SUM_MISTAKES)
 def test_bits_tell_a_wrong_sum(mistake: str, tmp_path: Path) -> None:
-    folder = planted(tmp_path, "exact/exact_sums.cu", SUM_MISTAKES[mistake])
+    folder = planted({"exact/exact_sums.cu": [SUM_MISTAKES[mistake]]}, tmp_path)
     vectors = [halfway(), np.array([1e-200] * 5000 + [1e200])]
     right = [raw_sum(x) for x in vectors]
     assert right == [math.fsum(x) for x in vectors]

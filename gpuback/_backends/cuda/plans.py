@@ -380,13 +380,17 @@ def _row_blocks(rows: int) -> int:
 
 def loss_plan(batch_size: int, precision: Precision) -> LaunchPlan:
     """The output layer: each row's loss and da, and the mean loss."""
-    variant = Variant("elementwise/losses.cu", "loss_rows", (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    variant = Variant(
+        "elementwise/losses.cu", "loss_rows", (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}")
+    )
     return LaunchPlan(variant, _row_blocks(batch_size), THREADS, 8 * 8)
 
 
 def output_plan(batch_size: int, precision: Precision) -> LaunchPlan:
     """The network's output ŷ from its pre-activations."""
-    variant = Variant("elementwise/losses.cu", "output_rows", (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    variant = Variant(
+        "elementwise/losses.cu", "output_rows", (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}")
+    )
     return LaunchPlan(variant, _row_blocks(batch_size), THREADS)
 
 

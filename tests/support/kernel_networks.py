@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher, GuardedNumpy
-from kernel_layers import H200
-from network_bounds import Expected, Near, Oracle, hold
 from numpy.typing import NDArray
 
 import gpuback._backends.registry
@@ -20,7 +18,9 @@ from gpuback._backends.cuda.fused_network import StepPlan, TwoLaunches, possible
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._core.architecture import Architecture
-from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
+from gpuback._cuda.launch import DeviceLimits
+from support.kernel_layers import H200
+from support.network_bounds import Expected, Near, Oracle, hold
 
 SMALL = DeviceLimits(H200.capability, 101376, 72)
 """With an A10's shared memory. The emulator compiles for a capability, so it is the H200's."""
@@ -33,23 +33,6 @@ DTYPES = {
     "bfloat16": {"dtype": "bfloat16"},
     "float16": {"dtype": "float16"},
 }
-
-
-class Recorder(EmulatorLauncher):
-    """Remembers which variants ran."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.variants: set[Variant] = set()
-
-    def bind(self, plan: LaunchPlan, arguments: Any) -> Any:
-        launch = super().bind(plan, arguments)
-
-        def noted(*values: Any) -> None:
-            self.variants.add(plan.variant)
-            launch(*values)
-
-        return noted
 
 
 class WholeOps(CudaOps):

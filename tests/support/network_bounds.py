@@ -14,7 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from test_numeric_contract import (
+
+from gpuback._core.architecture import Architecture
+from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
+from gpuback.testing import tolerance
+from support.oracle import (
     FROM_A,
     SLOPE,
     G,
@@ -25,10 +29,6 @@ from test_numeric_contract import (
     sample_losses,
     to_tf32,
 )
-
-from gpuback._core.architecture import Architecture
-from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
-from gpuback.testing import tolerance
 
 SURE = 12.0
 """Spreads that no number is off by: an early error may meet weights that carry all of it on. The spread of one

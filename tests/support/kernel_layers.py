@@ -14,27 +14,19 @@ from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import DeviceLimits
 from gpuback.testing import LayerCase, random_layer, tolerance
+from support.oracle import FROM_A, SLOPE
 
 H200 = DeviceLimits((9, 0), 232448, 132)
 A100 = DeviceLimits((8, 0), 166912, 108)
 A10 = DeviceLimits((8, 6), 101376, 72)
 
+EXACT_SOURCES = ("exact/split_operands.cu", "exact/combine_products.cu", "exact/exact_losses.cu", "exact/exact_sums.cu")
+"""Only reproducible networks ask for their kernels."""
+
 PRECISIONS = {
     name: Precision.of(name.replace("tf32", "float32"), allow_tf32=name == "tf32")
     for name in ("float64", "float32", "tf32", "bfloat16", "float16")
 }
-
-SLOPES = {
-    "identity": lambda h: np.ones_like(h),
-    "relu": lambda h: (h > 0).astype(h.dtype),
-    "tanh": lambda h: 1 - h**2,
-}
-"""g' as a function of h. Else it is a function of a, and `gelu_slope`."""
-
-
-def gelu_slope(a: NDArray) -> NDArray:
-    s = 1 / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))
-    return s + a * 2 * np.sqrt(2 / np.pi) * (1 + 0.134145 * a**2) * s * (1 - s)
 
 
 class Gradients(NamedTuple):
@@ -121,7 +113,7 @@ class Layer:
         _assert_close("db", gradients.db, exact, limit + (u * np.abs(exact) if before else 0))
         if gradients.da_prev is None:
             return
-        slope = gelu_slope(a_prev) if self.activation == "gelu" else SLOPES[self.activation](h_prev)
+        slope = SLOPE[self.activation](a_prev if self.activation in FROM_A else h_prev)
         exact, magnitude = (da @ W) * slope, np.abs(da) @ np.abs(W)
         limit = tolerance(magnitude * np.abs(slope), self.n_out, **tf32, exact=exact, stored=True)
         roundings = {"identity": 0, "relu": 0, "tanh": 4, "gelu": 92}[self.activation]  # of g' and by it

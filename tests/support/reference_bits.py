@@ -1,7 +1,8 @@
-"""Trains a small network on handwritten digits and prints the fingerprint of θ.
+"""The fingerprints of θ that reproducible networks come to, on every machine and backend.
 
-With `--reproducible` it is the same one under every BLAS kernel and thread count, for every order of the rows in a
-batch, and on every backend. `python tests/digits_bits.py` goes through them all, with and without.
+Run as a script it trains a small network on handwritten digits and prints its fingerprint. With `--reproducible` it is
+the same one under every BLAS kernel and thread count, for every order of the rows in a batch, and on every backend.
+`python tests/support/reference_bits.py` goes through them all, with and without.
 """
 
 from __future__ import annotations
@@ -13,15 +14,60 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 import gpuback
 import gpuback._backends.registry
 import gpuback.datasets
+from gpuback import MLP, SGD, Adam, AdamW, TrainStep
 from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._core.parameters import permutation
 from gpuback.testing import fingerprint
+
+STEPS = 5
+DIGITS_AFTER_200_STEPS = "81b87c78dc50916f"
+KNOWN = {
+    # dtype, activations, loss, output, optimizer: the fingerprint of θ
+    ("float32", "relu", "cross_entropy", "softmax", "sgd"): "780e5ea672502230",
+    ("float32", "gelu", "binary_cross_entropy", "sigmoid", "adam"): "5e8031a201d508d5",
+    ("float32", "elu", "squared_error", "softmax", "adamw"): "c3f354795cedc607",
+    ("bfloat16", "tanh", "cross_entropy", "softmax", "adam"): "061f8d6e2d0a96c8",
+    ("bfloat16", "silu", "squared_error", "identity", "adamw"): "9c8dcdbfc44591c4",
+    ("bfloat16", "leaky_relu", "squared_error", "tanh", "sgd"): "ae61c7ef17b2d736",
+    ("float16", "softplus", "cross_entropy", "softmax", "adamw"): "892b055118fe5950",
+    ("float16", "sigmoid", "squared_error", "sigmoid", "sgd"): "dc37c997b9156162",
+    ("float16", "identity", "binary_cross_entropy", "sigmoid", "adam"): "a3a748041f4ffa56",
+}
+
+
+def trained(dtype: str, activation: str, loss: str, output: str, optimizer: str, backend: str = "auto") -> MLP:
+    """A network after a few clipped and weighted steps on data from a stream that NumPy promises."""
+    kinds = {
+        "sgd": lambda: SGD(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+        "adam": lambda: Adam(0.01),
+        "adamw": lambda: AdamW(0.01, weight_decay=0.1),
+    }
+    net = MLP(
+        (13, 33, 20, 5),
+        activation=activation,
+        dtype=dtype,
+        loss=loss,
+        output=output,
+        backend=backend,
+        seed=1,
+        reproducible=True,
+    )
+    step = TrainStep(net, kinds[optimizer](), clip_norm=0.5)
+    uniform = np.random.PCG64(0).random_raw(STEPS * 40 * 18).reshape(STEPS, 40, 18) / 2.0**64
+    for batch in uniform:
+        x, y = 4.0 * batch[:, :13] - 2.0, batch[:, 13:]
+        step(x, np.argmax(y, axis=1) if loss == "cross_entropy" else y, np.arange(40) / 20.0)
+    return net
+
+
+# ---- Digits
 
 SIZES, ACTIVATIONS, BATCH_SIZE = (64, 48, 32, 10), ("gelu", "tanh"), 100
 
@@ -38,17 +84,18 @@ def core_types() -> tuple[str | None, ...]:
 
 def use_emulator() -> None:
     """Makes backend="emulated" the CUDA backend, run on the CPU."""
-    from conftest import emulated_ops
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from support.emulated import emulated_ops
 
     gpuback._backends.registry.BACKENDS["emulated"] = Backend(emulated_ops, lambda: BackendStatus(True, "the emulator"))
 
 
-def train(backend: str, *, steps: int, reproducible: bool, row_order: int, dtype: str = "float32") -> gpuback.MLP:
+def train(backend: str, *, steps: int, reproducible: bool, row_order: int, dtype: str = "float32") -> MLP:
     """A network after so many steps of Adam; `row_order` other than 0 shuffles the rows within each batch."""
     digits = gpuback.datasets.load("digits")
     x, y = digits.x.astype(np.float32), digits.y
-    net = gpuback.MLP(SIZES, activation=ACTIVATIONS, dtype=dtype, backend=backend, reproducible=reproducible, seed=0)
-    step = gpuback.TrainStep(net, gpuback.Adam(3e-3), clip_norm=1.0)
+    net = MLP(SIZES, activation=ACTIVATIONS, dtype=dtype, backend=backend, reproducible=reproducible, seed=0)
+    step = TrainStep(net, Adam(3e-3), clip_norm=1.0)
     for number in range(steps):
         rows = permutation(len(x), 0, number)[:BATCH_SIZE]
         if row_order:
