@@ -22,8 +22,9 @@ from test_planted_bugs import Bug, planted
 import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep
 from gpuback._backends.cuda import plans
-from gpuback._backends.cuda.ops import CudaOps, output_id
-from gpuback._backends.cuda.workspace import pitch_of
+from gpuback._backends.cuda.arguments import output_id
+from gpuback._backends.cuda.arrays import pitch_of
+from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.exact import products as exact_products
 from gpuback._backends.exact.cuda_ops import CudaPieces, ReproducibleCudaOps
 from gpuback._backends.exact.losses import RULES, softmax

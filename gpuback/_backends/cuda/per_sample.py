@@ -7,15 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuback._backends.cuda import plans
-from gpuback._backends.cuda.workspace import CudaBuffers, pitch_of
+from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
+from gpuback._backends.cuda.workspace import CudaBuffers
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Launcher, Slot
+from gpuback._cuda.launch import Slot
 
 
-class CudaPerSample:
+class CudaPerSample(CudaArrays):
     """The operations of a backend on each sample by itself."""
-
-    launcher: Launcher
 
     def bind_add_norms(
         self, da: Array, norms: Array, workspace: CudaBuffers

@@ -1,4 +1,4 @@
-"""The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device.
+"""The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device; and the loss scale.
 
 `begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it; kernels/optimizers.cu says how.
 The host waits for neither: it reads the numbers when it is asked. Hyper-parameters lie on the device as well, written
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gpuback._backends.cuda import plans
+from gpuback._backends.cuda.arrays import CudaArrays
 from gpuback._backends.numpy.updates import beta_powers
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
@@ -258,3 +259,56 @@ class AdamUpdate(CudaUpdate):
 
 def _count(value: float) -> int | None:
     return None if value == NEVER else int(value)
+
+
+class CudaLossScale:
+    """A dynamic loss scale; see `protocol.LossScale`. Three launches a step; the host waits only to read `state`.
+
+    Args:
+        arrays: the device's, and what runs kernels.
+        initial, growth_interval: S at first, and after how many steps in a row it is doubled.
+        n_parameters, dtype: of the gradient.
+    """
+
+    def __init__(
+        self, arrays: CudaArrays, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
+    ) -> None:
+        self._arrays, self._dtype, self._real = arrays, dtype, plans.real_of(dtype)
+        self._numbers = arrays.xp.zeros(3, np.float64)  # in the order of `Scaling` in kernels/optimizers.cu
+        self.state = initial, 0, 0
+        self._weights = arrays.empty(0, dtype)
+        bind, plan = arrays.launcher.bind, plans.vector_plan
+        self._unscale = bind(
+            plan("unscale", n_parameters, self._real),
+            [Slot(), np.int64(n_parameters), Slot(), Slot(), self._numbers],
+        )
+        interval = np.float64(growth_interval)
+        self._conclude = bind(plan("settle_scale", 1, self._real), [Slot(), interval, self._numbers])
+
+    @property
+    def state(self) -> tuple[float, int, int]:
+        scale, good_steps, skipped = self._arrays.to_numpy(self._numbers).tolist()
+        return scale, int(good_steps), int(skipped)
+
+    @state.setter
+    def state(self, value: tuple[float, int, int]) -> None:
+        for i, number in enumerate(value):
+            self._numbers[i] = number
+
+    def scale_weights(self, weight: Array | None, batch_size: int) -> Array:
+        if len(self._weights) < batch_size:
+            self._weights = self._arrays.empty(batch_size, self._dtype)
+            plan = plans.vector_plan("scale_weights", batch_size, self._real)
+            self._scale_weights = self._arrays.launcher.bind(
+                plan, [Slot(), Slot(np.int64), self._numbers, self._weights]
+            )
+        self._scale_weights(weight, batch_size)
+        return self._weights[:batch_size]
+
+    def unscale(self, gradient: Array, loss: Array) -> Array:
+        unscaled = self._arrays.empty((), self._dtype)
+        self._unscale(gradient, loss, unscaled)
+        return unscaled
+
+    def update(self, update: CudaUpdate) -> None:
+        self._conclude(update.state)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.cuda import plans
-from gpuback._backends.cuda.ops import IDENTITY, CudaOps, output_id
+from gpuback._backends.cuda.arguments import activation_id, labels_and_targets, output_id
+from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
+from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
-from gpuback._backends.cuda.workspace import CudaBuffers, pitch_of
+from gpuback._backends.cuda.workspace import CudaBuffers
 from gpuback._backends.exact.layers import ExactPasses, Multiply, loss_rule
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._core.activations import Activation
@@ -86,8 +88,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
             if mean is None:
                 mean = self.xp.empty((), np.float32)
-            labels, targets = (y, None) if y.ndim == 1 else (None, y)
-            launch(labels, targets, weight)
+            launch(*labels_and_targets(y), weight)
             write_sum(losses, mean, rows)
             return mean
 
@@ -130,10 +131,10 @@ class ReproducibleCudaBuffers(CudaBuffers):
     """The buffers of one network for one batch size."""
 
     def __init__(
-        self, ops: CudaOps, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply
+        self, arrays: CudaArrays, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply
     ) -> None:
-        super().__init__(ops, rows, sizes, precision)
-        self.slices = SliceBuffers(CudaPieces(ops, precision, multiply), rows, sizes)
+        super().__init__(arrays, rows, sizes, precision)
+        self.slices = SliceBuffers(CudaPieces(arrays, precision, multiply), rows, sizes)
 
 
 _POINTER, _INT, _REAL = Slot(), Slot(np.int32), Slot(np.float64)
@@ -156,15 +157,15 @@ class CudaPieces:
     """`gpuback._backends.exact.products.Pieces` on CUDA. A launch is laid out once for each kernel and shape.
 
     Args:
-        ops: whose arrays and kernels these are.
+        arrays: the device's, and what runs kernels.
         precision: of the network.
         multiply: (left, right, out) → None.
     """
 
-    def __init__(self, ops: CudaOps, precision: Precision, multiply: Multiply) -> None:
-        self._launcher, self._precision, self._multiply = ops.launcher, precision, multiply
+    def __init__(self, arrays: CudaArrays, precision: Precision, multiply: Multiply) -> None:
+        self._launcher, self._precision, self._multiply = arrays.launcher, precision, multiply
         self._launches: dict[tuple[plans.ExactEntry, int, int], Launch] = {}
-        self.empty = ops.empty
+        self.empty = arrays.empty
 
     def rows_at_once(self, widest: int) -> int:
         return min(BLOCK, max(FEWEST_ROWS, SLICES_AT_ONCE // widest))
@@ -195,14 +196,14 @@ class CudaPieces:
         self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
     ) -> None:
         launch = self._launch("finish_forward", sums.p.shape)
-        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _as_sums(h), _kernel_id(g))
+        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _as_sums(h), activation_id(g))
 
     def finish_delta(
         self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
     ) -> None:
         launch = self._launch("finish_delta", sums.p.shape)
         out = *_matrix(da_prev), _as_sums(da_prev)
-        launch(*_product(sums, scales), *_matrix(None if g is None else source), factor, *out, _kernel_id(g))
+        launch(*_product(sums, scales), *_matrix(None if g is None else source), factor, *out, activation_id(g))
 
     def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
         launch = self._launch("finish_gradient", sums.p.shape)
@@ -230,7 +231,3 @@ def _product(sums: Sums, scales: Scales) -> tuple[Any, ...]:
 def _as_sums(out: Array) -> bool:
     """Whether a result is stored in the sums' dtype."""
     return bool(out.dtype == np.float32)
-
-
-def _kernel_id(g: Activation | None) -> int:
-    return IDENTITY if g is None else g.kernel_id
