@@ -317,9 +317,11 @@ def _sums(sizes: tuple[int, ...], width: int, warps: int, chains: Chains) -> Sum
 # Variants
 
 
-def _operands(precision: Precision) -> tuple[str, str]:
+def _variant(source: str, entry: str, precision: Precision, *sizes: str) -> Variant:
     operand = precision.name if precision.sixteen_bit else "float"
-    return f"OPERAND={operand}", f"TENSOR_CORES={int(plans.uses_tensor_cores(precision))}"
+    tensor_cores = plans.uses_tensor_cores(precision)
+    defines = f"OPERAND={operand}", f"TENSOR_CORES={int(tensor_cores)}", *sizes
+    return Variant(source, entry, defines, tensor_cores)
 
 
 def step_warps(precision: Precision) -> int:
@@ -330,9 +332,9 @@ def step_warps(precision: Precision) -> int:
 def step_variant(shape: Shape, precision: Precision) -> Variant:
     """The kernel of the one launch for such networks and operands."""
     sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}", f"WARPS={step_warps(precision)}"
-    return Variant("network_narrow.cu", "network_narrow", (*_operands(precision), *sizes))
+    return _variant("network_narrow.cu", "network_narrow", precision, *sizes)
 
 
 def chain_variant(entry: ChainEntry, precision: Precision) -> Variant:
     """A kernel of the two launches for such operands."""
-    return Variant("network_chain.cu", entry, _operands(precision))
+    return _variant("network_chain.cu", entry, precision)

@@ -174,6 +174,7 @@ class _Slabs:
             "layer_mma_narrow.cu",
             "layer_mma_narrow",
             (f"OPERAND={operand}", *(f"{name}={value}" for name, value in defines)),
+            tensor_cores=True,
         )
 
 
@@ -291,7 +292,7 @@ def _mma_layer(
             break
     items = dw_items + need_da_prev * da_items
     per_lane = _held(tile * tile // MMA_THREADS, tile // 32)
-    variant = Variant("layer_mma.cu", "layer_mma", (f"OPERAND={operand}", f"TILE={tile}"))
+    variant = mma_variant("layer_mma", operand, tile)
     shared = mma_shared(operand, tile)
     room = (limits.shared_bytes + SHARED_RESERVED) // (shared + SHARED_RESERVED)
     in_flight = limits.multiprocessors * max(1, min(2 if tile == 128 else 3, room))
@@ -337,6 +338,11 @@ def _simt_tile(real: str, narrowest: int, rows: int, columns: int) -> int:
     return 128 if narrowest > 64 and enough and 128 in simt_tiles(real) else 64
 
 
+def mma_variant(entry: str, operand: str, tile: int) -> Variant:
+    """A kernel of large tiles on tensor cores."""
+    return Variant("layer_mma.cu", entry, (f"OPERAND={operand}", f"TILE={tile}"), tensor_cores=True)
+
+
 def simt_variant(entry: str, real: str, tile: int) -> Variant:
     """A kernel without tensor cores."""
     return Variant("layer_simt.cu", entry, (f"REAL={real}", f"TILE={tile}"))
@@ -354,7 +360,7 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
         operand = _operand(precision)
         wide = -(-batch_size // 128) * -(-n_out // 128) >= ITEMS_WANTED and n_out > 64
         rows = columns = 128 if wide else 64
-        variant = Variant("layer_mma.cu", "forward_mma", (f"OPERAND={operand}", f"TILE={rows}"))
+        variant = mma_variant("forward_mma", operand, rows)
         shared, threads = mma_shared(operand, rows), MMA_THREADS
     else:
         real = _real(precision)
