@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gpuback._backends import dlpack
 from gpuback._backends.host_arrays import as_host_array, is_real
+from gpuback._core.integers import round_up
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._cuda.launch import Launcher
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
@@ -183,4 +184,4 @@ def pitch_of(matrix: Array) -> np.int32:
 def pitch_for(columns: int, dtype: np.dtype[Any]) -> int:
     """The smallest number of elements, no fewer than `columns`, that fills whole 16 bytes."""
     width = 16 // dtype.itemsize
-    return -(-columns // width) * width
+    return round_up(columns, width)

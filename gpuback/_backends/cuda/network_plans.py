@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gpuback._backends.cuda import plans
 from gpuback._backends.cuda.plans import Chains
 from gpuback._core.architecture import Architecture
+from gpuback._core.integers import ceil_div, round_up
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
 
@@ -128,7 +129,7 @@ class WeightsPlan:
 
 def whole(width: int) -> int:
     """What a width is rounded up to."""
-    return -(-width // 16) * 16
+    return round_up(width, 16)
 
 
 def refusal(architecture: Architecture, limits: DeviceLimits) -> str | None:
@@ -209,7 +210,7 @@ def weights_plan(architecture: Architecture, batch_size: int, limits: DeviceLimi
             break
     else:
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
-    wanted = -(-2 * plans.ITEMS_WANTED // depth)
+    wanted = ceil_div(2 * plans.ITEMS_WANTED, depth)
     chains = plans.chains_for(batch_size, wanted, plans.NARROW_SMALLEST_CHAIN, plans.LONGEST_CHAIN)
     sums = _sums(sizes, width, CHAIN_WARPS, chains)
     grid = min(depth * sums.chains.count, 2 * limits.multiprocessors)
@@ -226,7 +227,7 @@ def _pad(precision: Precision) -> int:
 
 
 def _table_bytes(depth: int) -> int:
-    return -(-(depth + 1) * LAYER_NUMBERS * 4 // 16) * 16
+    return round_up((depth + 1) * LAYER_NUMBERS * 4, 16)
 
 
 def _table(architecture: Architecture) -> NDArray[np.int32]:
@@ -308,9 +309,9 @@ def _chain_layout(
 def _sums(sizes: tuple[int, ...], width: int, warps: int, chains: Chains) -> SumsPlan:
     """Warps stand over each dW, four across, and hold a part of `rows` x `columns` each."""
     rows, columns = max(width // (warps // 4), 16), width // 4
-    held = rows * columns // 32 + plans.whole_packs(-(-rows // 32))
+    held = rows * columns // 32 + plans.whole_packs(ceil_div(rows, 32))
     slots = warps * (len(sizes) - 1)
-    pieces = sum(-(-n_out // rows) * -(-n_in // columns) for n_in, n_out in pairwise(sizes))
+    pieces = sum(ceil_div(n_out, rows) * ceil_div(n_in, columns) for n_in, n_out in pairwise(sizes))
     return SumsPlan(chains, chains.count * slots * 32 * held, slots, pieces)
 
 

@@ -29,6 +29,7 @@ from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace
 from gpuback._backends.numpy.threads import ThreadPool
 from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
+from gpuback._core.integers import ceil_div
 from gpuback._core.losses import Loss
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
@@ -180,7 +181,7 @@ class CudaOps(CudaPerSample):
         self, rows: int, batch_size: int, dtype: np.dtype[Any]
     ) -> tuple[list[Array], Callable[[list[Any]], Array]]:
         """See `gpuback._backends.protocol.Ops`: one launch."""
-        blocks = -(-batch_size // rows)
+        blocks = ceil_div(batch_size, rows)
         means = self.xp.empty(blocks, dtype)
         launch = self.launcher.bind(
             plans.vector_plan("mean_of_blocks", 1, plans.real_of(dtype)),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gpuback._core import elementary
+from gpuback._core.integers import ceil_div, round_up
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
 from gpuback.errors import BackendError, ShapeError
@@ -85,14 +86,14 @@ class Chains:
     @property
     def counters(self) -> int:
         """One for each group and one for the groups."""
-        return -(-self.count // self.group_size) + 1
+        return ceil_div(self.count, self.group_size) + 1
 
 
 def chains_for(batch_size: int, wanted: int, shortest: int, longest: int) -> Chains:
     """About `wanted` chains of whole multiples of 64 rows, within limits."""
-    rows = min(max(-(-batch_size // wanted), shortest), longest)
-    rows = -(-rows // 64) * 64
-    return Chains(-(-batch_size // rows), rows)
+    rows = min(max(ceil_div(batch_size, wanted), shortest), longest)
+    rows = round_up(rows, 64)
+    return Chains(ceil_div(batch_size, rows), rows)
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def delta_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, lim
         _require_tensor_cores(precision, limits)
         whole = _mma_layer(batch_size, n_out, n_in, precision, limits, need_da_prev=True)
         tile = int(whole.launch.variant.defines[-1].partition("=")[2])
-    items = -(-batch_size // tile) * -(-n_in // tile)
+    items = ceil_div(batch_size, tile) * ceil_div(n_in, tile)
     return LayerPlan(
         whole.launch._replace(grid=min(items, whole.launch.grid)),
         Chains(0, whole.chains.rows),
@@ -247,7 +248,7 @@ def narrow_chains(batch_size: int) -> Chains:
 
 def whole_packs(count: int) -> int:
     """So many float32, by fours: what a lane moves at a time."""
-    return -(-count // 4) * 4
+    return round_up(count, 4)
 
 
 def _held(of_dw: int, fragments: int) -> int:
@@ -282,12 +283,12 @@ def _mma_layer(
 ) -> LayerPlan:
     operand = _operand(precision)
     for tile in (128, 64):
-        tiles_o, tiles_i = -(-n_out // tile), -(-n_in // tile)
+        tiles_o, tiles_i = ceil_div(n_out, tile), ceil_div(n_in, tile)
         if max(n_out, n_in) <= NARROW:  # where only the device keeps a layer from `layer_mma_narrow`: the same bits
             chains = narrow_chains(batch_size)
         else:
             chains = chains_for(batch_size, max(1, ITEMS_WANTED // (tiles_o * tiles_i)), SMALLEST_CHAIN, LONGEST_CHAIN)
-        dw_items, da_items = chains.count * tiles_o * tiles_i, -(-batch_size // tile) * tiles_i
+        dw_items, da_items = chains.count * tiles_o * tiles_i, ceil_div(batch_size, tile) * tiles_i
         if dw_items + da_items >= ITEMS_WANTED:  # with da in any case: dW has the same bits without
             break
     items = dw_items + need_da_prev * da_items
@@ -311,10 +312,11 @@ def _simt_layer(
 ) -> LayerPlan:
     real = _real(precision)
     tile = _simt_tile(real, min(n_out, n_in), batch_size, n_in)
-    tiles_o, tiles_i, tiles_da = -(-n_out // tile), -(-n_in // tile), -(-batch_size // tile) * -(-n_in // tile)
+    tiles_o, tiles_i = ceil_div(n_out, tile), ceil_div(n_in, tile)
+    tiles_da = ceil_div(batch_size, tile) * tiles_i
     # No shorter than an item of da, which nothing can cut: that would only add partial results.
     shortest = max(SIMT_SMALLEST_CHAIN, n_out)
-    chains = chains_for(batch_size, -(-SIMT_ITEMS_WANTED // (tiles_o * tiles_i)), shortest, SIMT_LONGEST_CHAIN)
+    chains = chains_for(batch_size, ceil_div(SIMT_ITEMS_WANTED, tiles_o * tiles_i), shortest, SIMT_LONGEST_CHAIN)
     items = chains.count * tiles_o * tiles_i + need_da_prev * tiles_da
     partials = tile * tile + THREADS * (2 if real == "double" else 4)
     return LayerPlan(
@@ -334,7 +336,7 @@ def simt_tiles(real: str) -> tuple[int, ...]:
 
 def _simt_tile(real: str, narrowest: int, rows: int, columns: int) -> int:
     """For so many rows and columns of da or of a forward pass."""
-    enough = -(-rows // 128) * -(-columns // 128) >= SIMT_TILES_WANTED
+    enough = ceil_div(rows, 128) * ceil_div(columns, 128) >= SIMT_TILES_WANTED
     return 128 if narrowest > 64 and enough and 128 in simt_tiles(real) else 64
 
 
@@ -358,7 +360,7 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
     if uses_tensor_cores(precision):
         _require_tensor_cores(precision, limits)
         operand = _operand(precision)
-        wide = -(-batch_size // 128) * -(-n_out // 128) >= ITEMS_WANTED and n_out > 64
+        wide = ceil_div(batch_size, 128) * ceil_div(n_out, 128) >= ITEMS_WANTED and n_out > 64
         rows = columns = 128 if wide else 64
         variant = mma_variant("forward_mma", operand, rows)
         shared, threads = mma_shared(operand, rows), MMA_THREADS
@@ -367,7 +369,7 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
         rows = columns = _simt_tile(real, n_out, batch_size, n_out)
         variant = simt_variant("forward_simt", real, rows)
         shared, threads = simt_shared(real, rows), THREADS
-    return LaunchPlan(variant, -(-batch_size // rows) * -(-n_out // columns), threads, shared)
+    return LaunchPlan(variant, ceil_div(batch_size, rows) * ceil_div(n_out, columns), threads, shared)
 
 
 # Rows and elements
@@ -381,7 +383,7 @@ LONGEST_EXACT_SUM = 2**31
 
 def _row_blocks(rows: int) -> int:
     """Eight rows to a block at a time."""
-    return min(-(-rows // 8), LARGEST_ROW_GRID)
+    return min(ceil_div(rows, 8), LARGEST_ROW_GRID)
 
 
 def loss_plan(batch_size: int, precision: Precision) -> LaunchPlan:
@@ -421,7 +423,7 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
     exact, adds_up = entry in ("largest", "exact_sum"), entry in ("begin_step", "vector_norm", "largest", "exact_sum")
     if exact and length > LONGEST_EXACT_SUM:
         raise ShapeError(f"an exact sum: expected at most {LONGEST_EXACT_SUM} terms, got {length}")
-    blocks = min(-(-length // (4 * THREADS)), 256 if adds_up else LARGEST_ROW_GRID)
+    blocks = min(ceil_div(length, 4 * THREADS), 256 if adds_up else LARGEST_ROW_GRID)
     source = "exact_sums.cu" if exact else "optimizers.cu"
     return LaunchPlan(Variant(source, entry, (f"REAL={real}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
 
@@ -454,10 +456,10 @@ def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision)
     if entry == "largest_of_rows":
         blocks = _row_blocks(rows)
     elif entry == "largest_of_columns":
-        groups = -(-columns // 32)
-        blocks = groups * max(1, min(-(-rows // ROWS_OF_A_BLOCK), LARGEST_ROW_GRID // groups))
+        groups = ceil_div(columns, 32)
+        blocks = groups * max(1, min(ceil_div(rows, ROWS_OF_A_BLOCK), LARGEST_ROW_GRID // groups))
     else:
-        blocks = _row_blocks(rows * -(-columns // COLUMNS_OF_A_WARP))
+        blocks = _row_blocks(rows * ceil_div(columns, COLUMNS_OF_A_WARP))
     return LaunchPlan(variant, blocks, THREADS)
 
 
