@@ -84,7 +84,7 @@ class CudaFusedNetwork:
         if not need_gradient:
             forward = network_plans.chain_plan(architecture, batch_size, limits, backward=False)
             assert isinstance(forward, ChainPlan)  # what has room for the backward pass has it without
-            self._losses = arrays.empty(forward.chains.count, np.dtype(np.float64))
+            self._losses = arrays.empty(forward.split.splits, np.dtype(np.float64))
             self._counters = xp.zeros(network_plans.COUNTERS, np.uint32)
             self._forward = {
                 wanted: self._bind_chain(forward, xp.asarray(forward.layout), wanted, None)
@@ -93,13 +93,13 @@ class CudaFusedNetwork:
             return
         plans = (plan,) if isinstance(plan, StepPlan) else plan
         self._layout = xp.asarray(plans[0].layout)
-        sums, chains = plans[-1].sums, plans[-1].sums.chains.count
+        sums, splits = plans[-1].sums, plans[-1].sums.split.splits
         self._partials = arrays.empty(sums.partials, precision.accumulator)
         self._squares, self._counters = xp.zeros(sums.slots, np.float64), xp.zeros(sums.counters, np.uint32)
         if isinstance(plan, TwoLaunches):
-            chains = plan.chain.chains.count
+            splits = plan.chain.split.splits
             self._workspace = arrays.empty(plan.chain.columns * batch_size, precision.operand)
-        self._losses = arrays.empty(chains, np.dtype(np.float64))
+        self._losses = arrays.empty(splits, np.dtype(np.float64))
         if isinstance(plan, TwoLaunches):
             self._chain = self._bind_chain(plan.chain, self._layout, GRADIENTS, self._workspace)
         self._gradient = self._bind_step(KEEP_GRADIENT, [None, None, None, None])
@@ -160,8 +160,8 @@ class CudaFusedNetwork:
                     *self._loss_options(),
                     self._factor,
                     _int(plan.rows),
-                    _int(plan.chains.rows),
-                    _int(plan.chains.count),
+                    _int(plan.split.rows_per_split),
+                    _int(plan.split.splits),
                 ),
                 self._theta,
                 *(Slot(), Slot(), Slot(), workspace, self._losses, self._counters),
@@ -178,7 +178,7 @@ class CudaFusedNetwork:
                 plan.launch,
                 [
                     *(self._layout, self._depth, *batch, *self._loss_options()),
-                    *(_int(plan.rows), *_chains(plan.sums), *update, Slot(), Slot()),
+                    *(_int(plan.rows), *_split(plan.sums), *update, Slot(), Slot()),
                     *(self._partials, self._losses, self._squares, self._counters, _int(plan.sums.pieces)),
                 ],
             )
@@ -192,8 +192,8 @@ class CudaFusedNetwork:
             weights.launch,
             [
                 *(self._layout, self._depth, self._workspace, _int(self._batch_size)),
-                *(_int(weights.rows), *_chains(weights.sums), *update, Slot(), self._partials, self._losses),
-                *(_int(plan.chain.chains.count), self._squares, self._counters, _int(weights.sums.pieces)),
+                *(_int(weights.rows), *_split(weights.sums), *update, Slot(), self._partials, self._losses),
+                *(_int(plan.chain.split.splits), self._squares, self._counters, _int(weights.sums.pieces)),
             ],
         )
 
@@ -206,8 +206,8 @@ class CudaFusedNetwork:
         return run_both
 
 
-def _chains(sums: SumsPlan) -> list[Argument]:
-    return [_int(sums.chains.rows), _int(sums.chains.count), _int(sums.chains.group_size)]
+def _split(sums: SumsPlan) -> list[Argument]:
+    return [_int(sums.split.rows_per_split), _int(sums.split.splits), _int(sums.split.group_size)]
 
 
 def _int(value: int) -> np.int32:

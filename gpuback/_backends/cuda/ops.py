@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuback._backends.cuda import plans
+from gpuback._backends.cuda import layer_plans, row_plans
 from gpuback._backends.cuda.arguments import activation_id, labels_and_targets, output_id
 from gpuback._backends.cuda.arrays import pitch_for, pitch_of
+from gpuback._backends.cuda.formats import real_of, uses_tensor_cores
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork, TwoLaunches, gradient_plan
 from gpuback._backends.cuda.network_plans import StepPlan, step_plan
 from gpuback._backends.cuda.per_sample import CudaPerSample
@@ -44,7 +45,7 @@ class _LaunchCache(threading.local):
     """The launches of `layer_backward` by shape, the oldest first. A bound launch is for one thread at a time."""
 
     def __init__(self) -> None:
-        self.launches: dict[Any, tuple[Launch, plans.LayerPlan]] = {}
+        self.launches: dict[Any, tuple[Launch, layer_plans.LayerPlan]] = {}
 
 
 class CudaOps(CudaPerSample):
@@ -85,7 +86,7 @@ class CudaOps(CudaPerSample):
         self, theta: Array, layout: Layout, precision: Precision
     ) -> tuple[list[Array], Callable[[], object]]:
         """Each W as products read it: on tensor cores a padded copy in the operands' format, all made by one launch."""
-        if not plans.uses_tensor_cores(precision):
+        if not uses_tensor_cores(precision):
             return list(layout.split(theta)[0]), _nothing
         table, row, place = [], 0, 0
         for (n_in, n_out), start in zip(layout.shapes, layout.weight_starts, strict=True):
@@ -99,7 +100,7 @@ class CudaOps(CudaPerSample):
             for (n_in, n_out), (_, _, _, place, pitch) in zip(layout.shapes, table, strict=False)
         ]
         arguments = [theta, flat, self.xp.asarray(table, np.int64), _int(len(layout.shapes))]
-        return copies, self.launcher.bind(plans.copy_plan("copy_weights", row, precision), arguments)
+        return copies, self.launcher.bind(row_plans.copy_plan("copy_weights", row, precision), arguments)
 
     def bind_load(self, width: int, precision: Precision, workspace: CudaBuffers) -> Callable[[Array], Array]:
         """A function from the samples to the h_0 that products read: rounded to the operands' dtype."""
@@ -108,7 +109,7 @@ class CudaOps(CudaPerSample):
         h_0 = workspace.hidden(width)
         rows = workspace.rows
         launch = self.launcher.bind(
-            plans.copy_plan("copy_rows", rows, precision),
+            row_plans.copy_plan("copy_rows", rows, precision),
             [Slot(), _int(width), h_0, pitch_of(h_0), _int(rows), _int(width)],
         )
 
@@ -123,8 +124,8 @@ class CudaOps(CudaPerSample):
     ) -> Callable[[Array], None]:
         """h = g(a), a = h_prev Wᵀ + b, in one launch; see `NumpyOps.bind_forward`."""
         precision, (n_out, n_in) = workspace.precision, W.shape
-        plan = plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits)
-        tensor_cores = plans.uses_tensor_cores(precision)
+        plan = layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits)
+        tensor_cores = uses_tensor_cores(precision)
         kind = activation_id(activation)
         launches: dict[np.int32, Launch] = {}
 
@@ -151,7 +152,7 @@ class CudaOps(CudaPerSample):
         """
         precision, (rows, width) = workspace.precision, a.shape
         total: Any = precision.accumulator.type
-        plan = plans.loss_plan(rows, precision)
+        plan = row_plans.loss_plan(rows, precision)
         launch = self.launcher.bind(
             plan,
             [
@@ -184,7 +185,7 @@ class CudaOps(CudaPerSample):
         blocks = ceil_div(batch_size, rows)
         means = self.xp.empty(blocks, dtype)
         launch = self.launcher.bind(
-            plans.vector_plan("mean_of_blocks", 1, plans.real_of(dtype)),
+            row_plans.vector_plan("mean_of_blocks", 1, real_of(dtype)),
             [means, _int(blocks), _int(rows), _int(batch_size), Slot()],
         )
 
@@ -199,7 +200,7 @@ class CudaOps(CudaPerSample):
         """out = ŷ = O(a), as a function of out."""
         rows, width = a.shape
         return self.launcher.bind(
-            plans.output_plan(rows, workspace.precision),
+            row_plans.output_plan(rows, workspace.precision),
             [a, pitch_of(a), Slot(), _int(width), _int(rows), _int(width), _int(output_id(name))],
         )
 
@@ -215,7 +216,9 @@ class CudaOps(CudaPerSample):
     ) -> Callable[[Array, Array, Array, bool], None]:
         """dW, db and da_prev in one launch; see `NumpyOps.bind_backward`."""
         precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
-        plan = plans.layer_plan(rows, n_out, n_in, precision, self.launcher.limits, need_da_prev=da_prev is not None)
+        plan = layer_plans.layer_plan(
+            rows, n_out, n_in, precision, self.launcher.limits, need_da_prev=da_prev is not None
+        )
         launches: dict[np.int32, Launch] = {}
 
         def bind(h_pitch: np.int32) -> Launch:
@@ -249,10 +252,10 @@ class CudaOps(CudaPerSample):
         source_prev: Array,
         workspace: CudaWorkspace,
     ) -> Callable[[], object]:
-        """da_prev by itself, as dW's launch without an item of dW; see `NumpyOps.bind_delta`."""
+        """da_prev by itself, as dW's launch without a work tile of dW; see `NumpyOps.bind_delta`."""
         precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
         launch = self._bind_layer(
-            plans.delta_plan(rows, n_out, n_in, precision, self.launcher.limits),
+            layer_plans.delta_plan(rows, n_out, n_in, precision, self.launcher.limits),
             precision,
             (rows, n_out, n_in),
             [*_rows(da), *_rows(None), *_rows(W), *_rows(source_prev), *_rows(da_prev)],
@@ -266,7 +269,7 @@ class CudaOps(CudaPerSample):
 
     def _bind_layer(
         self,
-        plan: plans.LayerPlan,
+        plan: layer_plans.LayerPlan,
         precision: Precision,
         shape: tuple[int, int, int],
         matrices: list[Argument],
@@ -282,14 +285,14 @@ class CudaOps(CudaPerSample):
         Those are da, h, W, source and da_prev, each with its pitch.
         """
         total: Any = precision.accumulator.type
-        flag = [_int(prev_as_sums)] if plans.uses_tensor_cores(precision) else []
-        chains = [_int(plan.chains.count), _int(plan.chains.group_size), _int(plan.chains.rows)]
+        flag = [_int(prev_as_sums)] if uses_tensor_cores(precision) else []
+        split = [_int(plan.split.splits), _int(plan.split.group_size), _int(plan.split.rows_per_split)]
         return self.launcher.bind(
             plan.launch,
             [
                 *(*matrices, *flag, Slot(), Slot(), *map(_int, shape), _int(activation)),
                 *(total(prev_factor), total(factor), Slot(np.int32)),
-                *(*chains, *(workspace if plan.draws else workspace[:-1])),
+                *(*split, *(workspace if plan.persistent else workspace[:-1])),
             ],
         )
 
@@ -317,7 +320,7 @@ class CudaOps(CudaPerSample):
             if len(launches) >= CACHED_LAUNCHES:
                 launches.pop(next(iter(launches)))
             need = da_prev is not None
-            plan = plans.layer_plan(len(da), *W.shape, precision, self.launcher.limits, need_da_prev=need)
+            plan = layer_plans.layer_plan(len(da), *W.shape, precision, self.launcher.limits, need_da_prev=need)
             matrices = [x for pitch in pitches for x in ([None, _int(0)] if pitch is None else [Slot(), pitch])]
             launch = self._bind_layer(
                 plan,
@@ -336,7 +339,7 @@ class CudaOps(CudaPerSample):
         partials = self.empty(plan.partials, precision.accumulator)
         counters = self.xp.zeros(plan.counters + 1, np.uint32)
         given = [array for array in (da, h_prev, W, source, da_prev) if array is not None]
-        launch(*given, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.draws else []))
+        launch(*given, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.persistent else []))
 
     # Updates
 
@@ -378,7 +381,7 @@ class CudaOps(CudaPerSample):
 
     def norm(self, array: Array) -> float:
         """√Σ x², without overflow or underflow on the way; waits for it."""
-        plan = plans.vector_plan("vector_norm", array.size, plans.real_of(array.dtype))
+        plan = row_plans.vector_plan("vector_norm", array.size, real_of(array.dtype))
         result = self.xp.empty((), np.float64)
         partials, arrivals = self.xp.empty(3 * plan.grid, np.float64), self.xp.zeros(1, np.uint32)
         self.launcher.bind(plan, [array, np.int64(array.size), result, partials, arrivals])()
@@ -396,26 +399,28 @@ class CudaOps(CudaPerSample):
         if isinstance(plan, str):
             return [], plan
         if isinstance(plan, StepPlan):
-            one = f"network_narrow, {plan.launch.grid} blocks, slabs of {plan.rows} rows, {plan.sums.chains}"
+            one = f"network_narrow, {plan.launch.grid} blocks, batch tiles of {plan.rows} rows, {plan.sums.split}"
             return [one], "a block has room for all weights, and its registers for the sums of all gradients"
         chain, weights = plan
         kept = "all weights" if chain.all_weights else "one layer's weights"
         both = [
-            f"network_chain, {chain.launch.grid} blocks, slabs of {chain.rows} rows beside {kept}, {chain.chains}",
-            f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.chains}",
+            f"network_chain, {chain.launch.grid} blocks, batch tiles of {chain.rows} rows beside {kept}, {chain.split}",
+            f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.split}",
         ]
         return both, str(step_plan(architecture, batch_size, self.launcher.limits))
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """What runs a layer's forward pass."""
-        plan = plans.forward_plan(batch_size, n_out, n_in, precision, self.launcher.limits)
+        plan = layer_plans.forward_plan(batch_size, n_out, n_in, precision, self.launcher.limits)
         return f"{plan.variant.entry}, {plan.grid} blocks"
 
     def explain_backward(
         self, batch_size: int, n_out: int, n_in: int, precision: Precision, *, need_da_prev: bool
     ) -> str:
         """What runs a layer's backward pass."""
-        plan = plans.layer_plan(batch_size, n_out, n_in, precision, self.launcher.limits, need_da_prev=need_da_prev)
+        plan = layer_plans.layer_plan(
+            batch_size, n_out, n_in, precision, self.launcher.limits, need_da_prev=need_da_prev
+        )
         return f"{plan.launch.variant.entry}, {plan.why}"
 
 

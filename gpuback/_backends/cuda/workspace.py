@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from gpuback._backends.cuda import plans
+from gpuback._backends.cuda import layer_plans
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_for
 from gpuback._core.precision import Precision
 from gpuback._core.typing import Array
@@ -50,7 +50,7 @@ class CudaWorkspace(CudaBuffers):
 
     def __init__(self, arrays: CudaArrays, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
         layers = [
-            plans.layer_plan(rows, n_out, n_in, precision, arrays.launcher.limits, need_da_prev=needed)
+            layer_plans.layer_plan(rows, n_out, n_in, precision, arrays.launcher.limits, need_da_prev=needed)
             for n_in, n_out in pairwise(sizes)
             for needed in (True, False)  # without it a layer's plan may be cut into more and smaller tiles
         ]

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuback._backends.cuda import plans
+from gpuback._backends.cuda import row_plans
 from gpuback._backends.cuda.arguments import activation_id, labels_and_targets, output_id
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
+from gpuback._backends.cuda.formats import real_of
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
 from gpuback._backends.cuda.workspace import CudaBuffers
@@ -74,7 +75,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         rows, width = a.shape
         losses = self.xp.empty(rows, np.float64)
         launch = self.launcher.bind(
-            plans.exact_row_plan("exact_loss_rows", rows, workspace.precision),
+            row_plans.exact_row_plan("exact_loss_rows", rows, workspace.precision),
             [
                 *(a, pitch_of(a)),
                 *(Slot(), Slot(), Slot()),  # labels, targets, weight
@@ -100,7 +101,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         """out = ŷ = O(a), as a function of out."""
         rows, width = a.shape
         return self.launcher.bind(
-            plans.exact_row_plan("exact_output_rows", rows, workspace.precision),
+            row_plans.exact_row_plan("exact_output_rows", rows, workspace.precision),
             [a, pitch_of(a), Slot(), *map(np.int32, (width, rows, width, output_id(name)))],
         )
 
@@ -113,7 +114,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
     def norm(self, array: Array) -> float:
         """√Σ x², exact but for its roundings; waits for it."""
         result = self.xp.empty((), np.float64)
-        bind_exact_norm(self.xp, self.launcher, array.size, plans.real_of(array.dtype), result)(array)
+        bind_exact_norm(self.xp, self.launcher, array.size, real_of(array.dtype), result)(array)
         return float(result)
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
@@ -140,7 +141,7 @@ class ReproducibleCudaBuffers(CudaBuffers):
 _POINTER, _INT, _REAL = Slot(), Slot(np.int32), Slot(np.float64)
 _MATRIX = (_POINTER, _INT)
 _PRODUCT = (_POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT)
-_ARGUMENTS: dict[plans.ExactEntry, tuple[Argument, ...]] = {
+_ARGUMENTS: dict[row_plans.ExactEntry, tuple[Argument, ...]] = {
     "largest_of_rows": (*_MATRIX, _POINTER),
     "largest_of_columns": (*_MATRIX, _POINTER),
     "split": (*_MATRIX, _POINTER, _INT, _INT, *_MATRIX, *_MATRIX),
@@ -164,7 +165,7 @@ class CudaPieces:
 
     def __init__(self, arrays: CudaArrays, precision: Precision, multiply: Multiply) -> None:
         self._launcher, self._precision, self._multiply = arrays.launcher, precision, multiply
-        self._launches: dict[tuple[plans.ExactEntry, int, int], Launch] = {}
+        self._launches: dict[tuple[row_plans.ExactEntry, int, int], Launch] = {}
         self.empty = arrays.empty
 
     def rows_at_once(self, widest: int) -> int:
@@ -209,11 +210,11 @@ class CudaPieces:
         launch = self._launch("finish_gradient", sums.p.shape)
         launch(*_product(sums, scales), factor, *_matrix(out), accumulate)
 
-    def _launch(self, entry: plans.ExactEntry, shape: tuple[int, int]) -> Launch:
+    def _launch(self, entry: row_plans.ExactEntry, shape: tuple[int, int]) -> Launch:
         key = (entry, *shape)
         launch = self._launches.get(key)
         if launch is None:
-            plan = plans.exact_plan(*key, self._precision)
+            plan = row_plans.exact_plan(*key, self._precision)
             launch = self._launches[key] = self._launcher.bind(plan, [*_ARGUMENTS[entry], *map(np.int32, shape)])
         return launch
 
