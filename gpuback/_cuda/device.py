@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import operator
 import threading
 from collections.abc import Callable, Sequence
@@ -227,7 +226,7 @@ class CudaLauncher:
             )
 
     def _require_capability(self, variant: Variant) -> None:
-        if not self.limits.tensor_cores and variant in _tensor_core_variants():
+        if variant.tensor_cores and not self.limits.tensor_cores:
             major, minor = self.limits.capability
             raise BackendError(
                 f"{title(variant)} needs a GPU of compute capability 8.0 or later (tensor cores for bfloat16 and TF32, "
@@ -284,10 +283,3 @@ def _size(argument: Argument) -> int:
     if isinstance(argument, Slot):
         return _POINTER_BYTES if argument.dtype is None else np.dtype(argument.dtype).itemsize
     return argument.dtype.itemsize if isinstance(argument, np.generic) else _POINTER_BYTES
-
-
-@functools.cache
-def _tensor_core_variants() -> frozenset[Variant]:
-    from gpuback._gates.variants import every_kernel
-
-    return frozenset(case.variant for case in every_kernel() if case.tensor_cores)

@@ -19,11 +19,13 @@ class Variant(NamedTuple):
         source: a file of kernels/, such as "layer/layer_simt.cu".
         entry: the `extern "C"` function in it.
         defines: macros, each NAME=VALUE, that make the variant.
+        tensor_cores: whether it runs on tensor cores.
     """
 
     source: str
     entry: str
     defines: tuple[str, ...] = ()
+    tensor_cores: bool = False
 
 
 class LaunchPlan(NamedTuple):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from gpuback._core.integers import ceil_div, round_up
+
 
 class MultiprocessorLimits(NamedTuple):
     """What one multiprocessor has.
@@ -58,11 +60,11 @@ def occupancy(arch: str, registers: int, threads: int, shared_bytes: int) -> Occ
     limits = LIMITS.get(number)
     if limits is None:
         return None
-    block_warps = -(-threads // 32)
-    warp_registers = _round_up(max(registers, 1) * 32, REGISTER_UNIT)
+    block_warps = ceil_div(threads, 32)
+    warp_registers = round_up(max(registers, 1) * 32, REGISTER_UNIT)
     register_warps = REGISTERS // warp_registers // WARP_UNIT * WARP_UNIT
     system_bytes = 1024 if number >= 80 else 0
-    block_bytes = _round_up(shared_bytes + system_bytes, SHARED_UNIT)
+    block_bytes = round_up(shared_bytes + system_bytes, SHARED_UNIT)
     blocks = min(
         limits.blocks,
         limits.warps // block_warps,
@@ -72,7 +74,3 @@ def occupancy(arch: str, registers: int, threads: int, shared_bytes: int) -> Occ
     if shared_bytes > limits.block_shared_bytes:
         blocks = 0
     return Occupancy(blocks, blocks * block_warps / limits.warps)
-
-
-def _round_up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit

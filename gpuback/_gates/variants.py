@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
-from gpuback._backends.cuda import network_plans, plans
+from gpuback._backends.cuda import layer_plans, network_plans, row_plans
+from gpuback._backends.cuda.formats import Real
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import Variant
 
@@ -20,7 +21,10 @@ class CompiledKernel(NamedTuple):
     variant: Variant
     block: int
     shared_bytes: int
-    tensor_cores: bool
+
+    @property
+    def tensor_cores(self) -> bool:
+        return self.variant.tensor_cores
 
 
 def every_kernel() -> list[CompiledKernel]:
@@ -32,47 +36,48 @@ def _each() -> Iterator[CompiledKernel]:
     for operand in ("bfloat16", "float16", "float"):
         for max_out in (64, 128):
             for max_in in (64, 128):
-                for slabs in plans.slab_choices(operand, max_out, max_in):
+                for narrow in layer_plans.narrow_tile_choices(operand, max_out, max_in):
                     yield CompiledKernel(
-                        slabs.variant(operand), 32 * plans.NARROW_WARPS, slabs.shared_bytes(operand), True
+                        narrow.variant(operand), 32 * layer_plans.NARROW_WARPS, narrow.shared_bytes(operand)
                     )
         for entry in ("layer_mma", "forward_mma"):
-            for tile in (128, 64):
-                variant = Variant("layer/layer_mma.cu", entry, (f"OPERAND={operand}", f"TILE={tile}"))
-                yield CompiledKernel(variant, plans.MMA_THREADS, plans.mma_shared(operand, tile), True)
+            for size in (128, 64):
+                variant = layer_plans.mma_variant(entry, operand, size)
+                yield CompiledKernel(variant, layer_plans.MMA_THREADS, layer_plans.mma_shared(operand, size))
     for real in ("float", "double"):
         for entry in ("layer_simt", "forward_simt"):
-            for tile in plans.simt_tiles(real):
+            for tile in layer_plans.simt_tiles(real):
                 yield CompiledKernel(
-                    plans.simt_variant(entry, real, tile), plans.THREADS, plans.simt_shared(real, tile), False
+                    layer_plans.simt_variant(entry, real, tile),
+                    layer_plans.SIMT_THREADS,
+                    layer_plans.simt_shared(real, tile),
                 )
     for name in ("bfloat16", "float16", "float32", "float64"):
         precision = Precision.of(name)
-        chosen = [plans.loss_plan(1, precision), plans.output_plan(1, precision)]
-        chosen += [plans.per_sample_plan(entry, 1, precision) for entry in get_args(plans.PerSampleEntry)]
+        chosen = [row_plans.loss_plan(1, precision), row_plans.output_plan(1, precision)]
+        chosen += [row_plans.per_sample_plan(entry, 1, precision) for entry in get_args(row_plans.PerSampleEntry)]
         if name != "float64":
-            chosen.append(plans.copy_plan("copy_weights", 1, precision))
+            chosen.append(row_plans.copy_plan("copy_weights", 1, precision))
         if precision.sixteen_bit:
-            chosen.append(plans.copy_plan("copy_rows", 1, precision))
+            chosen.append(row_plans.copy_plan("copy_rows", 1, precision))
         for plan in chosen:
-            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
+            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes)
     for name in ("bfloat16", "float16", "float32"):
         precision = Precision.of(name)
-        chosen = [plans.exact_plan(entry, 1, 1, precision) for entry in get_args(plans.ExactEntry)]
-        chosen += [plans.exact_row_plan(entry, 1, precision) for entry in ("exact_loss_rows", "exact_output_rows")]
+        chosen = [row_plans.exact_plan(entry, 1, 1, precision) for entry in get_args(row_plans.ExactEntry)]
+        chosen += [row_plans.exact_row_plan(entry, 1, precision) for entry in ("exact_loss_rows", "exact_output_rows")]
         for plan in chosen:
-            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
-    for real in get_args(plans.Real):
-        for entry in get_args(plans.VectorEntry):
-            plan = plans.vector_plan(entry, 1, real)
-            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
+            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes)
+    for real in get_args(Real):
+        for entry in get_args(row_plans.VectorEntry):
+            plan = row_plans.vector_plan(entry, 1, real)
+            yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes)
     for name, tf32 in (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False)):
         precision = Precision.of(name, allow_tf32=tf32)
-        tensor_cores = plans.uses_tensor_cores(precision)
         for shape in network_plans.SHAPES:
             variant = network_plans.step_variant(shape, precision)
             threads = 32 * network_plans.step_warps(precision)
-            yield CompiledKernel(variant, threads, MOST_SHARED_BYTES, tensor_cores)
+            yield CompiledKernel(variant, threads, MOST_SHARED_BYTES)
         for entry in get_args(network_plans.ChainEntry):
             variant = network_plans.chain_variant(entry, precision)
-            yield CompiledKernel(variant, 32 * network_plans.CHAIN_WARPS, HALF_OF_SHARED_BYTES, tensor_cores)
+            yield CompiledKernel(variant, 32 * network_plans.CHAIN_WARPS, HALF_OF_SHARED_BYTES)

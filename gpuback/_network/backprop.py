@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
 from gpuback._core.gradients import Gradients
+from gpuback._core.integers import ceil_div
 from gpuback._core.typing import Array
 
 Result = TypeVar("Result")
@@ -205,7 +206,7 @@ def in_shares(batch_size: int, rows: int, team_size: int, sums_bytes: int) -> li
     if sums_bytes * most > SUMS_BYTES:
         most = team_size
     ends = [(start, min(start + rows, batch_size)) for start in range(0, batch_size, rows)]
-    share = -(-len(ends) // most)
+    share = ceil_div(len(ends), most)
     return [ends[first : first + share] for first in range(0, len(ends), share)]
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
+from gpuback._core.integers import ceil_div
 
 EXACT_PRODUCTS = 3
 """What a product takes with `reproducible=True`: P, and the two parts of Q."""
@@ -53,7 +54,7 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
     rows, team = ops.plan_blocks(sizes, batch_size, precision)
     operands = "TF32" if precision.tf32 else precision.name
     word = precision.accumulator.itemsize
-    blocks = -(-batch_size // rows)
+    blocks = ceil_div(batch_size, rows)
     why = "the whole batch at once"
     if blocks > 1:
         why = f"{blocks} blocks of up to {rows} rows, each forward and backward in turn while it is in cache"

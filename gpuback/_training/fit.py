@@ -12,6 +12,7 @@ import numpy as np
 
 from gpuback import schedules
 from gpuback._backends.numpy.loss_scale import SMALLEST_SCALE
+from gpuback._core.integers import ceil_div
 from gpuback._core.parameters import permutation
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count, count_or_none
@@ -124,7 +125,7 @@ def fit(
     size = len(samples.x) if batch_size is None else min(batch_size, len(samples.x))
     batches = Batches(net, samples, size)
 
-    steps_an_epoch = -(-len(samples.x) // size)
+    steps_an_epoch = ceil_div(len(samples.x), size)
 
     with progress_bar(progress, epochs * steps_an_epoch, history.epochs * steps_an_epoch) as advance:
         while history.epochs < epochs and not history.stopped_early:

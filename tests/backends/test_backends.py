@@ -10,7 +10,7 @@ import pytest
 
 import gpuback
 import gpuback._backends.registry
-from gpuback._backends.cuda import ops as cuda_ops
+from gpuback._backends.cuda import arguments as cuda_arguments
 from gpuback._backends.cuda import updates as cuda_updates
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.losses import LOSSES
@@ -91,7 +91,7 @@ def test_kernels_and_tables_agree_on_numbers():
     assert enumerators("common/loss_formulas.cuh", "Loss") == {
         row.name.upper(): row.kernel_id for row in LOSSES.values()
     }
-    assert enumerators("common/loss_formulas.cuh", "OutputFunction") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
+    assert enumerators("common/loss_formulas.cuh", "OutputFunction") == {"OUTPUT_SOFTMAX": cuda_arguments.SOFTMAX}
     state = enumerators("common/optimizer_formulas.cuh", "State")
     assert state == {name.upper(): place for place, name in enumerate(cuda_updates.STATE)}
     hyper = enumerators("common/optimizer_formulas.cuh", "HyperParameter")

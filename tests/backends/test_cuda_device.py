@@ -243,12 +243,11 @@ def test_too_little_shared_memory_names_both_numbers(monkeypatch, compiled):
 
 
 def test_an_old_device_is_refused_tensor_cores_before_anything_is_compiled(monkeypatch, compiled):
-    monkeypatch.setattr(device, "_tensor_core_variants", lambda: frozenset([SCALE]))
     use(monkeypatch, FakeCupy(capability="75"))
     with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8\.0.*has 7\.5.*dtype='float32'"):
-        CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), arguments())
+        CudaLauncher().bind(LaunchPlan(SCALE._replace(tensor_cores=True), 1, 32), arguments())
     assert compiled == []
-    CudaLauncher().bind(LaunchPlan(SCALE._replace(entry="plain"), 1, 32), arguments())
+    CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), arguments())
 
 
 def test_too_many_threads_name_the_registers(monkeypatch, compiled):

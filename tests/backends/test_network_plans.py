@@ -125,21 +125,22 @@ def test_sums_are_cut_by_shape_alone(batch_size, sizes):
         one, two = network_plans.step_plan(network, batch_size, limits), two_launches(network, batch_size, limits)
         if isinstance(one, StepPlan):
             cuts.add(("one", one.sums, one.launch.variant))
-        cuts |= {("two", two.weights.sums, two.weights.launch.variant), ("losses", two.chain.chains, None)}
+        cuts |= {("two", two.weights.sums, two.weights.launch.variant), ("losses", two.chain.split, None)}
     assert len({what for what, *_ in cuts}) == len(cuts)
-    for chains in [cut if what == "losses" else cut.chains for what, cut, _ in cuts]:
-        assert (chains.count - 1) * chains.rows < batch_size <= chains.count * chains.rows
-        assert chains.rows % 64 == 0 and chains.rows <= 2048
-        assert (chains.group_size - 1) ** 2 < chains.count <= chains.group_size**2
+    for split in [cut if what == "losses" else cut.split for what, cut, _ in cuts]:
+        rows = split.rows_per_split
+        assert (split.splits - 1) * rows < batch_size <= split.splits * rows
+        assert rows % 64 == 0 and rows <= 2048
+        assert (split.group_size - 1) ** 2 < split.splits <= split.group_size**2
 
 
 @pytest.mark.parametrize("limits", DEVICES.values(), ids=DEVICES)
 def test_grids_follow_the_device(limits):
     network = architecture([64] * 5)
-    assert network_plans.step_plan(network, 65536, limits).launch.grid == 128  # a block to a chain
+    assert network_plans.step_plan(network, 65536, limits).launch.grid == 128  # a block to a split
     two = two_launches(network, 65536, limits)
     assert two.chain.launch.grid == min(128, 2 * limits.multiprocessors)
-    assert two.weights.launch.grid == min(4 * two.weights.sums.chains.count, 2 * limits.multiprocessors)
+    assert two.weights.launch.grid == min(4 * two.weights.sums.split.splits, 2 * limits.multiprocessors)
 
 
 @pytest.mark.parametrize("sizes", NETWORKS.values(), ids=NETWORKS)
@@ -160,8 +161,8 @@ def test_pieces_are_what_warps_find(sizes):
         assert plan.sums.pieces == found <= plan.sums.slots == warps * (len(sizes) - 1)
         of_db = max(rows // 32, 1)
         held = rows * columns // 32 + -(-of_db // 4) * 4
-        assert plan.sums.partials == plan.sums.chains.count * plan.sums.slots * 32 * held
-        groups = -(-plan.sums.chains.count // plan.sums.chains.group_size)
+        assert plan.sums.partials == plan.sums.split.splits * plan.sums.slots * 32 * held
+        groups = -(-plan.sums.split.splits // plan.sums.split.group_size)
         assert plan.sums.counters == 4 + plan.sums.slots * (groups + 1)
 
 

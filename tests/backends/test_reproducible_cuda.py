@@ -20,9 +20,10 @@ from support.requirements import require_emulator, require_nvrtc
 
 import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep
-from gpuback._backends.cuda import plans
-from gpuback._backends.cuda.ops import CudaOps, output_id
-from gpuback._backends.cuda.workspace import pitch_of
+from gpuback._backends.cuda import row_plans
+from gpuback._backends.cuda.arguments import output_id
+from gpuback._backends.cuda.arrays import pitch_of
+from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.exact import products as exact_products
 from gpuback._backends.exact.cuda_ops import CudaPieces, ReproducibleCudaOps
 from gpuback._backends.exact.losses import RULES, softmax
@@ -139,7 +140,7 @@ def test_slices(direction, kind, dtype):
 
 @pytest.mark.parametrize("order, resident", SCHEDULES)
 def test_slices_in_every_schedule(order, resident, monkeypatch):
-    monkeypatch.setattr(plans, "ROWS_OF_A_BLOCK", 8)  # several blocks look for the largest of the same columns
+    monkeypatch.setattr(row_plans, "ROWS_OF_A_BLOCK", 8)  # several blocks look for the largest of the same columns
     for direction in ("rows", "columns"):
         check_split("float32", (100, 70), "mixed", direction, "padded", order=order, resident_blocks=resident)
 
@@ -258,7 +259,7 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
         da, losses = laid_out(np.zeros((rows, width), precision.operand), "padded"), empty(rows, np.float64)
         ints = map(np.int32, (rows, width, LOSSES[loss].kernel_id, output_id(output)))
         launcher.bind(
-            plans.exact_row_plan("exact_loss_rows", rows, precision),
+            row_plans.exact_row_plan("exact_loss_rows", rows, precision),
             [
                 *(a, pitch_of(a), *(None if y is None else copied(y) for y in (labels, targets)), weight),
                 *(da, pitch_of(da), losses, *ints, np.float64(rows / 8)),
@@ -274,7 +275,7 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
 
         y_hat, found = np.empty((rows, width), np.float32), empty((rows, width), np.float32)
         ints = map(np.int32, (width, rows, width, output_id(output)))
-        plan = plans.exact_row_plan("exact_output_rows", rows, precision)
+        plan = row_plans.exact_row_plan("exact_output_rows", rows, precision)
         launcher.bind(plan, [a, pitch_of(a), found, *ints])()
         if output == "softmax":
             elementary.store(softmax(a.astype(np.float64))[1], y_hat)

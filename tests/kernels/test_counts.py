@@ -10,7 +10,7 @@ from emulator.counts import Counts
 from support.kernel_layers import H200, PRECISIONS, Layer
 from support.requirements import require_emulator
 
-from gpuback._backends.cuda import plans
+from gpuback._backends.cuda import layer_plans, split_k
 
 require_emulator()
 
@@ -38,8 +38,8 @@ def moved(numbers: dict[str, int]) -> dict[str, int]:
     return {name: count for name, count in numbers.items() if count}
 
 
-def chains(batch_size: int, width: int) -> plans.Chains:
-    return plans.layer_plan(batch_size, width, width, PRECISIONS["bfloat16"], H200).chains
+def split_of(batch_size: int, width: int) -> split_k.SplitK:
+    return layer_plans.layer_plan(batch_size, width, width, PRECISIONS["bfloat16"], H200).split
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,15 @@ def chains(batch_size: int, width: int) -> plans.Chains:
 )
 def test_a_narrow_layer_reads_and_writes_everything_once(batch_size, width, activation):
     matrix = BYTES * batch_size * width  # da, h, a and da_prev alike
-    cut = chains(batch_size, width)
+    cut = split_of(batch_size, width)
     partial = 4 * width * width + DB_PARTIAL
-    results = cut.count + -(-cut.count // cut.group_size)  # one for each chain and, at the second level, each group
+    results = cut.splits + -(-cut.splits // cut.group_size)  # one for each split and, at the second level, each group
     count = counts(batch_size, width, activation)
     assert moved(count.bytes_read) == {
         "da_bo": matrix,
         "h_bi": matrix,
         **({"source_bi": matrix} if activation == "gelu" else {}),
-        "w_oi": cut.count * BYTES * width * width,  # once by each block
+        "w_oi": cut.splits * BYTES * width * width,  # once by each block
         "partials": results * partial,
     }
     assert moved(count.bytes_written) == {
@@ -71,7 +71,7 @@ def test_a_narrow_layer_reads_and_writes_everything_once(batch_size, width, acti
 @pytest.mark.parametrize("width, activation", [(64, "tanh"), (128, "tanh"), (64, "gelu")])
 def test_a_further_row_moves_no_more_than_its_operands(width, activation):
     fewer, more = 128 * 128, 65536
-    assert chains(fewer, width).count == chains(more, width).count
+    assert split_of(fewer, width).splits == split_of(more, width).splits
     totals = [
         sum(count.bytes_read.values()) + sum(count.bytes_written.values())
         for count in (counts(fewer, width, activation), counts(more, width, activation))
@@ -84,12 +84,12 @@ def test_a_further_row_moves_no_more_than_its_operands(width, activation):
 def test_a_wide_layer_writes_everything_once(batch_size, width):
     """It reads its operands once for each tile of the other index; da_prev, dW and db are written once."""
     layer = Layer(batch_size, width, width, "bfloat16", "tanh")
-    plan = plans.layer_plan(batch_size, width, width, PRECISIONS["bfloat16"], H200)
+    plan = layer_plans.layer_plan(batch_size, width, width, PRECISIONS["bfloat16"], H200)
     written = moved(counts_of(layer).bytes_written)
     partials = written.pop("partials")
     assert written == {"da_prev_bi": BYTES * batch_size * width, "dw_oi": 4 * width**2, "db_o": 4 * width}
-    cut = plan.chains
-    assert partials <= 4 * plan.partials * (cut.count + -(-cut.count // cut.group_size)) / cut.count
+    cut = plan.split
+    assert partials <= 4 * plan.partials * (cut.splits + -(-cut.splits // cut.group_size)) / cut.splits
 
 
 # ---- Bank conflicts

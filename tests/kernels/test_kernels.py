@@ -16,7 +16,7 @@ from support.requirements import require_emulator
 
 import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, TrainStep
-from gpuback._backends.cuda import plans
+from gpuback._backends.cuda import layer_plans, split_k
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._core.activations import ACTIVATIONS
@@ -33,7 +33,7 @@ SCHEDULES = [("fifo", "late"), ("lifo", "early"), ("random", "random")]
 
 @pytest.fixture
 def plan_for(monkeypatch):
-    """A function that makes plans want so few items of work that small shapes get large tiles and long chains."""
+    """A function that makes plans want so few work tiles that small shapes get large tiles and long splits."""
     yield lambda items: want(items, monkeypatch)
     monkeypatch.undo()
     forget_plans()
@@ -41,14 +41,14 @@ def plan_for(monkeypatch):
 
 def want(items: int | None, patch: pytest.MonkeyPatch) -> None:
     if items is not None:
-        patch.setattr(plans, "ITEMS_WANTED", items)
-        patch.setattr(plans, "SIMT_ITEMS_WANTED", items)
-        patch.setattr(plans, "SIMT_TILES_WANTED", items // 2)
+        patch.setattr(split_k, "WORK_TILES_WANTED", items)
+        patch.setattr(layer_plans, "SIMT_WORK_TILES_WANTED", items)
+        patch.setattr(layer_plans, "SIMT_LARGE_TILES_WANTED", items // 2)
     forget_plans()
 
 
 def forget_plans() -> None:
-    for plan in (plans.layer_plan, plans.delta_plan, plans.forward_plan):
+    for plan in (layer_plans.layer_plan, layer_plans.delta_plan, layer_plans.forward_plan):
         plan.cache_clear()
 
 
@@ -56,7 +56,7 @@ def forget_plans() -> None:
 
 
 class Case(NamedTuple):
-    """A pass of a ragged layer on a device, and how many items of work a plan shall want (None: as many as ever)."""
+    """A pass of a ragged layer on a device, and how many work tiles a plan shall want (None: as many as ever)."""
 
     direction: str
     layer: Layer
@@ -69,7 +69,11 @@ class Case(NamedTuple):
         shape = layer.batch_size, layer.n_out, layer.n_in, PRECISIONS[layer.precision], self.limits
         with pytest.MonkeyPatch.context() as patch:
             want(self.items, patch)
-            plan = plans.layer_plan(*shape).launch if self.direction == "backward" else plans.forward_plan(*shape)
+            plan = (
+                layer_plans.layer_plan(*shape).launch
+                if self.direction == "backward"
+                else layer_plans.forward_plan(*shape)
+            )
         forget_plans()
         return plan.variant
 
@@ -215,7 +219,7 @@ def test_a_workspace_has_room_for_every_plan(shape, precision, need_da_prev):
     batch_size, n_out, n_in = shape
     ops = CudaOps(np, EmulatorLauncher())
     workspace = ops.workspace(batch_size, (n_in, n_out), PRECISIONS[precision])
-    plan = plans.layer_plan(*shape, PRECISIONS[precision], ops.launcher.limits, need_da_prev=need_da_prev)
+    plan = layer_plans.layer_plan(*shape, PRECISIONS[precision], ops.launcher.limits, need_da_prev=need_da_prev)
     assert workspace.partials.size >= plan.partials
     assert workspace.counters.size >= plan.counters
 

@@ -61,14 +61,14 @@ def moved(numbers: dict[str, int], *few: str) -> dict[str, int]:
 
 
 def partial_results(sizes: tuple[int, ...], sums: SumsPlan, rows: int) -> int:
-    """Bytes of all: one for each chain, and at the second level for each group. A warp holds `rows` x 16 of dW and, of
+    """Bytes of all: one for each split, and at the second level for each group. A warp holds `rows` x 16 of dW and, of
     the first columns, as many of db in room for 4 x 32."""
     numbers = 0
     for n_in, n_out in pairwise(sizes):
         numbers += -(-n_out // rows) * (-(-n_in // 16) * rows * 16 + 4 * 32)
-    chains = sums.chains
-    groups = -(-chains.count // chains.group_size)
-    return 4 * numbers * (chains.count + (groups if groups > 1 else 0))
+    split = sums.split
+    groups = -(-split.splits // split.group_size)
+    return 4 * numbers * (split.splits + (groups if groups > 1 else 0))
 
 
 FEW = ("hyper", "state", "mean_loss")
@@ -80,15 +80,15 @@ def check_few(counts: Counts, sums: SumsPlan) -> None:
         assert counts.bytes_read[name] <= 8 * 11 * 32 * (sums.pieces + 1 + 8 * 16)
     assert counts.bytes_written["state"] <= 64 and counts.bytes_written["mean_loss"] == 4
     assert set(moved(counts.atomics)) == {"counters"}
-    assert counts.atomics["counters"] <= 3 * 8 * 4 * sums.chains.count * sums.pieces
+    assert counts.atomics["counters"] <= 3 * 8 * 4 * sums.split.splits * sums.pieces
 
 
 @pytest.mark.parametrize("sizes, batch_size, optimizer, clips", STEPS)
 def test_one_launch(sizes, batch_size, optimizer, clips):
     counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "whole")
     assert launches == (["network_narrow", "sgd"] if clips else ["network_narrow"])
-    blocks, chains = plan.launch.grid, plan.sums.chains.count
-    assert blocks == chains <= 132 and plan.sums.chains.rows == max(128, batch_size // 128)
+    blocks, splits = plan.launch.grid, plan.sums.split.splits
+    assert blocks == splits <= 132 and plan.sums.split.rows_per_split == max(128, batch_size // 128)
     assert plan.rows == (128 if sizes == SEVEN_OF_64 else 256)
     partials = partial_results(sizes, plan.sums, 16)
     state = {"first_state": 4 * n, "second_state": 4 * n} if optimizer == "Adam" else {}
@@ -99,7 +99,7 @@ def test_one_launch(sizes, batch_size, optimizer, clips):
         "theta": 4 * n * blocks + 4 * n,
         "layout": 48 * len(sizes) * blocks,
         "partials": partials,
-        "losses": 8 * chains,
+        "losses": 8 * splits,
         **({"squares": 8 * plan.sums.slots} if clips else {}),
         **state,
         **kept,
@@ -107,7 +107,7 @@ def test_one_launch(sizes, batch_size, optimizer, clips):
     assert moved(counts.bytes_written, *FEW) == {
         "theta": 4 * n,
         "partials": partials,
-        "losses": 8 * chains,
+        "losses": 8 * splits,
         "squares": 8 * plan.sums.pieces,
         **state,
         **kept,
@@ -135,7 +135,7 @@ def test_two_launches(sizes, batch_size, optimizer, clips):
         "layout": 48 * len(sizes) * (chain.launch.grid + plan.weights.launch.grid),
         "workspace": rows_of_h + rows_of_da + rows_of_sources,
         "partials": partials,
-        "losses": 8 * chain.chains.count,
+        "losses": 8 * chain.split.splits,
         **({"squares": 8 * sums.slots} if clips else {}),
         **state,
         **kept,
@@ -144,7 +144,7 @@ def test_two_launches(sizes, batch_size, optimizer, clips):
         "theta": 4 * n,
         "workspace": rows_of_h + rows_of_da,
         "partials": partials,
-        "losses": 8 * chain.chains.count,
+        "losses": 8 * chain.split.splits,
         "squares": 8 * sums.pieces,
         **state,
         **kept,

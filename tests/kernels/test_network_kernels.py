@@ -22,10 +22,10 @@ from support.requirements import require_emulator
 
 import gpuback
 from gpuback import SGD, Adam, TrainStep
-from gpuback._backends.cuda import network_plans
+from gpuback._backends.cuda import network_plans, split_k
 from gpuback._backends.cuda.fused_network import possible_plan
 from gpuback._backends.cuda.network_plans import StepPlan
-from gpuback._backends.cuda.plans import Chains
+from gpuback._backends.cuda.split_k import SplitK
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._cuda.launch import LaunchPlan
 from gpuback._gates.variants import every_kernel
@@ -311,8 +311,8 @@ def test_no_variant_is_left_out():
 @pytest.mark.parametrize("rows", [320, 448])
 def test_how_long_chains_are_cut_into_slabs_changes_no_bit(rows, dtype, monkeypatch):
     """Chains of more than 128 rows, which otherwise come with batches of thousands; slabs begin anywhere in them."""
-    monkeypatch.setattr(network_plans.plans, "narrow_chains", lambda size: Chains(-(-size // rows), rows))
-    monkeypatch.setattr(network_plans.plans, "chains_for", lambda size, *_: Chains(-(-size // rows), rows))
+    monkeypatch.setattr(split_k, "narrow_split", lambda size: SplitK(-(-size // rows), rows))
+    monkeypatch.setattr(split_k, "split_batch", lambda size, *_: SplitK(-(-size // rows), rows))
     for plan in (network_plans.step_plan, network_plans.chain_plan, network_plans.weights_plan):
         monkeypatch.setattr(network_plans, plan.__name__, plan.__wrapped__)
     network = Network((17, 40, 16, 5), 700, dtype, ("relu", "gelu"), weighted=True)

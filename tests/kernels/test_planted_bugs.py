@@ -12,7 +12,7 @@ from support.kernel_layers import Layer
 from support.planted import planted
 from support.requirements import require_emulator
 
-from gpuback._backends.cuda import plans
+from gpuback._backends.cuda import layer_plans
 
 require_emulator()
 
@@ -202,14 +202,14 @@ def test_the_checker_finds_a_missing_warp_barrier_before_staged_memory_is_used_a
         Layer(301, 60, 120, "bfloat16", "tanh"),
         r"race \(write after read.* shared memory",
     )
-    monkeypatch.setattr(plans, "slab_choices", lambda *layer: [plans._Slabs(64, 128, 128, 2)])
-    plans.layer_plan.cache_clear()
+    monkeypatch.setattr(layer_plans, "narrow_tile_choices", lambda *layer: [layer_plans.NarrowTile(64, 128, 128, 2)])
+    layer_plans.layer_plan.cache_clear()
     try:
         run(bug, KERNELS, checked=True)
         with pytest.raises(EmulationError, match=bug.message) as caught:
             run(bug, planted({bug.source: bug.patches}, tmp_path), checked=True)
     finally:
-        plans.layer_plan.cache_clear()
+        layer_plans.layer_plan.cache_clear()
     print(caught.value)
 
 

@@ -18,7 +18,7 @@ from support.kernel_networks import Network, network_on
 from support.requirements import require_emulator
 
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep
-from gpuback._backends.cuda import network_plans, plans
+from gpuback._backends.cuda import network_plans, split_k
 
 require_emulator()
 
@@ -185,9 +185,9 @@ def test_a_step_is_made_where_numpy_makes_it(form, make, clip_norm, stop_after_n
 
 
 def near_the_end(signs: tuple[float, float, float]) -> tuple[NDArray, NDArray, NDArray]:
-    """A batch of three chains whose sums of dW, in column 1, are about 2e38 times `signs`, at θ = 0."""
-    chains = plans.narrow_chains(300)
-    assert (chains.count, chains.rows) == (3, 128)
+    """A batch of three splits whose sums of dW, in column 1, are about 2e38 times `signs`, at θ = 0."""
+    split = split_k.narrow_split(300)
+    assert (split.splits, split.rows_per_split) == (3, 128)
     x = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
     x[:, 1] = 1.17e38 * np.repeat(signs, (128, 128, 44))
     return x, np.full((300, 40), -1, np.float32), np.full(300, 4, np.float32)
@@ -278,7 +278,7 @@ def test_an_input_that_becomes_infinite_as_it_is_rounded_to_tf32(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_chains_losses_are_added_one_by_one_however_it_is_cut_into_slabs(form, monkeypatch):
-    monkeypatch.setattr(plans, "ITEMS_WANTED", 1)  # one chain of several slabs
+    monkeypatch.setattr(split_k, "WORK_TILES_WANTED", 1)  # one split of several batch tiles
     weight = np.zeros(256, np.float32)
     weight[[0, 64, 128, 192]] = 2.0**60, 1, -(2.0**60), 1  # of one thread's rows; only from left to right is the sum 1
     clear_plans()

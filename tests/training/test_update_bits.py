@@ -14,8 +14,9 @@ from emulator import EmulatorLauncher, GuardedNumpy
 from support.planted import planted
 from support.requirements import require_emulator
 
-from gpuback._backends.cuda import plans
+from gpuback._backends.cuda import row_plans
 from gpuback._backends.cuda import updates as cuda_updates
+from gpuback._backends.cuda.formats import real_of
 from gpuback._backends.numpy import ops as numpy_ops
 from gpuback._backends.numpy import updates as numpy_updates
 from gpuback._core.exact_sums import CHUNK, exact_sum, norm
@@ -206,7 +207,7 @@ def test_a_gradient_that_is_not_finite_is_left_with_an_exact_norm_too(bad: float
 
 def cuda_norm(x: np.ndarray, *, xp: Any = np, **launcher: Any) -> np.ndarray:
     result = xp.empty((), np.float64)
-    real = plans.real_of(x.dtype)
+    real = real_of(x.dtype)
     cuda_updates.bind_exact_norm(xp, EmulatorLauncher(**launcher), len(x), real, result)(x)
     return result
 
@@ -260,8 +261,8 @@ def test_no_order_and_no_schedule_changes_a_bit(dtype: str, decades: float, leng
 @pytest.mark.parametrize("grid", [1, 2, 37, 256])
 def test_no_number_of_blocks_changes_a_bit(grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = wide_range(3001, "float64", 5)
-    plan = plans.vector_plan
-    monkeypatch.setattr(plans, "vector_plan", lambda *which: plan(*which)._replace(grid=grid))
+    plan = row_plans.vector_plan
+    monkeypatch.setattr(row_plans, "vector_plan", lambda *which: plan(*which)._replace(grid=grid))
     for order, resident in SCHEDULES:
         choices = {"order": order, "resident_blocks": resident}
         assert cuda_norm(x, **choices) == norm(x)
@@ -355,9 +356,9 @@ def test_the_checker_finds_nothing() -> None:
 
 
 def test_more_terms_than_add_up_exactly_are_refused() -> None:
-    assert plans.vector_plan("exact_sum", 2**31, "double").grid == 256
+    assert row_plans.vector_plan("exact_sum", 2**31, "double").grid == 256
     with pytest.raises(ShapeError, match="an exact sum: expected at most 2147483648 terms"):
-        plans.vector_plan("largest", 2**31 + 1, "float")
+        row_plans.vector_plan("largest", 2**31 + 1, "float")
 
 
 # --- mistakes, planted into the kernels

@@ -7,21 +7,20 @@ of training, the optimizer's update. Clipping needs the gradient's norm first, a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from gpuback._backends.cuda import network_plans
+from gpuback._backends.cuda.arguments import labels_and_targets, output_id
+from gpuback._backends.cuda.arrays import CudaArrays
 from gpuback._backends.cuda.network_plans import ChainPlan, StepPlan, SumsPlan, WeightsPlan
 from gpuback._backends.cuda.updates import CudaUpdate
 from gpuback._core.architecture import Architecture
 from gpuback._core.gradients import Gradients
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument, DeviceLimits, Launch, Slot
-
-if TYPE_CHECKING:
-    from gpuback._backends.cuda.ops import CudaOps
 
 KEEP_GRADIENT, DECIDE = 0, 1
 """What the kernels do with a gradient, besides the optimizers' steps: keep it; keep it and settle whether there is a
@@ -65,7 +64,7 @@ class CudaFusedNetwork:
 
     def __init__(
         self,
-        ops: CudaOps,
+        arrays: CudaArrays,
         architecture: Architecture,
         theta: Array,
         plan: StepPlan | TwoLaunches,
@@ -73,19 +72,19 @@ class CudaFusedNetwork:
     ) -> None:
         self.key = key
         batch_size, need_gradient, _ = key
-        self._ops, self._architecture, self._theta, self._batch_size = ops, architecture, theta, batch_size
+        self._arrays, self._architecture, self._theta, self._batch_size = arrays, architecture, theta, batch_size
         self._plan = plan
         precision = architecture.precision
         scale = precision.gradient_scale(batch_size)
         total: Any = precision.accumulator.type
         self._divisor, self._factor = total(batch_size / scale), total(1.0 / scale)
         self._steps: WeakKeyDictionary[CudaUpdate, dict[bool, Callable[..., None]]] = WeakKeyDictionary()
-        limits, xp = ops.launcher.limits, ops.xp
+        limits, xp = arrays.launcher.limits, arrays.xp
         self._depth = _int(len(architecture.sizes) - 1)
         if not need_gradient:
             forward = network_plans.chain_plan(architecture, batch_size, limits, backward=False)
             assert isinstance(forward, ChainPlan)  # what has room for the backward pass has it without
-            self._losses = ops.empty(forward.chains.count, np.dtype(np.float64))
+            self._losses = arrays.empty(forward.split.splits, np.dtype(np.float64))
             self._counters = xp.zeros(network_plans.COUNTERS, np.uint32)
             self._forward = {
                 wanted: self._bind_chain(forward, xp.asarray(forward.layout), wanted, None)
@@ -94,13 +93,13 @@ class CudaFusedNetwork:
             return
         plans = (plan,) if isinstance(plan, StepPlan) else plan
         self._layout = xp.asarray(plans[0].layout)
-        sums, chains = plans[-1].sums, plans[-1].sums.chains.count
-        self._partials = ops.empty(sums.partials, precision.accumulator)
+        sums, splits = plans[-1].sums, plans[-1].sums.split.splits
+        self._partials = arrays.empty(sums.partials, precision.accumulator)
         self._squares, self._counters = xp.zeros(sums.slots, np.float64), xp.zeros(sums.counters, np.uint32)
         if isinstance(plan, TwoLaunches):
-            chains = plan.chain.chains.count
-            self._workspace = ops.empty(plan.chain.columns * batch_size, precision.operand)
-        self._losses = ops.empty(chains, np.dtype(np.float64))
+            splits = plan.chain.split.splits
+            self._workspace = arrays.empty(plan.chain.columns * batch_size, precision.operand)
+        self._losses = arrays.empty(splits, np.dtype(np.float64))
         if isinstance(plan, TwoLaunches):
             self._chain = self._bind_chain(plan.chain, self._layout, GRADIENTS, self._workspace)
         self._gradient = self._bind_step(KEEP_GRADIENT, [None, None, None, None])
@@ -112,7 +111,7 @@ class CudaFusedNetwork:
     def loss(self, x: Array, y: Array, weight: Array | None) -> Array:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b)."""
         mean = self._fresh_loss()
-        self._forward[LOSS](x, *_targets(y), weight, None, None, mean)
+        self._forward[LOSS](x, *labels_and_targets(y), weight, None, None, mean)
         return mean
 
     def value_and_grad(
@@ -144,18 +143,16 @@ class CudaFusedNetwork:
             update.launch_step(gradient)
 
     def _fresh_loss(self) -> Array:
-        return self._ops.empty((), self._architecture.precision.accumulator)
+        return self._arrays.empty((), self._architecture.precision.accumulator)
 
     def _loss_options(self) -> list[Argument]:
-        from gpuback._backends.cuda.ops import output_id
-
         architecture = self._architecture
         return [_int(architecture.loss_row.kernel_id), _int(output_id(architecture.output)), self._divisor]
 
     def _bind_chain(self, plan: ChainPlan, layout: Array, wanted: int, workspace: Array | None) -> Launch:
         """A function of the samples, labels, targets, weights, ŷ, dx and the mean loss."""
         batch = [Slot(), Slot(), Slot(), Slot(), _int(self._batch_size)]
-        return self._ops.launcher.bind(
+        return self._arrays.launcher.bind(
             plan.launch,
             [
                 *(layout, self._depth, _int(plan.all_weights), *batch, _int(wanted)),
@@ -163,8 +160,8 @@ class CudaFusedNetwork:
                     *self._loss_options(),
                     self._factor,
                     _int(plan.rows),
-                    _int(plan.chains.rows),
-                    _int(plan.chains.count),
+                    _int(plan.split.rows_per_split),
+                    _int(plan.split.splits),
                 ),
                 self._theta,
                 *(Slot(), Slot(), Slot(), workspace, self._losses, self._counters),
@@ -173,7 +170,7 @@ class CudaFusedNetwork:
 
     def _bind_step(self, kind: int, state: list[Array | None]) -> Callable[..., None]:
         """A function of the samples, targets, weights, the gradient, accumulate, dx and the mean loss."""
-        plan, bind = self._plan, self._ops.launcher.bind
+        plan, bind = self._plan, self._arrays.launcher.bind
         update = [self._theta, _int(self._theta.size), _int(kind), *state, Slot(), Slot(np.int32), self._factor]
         if isinstance(plan, StepPlan):
             batch = [Slot(), Slot(), Slot(), Slot(), _int(self._batch_size)]
@@ -181,13 +178,13 @@ class CudaFusedNetwork:
                 plan.launch,
                 [
                     *(self._layout, self._depth, *batch, *self._loss_options()),
-                    *(_int(plan.rows), *_chains(plan.sums), *update, Slot(), Slot()),
+                    *(_int(plan.rows), *_split(plan.sums), *update, Slot(), Slot()),
                     *(self._partials, self._losses, self._squares, self._counters, _int(plan.sums.pieces)),
                 ],
             )
 
             def run(x: Array, y: Array, weight: Array | None, *outputs: Any) -> None:
-                launch(x, *_targets(y), weight, *outputs)
+                launch(x, *labels_and_targets(y), weight, *outputs)
 
             return run
         chain, weights = self._chain, plan.weights
@@ -195,27 +192,22 @@ class CudaFusedNetwork:
             weights.launch,
             [
                 *(self._layout, self._depth, self._workspace, _int(self._batch_size)),
-                *(_int(weights.rows), *_chains(weights.sums), *update, Slot(), self._partials, self._losses),
-                *(_int(plan.chain.chains.count), self._squares, self._counters, _int(weights.sums.pieces)),
+                *(_int(weights.rows), *_split(weights.sums), *update, Slot(), self._partials, self._losses),
+                *(_int(plan.chain.split.splits), self._squares, self._counters, _int(weights.sums.pieces)),
             ],
         )
 
         def run_both(
             x: Array, y: Array, weight: Array | None, gradient: Array, accumulate: bool, dx: Array | None, loss: Array
         ) -> None:
-            chain(x, *_targets(y), weight, None, dx, None)
+            chain(x, *labels_and_targets(y), weight, None, dx, None)
             add_up(gradient, accumulate, loss)
 
         return run_both
 
 
-def _chains(sums: SumsPlan) -> list[Argument]:
-    return [_int(sums.chains.rows), _int(sums.chains.count), _int(sums.chains.group_size)]
-
-
-def _targets(y: Array) -> tuple[Array | None, Array | None]:
-    """Labels and targets, of which there is one."""
-    return (y, None) if y.ndim == 1 else (None, y)
+def _split(sums: SumsPlan) -> list[Argument]:
+    return [_int(sums.split.rows_per_split), _int(sums.split.splits), _int(sums.split.group_size)]
 
 
 def _int(value: int) -> np.int32:

@@ -15,9 +15,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._backends.cuda import plans
-from gpuback._backends.cuda.plans import Chains
+from gpuback._backends.cuda import split_k
+from gpuback._backends.cuda.formats import uses_tensor_cores
+from gpuback._backends.cuda.layer_plans import NARROW
+from gpuback._backends.cuda.split_k import SplitK
 from gpuback._core.architecture import Architecture
+from gpuback._core.integers import ceil_div, round_up
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
 
@@ -65,12 +68,12 @@ class SumsPlan:
     """How sums over the batch are cut and added up.
 
     Attributes:
-        chains: how the batch is cut.
+        split: how the batch is cut.
         partials: numbers of workspace for partial results.
         slots: a layer's parts that warps could hold, for all layers; `pieces` of them have anything in them.
     """
 
-    chains: Chains
+    split: SplitK
     partials: int
     slots: int
     pieces: int
@@ -78,7 +81,7 @@ class SumsPlan:
     @property
     def counters(self) -> int:
         """All 0 before and after."""
-        return COUNTERS + self.slots * self.chains.counters
+        return COUNTERS + self.slots * self.split.counters
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class ChainPlan:
     Attributes:
         launch, layout, rows: as StepPlan's.
         all_weights: a block keeps all of them; else it reads each layer's anew for every slab.
-        chains: how the batch is cut.
+        split: how the batch is cut.
         columns: of all matrices of the workspace.
     """
 
@@ -113,7 +116,7 @@ class ChainPlan:
     layout: NDArray[np.int32]
     rows: int
     all_weights: bool
-    chains: Chains
+    split: SplitK
     columns: int
 
 
@@ -128,20 +131,20 @@ class WeightsPlan:
 
 def whole(width: int) -> int:
     """What a width is rounded up to."""
-    return -(-width // 16) * 16
+    return round_up(width, 16)
 
 
 def refusal(architecture: Architecture, limits: DeviceLimits) -> str | None:
     """Why no kernel takes such a network at once; None if there is one."""
     precision, widest = architecture.precision, max(architecture.sizes)
-    if plans.uses_tensor_cores(precision) and not limits.tensor_cores:
+    if uses_tensor_cores(precision) and not limits.tensor_cores:
         return "this device has no tensor cores for such operands"
     if precision.reproducible:
         return "reproducible mode goes layer by layer"
     if precision.name == "float64":
         return "float64 goes layer by layer"
-    if widest > plans.NARROW:
-        return f"a layer is {widest} wide, and whole networks are taken up to {plans.NARROW}"
+    if widest > NARROW:
+        return f"a layer is {widest} wide, and whole networks are taken up to {NARROW}"
     return None
 
 
@@ -176,8 +179,8 @@ def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits)
             break
     else:
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
-    sums = _sums(sizes, shape.width, warps, plans.narrow_chains(batch_size))
-    launch = LaunchPlan(step_variant(shape, precision), sums.chains.count, 32 * warps, shared_bytes)
+    sums = _sums(sizes, shape.width, warps, split_k.narrow_split(batch_size))
+    launch = LaunchPlan(step_variant(shape, precision), sums.split.splits, 32 * warps, shared_bytes)
     return StepPlan(launch, layout, rows, sums)
 
 
@@ -190,10 +193,10 @@ def chain_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits
             break
     else:
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
-    chains = plans.narrow_chains(batch_size)
-    grid = min(chains.count, 2 * limits.multiprocessors)
+    split = split_k.narrow_split(batch_size)
+    grid = min(split.splits, 2 * limits.multiprocessors)
     launch = LaunchPlan(chain_variant("network_chain", architecture.precision), grid, 32 * CHAIN_WARPS, shared_bytes)
-    return ChainPlan(launch, layout, rows, all_weights, chains, columns)
+    return ChainPlan(launch, layout, rows, all_weights, split, columns)
 
 
 @functools.cache
@@ -209,10 +212,10 @@ def weights_plan(architecture: Architecture, batch_size: int, limits: DeviceLimi
             break
     else:
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
-    wanted = -(-2 * plans.ITEMS_WANTED // depth)
-    chains = plans.chains_for(batch_size, wanted, plans.NARROW_SMALLEST_CHAIN, plans.LONGEST_CHAIN)
-    sums = _sums(sizes, width, CHAIN_WARPS, chains)
-    grid = min(depth * sums.chains.count, 2 * limits.multiprocessors)
+    wanted = ceil_div(2 * split_k.WORK_TILES_WANTED, depth)
+    split = split_k.split_batch(batch_size, wanted, split_k.NARROW_SMALLEST_SPLIT, split_k.LARGEST_SPLIT)
+    sums = _sums(sizes, width, CHAIN_WARPS, split)
+    grid = min(depth * sums.split.splits, 2 * limits.multiprocessors)
     variant = chain_variant("network_weights_64" if width == 64 else "network_weights_128", precision)
     return WeightsPlan(LaunchPlan(variant, grid, 32 * CHAIN_WARPS, shared_bytes), rows, sums)
 
@@ -222,11 +225,11 @@ def weights_plan(architecture: Architecture, batch_size: int, limits: DeviceLimi
 
 def _pad(precision: Precision) -> int:
     """Numbers at the end of a row of operands."""
-    return 8 if plans.uses_tensor_cores(precision) else 4
+    return 8 if uses_tensor_cores(precision) else 4
 
 
 def _table_bytes(depth: int) -> int:
-    return -(-(depth + 1) * LAYER_NUMBERS * 4 // 16) * 16
+    return round_up((depth + 1) * LAYER_NUMBERS * 4, 16)
 
 
 def _table(architecture: Architecture) -> NDArray[np.int32]:
@@ -305,21 +308,23 @@ def _chain_layout(
     return table, end, columns
 
 
-def _sums(sizes: tuple[int, ...], width: int, warps: int, chains: Chains) -> SumsPlan:
+def _sums(sizes: tuple[int, ...], width: int, warps: int, split: SplitK) -> SumsPlan:
     """Warps stand over each dW, four across, and hold a part of `rows` x `columns` each."""
     rows, columns = max(width // (warps // 4), 16), width // 4
-    held = rows * columns // 32 + plans.whole_packs(-(-rows // 32))
+    held = rows * columns // 32 + round_up(ceil_div(rows, 32), 4)
     slots = warps * (len(sizes) - 1)
-    pieces = sum(-(-n_out // rows) * -(-n_in // columns) for n_in, n_out in pairwise(sizes))
-    return SumsPlan(chains, chains.count * slots * 32 * held, slots, pieces)
+    pieces = sum(ceil_div(n_out, rows) * ceil_div(n_in, columns) for n_in, n_out in pairwise(sizes))
+    return SumsPlan(split, split.splits * slots * 32 * held, slots, pieces)
 
 
 # Variants
 
 
-def _operands(precision: Precision) -> tuple[str, str]:
+def _variant(source: str, entry: str, precision: Precision, *sizes: str) -> Variant:
     operand = precision.name if precision.sixteen_bit else "float"
-    return f"OPERAND={operand}", f"TENSOR_CORES={int(plans.uses_tensor_cores(precision))}"
+    tensor_cores = uses_tensor_cores(precision)
+    defines = f"OPERAND={operand}", f"TENSOR_CORES={int(tensor_cores)}", *sizes
+    return Variant(source, entry, defines, tensor_cores)
 
 
 def step_warps(precision: Precision) -> int:
@@ -330,9 +335,9 @@ def step_warps(precision: Precision) -> int:
 def step_variant(shape: Shape, precision: Precision) -> Variant:
     """The kernel of the one launch for such networks and operands."""
     sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}", f"WARPS={step_warps(precision)}"
-    return Variant("network/fused_step.cu", "network_narrow", (*_operands(precision), *sizes))
+    return _variant("network/fused_step.cu", "network_narrow", precision, *sizes)
 
 
 def chain_variant(entry: ChainEntry, precision: Precision) -> Variant:
     """A kernel of the two launches for such operands."""
-    return Variant("network/fused_passes.cu", entry, _operands(precision))
+    return _variant("network/fused_passes.cu", entry, precision)

@@ -6,16 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuback._backends.cuda import plans
-from gpuback._backends.cuda.workspace import CudaBuffers, pitch_of
+from gpuback._backends.cuda import row_plans
+from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
+from gpuback._backends.cuda.workspace import CudaBuffers
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Launcher, Slot
+from gpuback._cuda.launch import Slot
 
 
-class CudaPerSample:
+class CudaPerSample(CudaArrays):
     """The operations of a backend on each sample by itself."""
-
-    launcher: Launcher
 
     def bind_add_norms(
         self, da: Array, norms: Array, workspace: CudaBuffers
@@ -23,7 +22,7 @@ class CudaPerSample:
         """norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)); see `NumpyPerSample.bind_add_norms`."""
         rows, n_out = da.shape
         launch = self.launcher.bind(
-            plans.per_sample_plan("add_norms", rows, workspace.precision),
+            row_plans.per_sample_plan("add_norms", rows, workspace.precision),
             [
                 *(da, pitch_of(da), Slot(), Slot(np.int32), norms, Slot(), Slot(np.int32)),
                 *(np.int32(rows), np.int32(n_out), Slot(np.int32)),
@@ -39,7 +38,7 @@ class CudaPerSample:
         """da_b *= factor min(1, max_norm / norms_b); see `NumpyPerSample.bind_clip`."""
         rows, n_out = da.shape
         return self.launcher.bind(
-            plans.per_sample_plan("clip_rows", rows, workspace.precision),
+            row_plans.per_sample_plan("clip_rows", rows, workspace.precision),
             [da, pitch_of(da), norms, Slot(np.float64), np.float64(factor), np.int32(rows), np.int32(n_out)],
         )
 
@@ -47,7 +46,7 @@ class CudaPerSample:
         """dW_b = da_b h_prev_bᵀ, db_b = da_b; the samples' gradients lie one after the other in one matrix."""
         rows, n_out = da.shape
         launch = self.launcher.bind(
-            plans.per_sample_plan("outer_rows", rows * n_out, workspace.precision),
+            row_plans.per_sample_plan("outer_rows", rows * n_out, workspace.precision),
             [
                 *(da, pitch_of(da), Slot(), Slot(np.int32), Slot(), Slot(), Slot(np.int64)),
                 *(np.int32(rows), np.int32(n_out), Slot(np.int32)),

@@ -1,4 +1,4 @@
-"""The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device.
+"""The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device; and the loss scale.
 
 `begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it; kernels/elementwise/optimizers.cu says how.
 The host waits for neither: it reads the numbers when it is asked. Hyper-parameters lie on the device as well, written
@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpuback._backends.cuda import plans
+from gpuback._backends.cuda import row_plans
+from gpuback._backends.cuda.arrays import CudaArrays
+from gpuback._backends.cuda.formats import Real, real_of
 from gpuback._backends.numpy.updates import beta_powers
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
@@ -48,7 +50,7 @@ def bind_exact_sum(xp: Any, launcher: Launcher, length: int) -> Callable[[Array,
     return write_sum
 
 
-def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: plans.Real, result: Array) -> Callable[..., None]:
+def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: Real, result: Array) -> Callable[..., None]:
     """A function of a vector that writes `gpuback._core.exact_sums.norm` of it to `result` (), float64."""
     find_largest, add = _bind_exact(xp, launcher, real, length, result=result, squares=True)
 
@@ -60,10 +62,10 @@ def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: plans.Real, 
 
 
 def _bind_exact(
-    xp: Any, launcher: Launcher, real: plans.Real, length: int, *, result: Array | None, squares: bool
+    xp: Any, launcher: Launcher, real: Real, length: int, *, result: Array | None, squares: bool
 ) -> tuple[Launch, Launch]:
     """The two launches, as functions of the vector, and of the vector, a divisor and where the quotient goes."""
-    first, second = (plans.vector_plan(entry, length, real) for entry in ("largest", "exact_sum"))
+    first, second = (row_plans.vector_plan(entry, length, real) for entry in ("largest", "exact_sum"))
     greatest, partials, arrivals = (
         xp.empty((), np.float64),
         xp.empty(3 * second.grid, np.float64),
@@ -98,7 +100,7 @@ class CudaUpdate(ABC):
 
     def __init__(self, xp: Any, launcher: Launcher, theta: Array, steps: int, exact_norm: bool) -> None:
         self._xp, self._launcher, self._theta = xp, launcher, theta
-        self._real = plans.real_of(theta.dtype)
+        self._real = real_of(theta.dtype)
         self.state = xp.zeros(len(STATE), np.float64)
         for name, value in (("steps", steps), ("diverged_at", NEVER), ("beta_power_1", 1.0), ("beta_power_2", 1.0)):
             self._put(name, value)
@@ -107,19 +109,19 @@ class CudaUpdate(ABC):
         self._written: bytes | None = None
         self._overwritten = False  # by a graph of the user's, which writes whenever it runs
         self._write = launcher.bind(
-            plans.vector_plan("set_hyper_parameters", 1, self._real),
+            row_plans.vector_plan("set_hyper_parameters", 1, self._real),
             [*[Slot(np.float64)] * len(HYPER_PARAMETERS), self.hyper],
         )
         norm = xp.empty((), np.float64) if exact_norm else None
         self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._real, norm)
-        plan = plans.vector_plan("begin_step", theta.size, self._real)
+        plan = row_plans.vector_plan("begin_step", theta.size, self._real)
         workspace = xp.empty(3 * plan.grid, np.float64), xp.zeros(1, np.uint32)
         arguments = [Slot(), np.int64(theta.size), Slot(), norm, self.hyper, self.state, *workspace]
         self._begin = launcher.bind(plan, arguments)  # a function of the gradient and the loss
 
     def _bind(self, entry: Literal["sgd", "adam"], arguments: list[Argument]) -> Launch:
         """The update's launch, as a function of the gradient."""
-        plan, n = plans.vector_plan(entry, self._theta.size, self._real), np.int64(self._theta.size)
+        plan, n = row_plans.vector_plan(entry, self._theta.size, self._real), np.int64(self._theta.size)
         return self._launcher.bind(plan, [*arguments, Slot(), n, self.hyper, self.state])
 
     def _put(self, name: str, value: float) -> None:
@@ -258,3 +260,56 @@ class AdamUpdate(CudaUpdate):
 
 def _count(value: float) -> int | None:
     return None if value == NEVER else int(value)
+
+
+class CudaLossScale:
+    """A dynamic loss scale; see `protocol.LossScale`. Three launches a step; the host waits only to read `state`.
+
+    Args:
+        arrays: the device's, and what runs kernels.
+        initial, growth_interval: S at first, and after how many steps in a row it is doubled.
+        n_parameters, dtype: of the gradient.
+    """
+
+    def __init__(
+        self, arrays: CudaArrays, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
+    ) -> None:
+        self._arrays, self._dtype, self._real = arrays, dtype, real_of(dtype)
+        self._numbers = arrays.xp.zeros(3, np.float64)  # in the order of `Scaling` in kernels/elementwise/optimizers.cu
+        self.state = initial, 0, 0
+        self._weights = arrays.empty(0, dtype)
+        bind, plan = arrays.launcher.bind, row_plans.vector_plan
+        self._unscale = bind(
+            plan("unscale", n_parameters, self._real),
+            [Slot(), np.int64(n_parameters), Slot(), Slot(), self._numbers],
+        )
+        interval = np.float64(growth_interval)
+        self._conclude = bind(plan("settle_scale", 1, self._real), [Slot(), interval, self._numbers])
+
+    @property
+    def state(self) -> tuple[float, int, int]:
+        scale, good_steps, skipped = self._arrays.to_numpy(self._numbers).tolist()
+        return scale, int(good_steps), int(skipped)
+
+    @state.setter
+    def state(self, value: tuple[float, int, int]) -> None:
+        for i, number in enumerate(value):
+            self._numbers[i] = number
+
+    def scale_weights(self, weight: Array | None, batch_size: int) -> Array:
+        if len(self._weights) < batch_size:
+            self._weights = self._arrays.empty(batch_size, self._dtype)
+            plan = row_plans.vector_plan("scale_weights", batch_size, self._real)
+            self._scale_weights = self._arrays.launcher.bind(
+                plan, [Slot(), Slot(np.int64), self._numbers, self._weights]
+            )
+        self._scale_weights(weight, batch_size)
+        return self._weights[:batch_size]
+
+    def unscale(self, gradient: Array, loss: Array) -> Array:
+        unscaled = self._arrays.empty((), self._dtype)
+        self._unscale(gradient, loss, unscaled)
+        return unscaled
+
+    def update(self, update: CudaUpdate) -> None:
+        self._conclude(update.state)

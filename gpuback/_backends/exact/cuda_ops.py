@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from gpuback._backends.cuda import plans
-from gpuback._backends.cuda.ops import IDENTITY, CudaOps, output_id
+from gpuback._backends.cuda import row_plans
+from gpuback._backends.cuda.arguments import activation_id, labels_and_targets, output_id
+from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
+from gpuback._backends.cuda.formats import real_of
+from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
-from gpuback._backends.cuda.workspace import CudaBuffers, pitch_of
+from gpuback._backends.cuda.workspace import CudaBuffers
 from gpuback._backends.exact.layers import ExactPasses, Multiply, loss_rule
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._core.activations import Activation
@@ -72,7 +75,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         rows, width = a.shape
         losses = self.xp.empty(rows, np.float64)
         launch = self.launcher.bind(
-            plans.exact_row_plan("exact_loss_rows", rows, workspace.precision),
+            row_plans.exact_row_plan("exact_loss_rows", rows, workspace.precision),
             [
                 *(a, pitch_of(a)),
                 *(Slot(), Slot(), Slot()),  # labels, targets, weight
@@ -86,8 +89,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
             if mean is None:
                 mean = self.xp.empty((), np.float32)
-            labels, targets = (y, None) if y.ndim == 1 else (None, y)
-            launch(labels, targets, weight)
+            launch(*labels_and_targets(y), weight)
             write_sum(losses, mean, rows)
             return mean
 
@@ -99,7 +101,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         """out = ŷ = O(a), as a function of out."""
         rows, width = a.shape
         return self.launcher.bind(
-            plans.exact_row_plan("exact_output_rows", rows, workspace.precision),
+            row_plans.exact_row_plan("exact_output_rows", rows, workspace.precision),
             [a, pitch_of(a), Slot(), *map(np.int32, (width, rows, width, output_id(name)))],
         )
 
@@ -112,7 +114,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
     def norm(self, array: Array) -> float:
         """√Σ x², exact but for its roundings; waits for it."""
         result = self.xp.empty((), np.float64)
-        bind_exact_norm(self.xp, self.launcher, array.size, plans.real_of(array.dtype), result)(array)
+        bind_exact_norm(self.xp, self.launcher, array.size, real_of(array.dtype), result)(array)
         return float(result)
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
@@ -130,16 +132,16 @@ class ReproducibleCudaBuffers(CudaBuffers):
     """The buffers of one network for one batch size."""
 
     def __init__(
-        self, ops: CudaOps, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply
+        self, arrays: CudaArrays, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply
     ) -> None:
-        super().__init__(ops, rows, sizes, precision)
-        self.slices = SliceBuffers(CudaPieces(ops, precision, multiply), rows, sizes)
+        super().__init__(arrays, rows, sizes, precision)
+        self.slices = SliceBuffers(CudaPieces(arrays, precision, multiply), rows, sizes)
 
 
 _POINTER, _INT, _REAL = Slot(), Slot(np.int32), Slot(np.float64)
 _MATRIX = (_POINTER, _INT)
 _PRODUCT = (_POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT)
-_ARGUMENTS: dict[plans.ExactEntry, tuple[Argument, ...]] = {
+_ARGUMENTS: dict[row_plans.ExactEntry, tuple[Argument, ...]] = {
     "largest_of_rows": (*_MATRIX, _POINTER),
     "largest_of_columns": (*_MATRIX, _POINTER),
     "split": (*_MATRIX, _POINTER, _INT, _INT, *_MATRIX, *_MATRIX),
@@ -156,15 +158,15 @@ class CudaPieces:
     """`gpuback._backends.exact.products.Pieces` on CUDA. A launch is laid out once for each kernel and shape.
 
     Args:
-        ops: whose arrays and kernels these are.
+        arrays: the device's, and what runs kernels.
         precision: of the network.
         multiply: (left, right, out) → None.
     """
 
-    def __init__(self, ops: CudaOps, precision: Precision, multiply: Multiply) -> None:
-        self._launcher, self._precision, self._multiply = ops.launcher, precision, multiply
-        self._launches: dict[tuple[plans.ExactEntry, int, int], Launch] = {}
-        self.empty = ops.empty
+    def __init__(self, arrays: CudaArrays, precision: Precision, multiply: Multiply) -> None:
+        self._launcher, self._precision, self._multiply = arrays.launcher, precision, multiply
+        self._launches: dict[tuple[row_plans.ExactEntry, int, int], Launch] = {}
+        self.empty = arrays.empty
 
     def rows_at_once(self, widest: int) -> int:
         return min(BLOCK, max(FEWEST_ROWS, SLICES_AT_ONCE // widest))
@@ -195,24 +197,24 @@ class CudaPieces:
         self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
     ) -> None:
         launch = self._launch("finish_forward", sums.p.shape)
-        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _as_sums(h), _kernel_id(g))
+        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _as_sums(h), activation_id(g))
 
     def finish_delta(
         self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
     ) -> None:
         launch = self._launch("finish_delta", sums.p.shape)
         out = *_matrix(da_prev), _as_sums(da_prev)
-        launch(*_product(sums, scales), *_matrix(None if g is None else source), factor, *out, _kernel_id(g))
+        launch(*_product(sums, scales), *_matrix(None if g is None else source), factor, *out, activation_id(g))
 
     def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
         launch = self._launch("finish_gradient", sums.p.shape)
         launch(*_product(sums, scales), factor, *_matrix(out), accumulate)
 
-    def _launch(self, entry: plans.ExactEntry, shape: tuple[int, int]) -> Launch:
+    def _launch(self, entry: row_plans.ExactEntry, shape: tuple[int, int]) -> Launch:
         key = (entry, *shape)
         launch = self._launches.get(key)
         if launch is None:
-            plan = plans.exact_plan(*key, self._precision)
+            plan = row_plans.exact_plan(*key, self._precision)
             launch = self._launches[key] = self._launcher.bind(plan, [*_ARGUMENTS[entry], *map(np.int32, shape)])
         return launch
 
@@ -230,7 +232,3 @@ def _product(sums: Sums, scales: Scales) -> tuple[Any, ...]:
 def _as_sums(out: Array) -> bool:
     """Whether a result is stored in the sums' dtype."""
     return bool(out.dtype == np.float32)
-
-
-def _kernel_id(g: Activation | None) -> int:
-    return IDENTITY if g is None else g.kernel_id

@@ -31,6 +31,7 @@ from gpuback._backends.numpy.workspace import Workspace
 from gpuback._core.activations import ACTIVATIONS, Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.chained_sums import bind_sum_columns
+from gpuback._core.integers import ceil_div, round_up
 from gpuback._core.losses import Loss, Softmax
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision, round_to_tf32
@@ -89,11 +90,11 @@ class NumpyOps(NumpyPerSample):
         flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
         fitting = BLOCK_BYTES // (precision.accumulator.itemsize * sum(sizes))
         rows = max(fitting if fitting >= 256 else 4096, math.isqrt(batch_size) // 2)
-        blocks, threads = -(-batch_size // rows), 1
+        blocks, threads = ceil_div(batch_size, rows), 1
         if blocks > 1 and 3 * batch_size * sum(flops) > WORTH_SHARING:
             threads = blas_threads()
-            blocks = min(-(-blocks // threads) * threads, batch_size)
-        rows = -(-batch_size // blocks)  # of one size, but for the last
+            blocks = min(round_up(blocks, threads), batch_size)
+        rows = ceil_div(batch_size, blocks)  # of one size, but for the last
         return rows, ThreadPool(
             min(threads, blocks), blas_alone=OPENBLAS_SHARES < rows * max(flops) < WORTH_BLAS_SHARING
         )

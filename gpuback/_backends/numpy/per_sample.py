@@ -16,6 +16,7 @@ import numpy as np
 
 from gpuback._backends.numpy.workspace import Workspace
 from gpuback._core.elementary import CANONICAL_NAN
+from gpuback._core.integers import round_up
 from gpuback._core.typing import Array
 
 CHUNK = 1 << 15
@@ -104,7 +105,7 @@ class ReproducibleNumpyRows(NumpyPerSample):
 
     def _row_norms(self, x: Array, more: float) -> Array:
         squares = np.empty(len(x))
-        width = -(-x.shape[1] // LANES) * LANES
+        width = round_up(x.shape[1], LANES)
         for rows, wide in _in_float64(x, width):
             wide[:, x.shape[1] :] = 0.0
             np.copyto(wide[:, : x.shape[1]], x[rows])

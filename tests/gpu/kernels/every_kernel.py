@@ -13,7 +13,7 @@ import numpy as np
 
 import gpuback
 from gpuback import SGD, Adam, TrainStep
-from gpuback._backends.cuda import plans
+from gpuback._backends.cuda import layer_plans, split_k
 from gpuback._backends.exact import products as exact_products
 from gpuback._backends.registry import ops_for
 from gpuback._gates.variants import every_kernel
@@ -32,7 +32,7 @@ NARROW_NETWORKS = [(9, 31, 5), (20, 64, 33, 10), (100, 128, 7), (9, *[40] * 9, 5
 """For each kernel that takes a whole network, one that goes through it."""
 
 SHARED_BYTES = (None, 166912, 101376)
-"""Of this device, of an A100 and of an A10: smaller ones get shallower rings of slabs."""
+"""Of this device, of an A100 and of an A10: smaller ones get shallower circular buffers."""
 
 
 def layer(rows: int, n_out: int, n_in: int, dtype: str, allow_tf32: bool) -> None:
@@ -60,13 +60,13 @@ def train(net: gpuback.MLP, optimizer: Optimizer, rows: int) -> None:
 
 
 def want(items: int) -> None:
-    """Makes plans content with so few items of work that small layers get large tiles and long chains; and exact
+    """Makes plans content with so few work tiles that small layers get large tiles and long splits; and exact
     products with so few terms in a block that there are several.
     """
     exact_products.BLOCK = 64
-    plans.ITEMS_WANTED = plans.SIMT_ITEMS_WANTED = items
-    plans.SIMT_TILES_WANTED = items // 2
-    for plan in (plans.layer_plan, plans.delta_plan, plans.forward_plan):
+    split_k.WORK_TILES_WANTED = layer_plans.SIMT_WORK_TILES_WANTED = items
+    layer_plans.SIMT_LARGE_TILES_WANTED = items // 2
+    for plan in (layer_plans.layer_plan, layer_plans.delta_plan, layer_plans.forward_plan):
         plan.cache_clear()
 
 

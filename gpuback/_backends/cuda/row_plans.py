@@ -1,0 +1,133 @@
+"""Launch plans of the kernels over rows and elements: losses, outputs, copies, per-sample gradients, updates, splits.
+
+Pure functions from a shape and a number format. Sums over the batch follow from the shape alone, not from the device.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gpuback._backends.cuda.formats import Real, accumulator_name, operand_name
+from gpuback._core import elementary
+from gpuback._core.integers import ceil_div
+from gpuback._core.precision import Precision
+from gpuback._cuda.launch import LaunchPlan, Variant
+from gpuback.errors import ShapeError
+
+VectorEntry = Literal[
+    "set_hyper_parameters",
+    "mean_of_blocks",
+    "scale_weights",
+    "unscale",
+    "settle_scale",
+    "begin_step",
+    "vector_norm",
+    "sgd",
+    "adam",
+    "largest",
+    "exact_sum",
+]
+"""The kernels over flat vectors."""
+
+THREADS = 256
+"""In a block."""
+
+LARGEST_ROW_GRID = 1024
+"""Blocks of kernels that go over rows or elements. Sums over the batch depend on it."""
+
+LONGEST_EXACT_SUM = 2**31
+"""Terms of which limbs of 21 bits still add up exactly in float64."""
+
+
+def _row_blocks(rows: int) -> int:
+    """Eight rows to a block at a time."""
+    return min(ceil_div(rows, 8), LARGEST_ROW_GRID)
+
+
+def _row_variant(source: str, entry: str, precision: Precision) -> Variant:
+    return Variant(source, entry, (f"REAL={accumulator_name(precision)}", f"OPERAND={operand_name(precision)}"))
+
+
+def loss_plan(batch_size: int, precision: Precision) -> LaunchPlan:
+    """The output layer: each row's loss and da, and the mean loss."""
+    variant = _row_variant("elementwise/losses.cu", "loss_rows", precision)
+    return LaunchPlan(variant, _row_blocks(batch_size), THREADS, 8 * 8)
+
+
+def output_plan(batch_size: int, precision: Precision) -> LaunchPlan:
+    """The network's output ŷ from its pre-activations."""
+    variant = _row_variant("elementwise/losses.cu", "output_rows", precision)
+    return LaunchPlan(variant, _row_blocks(batch_size), THREADS)
+
+
+def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision: Precision) -> LaunchPlan:
+    """Copies in the operands' format."""
+    variant = _row_variant("elementwise/losses.cu", entry, precision)
+    return LaunchPlan(variant, _row_blocks(rows), THREADS)
+
+
+PerSampleEntry = Literal["add_norms", "clip_rows", "outer_rows"]
+"""The kernels over each sample by itself."""
+
+
+def per_sample_plan(entry: PerSampleEntry, rows: int, precision: Precision) -> LaunchPlan:
+    """A warp to each of so many rows: samples, or samples' units."""
+    variant = _row_variant("elementwise/losses.cu", entry, precision)
+    return LaunchPlan(variant, _row_blocks(rows), THREADS)
+
+
+def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
+    """Kernels over flat vectors: four numbers a thread at a time.
+
+    Raises:
+        ShapeError: more terms than add up exactly.
+    """
+    exact, adds_up = entry in ("largest", "exact_sum"), entry in ("begin_step", "vector_norm", "largest", "exact_sum")
+    if exact and length > LONGEST_EXACT_SUM:
+        raise ShapeError(f"an exact sum: expected at most {LONGEST_EXACT_SUM} terms, got {length}")
+    blocks = min(ceil_div(length, 4 * THREADS), 256 if adds_up else LARGEST_ROW_GRID)
+    source = "exact/exact_sums.cu" if exact else "elementwise/optimizers.cu"
+    return LaunchPlan(Variant(source, entry, (f"REAL={real}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
+
+
+# Exact products and losses
+
+ExactEntry = Literal[
+    "largest_of_rows",
+    "largest_of_columns",
+    "split",
+    "accumulate",
+    "add_block",
+    "finish_forward",
+    "finish_delta",
+    "finish_gradient",
+]
+"""The kernels over the operands and the sums of exact products."""
+
+COLUMNS_OF_A_WARP, ROWS_OF_A_BLOCK = 256, 64
+"""Columns of a row that a warp takes at a time; the fewest rows in which a block looks for the largest of a column."""
+
+
+def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision) -> LaunchPlan:
+    """A kernel over a matrix of so many rows and columns, a warp to a piece of a row. No grid changes a bit."""
+    operand = f"OPERAND={operand_name(precision)}"
+    if entry in ("largest_of_rows", "largest_of_columns", "split"):
+        variant = Variant("exact/split_operands.cu", entry, (operand,))
+    else:
+        variant = Variant("exact/combine_products.cu", entry, (operand, *elementary.DEFINES))
+    if entry == "largest_of_rows":
+        blocks = _row_blocks(rows)
+    elif entry == "largest_of_columns":
+        groups = ceil_div(columns, 32)
+        blocks = groups * max(1, min(ceil_div(rows, ROWS_OF_A_BLOCK), LARGEST_ROW_GRID // groups))
+    else:
+        blocks = _row_blocks(rows * ceil_div(columns, COLUMNS_OF_A_WARP))
+    return LaunchPlan(variant, blocks, THREADS)
+
+
+def exact_row_plan(
+    entry: Literal["exact_loss_rows", "exact_output_rows"], rows: int, precision: Precision
+) -> LaunchPlan:
+    """The output layer: each row's loss and da, or ŷ."""
+    variant = Variant("exact/exact_losses.cu", entry, (f"OPERAND={operand_name(precision)}", *elementary.DEFINES))
+    return LaunchPlan(variant, _row_blocks(rows), THREADS)
