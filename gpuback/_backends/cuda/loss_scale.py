@@ -28,7 +28,7 @@ class CudaLossScale:
         self, ops: CudaOps, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
     ) -> None:
         self._ops, self._dtype, self._real = ops, dtype, plans.real_of(dtype)
-        self._numbers = ops.xp.zeros(3, np.float64)  # in the order of `Scaling` in kernels/elementwise/optimizers.cu
+        self._numbers = ops.xp.zeros(3, np.float64)  # in the order of `Scaling` in kernels/elementwise/loss_scaling.cu
         self.state = initial, 0, 0
         self._weights = ops.empty(0, dtype)
         bind, plan = ops.launcher.bind, plans.vector_plan

@@ -335,4 +335,5 @@ def step_variant(shape: Shape, precision: Precision) -> Variant:
 
 def chain_variant(entry: ChainEntry, precision: Precision) -> Variant:
     """A kernel of the two launches for such operands."""
-    return Variant("network/fused_passes.cu", entry, _operands(precision))
+    source = "network/fused_passes.cu" if entry == "network_chain" else "network/fused_weight_gradients.cu"
+    return Variant(source, entry, _operands(precision))
