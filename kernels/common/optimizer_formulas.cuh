@@ -3,6 +3,7 @@
 // Every operation rounds by itself, in the sequence of gpuback/_backends/numpy/updates.py: from the same gradient and factor come the same
 // bits.
 #pragma once
+#include "canonical_nan.cuh"
 #include "rounded.cuh"
 
 // What stays on the device from step to step.
@@ -89,10 +90,6 @@ struct Scale {
   }
 };
 
-// What is stored: of all NaN the one that every backend stores.
-DEVICE float settled(Rounded<float> x) { return is_nan(x) ? __uint_as_float(0x7fc00000u) : x.value; }
-DEVICE double settled(Rounded<double> x) { return is_nan(x) ? __longlong_as_double(0x7ff8000000000000) : x.value; }
-
 // v <- momentum v + g, theta <- theta - learning_rate (v, or g + momentum v with Nesterov, or g without momentum), with
 // g = gradient + weight_decay theta. Without weight decay nothing is added, not even 0, which would turn -0 into 0.
 template <typename Real>
@@ -111,9 +108,9 @@ struct Sgd {
     if (velocity) {
       const Number v = keep * Number(*velocity) + g;
       g = nesterov ? g + keep * v : v;
-      *velocity = settled(v);
+      *velocity = canonical_nan(v);
     }
-    theta = settled(t - rate * g);
+    theta = canonical_nan(t - rate * g);
   }
 };
 
@@ -144,8 +141,8 @@ struct Adam {
     if (decays && !decoupled) g = g + decay * t;
     m = m + gain_1 * (g - m);
     v = keep_2 * v + gain_2 * (g * g);
-    theta = settled(t - rate * (m / (root(v) + epsilon)));
-    first_moment = settled(m);
-    second_moment = settled(v);
+    theta = canonical_nan(t - rate * (m / (root(v) + epsilon)));
+    first_moment = canonical_nan(m);
+    second_moment = canonical_nan(v);
   }
 };

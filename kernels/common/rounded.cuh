@@ -30,6 +30,3 @@ GPUBACK_OPERATIONS(double, __dadd_rn, __dsub_rn, __dmul_rn, __ddiv_rn, __dsqrt_r
 
 // 2^exponent, for what doubles hold as normal numbers.
 DEVICE double power_of_two(int exponent) { return __longlong_as_double((int64)(exponent + 1023) << 52); }
-
-// To float, with the one NaN that every backend stores.
-DEVICE float stored(Double x) { return is_nan(x) ? __uint_as_float(0x7fc00000u) : __double2float_rn(x.value); }

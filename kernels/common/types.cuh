@@ -5,10 +5,6 @@
 struct bfloat16 { uint16 bits; };
 struct float16 { uint16 bits; };
 
-// What products of such operands are summed in.
-template <typename T> struct SumOf { typedef float type; };
-template <> struct SumOf<double> { typedef double type; };
-
 DEVICE float widen(bfloat16 value) { return cvt_f32_bf16(value.bits); }
 DEVICE float widen(float16 value) { return cvt_f32_f16(value.bits); }
 DEVICE float widen(float value) { return value; }
@@ -36,13 +32,6 @@ template <typename T>
 struct Pack : Group<T, 16 / sizeof(T)> {
   static constexpr int count = 16 / sizeof(T);
 };
-
-template <typename T>
-DEVICE Pack<T> load_cg_pack(const Pack<T>* address) {
-  union { uint4 words; Pack<T> pack; } both;
-  both.words = load_cg((const uint4*)address);
-  return both.pack;
-}
 
 // Row-major, as it is stored.
 template <typename T>

@@ -7,9 +7,7 @@
 // summed by `grid_sum`; the last block divides by B and writes it.
 //
 // Variants: REAL (float or double) of sums, OPERAND of da. 256 threads.
-#include "copies.cuh"
 #include "../common/loss_formulas.cuh"
-#include "per_sample.cuh"
 
 KERNEL __launch_bounds__(256, 2) loss_rows(const REAL* a_bj, int a_pitch, const int64* labels_b, const REAL* targets_bj,
                                         const REAL* weight_b, OPERAND* da_bj, int da_pitch, REAL* mean_loss, int n_batch,

@@ -9,9 +9,6 @@
 //
 // `mean_of_blocks` comes before them where a batch goes through the network in blocks: it makes one loss of the blocks'.
 //
-// `scale_weights`, `unscale` and `settle_scale` are a dynamic loss scale: a power of two that is put into the samples' weights, taken
-// out of gradient and loss before `begin_step`, and settled after it by whether there was a step (gpuback/_backends/numpy/loss_scale.py).
-//
 // Variants: REAL (float or double). 256 threads.
 #include "../common/block_sum.cuh"
 #include "../common/optimizer_formulas.cuh"
@@ -41,38 +38,6 @@ KERNEL __launch_bounds__(256) mean_of_blocks(const REAL* means, int n_blocks, in
   double sum = 0;
   for (int i = 0; i < n_blocks; ++i) sum += (double)means[i] * min(rows, n_batch - i * rows);
   *mean = (REAL)(sum / n_batch);
-}
-
-enum Scaling { LOSS_SCALE = 0, GOOD_STEPS = 1, SKIPPED = 2 };
-
-// out = weight times the scale, or the scale itself where there are no weights.
-KERNEL __launch_bounds__(256) scale_weights(const REAL* weight_b, int64 n_batch, const double* scaling, REAL* out_b) {
-  const REAL scale = (REAL)scaling[LOSS_SCALE];
-  for (int64 b = (int64)blockIdx.x * 256 + threadIdx.x; b < n_batch; b += (int64)gridDim.x * 256)
-    out_b[b] = weight_b ? weight_b[b] * scale : scale;
-}
-
-// gradient /= scale, unscaled_loss = loss / scale: powers of two.
-KERNEL __launch_bounds__(256) unscale(REAL* gradient, int64 n, const REAL* loss, REAL* unscaled_loss, const double* scaling) {
-  const REAL factor = (REAL)(1 / scaling[LOSS_SCALE]);
-  for (int64 i = (int64)blockIdx.x * 256 + threadIdx.x; i < n; i += (int64)gridDim.x * 256) gradient[i] *= factor;
-  if (blockIdx.x == 0 && threadIdx.x == 0) *unscaled_loss = *loss * factor;
-}
-
-// Half the scale after no step, twice the scale after so many in a row. One block.
-KERNEL __launch_bounds__(256) settle_scale(const double* state, double growth_interval, double* scaling) {
-  if (threadIdx.x != 0) return;
-  const double scale = scaling[LOSS_SCALE], good_steps = scaling[GOOD_STEPS] + 1;
-  if (state[APPLY] == 0) {
-    scaling[LOSS_SCALE] = max(scale * 0.5, 0x1p-24);
-    scaling[GOOD_STEPS] = 0;
-    scaling[SKIPPED] += 1;
-  } else if (good_steps < growth_interval) {
-    scaling[GOOD_STEPS] = good_steps;
-  } else {
-    scaling[LOSS_SCALE] = min(scale * 2, 0x1p24);
-    scaling[GOOD_STEPS] = 0;
-  }
 }
 
 // The sums of squares of what this block reads of n numbers.

@@ -55,7 +55,7 @@ DEVICE void write(void* out, int64 index, int as_sums, float value) {
   if (as_sums)
     ((float*)out)[index] = value;
   else
-    settle(value, ((OPERAND*)out)[index]);
+    to_element_canonical(value, ((OPERAND*)out)[index]);
 }
 
 //   a    the pre-activations as g' reads them; may be null
@@ -64,12 +64,12 @@ KERNEL __launch_bounds__(256, 4) finish_forward(
     OPERAND* a_bo, int a_pitch, void* h_bo, int h_pitch, int as_sums, int activation, int n_batch, int n_out) {
   const Product product = {p_bo, q_bo, whole, largest_b, largest_o, bits, n_out};
   each_element(n_batch, n_out, [=](int b, int o) {
-    float pre = settled(product(b, o) + bias_o[o]);
+    float pre = round_to_float_with_one_zero(product(b, o) + bias_o[o]);
     OPERAND kept;
-    settle(pre, kept);
+    to_element_canonical(pre, kept);
     if (a_bo) a_bo[(int64)b * a_pitch + o] = kept;
     if (derivative_from_a(activation)) pre = widen(kept);  // g and g' see the same a
-    write(h_bo, (int64)b * h_pitch + o, as_sums, settled(activation_of(activation, pre)));
+    write(h_bo, (int64)b * h_pitch + o, as_sums, round_to_float_with_one_zero(activation_of(activation, pre)));
   });
 }
 
@@ -80,8 +80,8 @@ KERNEL __launch_bounds__(256, 4) finish_delta(
     int n_batch, int n_in) {
   const Product product = {p_bi, q_bi, whole, largest_b, largest_i, bits, n_in};
   each_element(n_batch, n_in, [=](int b, int i) {
-    float delta = settled(product(b, i) * factor);
-    if (source_bi) delta = settled(slope_of(activation, widen(source_bi[(int64)b * source_pitch + i])) * delta);
+    float delta = round_to_float_with_one_zero(product(b, i) * factor);
+    if (source_bi) delta = round_to_float_with_one_zero(slope_of(activation, widen(source_bi[(int64)b * source_pitch + i])) * delta);
     write(da_prev_bi, (int64)b * da_prev_pitch + i, as_sums, delta);
   });
 }
@@ -92,7 +92,7 @@ KERNEL __launch_bounds__(256, 4) finish_gradient(
   const Product product = {p_oi, q_oi, whole, largest_o, largest_i, bits, n_in};
   each_element(n_out, n_in, [=](int o, int i) {
     float* out = out_oi + (int64)o * out_pitch + i;
-    const float addend = settled(product(o, i) * factor);
-    *out = accumulate ? canonical(__fadd_rn(*out, addend)) : addend;
+    const float addend = round_to_float_with_one_zero(product(o, i) * factor);
+    *out = accumulate ? canonical_nan(__fadd_rn(*out, addend)) : addend;
   });
 }

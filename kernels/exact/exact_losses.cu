@@ -51,7 +51,7 @@ struct Row {
   OPERAND* da;
   Double weight, divisor;
 
-  DEVICE void store(int j, Double gradient) const { settle(stored(gradient * weight / divisor), da[j]); }
+  DEVICE void store(int j, Double gradient) const { to_element_canonical(round_to_float(gradient * weight / divisor), da[j]); }
 };
 
 // With rest = sum of e^z_j over the other classes: nothing cancels, however sure the prediction is.
@@ -139,9 +139,9 @@ KERNEL __launch_bounds__(256, 4) exact_output_rows(
     float* out = out_bj + (int64)b * out_pitch;
     if (output == OUTPUT_SOFTMAX) {
       const Softmax softmax(a, n);
-      for (int j = threadIdx.x % 32; j < n; j += 32) out[j] = stored(softmax(a[j]));
+      for (int j = threadIdx.x % 32; j < n; j += 32) out[j] = round_to_float(softmax(a[j]));
     } else {
-      for (int j = threadIdx.x % 32; j < n; j += 32) out[j] = stored(activation_of(output, Double(a[j])));
+      for (int j = threadIdx.x % 32; j < n; j += 32) out[j] = round_to_float(activation_of(output, Double(a[j])));
     }
   }
 }

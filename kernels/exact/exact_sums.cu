@@ -8,6 +8,7 @@
 //
 // Variants: REAL (float or double). 256 threads.
 #include "../common/block_sum.cuh"
+#include "../common/canonical_nan.cuh"
 #include "../common/rounded.cuh"
 
 // x 2^exponent. Neither x nor the result may be far from what doubles hold, the exponent may: 2^1074 is none of them.
@@ -70,5 +71,5 @@ KERNEL __launch_bounds__(256) exact_sum(const REAL* x, int64 n, const double* gr
   value = scaled(value, exponent);
   if (!finite) value = squares ? *greatest : __longlong_as_double(0x7ff8000000000000);
   if (result) *result = value.value;
-  if (quotient) *quotient = stored(value / divisor);
+  if (quotient) *quotient = round_to_float(value / divisor);
 }

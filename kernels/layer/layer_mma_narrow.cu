@@ -20,9 +20,10 @@
 // With B = 65536 and nO = nI = 64: 128 blocks of 4 slabs of 128 rows.
 //
 // Variants: OPERAND (bfloat16, float16, float for TF32), MAX_OUT, MAX_IN, SLAB_ROWS, SLABS. 512 threads.
-#include "../tiles/epilogue.cuh"
-#include "../tiles/mma_fragments.cuh"
 #include "../common/split_k.cuh"
+#include "../tiles/epilogue.cuh"
+#include "../tiles/load_tile.cuh"
+#include "../tiles/mma_fragments.cuh"
 
 typedef Mma<OPERAND> Unit;
 const int WARPS = 16, THREADS = 32 * WARPS;

@@ -24,6 +24,8 @@
 //
 // Variants: OPERAND (bfloat16, float16, float), TENSOR_CORES (0: float32 products by fma; 1: float is TF32), MAX_WIDTH, MAX_LAYERS,
 // WARPS (8, 16) of a block.
+#include "layer_passes.cuh"
+#include "output_losses.cuh"
 #include "reduce_and_step.cuh"
 
 typedef Piece<MAX_WIDTH> Part;

@@ -5,9 +5,10 @@
 // before a block arrives anywhere, it has noted the largest of its numbers. If that many of them cannot add up to infinity, the gradient
 // is finite; if one is not finite, neither is the gradient. In between, totals are kept until the last of them is known.
 #pragma once
-#include "layer_passes.cuh"
-#include "../common/split_k.cuh"
+#include "../common/block_sum.cuh"
 #include "../common/optimizer_formulas.cuh"
+#include "../common/split_k.cuh"
+#include "weight_gradients.cuh"
 
 const int DEPTH = 64 / WARPS;  // of the ring through which partial results come
 
@@ -51,47 +52,6 @@ DEVICE void note(const Notes& notes, Noted which, unsigned magnitude) {
   magnitude = warp_combined(magnitude, Larger());
   if (threadIdx.x % 32 == 0) atomicMax(notes.noted(which), magnitude);
 }
-
-// The part of dW that a warp holds in registers: a piece for each layer. WARPS / 4 x 4 of them make up dW; 32 x 32 has no more than 2 x 4.
-// Of db, the warps that stand side by side have a share each of a chain's rows, in shared memory.
-template <int WIDTH>
-struct Piece {
-  static constexpr int ROWS = WIDTH / (WARPS / 4) < 16 ? 16 : WIDTH / (WARPS / 4), ACROSS = 4, COLUMNS = WIDTH / ACROSS;
-  static constexpr int FRAGMENTS_O = ROWS / 16, FRAGMENTS_I = COLUMNS / 8;
-  static constexpr int HELD = FRAGMENTS_O * FRAGMENTS_I * 4;            // of dW by a lane
-  static constexpr int HELD_DB = (ROWS + 31) / 32;                      // of a partial result's db by a lane of the first column of warps
-  static constexpr int COUNT = HELD + (HELD_DB + 3) / 4 * 4;            // in whole packs
-  static constexpr int SIZE = COUNT * 32;
-  typedef float Sums[FRAGMENTS_O][FRAGMENTS_I][4];
-
-  static DEVICE int o0() { return warp_index() / ACROSS * ROWS; }
-  static DEVICE int i0() { return warp_index() % ACROSS * COLUMNS; }
-  static DEVICE int packs() { return (i0() == 0 ? COUNT : HELD) / Pack<float>::count; }
-  static DEVICE bool counts(const Layer& layer) { return o0() < layer.n_out && i0() < layer.n_in; }
-
-  static DEVICE void clear(Sums& dw) {
-#pragma unroll
-    for (int i = 0; i < HELD; ++i) dw[i / 4 / FRAGMENTS_I][i / 4 % FRAGMENTS_I][i % 4] = 0;
-  }
-  static DEVICE void clear(const SumsDb& db, int outputs) {
-    for (int o = threadIdx.x; o < outputs; o += THREADS)
-#pragma unroll
-      for (int i = 0; i < ACROSS; ++i) db.at[o * db.pitch + i] = 0;
-  }
-
-  // Adds a slab of a layer's da and h that begins at row `offset` of its chain.
-  static DEVICE void add(Sums& dw, const SumsDb& db, const Rows& da, const Rows& h, int offset, int valid) {
-    const SumsDb own = {db.at + o0() * db.pitch + warp_index() % ACROSS, db.pitch};
-    add_weights<WIDTH, ACROSS>(dw, own, da, h, valid, o0(), i0(), offset);
-  }
-
-  static DEVICE float total(const SumsDb& db, int o) {
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < ACROSS; ++i) sum += db.at[o * db.pitch + i];
-    return sum;
-  }
-};
 
 // Puts a lane's numbers together, writes them, and returns the largest magnitude among them. Of db there are n_out.
 template <int WIDTH>

@@ -8,6 +8,7 @@
 // with 128 x 128, 4 x 8 fragments of 16 x 8, for which a step of K loads 4 fragments of A and 8 of B. So large a share keeps
 // shared memory ahead of the tensor cores; so few warps leave room for a second block, which works while this one waits.
 #pragma once
+#include "load_tile.cuh"
 #include "mma_fragments.cuh"
 
 template <typename T, int M, int N, int STAGES, bool TRANSPOSED_A, bool TRANSPOSED_B>

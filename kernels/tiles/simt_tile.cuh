@@ -21,7 +21,7 @@
 // 128 x 128 in float with (B, nO, nI) = (8192, 4096, 4096) on an H200: 68 % of the FP32 peak, 90 % of cuBLAS's speed. A scheduler
 // issues 4 instructions in 5 cycles, 6 of 7 of them multiplications; in the fifth its warps wait, for register banks among others.
 #pragma once
-#include "mma_fragments.cuh"
+#include "load_tile.cuh"
 
 template <typename T, int M, int N>
 struct SimtTile {

@@ -86,16 +86,8 @@ BARRIERS = {
     "behind da_L of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_L is complete", "two"),
     "behind what g' is computed from": ("network/fused_passes.cu", "__syncthreads();  // it is there, and so", "two"),
     "behind da of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_{k-1} is complete", "two"),
-    "behind the rings of two launches": (
-        "network/fused_passes.cu",
-        "__syncthreads();  // the rings are done with",
-        "two",
-    ),
-    "behind a slab that has come": (
-        "network/fused_passes.cu",
-        "__syncthreads();  // the slab is there for everyone",
-        "two",
-    ),
+    "behind the rings of two launches": ("network/fused_weight_gradients.cu", "__syncthreads();  // the rings are done with", "two"),
+    "behind a slab that has come": ("network/fused_weight_gradients.cu", "__syncthreads();  // the slab is there for everyone", "two"),
 }
 FOUND = {
     **{
@@ -103,10 +95,10 @@ FOUND = {
         for name, (source, barrier, form) in BARRIERS.items()
     },
     "dropped barrier behind a slab that is added": Bug(
-        "network/fused_passes.cu", [("__syncthreads();  // its place is free", "//")], "two", SHARED, device=SMALLER
+        "network/fused_weight_gradients.cu", [("__syncthreads();  // its place is free", "//")], "two", SHARED, device=SMALLER
     ),
     "a_L's place is narrowed too early": Bug(
-        "network/layer_passes.cuh", [("__syncwarp();  // the other lanes have read theirs", "")], "whole", SHARED
+        "network/output_losses.cuh", [("__syncwarp();  // the other lanes have read theirs", "")], "whole", SHARED
     ),
     "dropped wait for what g' is computed from": Bug(
         "network/fused_passes.cu",
@@ -114,9 +106,7 @@ FOUND = {
         "two",
         "asynchronous copy",
     ),
-    "dropped wait for a slab": Bug(
-        "network/fused_passes.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"
-    ),
+    "dropped wait for a slab": Bug("network/fused_weight_gradients.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"),
     "rows beyond the batch": Bug(
         "network/fused_step.cu",
         [("row1 = min(row0 + chain_rows, n_batch)", "row1 = row0 + chain_rows")],
@@ -133,7 +123,7 @@ FOUND = {
         "network/fused_step.cu", [("  publish();\n", "")], "whole", r"race .*: 'partials'"
     ),
     "partial results of two launches that are not published": Bug(
-        "network/fused_passes.cu", [("      publish();\n      finish", "      finish")], "two", r"race .*: 'partials'"
+        "network/fused_weight_gradients.cu", [("      publish();\n      finish", "      finish")], "two", r"race .*: 'partials'"
     ),
     "a column too many of theta": Bug(
         "network/reduce_and_step.cuh",
@@ -161,7 +151,7 @@ def test_the_checker_finds_that_losses_are_added_too_early(tmp_path):
 
 WRONG = {
     "a slab's last rows are left out": Bug(
-        "network/layer_passes.cuh",
+        "network/weight_gradients.cuh",
         [("first < valid; first += BAND)", "first + BAND <= valid; first += BAND)")],
         "whole",
         "dW_. is off",
@@ -173,13 +163,13 @@ WRONG = {
         "off by",
     ),
     "sums of db by the wrong warps": Bug(
-        "network/reduce_and_step.cuh",
+        "network/weight_gradients.cuh",
         [("valid, o0(), i0(), offset);", "valid, o0(), i0(), warp_index() % ACROSS * BAND);")],
         "whole",
         "db_. is off",
     ),
     "a tile's columns that are another warp's": Bug(
-        "network/layer_passes.cuh",
+        "network/warp_products.cuh",
         [("if (pairs < COUNT) return", "if (2 * pairs < COUNT) return")],
         "whole",
         "off by",
@@ -192,7 +182,7 @@ WRONG = {
         "network/fused_passes.cu", [("net.kept(k) ? net[k].row_a : net[k].row_h", "net[k].row_h")], "two", "off by"
     ),
     "one chain less": Bug(
-        "network/fused_passes.cu",
+        "network/fused_weight_gradients.cu",
         [("item < layers * notes.chains.count;", "item < layers * notes.chains.count - 1;")],
         "two",
         "is off|together|nan",

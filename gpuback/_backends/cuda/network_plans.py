@@ -340,4 +340,5 @@ def step_variant(shape: Shape, precision: Precision) -> Variant:
 
 def chain_variant(entry: ChainEntry, precision: Precision) -> Variant:
     """A kernel of the two launches for such operands."""
-    return _variant("network/fused_passes.cu", entry, precision)
+    source = "network/fused_passes.cu" if entry == "network_chain" else "network/fused_weight_gradients.cu"
+    return _variant(source, entry, precision)

@@ -62,7 +62,7 @@ def output_plan(batch_size: int, precision: Precision) -> LaunchPlan:
 
 def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision: Precision) -> LaunchPlan:
     """Copies in the operands' format."""
-    variant = _row_variant("elementwise/losses.cu", entry, precision)
+    variant = _row_variant("elementwise/copies.cu", entry, precision)
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
@@ -72,7 +72,7 @@ PerSampleEntry = Literal["add_norms", "clip_rows", "outer_rows"]
 
 def per_sample_plan(entry: PerSampleEntry, rows: int, precision: Precision) -> LaunchPlan:
     """A warp to each of so many rows: samples, or samples' units."""
-    variant = _row_variant("elementwise/losses.cu", entry, precision)
+    variant = _row_variant("elementwise/per_sample.cu", entry, precision)
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
@@ -86,7 +86,12 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
     if exact and length > LONGEST_EXACT_SUM:
         raise ShapeError(f"an exact sum: expected at most {LONGEST_EXACT_SUM} terms, got {length}")
     blocks = min(ceil_div(length, 4 * THREADS), 256 if adds_up else LARGEST_ROW_GRID)
-    source = "exact/exact_sums.cu" if exact else "elementwise/optimizers.cu"
+    if exact:
+        source = "exact/exact_sums.cu"
+    elif entry in ("scale_weights", "unscale", "settle_scale"):
+        source = "elementwise/loss_scaling.cu"
+    else:
+        source = "elementwise/optimizers.cu"
     return LaunchPlan(Variant(source, entry, (f"REAL={real}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
 
 

@@ -1,6 +1,6 @@
 """The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device; and the loss scale.
 
-`begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it; kernels/elementwise/optimizers.cu says how.
+`begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it; kernels/elementwise/loss_scaling.cu says how.
 The host waits for neither: it reads the numbers when it is asked. Hyper-parameters lie on the device as well, written
 when they change, so that the two launches are the same for every step, and can be repeated by a CUDA graph.
 
@@ -275,7 +275,7 @@ class CudaLossScale:
         self, arrays: CudaArrays, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
     ) -> None:
         self._arrays, self._dtype, self._real = arrays, dtype, real_of(dtype)
-        self._numbers = arrays.xp.zeros(3, np.float64)  # in the order of `Scaling` in kernels/elementwise/optimizers.cu
+        self._numbers = arrays.xp.zeros(3, np.float64)  # in the order of `Scaling` in kernels/elementwise/loss_scaling.cu
         self.state = initial, 0, 0
         self._weights = arrays.empty(0, dtype)
         bind, plan = arrays.launcher.bind, row_plans.vector_plan

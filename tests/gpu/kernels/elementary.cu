@@ -1,4 +1,5 @@
 // Every function of elementary.cuh, for tests/core/test_elementary.py: unrounded, and as it is stored.
+#include "../../../kernels/common/canonical_nan.cuh"
 #include "../../../kernels/exact/elementary.cuh"
 
 enum Function { EXP, EXPM1, LOG, LOG1P, ACTIVATION, SLOPE };
@@ -18,6 +19,6 @@ KERNEL elementary(double* wide, float* narrow, const float* x, int function, int
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
     const Double result = value(function, activation, (double)x[i]);
     wide[i] = result.value;
-    narrow[i] = stored(result);
+    narrow[i] = round_to_float(result);
   }
 }

@@ -1,13 +1,12 @@
 // Copies in the operands' format, rows padded to 16 bytes: what products read. NaN has one pattern of bits.
 //
-// Compiled with losses.cu. Variants: REAL (float or double) of what is copied, OPERAND. 256 threads, a warp to a row.
-#pragma once
-#include "../exact/exact_products.cuh"
+// Variants: REAL (float or double) of what is copied, OPERAND. 256 threads, a warp to a row.
+#include "../common/canonical_nan.cuh"
 
 // out_bi = x_bi, rounded. x and out (B, n) row by row with a pitch each.
 KERNEL __launch_bounds__(256) copy_rows(const REAL* x_bi, int x_pitch, OPERAND* out_bi, int out_pitch, int n_batch, int n) {
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8)
-    for (int i = threadIdx.x % 32; i < n; i += 32) settle(x_bi[(int64)b * x_pitch + i], out_bi[(int64)b * out_pitch + i]);
+    for (int i = threadIdx.x % 32; i < n; i += 32) to_element_canonical(x_bi[(int64)b * x_pitch + i], out_bi[(int64)b * out_pitch + i]);
 }
 
 // Every layer's weights out of theta. For each layer `table` holds: the first of its rows among the rows of all layers; n_in; where
@@ -21,6 +20,6 @@ KERNEL __launch_bounds__(256) copy_weights(const REAL* theta, OPERAND* copies, c
     const int64 r = row - entry[0], n_in = entry[1];
     const REAL* from = theta + entry[2] + r * n_in;
     OPERAND* to = copies + entry[3] + r * entry[4];
-    for (int i = threadIdx.x % 32; i < n_in; i += 32) settle(from[i], to[i]);
+    for (int i = threadIdx.x % 32; i < n_in; i += 32) to_element_canonical(from[i], to[i]);
   }
 }

@@ -11,10 +11,9 @@
 // Squares are added in double, in chains of 64 to a lane and then from lane to lane: the order depends on the width alone. Where
 // numbers are no doubles every square is exact, and nothing overflows or underflows. Rows of doubles are scaled by a power of two.
 //
-// Compiled with losses.cu. Variants: REAL (float or double) of results, OPERAND of da and h. 256 threads.
-#pragma once
+// Variants: REAL (float or double) of results, OPERAND of da and h. 256 threads.
 #include "../common/block_sum.cuh"
-#include "../exact/exact_products.cuh"
+#include "../common/canonical_nan.cuh"
 
 // For rows of floats, whatever is in them, and for rows of doubles: a power of two near the largest magnitude.
 DEVICE double unit_of_row(float) { return 1; }
@@ -53,9 +52,6 @@ DEVICE Double norm_of(Double a, Double b) {
   return larger * root(Double(1.0) + ratio * ratio);
 }
 
-// With the one NaN that every backend stores.
-DEVICE REAL with_one_nan(REAL x) { return x != x ? REAL(__uint_as_float(0x7fc00000u)) : x; }
-
 //   first  whether this layer is the first: norms are not read
 //   out_b  where norms are written to as well, or null
 KERNEL __launch_bounds__(256) add_norms(const OPERAND* da_bo, int da_pitch, const OPERAND* h_bi, int h_pitch, double* norms_b,
@@ -65,7 +61,7 @@ KERNEL __launch_bounds__(256) add_norms(const OPERAND* da_bo, int da_pitch, cons
     if (threadIdx.x % 32 != 0) continue;
     const Double norm = first ? layer : norm_of(norms_b[b], layer);
     norms_b[b] = norm.value;
-    if (out_b) out_b[b] = with_one_nan((REAL)norm.value);
+    if (out_b) out_b[b] = canonical_nan((REAL)norm.value);
   }
 }
 
@@ -76,7 +72,7 @@ KERNEL __launch_bounds__(256) clip_rows(OPERAND* da_bo, int da_pitch, const doub
     const REAL by = (REAL)(clipped * Double(factor)).value;
     OPERAND* da = da_bo + (int64)b * da_pitch;
     for (int o = threadIdx.x % 32; o < n_out; o += 32)
-      settle(with_one_nan(is_finite(norm.value) ? widen(da[o]) * by : REAL(__uint_as_float(0x7fc00000u))), da[o]);
+      to_element_canonical(canonical_nan(is_finite(norm.value) ? widen(da[o]) * by : REAL(__uint_as_float(0x7fc00000u))), da[o]);
   }
 }
 
@@ -91,7 +87,7 @@ KERNEL __launch_bounds__(256) outer_rows(const OPERAND* da_bo, int da_pitch, con
     const OPERAND* h = h_bi + (int64)b * h_pitch;
     REAL* dw = dw_boi + b * stride + (int64)o * n_in;
     for (int i = threadIdx.x % 32; i < n_in; i += 32)
-      dw[i] = with_one_nan((da * Rounded<REAL>(REAL(widen(h[i]))) + zero).value);
-    if (threadIdx.x % 32 == 0) db_bo[b * stride + o] = with_one_nan((da + zero).value);
+      dw[i] = canonical_nan((da * Rounded<REAL>(REAL(widen(h[i]))) + zero).value);
+    if (threadIdx.x % 32 == 0) db_bo[b * stride + o] = canonical_nan((da + zero).value);
   }
 }

@@ -1,0 +1,129 @@
+#pragma once
+#include "network_memory.cuh"
+
+// Where a layer's sums of db are added up: a row for each output, with a number for each of the warps that share it.
+struct SumsDb {
+  float* at;
+  int pitch;
+};
+
+// A warp's part of a layer's sums over 32 rows. What lies beyond a layer's widths is not used: anything may be added to its dW.
+template <int WIDTH, int FRAGMENTS_O, int FRAGMENTS_I>
+struct RowSums {
+  static constexpr int LOADED = FRAGMENTS_I == 1 ? 8 : 16;  // columns of h at a time
+  static constexpr int STEPS = FRAGMENTS_I == 1 ? 2 : 1;    // of K, with them
+  const OPERAND *da, *h;
+  int pitch_da, pitch_h;
+  int o[FRAGMENTS_O], i[FRAGMENTS_I * 8 / LOADED];
+
+  DEVICE RowSums(const Rows& da, const Rows& h, int o0, int i0) : da(da.at), h(h.at), pitch_da(da.pitch), pitch_h(h.pitch) {
+#pragma unroll
+    for (int n = 0; n < FRAGMENTS_O; ++n) o[n] = min(o0 + n * 16, da.columns - 16);
+#pragma unroll
+    for (int n = 0; n < FRAGMENTS_I * 8 / LOADED; ++n) i[n] = min(i0 + n * LOADED, h.columns - LOADED);
+  }
+
+  // dW += da^T h for the next 32 rows; with DB, `db` += sum_b da, from this warp's first output on, of which `outputs` count.
+  template <bool DB>
+  DEVICE void add(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const SumsDb& db, int outputs) {
+    const int pitch = WIDTH + Unit::PAD;
+    if (pitch_da == pitch && pitch_h == pitch)  // the compiler knows every address
+      add<DB, WIDTH < 128 || WARPS == 8 && sizeof(OPERAND) == 2 ? 2 : 1>(dw, db, outputs, pitch, pitch);
+    else
+      add<DB, 1>(dw, db, outputs, pitch_da, pitch_h);
+    da += BAND * pitch_da, h += BAND * pitch_h;
+  }
+
+ private:
+  template <bool DB, int UNROLL>
+  DEVICE void add(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const SumsDb& db, int outputs, int pitch_da, int pitch_h) const {
+    float sums[FRAGMENTS_O][4] = {};
+#pragma unroll UNROLL
+    for (int b0 = 0; b0 < BAND; b0 += STEPS * Unit::K) {
+      typename Unit::FragmentB columns[STEPS][FRAGMENTS_I];
+      if constexpr (STEPS == 2)
+        Unit::load_b_steps(columns[0][0], columns[1][0], h + i[0], pitch_h, b0);
+      else
+#pragma unroll
+        for (int n = 0; n < FRAGMENTS_I; n += 2)
+          Unit::template load_b<true, false>(columns[0][n], columns[0][n + 1], h + i[n / 2], pitch_h, 0, b0);
+#pragma unroll
+      for (int step = 0; step < STEPS; ++step) {
+        const int b = b0 + step * Unit::K;
+#pragma unroll
+        for (int n = 0; n < FRAGMENTS_O; ++n) {
+          typename Unit::FragmentA rows;
+          Unit::template load_a<true>(rows, da + o[n], pitch_da, 0, b);
+#pragma unroll
+          for (int m = 0; m < FRAGMENTS_I; ++m) Unit::multiply(dw[n][m], rows, columns[step][m]);
+          if (DB) Unit::template add_row_sums<true>(sums[n], rows, da + o[n], pitch_da, 0, b);
+        }
+      }
+    }
+    if constexpr (DB) {
+#pragma unroll
+      for (int n = 0; n < FRAGMENTS_O; ++n) {
+        Unit::finish_row_sums(sums[n]);
+        // Four lanes have the same sums: the first two of them add to db.
+        const int half = threadIdx.x % 4, output = n * 16 + half * 8 + fragment_row(0);
+        if (half < 2 && output < outputs) db.at[output * db.pitch] += half ? sums[n][2] : sums[n][0];
+      }
+    }
+  }
+};
+
+// dW += da^T h over the slab, a warp's part of it: rows o0 ..., columns i0 ... . Of db, a warp adds the rows of every SHARING-th 32 of a
+// chain, so that sums do not depend on how it is cut into slabs, of which this one begins at row `offset`. `db`: from o0 on.
+template <int WIDTH, int SHARING, int FRAGMENTS_O, int FRAGMENTS_I>
+DEVICE void add_weights(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const SumsDb& db, const Rows& da, const Rows& h, int valid, int o0, int i0,
+                        unsigned offset) {
+  if (o0 >= da.columns) return;
+  RowSums<WIDTH, FRAGMENTS_O, FRAGMENTS_I> sums(da, h, o0, i0);
+#pragma unroll 1
+  for (int first = 0; first < valid; first += BAND)
+    if ((offset + first) / BAND % SHARING == warp_index() % SHARING)
+      sums.template add<true>(dw, db, da.columns - o0);
+    else
+      sums.template add<false>(dw, db, da.columns - o0);
+}
+
+// The part of dW that a warp holds in registers: a piece for each layer. WARPS / 4 x 4 of them make up dW; 32 x 32 has no more than 2 x 4.
+// Of db, the warps that stand side by side have a share each of a chain's rows, in shared memory.
+template <int WIDTH>
+struct Piece {
+  static constexpr int ROWS = WIDTH / (WARPS / 4) < 16 ? 16 : WIDTH / (WARPS / 4), ACROSS = 4, COLUMNS = WIDTH / ACROSS;
+  static constexpr int FRAGMENTS_O = ROWS / 16, FRAGMENTS_I = COLUMNS / 8;
+  static constexpr int HELD = FRAGMENTS_O * FRAGMENTS_I * 4;            // of dW by a lane
+  static constexpr int HELD_DB = (ROWS + 31) / 32;                      // of a partial result's db by a lane of the first column of warps
+  static constexpr int COUNT = HELD + (HELD_DB + 3) / 4 * 4;            // in whole packs
+  static constexpr int SIZE = COUNT * 32;
+  typedef float Sums[FRAGMENTS_O][FRAGMENTS_I][4];
+
+  static DEVICE int o0() { return warp_index() / ACROSS * ROWS; }
+  static DEVICE int i0() { return warp_index() % ACROSS * COLUMNS; }
+  static DEVICE int packs() { return (i0() == 0 ? COUNT : HELD) / Pack<float>::count; }
+  static DEVICE bool counts(const Layer& layer) { return o0() < layer.n_out && i0() < layer.n_in; }
+
+  static DEVICE void clear(Sums& dw) {
+#pragma unroll
+    for (int i = 0; i < HELD; ++i) dw[i / 4 / FRAGMENTS_I][i / 4 % FRAGMENTS_I][i % 4] = 0;
+  }
+  static DEVICE void clear(const SumsDb& db, int outputs) {
+    for (int o = threadIdx.x; o < outputs; o += THREADS)
+#pragma unroll
+      for (int i = 0; i < ACROSS; ++i) db.at[o * db.pitch + i] = 0;
+  }
+
+  // Adds a slab of a layer's da and h that begins at row `offset` of its chain.
+  static DEVICE void add(Sums& dw, const SumsDb& db, const Rows& da, const Rows& h, int offset, int valid) {
+    const SumsDb own = {db.at + o0() * db.pitch + warp_index() % ACROSS, db.pitch};
+    add_weights<WIDTH, ACROSS>(dw, own, da, h, valid, o0(), i0(), offset);
+  }
+
+  static DEVICE float total(const SumsDb& db, int o) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < ACROSS; ++i) sum += db.at[o * db.pitch + i];
+    return sum;
+  }
+};
