@@ -15,9 +15,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
-from gpuback._backends.protocol import Ops
+from gpuback._backends.protocol import FusedNetwork, Ops
 from gpuback._core.architecture import Architecture
 from gpuback._core.gradients import Gradients
 from gpuback._core.typing import Array
@@ -31,9 +31,6 @@ SHARES_EACH = 4
 
 SUMS_BYTES = 1 << 26
 """What the shares' sums may take, if they are more than threads."""
-
-KEPT_PASSES = 4
-"""For how many batch sizes, with gradient or without, a network keeps buffers; a block of rows is some megabytes."""
 
 
 class Blocks(Generic[AnyBlock]):
@@ -138,7 +135,8 @@ class Backprop(Blocks["Block"]):
         need_input_grad: bool = False,
         micro_batch_size: int | None = None,
     ) -> None:
-        self.key = batch_size, need_gradient, need_input_grad
+        needs = batch_size, need_gradient, need_input_grad
+        self.key = needs if micro_batch_size is None else (*needs, micro_batch_size)
         super().__init__(Block, architecture, theta, ops, batch_size, need_gradient, need_input_grad, micro_batch_size)
 
     def forward(self, x: Array, out: Array) -> None:
@@ -190,6 +188,27 @@ class Backprop(Blocks["Block"]):
             return block.value_and_grad(*batch, dW_sum, db_sum, rows_of(dx, rows), add, *place)
 
         return self._add_up(visit, gradients, accumulate)
+
+
+Passes: TypeAlias = Backprop | FusedNetwork
+
+
+def make_passes(
+    architecture: Architecture,
+    theta: Array,
+    ops: Ops,
+    batch_size: int,
+    need_gradient: bool = True,
+    need_input_grad: bool = False,
+    micro_batch_size: int | None = None,
+) -> Passes:
+    """The passes of a network for one batch size: fused ones where the backend has them, else layer by layer."""
+    needs = {"need_gradient": need_gradient, "need_input_grad": need_input_grad}
+    if micro_batch_size is None:
+        fused = ops.fused_network(architecture, theta, batch_size, **needs)
+        if fused is not None:
+            return fused
+    return Backprop(architecture, theta, ops, batch_size, **needs, micro_batch_size=micro_batch_size)
 
 
 def in_shares(batch_size: int, rows: int, team_size: int, sums_bytes: int) -> list[list[tuple[int, int]]]:
@@ -327,11 +346,3 @@ class Block(Layers):
         if dx is not None:
             dx[...] = self.input_gradient
         return loss
-
-
-def keep(passes: Any, store: dict[Any, Any]) -> None:
-    """Puts passes into a network's store by their `key`; the oldest ones go."""
-    store[passes.key] = passes
-    if len(store) > KEPT_PASSES:
-        for oldest in list(store)[:-KEPT_PASSES]:
-            store.pop(oldest, None)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +22,9 @@ from gpuback._core.architecture import Architecture
 from gpuback._core.precision import DTYPES, Precision
 from gpuback._core.typing import Array
 from gpuback._network.backprop import Layers, in_shares
+from gpuback._network.pool import Pool
 from gpuback._torch import devices
 from gpuback.errors import DtypeError
-
-KEPT_PASSES = 4
-"""How many calls' buffers a module keeps for the next ones."""
 
 
 class Passes:
@@ -39,6 +36,7 @@ class Passes:
 
     def __init__(
         self,
+        key: Hashable,
         architecture: Architecture,
         parameters: Sequence[torch.Tensor],
         ops: Ops,
@@ -46,7 +44,8 @@ class Passes:
         need_gradient: bool,
         need_input_grad: bool,
     ) -> None:
-        """Args: parameters: W_1, b_1, …, W_L, b_L; the other arguments as those of `Backprop`."""
+        """Args: key: the pool's; parameters: W_1, b_1, …, W_L, b_L; the others as those of `Backprop`."""
+        self.key = key
         precision, layout = architecture.precision, architecture.layout
         self._ops, self._architecture = ops, architecture
         self._float16 = precision.operand == np.float16
@@ -177,55 +176,27 @@ def _scaled(da: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return da * power, inverse
 
 
-class Pool:
-    """The passes of one module that no call is using; copies of the module begin with none.
+def lease(
+    pool: Pool,
+    architecture: Architecture,
+    precision: Precision,
+    parameters: Sequence[torch.Tensor],
+    rows: int,
+    need_gradient: bool,
+    need_input_grad: bool,
+) -> Lease:
+    """Passes for such a call, computed in `precision`, until the lease on them is dropped."""
+    device = parameters[0].device
+    own = [parameter.data_ptr() for parameter in parameters] if reads_in_place(precision, parameters) else []
+    key = (rows, precision, need_gradient, need_input_grad, device, devices.stream_of(device), *own)
 
-    Threads share it without a lock, which a lease that is dropped amid a collection of garbage could not wait for:
-    every step is one that a deque takes whole, and the worst that can happen is that passes are made anew.
-    """
-
-    def __init__(self) -> None:
-        self._free: deque[tuple[tuple[Any, ...], Passes]] = deque(maxlen=KEPT_PASSES)
-
-    def take(
-        self,
-        architecture: Architecture,
-        precision: Precision,
-        parameters: Sequence[torch.Tensor],
-        rows: int,
-        need_gradient: bool,
-        need_input_grad: bool,
-    ) -> Lease:
-        """Passes for such a call, computed in `precision`, until the lease on them is dropped."""
-        device = parameters[0].device
-        own = [parameter.data_ptr() for parameter in parameters] if reads_in_place(precision, parameters) else []
-        key = (rows, precision, need_gradient, need_input_grad, device, devices.stream_of(device), *own)
-        for _ in range(len(self._free)):
-            try:
-                found, passes = self._free.popleft()
-            except IndexError:
-                break
-            if found == key:
-                return Lease(self, key, passes)
-            self._free.append((found, passes))
-        ops, architecture = devices.ops_on(device.type, device.index), replace(architecture, precision=precision)
+    def make() -> Passes:
+        ops = devices.ops_on(device.type, device.index)
         with devices.on_stream_of(device):  # which buffers are zeroed on, and freed on
-            passes = Passes(architecture, parameters, ops, rows, need_gradient, need_input_grad)
-        return Lease(self, key, passes)
+            made_of = replace(architecture, precision=precision), parameters, ops, rows, need_gradient, need_input_grad
+            return Passes(key, *made_of)
 
-    def give_back(self, key: tuple[Any, ...], passes: Passes) -> None:
-        """Keeps them for the next call, in place of the ones that have waited longest if there are many."""
-        passes.forget()
-        self._free.append((key, passes))
-
-    def clear(self) -> None:
-        self._free.clear()
-
-    def __deepcopy__(self, memo: object) -> Pool:
-        return Pool()
-
-    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
-        return Pool, ()
+    return Lease(pool, pool.acquire(key, make))
 
 
 class Lease:
@@ -235,11 +206,12 @@ class Lease:
         lock: held on the way back, which threads may go through one graph at once.
     """
 
-    def __init__(self, pool: Pool, key: tuple[Any, ...], passes: Passes) -> None:
-        self._pool, self._key, self.passes, self.lock = pool, key, passes, threading.Lock()
+    def __init__(self, pool: Pool, passes: Passes) -> None:
+        self._pool, self.passes, self.lock = pool, passes, threading.Lock()
 
     def __del__(self) -> None:
-        self._pool.give_back(self._key, self.passes)
+        self.passes.forget()
+        self._pool.release(self.passes)
 
 
 class Fused(torch.autograd.Function):

@@ -26,6 +26,7 @@ from torch.autograd import forward_ad
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.numpy.threads import ThreadPool
+from gpuback._network.pool import KEPT_BUFFERS
 from gpuback._torch import devices, passes
 from gpuback.errors import ConversionError, DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError
 from gpuback.torch import FusedMLP, to_torch
@@ -245,9 +246,9 @@ def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     make = passes.Passes.__init__
 
-    def counted(self: Any, architecture: Any, parameters: Any, ops: Any, rows: int, *needs: bool) -> None:
+    def counted(self: Any, key: Any, architecture: Any, parameters: Any, ops: Any, rows: int, *needs: bool) -> None:
         made.append(rows)
-        make(self, architecture, parameters, ops, rows, *needs)
+        make(self, key, architecture, parameters, ops, rows, *needs)
 
     monkeypatch.setattr(passes.Passes, "__init__", counted)
     net = fused()
@@ -257,7 +258,7 @@ def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
             net(batch((rows,))).sum().backward()
             steps.step()
     assert made == [7, 3]
-    blocks = [block for _, kept in net._pool._free for block in kept._blocks.values()]
+    blocks = [block for kept in net._pool._free for block in kept._blocks.values()]
     assert all(block.h_0 is None for block in blocks)  # the batch itself is not kept
 
 
@@ -265,7 +266,7 @@ def test_buffers_kept_are_few() -> None:
     net = fused()
     for rows in range(1, 20):
         net(batch((rows,))).sum().backward()
-    assert len(net._pool._free) <= passes.KEPT_PASSES
+    assert len(net._pool._free) <= KEPT_BUFFERS
 
 
 @pytest.mark.parametrize("which", ["x", "a weight"])
