@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,8 @@ from gpuback._core.gradients import Gradients
 from gpuback._core.precision import Precision
 from gpuback._core.typing import Array
 from gpuback._core.validation import number
-from gpuback._network.backprop import Block, Blocks, rows_of
+from gpuback._network.backprop import Blocks, rows_of
+from gpuback._network.layers import Block, BoundNetwork
 from gpuback.errors import OptionError
 
 LARGEST_CLIPPED, LARGEST_SCALE = 14, 100
@@ -69,14 +69,18 @@ class PerSample(Blocks["PerSampleBlock"]):
         self, architecture: Architecture, theta: Array, ops: Ops, batch_size: int, clip_scale: float | None
     ) -> None:
         self.key = PerSample, batch_size, clip_scale
-        make_block = partial(PerSampleBlock, clip_scale)
-        super().__init__(make_block, architecture, theta, ops, batch_size, clip_scale is not None, False)
+        network = BoundNetwork.of(architecture, theta, ops)
+
+        def block(rows: int) -> PerSampleBlock:
+            return PerSampleBlock(network, rows, batch_size, clip_scale)
+
+        super().__init__(network, block, batch_size, need_gradient=clip_scale is not None)
 
     def norms(self, x: Array, y: Array, weight: Array | None, out: Array) -> None:
         """out_b = ‖∂(w_b ℓ_b)/∂θ‖, (B,)."""
 
-        def work(share: int, worker: int) -> None:
-            for block, rows in self._each(share, worker):
+        def work(task: int, worker: int) -> None:
+            for block, rows in self._each(task, worker):
                 block.norms(rows_of(x, rows), rows_of(y, rows), rows_of(weight, rows), rows_of(out, rows))
 
         self._run(work)
@@ -84,8 +88,8 @@ class PerSample(Blocks["PerSampleBlock"]):
     def gradients(self, x: Array, y: Array, weight: Array | None, out: Gradients) -> None:
         """∂(w_b ℓ_b)/∂θ of each sample, (B, n_parameters)."""
 
-        def work(share: int, worker: int) -> None:
-            for block, rows in self._each(share, worker):
+        def work(task: int, worker: int) -> None:
+            for block, rows in self._each(task, worker):
                 dW, db = ([rows_of(part, rows) for part in parts] for parts in (out.weights, out.biases))
                 block.gradients(rows_of(x, rows), rows_of(y, rows), rows_of(weight, rows), dW, db)
 
@@ -108,19 +112,9 @@ class PerSample(Blocks["PerSampleBlock"]):
 class PerSampleBlock(Block):
     """A fixed number of rows: every layer bound to its buffers, up to the loss as for a batch of one sample."""
 
-    def __init__(
-        self,
-        clip_scale: float | None,
-        architecture: Architecture,
-        weights: Sequence[Array],
-        biases: Sequence[Array],
-        ops: Ops,
-        rows: int,
-        batch_size: int,
-        need_gradient: bool,
-        need_input_grad: bool,
-    ) -> None:
-        super().__init__(architecture, weights, biases, ops, rows, 1, False, need_input_grad)
+    def __init__(self, network: BoundNetwork, rows: int, batch_size: int, clip_scale: float | None) -> None:
+        super().__init__(network, rows, batch_size=1, need_gradient=False, need_input_grad=False)
+        architecture, ops, weights = network.architecture, network.ops, network.weights
         clips = clip_scale is not None
         widths, workspace = architecture.sizes[1:-1], self.workspace
         below = [workspace.hidden(n) if clips else workspace.delta(k, n) for k, n in enumerate(widths, 1)]
@@ -142,7 +136,7 @@ class PerSampleBlock(Block):
             ]
 
     def norms(self, x: Array, y: Array, weight: Array | None, out: Array | None) -> tuple[Any, list[Array]]:
-        """Forward; the loss; from the da_L that it leaves behind, down: each layer's share of the norms, the da below.
+        """Forward; the loss; from the da_L that it leaves behind, down: each layer's part of the norms, the da below.
 
         Returns:
             What `ops.bind_loss` says of these rows, and h_0 … h_{L−1}.
