@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from gpuback._backends.protocol import FusedNetwork, Ops
+from gpuback._backends.protocol import Ops
 from gpuback._backends.registry import ops_for
 from gpuback._core import persistence
 from gpuback._core.architecture import Architecture
@@ -17,14 +19,13 @@ from gpuback._core.gradients import Gradients as Gradients
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
-from gpuback._network import per_sample
-from gpuback._network.backprop import Backprop, keep
+from gpuback._network.backprop import Passes, make_passes
 from gpuback._network.explain import Explanation, explain
 from gpuback._network.inputs import as_sample_weight, as_samples, as_targets
+from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
+from gpuback._network.pool import Pool
 from gpuback._network.trace import Trace, trace
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
-
-Passes: TypeAlias = Backprop | FusedNetwork
 
 
 class MLP:
@@ -91,9 +92,7 @@ class MLP:
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
-        self._passes: dict[tuple[int, bool, bool], Passes] = {}
-        self.per_sample_passes: dict[tuple[int, float | None], per_sample.PerSample] = {}
-        """Those of `gpuback._network.per_sample`, likewise kept for the next call."""
+        self._pool = Pool()
 
     @classmethod
     def _of(cls, architecture: Architecture, backend: str, theta: ArrayLike) -> MLP:
@@ -182,19 +181,19 @@ class MLP:
         """
         samples = as_samples(x, self._architecture, self._ops)
         outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
-        passes = self.take_passes(len(samples), need_gradient=False)
+        passes = self.acquire(len(samples), need_gradient=False)
         with self._ops.scope():
             passes.forward(samples, outputs)
-        self.keep_passes(passes)
+        self.release(passes)
         return outputs
 
     def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
         samples, targets, weight = self.checked(x, y, sample_weight)
-        passes = self.take_passes(len(samples), need_gradient=False)
+        passes = self.acquire(len(samples), need_gradient=False)
         with self._ops.scope():
             value = passes.loss(samples, targets, weight)
-        self.keep_passes(passes)
+        self.release(passes)
         return self._scalar(value)
 
     def value_and_grad(
@@ -235,10 +234,10 @@ class MLP:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
         gradients = self.empty_gradients() if out is None else self._fitting(out)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
-        passes = self.take_passes(len(samples), need_input_grad=need_input_grad)
+        passes = self.acquire(len(samples), need_input_grad=need_input_grad)
         with self._ops.scope():
             value = passes.value_and_grad(samples, targets, weight, gradients, accumulate=accumulate)
-        self.keep_passes(passes)
+        self.release(passes)
         return self._scalar(value), gradients
 
     def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
@@ -255,7 +254,11 @@ class MLP:
 
         Source: Goodfellow, Efficient per-example gradient computations, 2015.
         """
-        return per_sample.gradient_norms(self, *self.checked(x, y, sample_weight))
+        samples, targets, weight = self.checked(x, y, sample_weight)
+        norms = self._ops.empty(len(samples), self._theta.dtype)
+        with self._per_sample(len(samples)) as passes:
+            passes.norms(samples, targets, weight, norms)
+        return norms
 
     def value_and_clipped_grad(
         self,
@@ -285,12 +288,16 @@ class MLP:
 
         Source: Abadi et al., Deep learning with differential privacy, 2016.
         """
-        max_norm = per_sample.checked_max_norm(max_norm)
+        max_norm = checked_max_norm(max_norm)
         if max_norm == inf:
             return self.value_and_grad(x, y, sample_weight=sample_weight, out=out)
-        batch = self.checked(x, y, sample_weight)
+        samples, targets, weight = self.checked(x, y, sample_weight)
         gradients = self.empty_gradients() if out is None else self._fitting(out)
-        return self._scalar(per_sample.value_and_clipped_grad(self, *batch, max_norm, gradients)), gradients
+        gradients.inputs = None
+        scale = clip_scale(self._architecture.precision, len(samples), max_norm)
+        with self._per_sample(len(samples), scale) as passes:
+            value = passes.value_and_clipped_grad(samples, targets, weight, max_norm, gradients)
+        return self._scalar(value), gradients
 
     def per_sample_grad(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Gradients:
         """Every sample's own gradient, g_b = ∂(w_b ℓ_b)/∂θ: for small networks and batches, it is B times as long as θ.
@@ -301,7 +308,12 @@ class MLP:
             `theta` (B, n_parameters) in θ's dtype, and as views into it `weights`, each (B, nO, nI), and `biases`, each
             (B, nO). Their mean over the first axis is `value_and_grad`'s gradient, to rounding.
         """
-        return per_sample.gradients(self, *self.checked(x, y, sample_weight))
+        samples, targets, weight = self.checked(x, y, sample_weight)
+        theta = self._ops.empty((len(samples), self.n_parameters), self._theta.dtype)
+        gradients = Gradients(theta, *self._architecture.layout.split(theta))
+        with self._per_sample(len(samples)) as passes:
+            passes.gradients(samples, targets, weight, gradients)
+        return gradients
 
     def trace(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Trace:
         """Every intermediate array of a batch's forward and backward pass: to look inside, to teach, to check.
@@ -383,22 +395,30 @@ class MLP:
             sample_weight = as_sample_weight(sample_weight, architecture, len(samples), ops)
         return samples, targets, sample_weight
 
-    def passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Passes:
-        """The passes of this network for one batch size, with buffers of their own."""
-        needs = {"need_gradient": need_gradient, "need_input_grad": need_input_grad}
-        whole = self._ops.fused_network(self._architecture, self._theta, batch_size, **needs)
-        return Backprop(self._architecture, self._theta, self._ops, batch_size, **needs) if whole is None else whole
+    def acquire(
+        self,
+        batch_size: int,
+        need_gradient: bool = True,
+        need_input_grad: bool = False,
+        micro_batch_size: int | None = None,
+    ) -> Passes:
+        """The passes for one batch size, out of the pool; `release` puts them back."""
+        needs = batch_size, need_gradient, need_input_grad
+        key = needs if micro_batch_size is None else (*needs, micro_batch_size)
+        return self._pool.acquire(key, partial(make_passes, self._architecture, self._theta, self._ops, *key))
 
-    def take_passes(self, batch_size: int, need_gradient: bool = True, need_input_grad: bool = False) -> Passes:
-        """The passes for one batch size, out of the network's store: a second thread finds none and makes its own."""
-        try:
-            return self._passes.pop((batch_size, need_gradient, need_input_grad))
-        except KeyError:
-            return self.passes(batch_size, need_gradient, need_input_grad)
+    def release(self, passes: Passes) -> None:
+        """Puts passes back into the pool, unless something raised while they were in use."""
+        self._pool.release(passes)
 
-    def keep_passes(self, passes: Passes) -> None:
-        """Puts into the store, for the next call, what `take_passes` gave. (What raised in between is not put back.)"""
-        keep(passes, self._passes)
+    @contextmanager
+    def _per_sample(self, batch_size: int, clip_scale: float | None = None) -> Iterator[PerSample]:
+        """The passes that look at each sample by itself, out of the pool, and the scope that they run in."""
+        made_of = self._architecture, self._theta, self._ops, batch_size, clip_scale
+        passes = self._pool.acquire((PerSample, batch_size, clip_scale), partial(PerSample, *made_of))
+        with self._ops.scope():
+            yield passes
+        self._pool.release(passes)
 
     def _fitting(self, out: Gradients) -> Gradients:
         if (

@@ -17,10 +17,8 @@ differential privacy, 2016 (what clipping them is for).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,41 +28,13 @@ from gpuback._core.gradients import Gradients
 from gpuback._core.precision import Precision
 from gpuback._core.typing import Array
 from gpuback._core.validation import number
-from gpuback._network.backprop import Block, Blocks, keep, rows_of
+from gpuback._network.backprop import Blocks, rows_of
+from gpuback._network.layers import Block, BoundNetwork
 from gpuback.errors import OptionError
-
-if TYPE_CHECKING:
-    from gpuback._network.mlp import MLP
 
 LARGEST_CLIPPED, LARGEST_SCALE = 14, 100
 """Powers of two: float16, which ends at 2¹⁶, holds clipped da's below the first; the second's inverse is an ordinary
 float32."""
-
-
-def gradient_norms(net: MLP, x: Array, y: Array, weight: Array | None) -> Array:
-    """`MLP.gradient_norms`, its arguments checked."""
-    norms = net.ops.empty(len(x), net.theta.dtype)
-    with _passes(net, len(x), None) as passes:
-        passes.norms(x, y, weight, norms)
-    return norms
-
-
-def gradients(net: MLP, x: Array, y: Array, weight: Array | None) -> Gradients:
-    """`MLP.per_sample_grad`, its arguments checked."""
-    theta = net.ops.empty((len(x), net.n_parameters), net.theta.dtype)
-    gradients = Gradients(theta, *net.architecture.layout.split(theta))
-    with _passes(net, len(x), None) as passes:
-        passes.gradients(x, y, weight, gradients)
-    return gradients
-
-
-def value_and_clipped_grad(
-    net: MLP, x: Array, y: Array, weight: Array | None, max_norm: float, gradients: Gradients
-) -> Array | float:
-    """`MLP.value_and_clipped_grad` with a finite max_norm, its arguments checked."""
-    gradients.inputs = None
-    with _passes(net, len(x), clip_scale(net.architecture.precision, len(x), max_norm)) as passes:
-        return passes.value_and_clipped_grad(x, y, weight, max_norm, gradients)
 
 
 def checked_max_norm(value: float) -> float:
@@ -87,17 +57,6 @@ def clip_scale(precision: Precision, batch_size: int, max_norm: float) -> float:
     return max(ordinary, 2.0 ** min(LARGEST_CLIPPED - math.frexp(max_norm / batch_size)[1], LARGEST_SCALE))
 
 
-@contextmanager
-def _passes(net: MLP, batch_size: int, clip_scale: float | None) -> Iterator[PerSample]:
-    """The passes for one batch size, out of the network's store, and the scope that they run in."""
-    passes = net.per_sample_passes.pop((batch_size, clip_scale), None)
-    if passes is None:
-        passes = PerSample(net.architecture, net.theta, net.ops, batch_size, clip_scale)
-    with net.ops.scope():
-        yield passes
-    keep(passes, net.per_sample_passes)
-
-
 class PerSample(Blocks["PerSampleBlock"]):
     """The passes of one network for one batch size that look at each sample by itself.
 
@@ -109,15 +68,19 @@ class PerSample(Blocks["PerSampleBlock"]):
     def __init__(
         self, architecture: Architecture, theta: Array, ops: Ops, batch_size: int, clip_scale: float | None
     ) -> None:
-        self.key = batch_size, clip_scale
-        make_block = partial(PerSampleBlock, clip_scale)
-        super().__init__(make_block, architecture, theta, ops, batch_size, clip_scale is not None, False)
+        self.key = PerSample, batch_size, clip_scale
+        network = BoundNetwork.of(architecture, theta, ops)
+
+        def block(rows: int) -> PerSampleBlock:
+            return PerSampleBlock(network, rows, batch_size, clip_scale)
+
+        super().__init__(network, block, batch_size, need_gradient=clip_scale is not None)
 
     def norms(self, x: Array, y: Array, weight: Array | None, out: Array) -> None:
         """out_b = ‖∂(w_b ℓ_b)/∂θ‖, (B,)."""
 
-        def work(share: int, worker: int) -> None:
-            for block, rows in self._each(share, worker):
+        def work(task: int, worker: int) -> None:
+            for block, rows in self._each(task, worker):
                 block.norms(rows_of(x, rows), rows_of(y, rows), rows_of(weight, rows), rows_of(out, rows))
 
         self._run(work)
@@ -125,8 +88,8 @@ class PerSample(Blocks["PerSampleBlock"]):
     def gradients(self, x: Array, y: Array, weight: Array | None, out: Gradients) -> None:
         """∂(w_b ℓ_b)/∂θ of each sample, (B, n_parameters)."""
 
-        def work(share: int, worker: int) -> None:
-            for block, rows in self._each(share, worker):
+        def work(task: int, worker: int) -> None:
+            for block, rows in self._each(task, worker):
                 dW, db = ([rows_of(part, rows) for part in parts] for parts in (out.weights, out.biases))
                 block.gradients(rows_of(x, rows), rows_of(y, rows), rows_of(weight, rows), dW, db)
 
@@ -149,19 +112,9 @@ class PerSample(Blocks["PerSampleBlock"]):
 class PerSampleBlock(Block):
     """A fixed number of rows: every layer bound to its buffers, up to the loss as for a batch of one sample."""
 
-    def __init__(
-        self,
-        clip_scale: float | None,
-        architecture: Architecture,
-        weights: Sequence[Array],
-        biases: Sequence[Array],
-        ops: Ops,
-        rows: int,
-        batch_size: int,
-        need_gradient: bool,
-        need_input_grad: bool,
-    ) -> None:
-        super().__init__(architecture, weights, biases, ops, rows, 1, False, need_input_grad)
+    def __init__(self, network: BoundNetwork, rows: int, batch_size: int, clip_scale: float | None) -> None:
+        super().__init__(network, rows, batch_size=1, need_gradient=False, need_input_grad=False)
+        architecture, ops, weights = network.architecture, network.ops, network.weights
         clips = clip_scale is not None
         widths, workspace = architecture.sizes[1:-1], self.workspace
         below = [workspace.hidden(n) if clips else workspace.delta(k, n) for k, n in enumerate(widths, 1)]
@@ -183,7 +136,7 @@ class PerSampleBlock(Block):
             ]
 
     def norms(self, x: Array, y: Array, weight: Array | None, out: Array | None) -> tuple[Any, list[Array]]:
-        """Forward; the loss; from the da_L that it leaves behind, down: each layer's share of the norms, the da below.
+        """Forward; the loss; from the da_L that it leaves behind, down: each layer's part of the norms, the da below.
 
         Returns:
             What `ops.bind_loss` says of these rows, and h_0 … h_{L−1}.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
 from gpuback._core.typing import Array
+from gpuback._network.layers import BoundNetwork
 
 
 @dataclass(repr=False)
@@ -58,9 +59,9 @@ def trace(
     depth, total, scale = len(sizes) - 1, precision.accumulator, precision.gradient_scale(batch_size)
     workspace = ops.workspace(batch_size, sizes, precision)
     activations = [None, *architecture.hidden_activations, None]
-    _, biases = architecture.layout.split(theta)
-    operands, refresh = ops.bind_weights(theta, architecture.layout, precision)
-    refresh()
+    network = BoundNetwork.of(architecture, theta, ops)
+    network.refresh()
+    operands, biases = network.weights, network.biases
 
     h: list[Array] = [ops.bind_load(sizes[0], precision, workspace)(x)]
     a: list[Array] = [None]

@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.precision import Precision
-from gpuback._torch.passes import Fused, Pool, dtype_of_sums, name_of, run_forward
+from gpuback._network.pool import Pool
+from gpuback._torch.passes import Fused, dtype_of_sums, lease, name_of, run_forward
 from gpuback.errors import ConversionError, DeviceError, DtypeError, ShapeError
 
 OUTPUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -127,9 +128,10 @@ class FusedMLP(nn.Module):
         rows = x.reshape(-1, sizes[0]).to(dtype_of_sums(precision)).contiguous()
         need_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, *parameters))
         need_input_grad = need_gradient and rows.requires_grad
-        lease = self._pool.take(self.architecture, precision, parameters, len(rows), need_gradient, need_input_grad)
+        needs = need_gradient, need_input_grad
+        held = lease(self._pool, self.architecture, precision, parameters, len(rows), *needs)
         recorded = need_gradient or any(_is_dual(tensor) for tensor in (rows, *parameters))  # the latter is refused
-        a = Fused.apply(lease, rows, *parameters) if recorded else run_forward(lease, rows, parameters)
+        a = Fused.apply(held, rows, *parameters) if recorded else run_forward(held, rows, parameters)
         return OUTPUTS[self.architecture.output](a).to(own.dtype).reshape(*x.shape[:-1], sizes[-1])
 
     def _of_no_samples(self, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:

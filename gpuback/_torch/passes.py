@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,23 +21,23 @@ from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
 from gpuback._core.precision import DTYPES, Precision
 from gpuback._core.typing import Array
-from gpuback._network.backprop import Layers, in_shares
+from gpuback._network.layers import BoundNetwork, Layers
+from gpuback._network.pool import Pool
+from gpuback._network.tasks import Tasks
 from gpuback._torch import devices
 from gpuback.errors import DtypeError
 
-KEPT_PASSES = 4
-"""How many calls' buffers a module keeps for the next ones."""
 
-
-class Passes:
+class ModulePasses:
     """A module's layers for one batch size: bound to its parameters' own memory, or to rounded copies of them.
 
-    As in `_network/backprop.py`, a batch goes through the network in blocks of rows, which the backend's team shares;
-    but here every block has buffers of its own, in which it waits for its backward pass.
+    As in `gpuback._network.backprop`, a batch goes through the network in blocks of rows, which make up tasks for
+    threads. But with `need_gradient` every block has buffers of its own, in which it waits for its backward pass.
     """
 
     def __init__(
         self,
+        key: Hashable,
         architecture: Architecture,
         parameters: Sequence[torch.Tensor],
         ops: Ops,
@@ -46,58 +45,51 @@ class Passes:
         need_gradient: bool,
         need_input_grad: bool,
     ) -> None:
-        """Args: parameters: W_1, b_1, …, W_L, b_L; the other arguments as those of `Backprop`."""
-        precision, layout = architecture.precision, architecture.layout
+        """Args: key: the pool's; parameters: W_1, b_1, …, W_L, b_L; the others as those of `Backprop`."""
+        self.key = key
         self._ops, self._architecture = ops, architecture
-        self._float16 = precision.operand == np.float16
+        self._float16 = architecture.precision.operand == np.float16
         self._need_gradient, self._need_input_grad = need_gradient, need_input_grad
-        weights, biases = self._operands(parameters)
+        self._copies: list[torch.Tensor] = []
+        self._network = network = self._bind(parameters)
+        threads = ThreadPool(1, blas_alone=blas_threads() > 1) if torch.get_num_threads() == 1 else None
+        self._tasks = tasks = Tasks(network, batch_size, need_gradient, threads=threads)
 
         def block(rows: int) -> _Block:
-            return _Block(architecture, weights, biases, ops, rows, need_gradient, need_input_grad)
+            return _Block(network, rows, need_gradient, need_input_grad)
 
-        rows, self._threads = ops.plan_blocks(architecture.sizes, batch_size, precision, need_gradient=need_gradient)
-        if torch.get_num_threads() == 1:
-            self._threads = ThreadPool(1, blas_alone=blas_threads() > 1)
-        sums_bytes = layout.n_parameters * precision.accumulator.itemsize if need_gradient else 0
-        self._shares = in_shares(batch_size, rows, self._threads.size, sums_bytes)
-        ends = list(itertools.chain.from_iterable(self._shares))
         if need_gradient:
+            ends = itertools.chain.from_iterable(tasks.spans)
             self._blocks: dict[object, _Block] = {start: block(end - start) for start, end in ends}
-            self._partials = [ops.empty(layout.n_parameters, precision.accumulator) for _ in self._shares[1:]]
         else:
-            workers, heights = range(min(self._threads.size, len(self._shares))), {end - start for start, end in ends}
-            self._blocks = {(height, worker): block(height) for height in heights for worker in workers}
+            self._blocks = {(height, worker): block(height) for height in tasks.heights for worker in tasks.workers}
 
-    def _operands(self, parameters: Sequence[torch.Tensor]) -> tuple[Sequence[Array], Sequence[Array]]:
-        """Weights and biases as products read them."""
-        ops, precision, layout = self._ops, self._architecture.precision, self._architecture.layout
-        self._copies: list[torch.Tensor] = []
-        self._round_weights: Callable[[], object] = _nothing
+    def _bind(self, parameters: Sequence[torch.Tensor]) -> BoundNetwork:
+        """Bind the parameters' own memory where products can read it, else copies of them."""
+        architecture, ops = self._architecture, self._ops
+        precision, layout = architecture.precision, architecture.layout
         if reads_in_place(precision, parameters):
             arrays = [devices.array_over(parameter, ops) for parameter in parameters]
-            return arrays[::2], arrays[1::2]
+            return BoundNetwork(architecture, ops, arrays[::2], arrays[1::2], refresh=_nothing)
         with torch.inference_mode(False):  # or no later call outside of that mode could write to it
             theta = torch.empty(layout.n_parameters, dtype=dtype_of_sums(precision), device=parameters[0].device)
         self._copies = [part for pair in zip(*layout.split(theta), strict=True) for part in pair]
-        flat = devices.array_over(theta, ops)
-        weights, self._round_weights = ops.bind_weights(flat, layout, precision)
-        return weights, layout.split(flat)[1]
+        return BoundNetwork.of(architecture, devices.array_over(theta, ops), ops)
 
     def forward(self, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-        """a_L (B, n_L), fresh."""
+        """Return a_L (B, n_L), fresh."""
         for copy, parameter in zip(self._copies, parameters if self._copies else (), strict=True):
             copy.copy_(parameter)
-        self._round_weights()
+        self._network.refresh()
         out = x.new_empty(len(x), self._architecture.sizes[-1])
         samples, a = devices.array_over(x, self._ops), devices.array_over(out, self._ops)
 
-        def work(share: int, worker: int) -> None:
-            for start, end in self._shares[share]:
+        def work(task: int, worker: int) -> None:
+            for start, end in self._tasks.spans[task]:
                 block = self._blocks[start if self._need_gradient else (end - start, worker)]
                 block.run_forward(samples[start:end], a[start:end])
 
-        self._threads.run(work, len(self._shares))
+        self._tasks.run(work)
         return out
 
     def backward(self, da: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
@@ -107,20 +99,21 @@ class Passes:
             da, unscale = _scaled(da)
         flat = da.new_empty(layout.n_parameters)
         dx = da.new_empty(len(da), self._architecture.sizes[0]) if self._need_input_grad else None
-        delta, whole = devices.array_over(da.contiguous(), ops), devices.array_over(flat, ops)
+        delta, gradient = devices.array_over(da.contiguous(), ops), devices.array_over(flat, ops)
         inputs = None if dx is None else devices.array_over(dx, ops)
-        sums = [layout.split(part) for part in (whole, *self._partials)]
+        sums = [layout.split(part) for part in (gradient, *self._tasks.partials)]
 
-        def work(share: int, worker: int) -> None:
-            for start, end in self._shares[share]:
+        def work(task: int, worker: int) -> None:
+            spans = self._tasks.spans[task]
+            for start, end in spans:
                 block = self._blocks[start]
-                block.run_backward(delta[start:end], *sums[share], start > self._shares[share][0][0])
+                block.run_backward(delta[start:end], *sums[task], start > spans[0][0])
                 if inputs is not None:
                     inputs[start:end] = block.input_gradient
 
-        self._threads.run(work, len(self._shares))
-        for partial in self._partials:
-            whole += partial
+        self._tasks.run(work)
+        for partial in self._tasks.partials:
+            gradient += partial
         if self._float16:
             flat *= unscale
             dx = None if dx is None else dx.mul_(unscale)
@@ -133,19 +126,11 @@ class Passes:
 
 
 class _Block(Layers):
-    """A number of rows, on their way out and back in."""
+    """All layers for one block of rows, whose forward pass may be long before its backward pass."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        weights: Sequence[Array],
-        biases: Sequence[Array],
-        ops: Ops,
-        rows: int,
-        need_gradient: bool,
-        need_input_grad: bool,
-    ) -> None:
-        super().__init__(architecture, weights, biases, ops, rows, 1.0, need_gradient, need_input_grad)
+    def __init__(self, network: BoundNetwork, rows: int, need_gradient: bool, need_input_grad: bool) -> None:
+        super().__init__(network, rows, 1.0, need_gradient, need_input_grad)
+        architecture, ops = network.architecture, network.ops
         self.h_0: Array = None
         self._write_output = ops.bind_output("identity", self.output, self.workspace)
         self._load_delta = ops.bind_load(architecture.sizes[-1], architecture.precision, self.workspace)
@@ -177,55 +162,27 @@ def _scaled(da: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return da * power, inverse
 
 
-class Pool:
-    """The passes of one module that no call is using; copies of the module begin with none.
+def lease(
+    pool: Pool,
+    architecture: Architecture,
+    precision: Precision,
+    parameters: Sequence[torch.Tensor],
+    rows: int,
+    need_gradient: bool,
+    need_input_grad: bool,
+) -> Lease:
+    """Passes for such a call, computed in `precision`, until the lease on them is dropped."""
+    device = parameters[0].device
+    own = [parameter.data_ptr() for parameter in parameters] if reads_in_place(precision, parameters) else []
+    key = (rows, precision, need_gradient, need_input_grad, device, devices.stream_of(device), *own)
 
-    Threads share it without a lock, which a lease that is dropped amid a collection of garbage could not wait for:
-    every step is one that a deque takes whole, and the worst that can happen is that passes are made anew.
-    """
-
-    def __init__(self) -> None:
-        self._free: deque[tuple[tuple[Any, ...], Passes]] = deque(maxlen=KEPT_PASSES)
-
-    def take(
-        self,
-        architecture: Architecture,
-        precision: Precision,
-        parameters: Sequence[torch.Tensor],
-        rows: int,
-        need_gradient: bool,
-        need_input_grad: bool,
-    ) -> Lease:
-        """Passes for such a call, computed in `precision`, until the lease on them is dropped."""
-        device = parameters[0].device
-        own = [parameter.data_ptr() for parameter in parameters] if reads_in_place(precision, parameters) else []
-        key = (rows, precision, need_gradient, need_input_grad, device, devices.stream_of(device), *own)
-        for _ in range(len(self._free)):
-            try:
-                found, passes = self._free.popleft()
-            except IndexError:
-                break
-            if found == key:
-                return Lease(self, key, passes)
-            self._free.append((found, passes))
-        ops, architecture = devices.ops_on(device.type, device.index), replace(architecture, precision=precision)
+    def make() -> ModulePasses:
+        ops = devices.ops_on(device.type, device.index)
         with devices.on_stream_of(device):  # which buffers are zeroed on, and freed on
-            passes = Passes(architecture, parameters, ops, rows, need_gradient, need_input_grad)
-        return Lease(self, key, passes)
+            made_of = replace(architecture, precision=precision), parameters, ops, rows, need_gradient, need_input_grad
+            return ModulePasses(key, *made_of)
 
-    def give_back(self, key: tuple[Any, ...], passes: Passes) -> None:
-        """Keeps them for the next call, in place of the ones that have waited longest if there are many."""
-        passes.forget()
-        self._free.append((key, passes))
-
-    def clear(self) -> None:
-        self._free.clear()
-
-    def __deepcopy__(self, memo: object) -> Pool:
-        return Pool()
-
-    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
-        return Pool, ()
+    return Lease(pool, pool.acquire(key, make))
 
 
 class Lease:
@@ -235,11 +192,12 @@ class Lease:
         lock: held on the way back, which threads may go through one graph at once.
     """
 
-    def __init__(self, pool: Pool, key: tuple[Any, ...], passes: Passes) -> None:
-        self._pool, self._key, self.passes, self.lock = pool, key, passes, threading.Lock()
+    def __init__(self, pool: Pool, passes: ModulePasses) -> None:
+        self._pool, self.passes, self.lock = pool, passes, threading.Lock()
 
     def __del__(self) -> None:
-        self._pool.give_back(self._key, self.passes)
+        self.passes.forget()
+        self._pool.release(self.passes)
 
 
 class Fused(torch.autograd.Function):

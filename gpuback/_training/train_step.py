@@ -7,7 +7,7 @@ from functools import partial
 from gpuback._backends.protocol import FusedNetwork, LossScale
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._core.validation import count_or_none, positive
-from gpuback._network.backprop import KEPT_PASSES, Backprop
+from gpuback._network.backprop import Backprop
 from gpuback._network.mlp import MLP
 from gpuback._training.graph_replay import Batch, StepGraphs
 from gpuback._training.loss_scaling import LossScaling
@@ -61,7 +61,6 @@ class TrainStep:
         optimizer.bind(net)
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         self.micro_batch_size = micro_batch_size
-        self._in_pieces: dict[int, Backprop] = {}
         self.scale = None if loss_scaling is None else self._bound(loss_scaling)
         optimizer.update.diverged_at = None
         self._gradients = net.empty_gradients()
@@ -107,19 +106,18 @@ class TrainStep:
         in_pieces = self.micro_batch_size is not None and len(samples) > self.micro_batch_size
         if in_pieces or self.scale is not None:
             return self._in_parts((samples, targets, weight), stop_after_nonfinite, in_pieces)
-        passes = self.net.take_passes(len(samples))
+        passes = self.net.acquire(len(samples))
         if isinstance(passes, Backprop):
             loss = self._layer_by_layer(passes, (samples, targets, weight), stop_after_nonfinite)
         else:
             loss = self._at_once(passes, (samples, targets, weight), stop_after_nonfinite)
-        self.net.keep_passes(passes)
+        self.net.release(passes)
         return loss
 
     def _in_parts(self, batch: Batch, stop_after_nonfinite: bool, in_pieces: bool) -> Array | float:
         """Gradient, loss scale and update one after the other."""
         samples, targets, weight = batch
-        pieces = self._pieces(len(samples)) if in_pieces else None
-        passes = self.net.take_passes(len(samples)) if pieces is None else pieces
+        passes = self.net.acquire(len(samples), micro_batch_size=self.micro_batch_size if in_pieces else None)
         gradients, update, scale = self._gradients, self.optimizer.update, self.scale
         if scale is not None:
             weight = scale.scale_weights(weight, len(samples))
@@ -131,20 +129,8 @@ class TrainStep:
         )
         if scale is not None:
             scale.update(update)
-        if pieces is None:
-            self.net.keep_passes(passes)
-        else:
-            self._in_pieces[len(samples)] = pieces
+        self.net.release(passes)
         return loss
-
-    def _pieces(self, size: int) -> Backprop:
-        """The passes of a batch in micro-batches, out of the store: what an error leaves half done is not put back."""
-        store, net = self._in_pieces, self.net
-        if size not in store:
-            while len(store) >= KEPT_PASSES:
-                store.pop(next(iter(store)))
-            return Backprop(net.architecture, net.theta, net.ops, size, micro_batch_size=self.micro_batch_size)
-        return store.pop(size)
 
     def _bound(self, loss_scaling: LossScaling) -> LossScale:
         net = self.net

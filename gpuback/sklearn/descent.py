@@ -77,9 +77,9 @@ class Descent:
             for batch, weight_sum in batches.each(order):
                 if alpha:
                     penalties.append(self._penalty(alpha / weight_sum))
-                passes = net.take_passes(len(batch.x))
+                passes = net.acquire(len(batch.x))
                 losses.append(passes.value_and_grad(batch.x, batch.y, batch.weight, gradients, accumulate=alpha > 0))
-                net.keep_passes(passes)
+                net.release(passes)
                 self._step()
                 counts.append(len(batch.x))
             values = np.array(net.ops.to_floats(losses)) / outputs

@@ -19,7 +19,7 @@ import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep, fit
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.registry import Backend, BackendStatus
-from gpuback._network import backprop
+from gpuback._network.pool import KEPT_BUFFERS
 from gpuback._training import graph_replay as step_graphs
 from gpuback.errors import BackendError, DivergedError
 from gpuback.testing import random_batch
@@ -336,7 +336,7 @@ def test_records_are_limited_in_number_and_go_with_the_passes(launcher: Emulator
     assert len(twins.graphs._records) == step_graphs.KEPT_GRAPHS
     gc.collect()
     alive = [record for record in twins.graphs._records.values() if record.passes() is not None]
-    assert len(alive) == backprop.KEPT_PASSES
+    assert len(alive) == KEPT_BUFFERS
     for _ in range(3):
         twins.step(*twins.batch(4))  # of passes that are made anew
     assert launcher.replays == 1

@@ -47,11 +47,11 @@ def step_of(sizes: tuple[int, ...], batch_size: int, optimizer: str, clips: bool
     step = TrainStep(net, Adam() if optimizer == "Adam" else SGD(0.1), clip_norm=1.0 if clips else None)
     x, y, _ = net.checked(*network.batch())
     step.run(x[:1], y[:1], None)  # which brings hyper-parameters to the device
-    net._passes.clear()
+    net._pool.clear()
     launcher.reset_counts()
     launcher.launches.clear()
     step.run(x, y, None)
-    (passes,) = net._passes.values()
+    (passes,) = net._pool._free
     return Step(launcher.counts, launcher.launches, passes._plan, net.n_parameters)
 
 

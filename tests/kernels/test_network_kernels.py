@@ -200,7 +200,7 @@ def test_sums_over_the_batch_keep_the_contract_of_one_operation(dtype, activatio
 
 def written_rows(net: gpuback.MLP, network: Network) -> tuple[list[NDArray], list[NDArray]]:
     """Each layer's h_{k-1} and da_k, as two launches have left them in the workspace."""
-    (passes,), batch_size = net._passes.values(), network.batch_size
+    (passes,), batch_size = net._pool._free, network.batch_size
     plan, scale = passes._plan.chain, net.architecture.precision.gradient_scale(batch_size)
 
     def rows(k: int, number: int) -> NDArray:

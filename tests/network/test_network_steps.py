@@ -44,7 +44,7 @@ def moments(optimizer: Any) -> list[NDArray]:
 
 
 def counters_are_zero(net: MLP) -> bool:
-    return not any(passes._counters.any() for passes in net._passes.values())
+    return not any(passes._counters.any() for passes in net._pool._free)
 
 
 # ---- The update
@@ -286,7 +286,7 @@ def test_a_chains_losses_are_added_one_by_one_however_it_is_cut_into_slabs(form,
     for limits in (H200, replace(H200, shared_bytes=66_000)):
         net = network_on(EmulatorLauncher(limits=limits), (64,) * 4, form, dtype="bfloat16")
         loss, _ = net.value_and_grad(np.ones((256, 64)), np.zeros(256, int), sample_weight=weight)
-        (passes,) = net._passes.values()
+        (passes,) = net._pool._free
         rows.add((passes._plan if form == "whole" else passes._plan.chain).rows)
         results.add(loss.tobytes())
         assert loss > 0

@@ -113,7 +113,7 @@ def test_whoever_multiplies_the_bits_are_the_same(dtype, multiply, monkeypatch):
     other = copy.copy(net.ops)
     other._multiply = multiply
     monkeypatch.setattr(net, "_ops", other)
-    net._passes.clear()
+    net._pool.clear()
     assert gradient_bits(net, x, y, need_input_grad=True) == expected
 
 
@@ -126,7 +126,7 @@ def test_how_products_are_cut_does_not_matter(at_once, block, monkeypatch):
     monkeypatch.setattr(pieces, "rows_at_once", lambda self, widest: at_once)
     monkeypatch.setattr(exact_products, "BLOCK", block)
     monkeypatch.setattr(exact_products, "slice_bits", SLICE_BITS)  # bits follow from the contract's block
-    net._passes.clear()
+    net._pool.clear()
     assert gradient_bits(net, x, y, need_input_grad=True) == expected
 
 

@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.numpy.threads import ThreadPool
+from gpuback._network.pool import KEPT_BUFFERS
 from gpuback._torch import devices, passes
 from gpuback.errors import ConversionError, DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError
 from gpuback.torch import FusedMLP, to_torch
@@ -177,7 +178,7 @@ def test_every_call_keeps_what_its_backward_pass_needs() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_large_batches_go_through_in_blocks(threads: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of 103 rows in blocks of 10, in up to 8 shares."""
+    """A batch of 103 rows in blocks of 10, in up to 8 tasks."""
     net, x = fused(dtype=dtype, activation="gelu"), batch((103,))
     expected = [net(x).detach(), *gradients(net, net(x).square().sum(), x)]
     net._pool.clear()
@@ -242,13 +243,13 @@ def test_several_threads_share_a_module() -> None:
 
 def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    make = passes.Passes.__init__
+    make = passes.ModulePasses.__init__
 
-    def counted(self: Any, architecture: Any, parameters: Any, ops: Any, rows: int, *needs: bool) -> None:
+    def counted(self: Any, key: Any, architecture: Any, parameters: Any, ops: Any, rows: int, *needs: bool) -> None:
         made.append(rows)
-        make(self, architecture, parameters, ops, rows, *needs)
+        make(self, key, architecture, parameters, ops, rows, *needs)
 
-    monkeypatch.setattr(passes.Passes, "__init__", counted)
+    monkeypatch.setattr(passes.ModulePasses, "__init__", counted)
     net = fused()
     steps = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(5):
@@ -256,7 +257,7 @@ def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
             net(batch((rows,))).sum().backward()
             steps.step()
     assert made == [7, 3]
-    blocks = [block for _, kept in net._pool._free for block in kept._blocks.values()]
+    blocks = [block for kept in net._pool._free for block in kept._blocks.values()]
     assert all(block.h_0 is None for block in blocks)  # the batch itself is not kept
 
 
@@ -264,7 +265,7 @@ def test_buffers_kept_are_few() -> None:
     net = fused()
     for rows in range(1, 20):
         net(batch((rows,))).sum().backward()
-    assert len(net._pool._free) <= passes.KEPT_PASSES
+    assert len(net._pool._free) <= KEPT_BUFFERS
 
 
 @pytest.mark.parametrize("which", ["x", "a weight"])
@@ -710,13 +711,13 @@ def test_everything_is_made_and_run_on_that_stream(monkeypatch: pytest.MonkeyPat
         inside[0] = False
 
     def watched(name: str) -> None:
-        plain = getattr(passes.Passes, name)
+        plain = getattr(passes.ModulePasses, name)
 
         def seen_to_run(*arguments: Any) -> Any:
             seen.append((name, inside[0]))
             return plain(*arguments)
 
-        monkeypatch.setattr(passes.Passes, name, seen_to_run)
+        monkeypatch.setattr(passes.ModulePasses, name, seen_to_run)
 
     monkeypatch.setattr(devices, "on_stream_of", stream)
     for name in ("__init__", "forward", "backward"):

@@ -1,0 +1,143 @@
+"""A network's layers, bound to buffers for a fixed number of rows: from x to a_L, the loss, and from da_L back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpuback._backends.protocol import Ops
+from gpuback._core.architecture import Architecture
+from gpuback._core.typing import Array
+
+
+@dataclass(frozen=True)
+class BoundNetwork:
+    """A network on a backend, its parameters as the backend's products read them.
+
+    Attributes:
+        weights: W_1 … W_L: views into θ, or copies in the operands' format, e.g. bfloat16.
+        biases: b_1 … b_L, views into θ.
+        refresh: brings copies of the weights up to date with θ.
+    """
+
+    architecture: Architecture
+    ops: Ops
+    weights: Sequence[Array]
+    biases: Sequence[Array]
+    refresh: Callable[[], object]
+
+    @classmethod
+    def of(cls, architecture: Architecture, theta: Array, ops: Ops) -> BoundNetwork:
+        """Bind the network whose parameters lie in `theta`, (n_parameters,)."""
+        weights, refresh = ops.bind_weights(theta, architecture.layout, architecture.precision)
+        return cls(architecture, ops, weights, architecture.layout.split(theta)[1], refresh)
+
+
+class Layers:
+    """Every layer bound to its buffers, for a fixed number of rows.
+
+    Attributes:
+        output: a_L, (rows, n_L), which `forward` leaves behind.
+        output_delta: da_L times `scale`, in the operands' dtype, from which `backward` starts; may be `output` itself.
+        hidden, sources: h_1 … h_{L−1}, and what each one's g' is computed from: itself or its a.
+        input_gradient: ∂loss/∂x, (rows, n_0), which `backward` leaves behind if it was asked for.
+    """
+
+    def __init__(
+        self, network: BoundNetwork, rows: int, scale: float, need_gradient: bool, need_input_grad: bool
+    ) -> None:
+        architecture, ops = network.architecture, network.ops
+        precision, sizes = architecture.precision, architecture.sizes
+        self.workspace = workspace = ops.workspace(rows, sizes, precision)
+        activations = architecture.hidden_activations
+        self._load = ops.bind_load(sizes[0], precision, workspace)
+
+        self.hidden = [workspace.hidden(width) for width in sizes[1:-1]]
+        pre_activations = [
+            workspace.hidden(n) if g.derivative_from == "a" else None
+            for n, g in zip(sizes[1:-1], activations, strict=True)
+        ]
+        self.output = output = workspace.output(sizes[-1])
+        targets = zip([*self.hidden, output], [*pre_activations, None], [*activations, None], strict=True)
+        self._first, *upper = [
+            ops.bind_forward(W, b, h, a, g, workspace)
+            for W, b, (h, a, g) in zip(network.weights, network.biases, targets, strict=True)
+        ]
+        self.output_delta = da_top = workspace.output_delta(output)
+        self._upper = list(zip(upper, self.hidden, strict=True))
+
+        self.sources = [h if a is None else a for h, a in zip(self.hidden, pre_activations, strict=True)]
+        self.input_gradient = workspace.delta(0, sizes[0]) if need_input_grad else None
+        self._backward: list[Callable[[Array, Array, Array, bool], None]] = []
+        if not need_gradient:
+            return
+        da_below = [self.input_gradient, *(workspace.delta(k, width) for k, width in enumerate(sizes[1:-1], 1))]
+        deltas = zip([*da_below[1:], da_top], da_below, [None, *activations], [None, *self.sources], strict=True)
+        self._backward = [
+            ops.bind_backward(da, W, da_prev, g, source, scale, workspace)
+            for W, (da, da_prev, g, source) in zip(network.weights, deltas, strict=True)
+        ]
+
+    def forward(self, x: Array) -> Array:
+        """Compute a_L, the output layer's pre-activations.
+
+        Returns:
+            h_0, x as products read it.
+        """
+        h_0 = self._load(x)
+        self._first(h_0)
+        for layer, h in self._upper:
+            layer(h)
+        return h_0
+
+    def backward(self, h_0: Array, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
+        """Go from da_L down: each layer's dW, db and the da of the layer below."""
+        inputs = [h_0, *self.hidden]
+        for k in range(len(self._backward) - 1, -1, -1):
+            self._backward[k](inputs[k], dW[k], db[k], accumulate)
+
+
+class Block(Layers):
+    """All layers and the loss, for one block of a batch's rows: forward, loss, backward.
+
+    Attributes:
+        loss: computes the rows' loss from `forward`'s a_L and turns it into the da_L that `backward` starts from.
+        apply_output: computes ŷ from `forward`'s a_L.
+    """
+
+    def __init__(
+        self, network: BoundNetwork, rows: int, batch_size: int, need_gradient: bool, need_input_grad: bool
+    ) -> None:
+        architecture, ops = network.architecture, network.ops
+        scale = architecture.precision.gradient_scale(batch_size)
+        super().__init__(network, rows, scale, need_gradient, need_input_grad)
+        row, output = architecture.loss_row, architecture.output
+        self.loss = ops.bind_loss(row, output, self.output, self.output_delta, batch_size / scale, self.workspace)
+        self.apply_output = ops.bind_output(output, self.output, self.workspace)
+
+    def value_and_grad(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        dW: Sequence[Array],
+        db: Sequence[Array],
+        dx: Array | None,
+        accumulate: bool,
+        *where: Array,
+    ) -> Any:
+        """Go forward, through the loss and back: dW, db (=, or += with `accumulate`) and dx (=) of these rows.
+
+        Args:
+            where: an array for the loss, on backends that take one.
+
+        Returns:
+            These rows' loss as `ops.bind_loss` returns it.
+        """
+        h_0 = self.forward(x)
+        loss = self.loss(y, weight, *where)
+        self.backward(h_0, dW, db, accumulate)
+        if dx is not None:
+            dx[...] = self.input_gradient
+        return loss

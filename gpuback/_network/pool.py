@@ -1,0 +1,58 @@
+"""Buffers between calls: taken by key, put back, and in the end replaced by newer ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeVar
+
+KEPT_BUFFERS = 4
+"""How many sets of buffers a network keeps, e.g. for the batch sizes in use; one may be many megabytes."""
+
+
+class Keyed(Protocol):
+    """Buffers that know what they were made for."""
+
+    @property
+    def key(self) -> Hashable: ...
+
+
+Buffers = TypeVar("Buffers", bound=Keyed)
+
+
+class Pool:
+    """The buffers that no call is using; a copy of a pool begins empty.
+
+    A call acquires buffers, uses them alone and releases them. If it raises in between, they are not released: they may
+    be half written. Several of one key may be alive: a second thread finds none and makes its own.
+
+    Threads share a pool without a lock, because `release` may run in a finalizer, amid a garbage collection, where
+    waiting for a lock could last for ever. Each step is an atomic one of a deque; the worst outcome is that buffers are
+    made anew.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[Any] = deque(maxlen=KEPT_BUFFERS)  # the newest last
+
+    def acquire(self, key: Hashable, make: Callable[[], Buffers]) -> Buffers:
+        """Return buffers with this key, the most recently released first; `make` makes them if there are none."""
+        found, others = None, []
+        try:
+            while (found := self._free.pop()).key != key:
+                others.append(found)
+        except IndexError:
+            found = None
+        if others:
+            self._free.extend(reversed(others))
+        return make() if found is None else found
+
+    def release(self, buffers: Keyed) -> None:
+        """Keep buffers for the next call with their key. Beyond `KEPT_BUFFERS`, the oldest are dropped."""
+        self._free.append(buffers)
+
+    def clear(self) -> None:
+        """Drop all buffers."""
+        self._free.clear()
+
+    def __reduce__(self) -> tuple[type[Pool], tuple[()]]:
+        return Pool, ()
