@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher, GuardedNumpy
+from emulator.build import KERNELS, entry_names
 from support.kernel_layers import A10, A100, EXACT_SOURCES, H200, PRECISIONS, Layer, laid_out
 from support.requirements import require_emulator
 
@@ -117,6 +118,15 @@ def test_a_layers_kernel_in_every_schedule_and_at_any_alignment(variant, plan_fo
     }
     bits.add(run_case(variant, "odd", order="random", seed=1))  # by plain loads, element by element
     assert len(bits) == 1
+
+
+def test_every_kernel_has_a_variant():
+    """That no variant is left out is then seen below, in test_network_kernels.py and in test_reproducible_cuda.py."""
+    variants = [kernel.variant for kernel in every_kernel()]
+    defines_of = {variant.source: variant.defines for variant in variants}
+    for source, defines in defines_of.items():
+        asked_for = {variant.entry for variant in variants if variant.source == source}
+        assert set(entry_names(KERNELS / source, defines, (9, 0))) == asked_for
 
 
 def test_no_variant_is_left_out():
