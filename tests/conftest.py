@@ -49,9 +49,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted, chosen = config.getoption("--backend"), items
-    if wanted:
-        chosen = [item for item in chosen if (_backend_of(item) or "numpy") == wanted]
+    wanted = config.getoption("--backend")
+    chosen = [item for item in items if _runs_at_all(item) and wanted in (None, _backend_of(item))]
     if config.getoption("--quick"):
         chosen = _quick(chosen)
         for item in chosen:
@@ -61,9 +60,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = chosen
 
 
-def _backend_of(item: pytest.Item) -> str | None:
+def _backend_of(item: pytest.Item) -> str:
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("_backend") if callspec else None
+    return callspec.params.get("_backend", "numpy") if callspec else "numpy"
+
+
+def _runs_at_all(item: pytest.Item) -> bool:
+    """A single case may be marked `numpy_only`, too."""
+    return _backend_of(item) == "numpy" or item.get_closest_marker("numpy_only") is None
 
 
 def _quick(items: Sequence[pytest.Item]) -> list[pytest.Item]:

@@ -28,7 +28,7 @@ _LANGUAGE = (
 _RUNTIME = (*_LANGUAGE, "-O3", "-g1", "-fvisibility=hidden", "-Wall", "-Wextra")
 # A function that ends with a call returns to its own caller, not to that one's: messages name the right line.
 _NAMED_LINES = ("-g1", "-fno-optimize-sibling-calls")
-_KERNEL = (*_LANGUAGE, *_NAMED_LINES, "-O3")
+_KERNEL = (*_LANGUAGE, *_NAMED_LINES, "-O2")
 # Every load and store calls the checker. Nothing may merge or split them (a float4 that is taken apart into scalars
 # would be four reads), lest what is counted is not what the source says.
 _CHECKED_KERNEL = (
