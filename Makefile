@@ -1,5 +1,6 @@
 # `make train` on a fresh machine with Python installs gpuback into .venv and trains a network on handwritten digits;
-# `make test` installs what tests need and runs those of three minutes, `make test-all` all of them. Nothing is installed outside .venv.
+# `make test` installs what tests need and runs those of three minutes, `make test-all` runs all of them. Nothing is
+# installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
