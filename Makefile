@@ -1,10 +1,12 @@
 # `make train` on a fresh machine with Python installs gpuback into .venv and trains a network on handwritten digits;
-# `make test` installs what the tests need and runs them. Nothing is installed outside .venv.
+# `make test` installs what tests need and runs those of three minutes, `make test-all` runs all of them. Nothing is
+# installed outside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist worksteal
 
-.PHONY: train test test-peers kernels sanitize check bench bench-report bench-pytest figures site dist clean
+.PHONY: train test test-all test-peers kernels sanitize check bench bench-report bench-pytest figures site dist clean
 
 # On a machine with an NVIDIA driver, the CuPy for the CUDA version that it speaks of: training runs on the GPU then.
 CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
@@ -12,8 +14,13 @@ CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*
 train: .venv/.cli $(addprefix .venv/.cuda,$(filter 12 13,$(CUDA)))
 	$(BIN)/gpuback train digits
 
+# Every kernel, every public function, every example; at most 3 minutes on two cores. tests/README.md says more.
 test: .venv/.test
-	$(BIN)/python -m pytest -n $(WORKERS) --durations=5
+	$(BIN)/python -m pytest --quick $(PARALLEL) --durations=5
+
+# All tests: all architectures, planted bugs, schedules, killed runs
+test-all: .venv/.test
+	$(BIN)/python -m pytest $(PARALLEL) --durations=10
 
 # Against other libraries, in the same environment; PyTorch's CPU build is a large download.
 test-peers: .venv/.peers

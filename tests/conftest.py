@@ -1,14 +1,19 @@
-"""Modules marked `on_each_backend` run on NumPy, and a part of their cases on the CUDA backend in the emulator: as it
-is, with narrow networks taken as a whole, and, where `layers` asks for it, layer by layer.
+"""Which tests run, and on which backend.
+
+Modules marked `on_each_backend` run on NumPy and on the CUDA backend in the emulator: as it is, with narrow networks
+taken as a whole, and, where `layers` asks for it, layer by layer.
+
+With --quick, which `make test` gives, tests marked `thorough` are left out, Hypothesis tries few examples, and of a
+test with many combinations of parameters only so many run that each value of each parameter has one.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+import hypothesis
 import pytest
 
 import gpuback._backends.protocol
@@ -17,17 +22,21 @@ import gpuback._network.mlp
 from gpuback._backends.registry import Backend, BackendStatus
 
 BACKENDS = ("numpy", "emulated", "layers")
-MOST_CASES = {"emulated": 25, "layers": 0}
-"""Of one test function, for pairs of values; each value by itself has a case in any event."""
+MOST_EXAMPLES = 10
+"""That Hypothesis tries with --quick."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", choices=BACKENDS, help="run tests of this backend only")
+    parser.addoption("--quick", action="store_true", help="leave out thorough tests, and most combinations of the rest")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "on_each_backend(layers): backend='auto' is one after the other")
     config.addinivalue_line("markers", "numpy_only: about how NumPy does it, or too large for the emulator")
+    config.addinivalue_line(
+        "markers", "thorough(first): with --quick none of its cases runs but the first ones, so many"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,40 +49,75 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted, emulated = config.getoption("--backend"), defaultdict(list)
-    for item in items:
-        if _backend_of(item) in BACKENDS[1:] and not item.get_closest_marker("numpy_only"):
-            emulated[item.parent, item.originalname, _backend_of(item)].append(item)
-    kept = {item for (*_, backend), cases in emulated.items() for item in _well_spread(cases, MOST_CASES[backend])}
-    chosen, left_out = [], []
-    for item in items:
-        backend = _backend_of(item)
-        runs = item in kept if backend in BACKENDS[1:] else True
-        (chosen if runs and wanted in (None, backend or "numpy") else left_out).append(item)
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
+    wanted = config.getoption("--backend")
+    chosen = [item for item in items if _runs_at_all(item) and wanted in (None, _backend_of(item))]
+    if config.getoption("--quick"):
+        chosen = _quick(chosen)
+        for item in chosen:
+            _try_few_examples(item)
+    if left_out := set(items).difference(chosen):
+        config.hook.pytest_deselected(items=list(left_out))
         items[:] = chosen
 
 
-def _backend_of(item: pytest.Item) -> str | None:
+def _backend_of(item: pytest.Item) -> str:
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("_backend") if callspec else None
+    return callspec.params.get("_backend", "numpy") if callspec else "numpy"
 
 
-def _well_spread(cases: Sequence[pytest.Item], most: int) -> list[pytest.Item]:
-    """A few cases of a test: every value of every parameter, then every pair of values as far as `most` cases reach.
+def _runs_at_all(item: pytest.Item) -> bool:
+    """A single case may be marked `numpy_only`, too."""
+    return _backend_of(item) == "numpy" or item.get_closest_marker("numpy_only") is None
 
-    Among equally good ones the first, so that it is always the same.
-    """
-    chosen: list[pytest.Item] = []
-    for together in (1, 2):
-        offers = {case: set(itertools.combinations(sorted(case.callspec.indices.items()), together)) for case in cases}
-        missing = set().union(*offers.values()).difference(*(offers[case] for case in chosen))
-        while missing and (together == 1 or len(chosen) < most):
-            best = max(cases, key=lambda case: len(offers[case] & missing))
-            chosen.append(best)
-            missing -= offers[best]
+
+def _quick(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """The tests that run with --quick, in their order."""
+    functions = defaultdict(list)
+    for item in items:
+        functions[item.parent, getattr(item, "originalname", item.name), _backend_of(item)].append(item)
+    quick = {case for cases in functions.values() for case in _a_case_of_each_value(_without_thorough(cases))}
+    return [item for item in items if item in quick]
+
+
+def _without_thorough(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """A function's cases but for those marked `thorough`, of which the first run as `first` says."""
+    kept, thorough = [], 0
+    for case in cases:
+        marker = case.get_closest_marker("thorough")
+        thorough += marker is not None
+        if marker is None or thorough <= marker.kwargs.get("first", 0):
+            kept.append(case)
+    return kept
+
+
+def _a_case_of_each_value(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """A few cases of a function, with every value of every parameter. Among equally good ones the first, so that they
+    are always the same."""
+    values = {
+        case: {(name, id(value)) for name, value in case.callspec.params.items()}
+        if hasattr(case, "callspec")
+        else {case}
+        for case in cases
+    }
+    missing, chosen = set().union(*values.values()), []
+    while missing:
+        best = max(cases, key=lambda case: len(values[case] & missing))
+        chosen.append(best)
+        missing -= values[best]
     return chosen
+
+
+def _try_few_examples(item: pytest.Item) -> None:
+    """Where Hypothesis draws a test's arguments. What the test itself says comes before a profile, so it is changed."""
+    settings = getattr(item.obj, "_hypothesis_internal_use_settings", None)
+    if settings and settings.max_examples > MOST_EXAMPLES:
+        item.obj._hypothesis_internal_use_settings = hypothesis.settings(settings, max_examples=MOST_EXAMPLES)
+
+
+@pytest.fixture
+def quick(request: pytest.FixtureRequest) -> bool:
+    """Whether --quick was given: for tests that repeat themselves in several ways, of which one will do."""
+    return request.config.getoption("--quick")
 
 
 @pytest.fixture(autouse=True)

@@ -109,6 +109,7 @@ def test_a_process_that_has_died_says_so_each_time() -> None:
     worker.end()
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked for in /proc")
 def test_an_interrupted_run_leaves_no_process_behind(tmp_path: Path) -> None:
     pytest.importorskip("typer")

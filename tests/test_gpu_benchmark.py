@@ -437,7 +437,8 @@ def test_neither_typer_nor_rich_nor_matplotlib_is_needed(tmp_path: Path) -> None
 import sys
 sys.modules |= dict.fromkeys(("typer", "rich", "matplotlib"))
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import fake_cupy, test_gpu_benchmark as these
+from support import fake_cupy
+import test_gpu_benchmark as these
 from benchmarks import gpu_run
 gpu_run.jobs = lambda names, quick: [these.Job(0, (these.TINY["loss"],))]
 with fake_cupy.installed():

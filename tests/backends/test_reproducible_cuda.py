@@ -488,6 +488,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("check, source, before, after", PLANTED.values(), ids=PLANTED)
 def test_bits_tell(check, source, before, after, tmp_path):
     if check is contracted:

@@ -28,7 +28,7 @@ _LANGUAGE = (
 _RUNTIME = (*_LANGUAGE, "-O3", "-g1", "-fvisibility=hidden", "-Wall", "-Wextra")
 # A function that ends with a call returns to its own caller, not to that one's: messages name the right line.
 _NAMED_LINES = ("-g1", "-fno-optimize-sibling-calls")
-_KERNEL = (*_LANGUAGE, *_NAMED_LINES, "-O3")
+_KERNEL = (*_LANGUAGE, *_NAMED_LINES, "-O2")
 # Every load and store calls the checker. Nothing may merge or split them (a float4 that is taken apart into scalars
 # would be four reads), lest what is counted is not what the source says.
 _CHECKED_KERNEL = (
@@ -80,22 +80,14 @@ def runtime_library() -> Path:
 def kernel_library(source: Path, defines: Sequence[str], capability: tuple[int, int], checked: bool) -> Path:
     """The shared library with all entry points of a kernel's source."""
     runtime = runtime_library()
-    flags = (
-        *(_CHECKED_KERNEL if checked else _KERNEL),
-        *_machine_flags(),
-        "-DGPUBACK_EMULATOR",
-        f"-D__CUDA_ARCH__={capability[0] * 100 + capability[1] * 10}",
-        *(f"-D{define}" for define in defines),
-        f"-I{EMULATOR}",
-        f"-I{KERNELS}",
-    )
+    flags = (*(_CHECKED_KERNEL if checked else _KERNEL), *_machine_flags(), *_preprocessor_flags(defines, capability))
     # The runtime's name stands for all of the emulator's own headers and for the compiler.
     key = _hash(runtime.name, flags, *included_files(source, (KERNELS, EMULATOR)))
     library = cache_folder() / f"{source.stem}-{key}.so"
 
     def build(target: Path) -> None:
-        text = _finish(_start("g++", *flags, "-E", "-include", "entry.h", "-x", "c++", str(source), "-o", "-"))
-        for name, parameters in _ENTRY.findall(re.sub(r"^#.*", "", text, flags=re.MULTILINE)):
+        text = _preprocessed(source, flags)
+        for name, parameters in _entry_points(text):
             names = " ".join(
                 re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip()
             )
@@ -111,6 +103,31 @@ def kernel_library(source: Path, defines: Sequence[str], capability: tuple[int, 
 
     _build_once(library, build)
     return library
+
+
+def entry_names(source: Path, defines: Sequence[str], capability: tuple[int, int]) -> list[str]:
+    """The names of a source's entry points."""
+    flags = (*_LANGUAGE, *_preprocessor_flags(defines, capability))
+    return [name for name, _ in _entry_points(_preprocessed(source, flags))]
+
+
+def _preprocessor_flags(defines: Sequence[str], capability: tuple[int, int]) -> tuple[str, ...]:
+    return (
+        "-DGPUBACK_EMULATOR",
+        f"-D__CUDA_ARCH__={capability[0] * 100 + capability[1] * 10}",
+        *(f"-D{define}" for define in defines),
+        f"-I{EMULATOR}",
+        f"-I{KERNELS}",
+    )
+
+
+def _preprocessed(source: Path, flags: Sequence[str]) -> str:
+    return _finish(_start("g++", *flags, "-E", "-include", "entry.h", "-x", "c++", str(source), "-o", "-"))
+
+
+def _entry_points(text: str) -> list[tuple[str, str]]:
+    """Names and parameters."""
+    return _ENTRY.findall(re.sub(r"^#.*", "", text, flags=re.MULTILINE))
 
 
 def included_files(source: Path, folders: Sequence[Path]) -> list[Path]:

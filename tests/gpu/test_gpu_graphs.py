@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.gpu_networks import OPTIMIZERS, each_dtype, twins
+from support.layer_calls import DTYPES
 from support.requirements import require_gpu
-from test_gpu_parity import DTYPES, OPTIMIZERS, each_dtype, twins
 
 from gpuback import SGD, Adam, TrainStep, fit
 from gpuback._training.graph_replay import StepGraphs

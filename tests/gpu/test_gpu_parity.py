@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.gpu_networks import OPTIMIZERS, each_dtype, twins
 from support.layer_calls import ACTIVATIONS, DTYPES, LAYOUTS, Layer, assert_right, layer, relaid
 from support.oracle import G
 from support.requirements import require_gpu
 
 import gpuback
-from gpuback import MLP, SGD, Adam, AdamW, TrainStep, datasets, fit
+from gpuback import MLP, SGD, Adam, TrainStep, datasets, fit
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.registry import ops_for
 from gpuback._core.activations import ACTIVATIONS as TABLE
@@ -41,7 +42,6 @@ SHAPES = [
     *((1000, 72, 136), (520, 130, 70), (1037, 256, 64), (3000, 500, 300), (40, 1000, 700)),  # not narrow
     *((20_001, 5, 3), (66_000, 64, 64)),
 ]
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -251,14 +251,6 @@ NETWORKS = [
 """Narrow ones in one launch and in two, and one that goes layer by layer."""
 
 
-def twins(sizes: tuple[int, ...], dtype: str, **options: Any) -> tuple[MLP, MLP]:
-    """The same network on NumPy and on CuPy, its biases not 0."""
-    name = "float32" if dtype == "tf32" else dtype
-    net = MLP(sizes, dtype=name, allow_tf32=dtype == "tf32", backend="numpy", seed=3, **options)
-    net.theta[:] += np.random.default_rng(0).standard_normal(net.n_parameters) * 0.05
-    return net, net.to("cupy")
-
-
 @pytest.fixture(params=["whole", "layers"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Narrow networks as a whole, as ever, or layer by layer."""
@@ -345,14 +337,6 @@ def test_arrays_of_both_kinds_are_refused_together(on_device: Any) -> None:
 
 
 # ---- Training
-
-OPTIMIZERS: dict[str, Callable[[], Any]] = {
-    "SGD": lambda: SGD(0.1),
-    "momentum": lambda: SGD(0.05, 0.9, weight_decay=0.01),
-    "Nesterov": lambda: SGD(0.05, 0.9, nesterov=True),
-    "Adam": lambda: Adam(0.01, weight_decay=0.01),
-    "AdamW": lambda: AdamW(0.01),
-}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -13,6 +13,7 @@ from support.requirements import require_emulator
 from gpuback._backends.cuda import layer_plans, split_k
 
 require_emulator()
+pytestmark = pytest.mark.thorough
 
 BYTES = 2
 """Of a bfloat16."""

@@ -1,16 +1,21 @@
 """Every kernel compiles for every GPU without spills, with matrix instructions where claimed; and the gates work."""
 
 import sys
+from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from support.requirements import require, require_gates
 
+from gpuback._cuda.compiler import choices
 from gpuback._cuda.launch import Variant
+from gpuback._cuda.sources import kernels_folder
 from gpuback._gates import __main__ as gates
 from gpuback._gates.__main__ import FULL_ARCHS, SAMPLED_ARCHS, check, sample
 from gpuback._gates.disassembly import count, disassembler
 from gpuback._gates.occupancy import LIMITS, occupancy
+from gpuback._gates.variants import every_kernel
 from gpuback.errors import BackendError
 
 SOURCES = {
@@ -69,13 +74,8 @@ def kernels(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture
-def cases():
-    """gpuback's kernels. Their cubins are kept in the user's cache: a second run compiles nothing."""
-    from gpuback._gates.variants import every_kernel
-
-    require_gates(*gates.ARCHS)
-    return list(every_kernel())
+CASES = every_kernel()
+"""gpuback's kernels. Their cubins are kept in the user's cache: a second run compiles nothing."""
 
 
 def require_sound(rows):
@@ -86,28 +86,43 @@ def require_sound(rows):
 # --- gpuback's kernels
 
 
+def modules(cases):
+    """Parameters of a test: kernels of one file and one set of macros, which are compiled together."""
+    together = defaultdict(list)
+    for case in cases:
+        together[case.variant.source, case.variant.defines].append(case)
+    return [
+        pytest.param(group, id="-".join([Path(source).stem, *choices(group[0].variant)]))
+        for (source, _), group in together.items()
+    ]
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", FULL_ARCHS)
-def test_every_kernel_is_sound(cases, arch):
-    require_sound(check(cases, [arch]))
+@pytest.mark.parametrize("module", modules(CASES))
+def test_every_kernel_is_sound(module, arch):
+    require_gates(arch)
+    require_sound(check(module, [arch]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", SAMPLED_ARCHS)
-def test_two_of_each_kernel_are_sound_on_the_other_gpus(cases, arch):
-    require_sound(check(sample(cases), [arch]))
+@pytest.mark.parametrize("module", modules(sample(CASES)))
+def test_two_of_each_kernel_are_sound_on_the_other_gpus(module, arch):
+    require_gates(arch)
+    require_sound(check(module, [arch]))
 
 
-def test_there_are_no_more_variants_than_the_plan_allows(cases):
-    """Kernels of one file and one set of macros are compiled together."""
-    variants = [case.variant for case in cases]
+def test_there_are_no_more_variants_than_the_plan_allows():
+    variants = [case.variant for case in CASES]
     assert len(set(variants)) == len(variants)
-    assert len({(variant.source, variant.defines) for variant in variants}) <= 60
+    assert len(modules(CASES)) <= 60
 
 
-def test_every_kernel_file_has_a_variant(cases):
-    from gpuback._cuda.sources import kernels_folder
-
-    files = {file.relative_to(kernels_folder()).as_posix() for file in kernels_folder().rglob("*.cu")}
-    assert files == {case.variant.source for case in cases}
+def test_every_kernel_file_has_a_variant():
+    folder = kernels_folder()
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*.cu")}
+    assert files == {case.variant.source for case in CASES}
 
 
 # --- the gates

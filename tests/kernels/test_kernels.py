@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher, GuardedNumpy
-from support.kernel_layers import A10, A100, EXACT_SOURCES, H200, PRECISIONS, Layer, laid_out
+from emulator.build import KERNELS, entry_names
+from numpy.typing import NDArray
+from support.kernel_layers import A10, A100, EXACT_SOURCES, H200, PRECISIONS, Gradients, Layer, laid_out
 from support.requirements import require_emulator
 
 import gpuback._backends.registry
@@ -96,31 +98,49 @@ def variant_id(variant: Variant) -> str:
     return "-".join([variant.entry, *(define.partition("=")[2] for define in variant.defines)])
 
 
-def run_case(variant: Variant, layout: str = "padded", **choices: Any) -> tuple[bytes, ...]:
-    """Runs a variant's case, checks its results, and returns their bits."""
+def run_case(variant: Variant, layout: str = "padded", **choices: Any) -> Gradients | NDArray:
+    """What a variant's case gives."""
     direction, layer, limits, _ = LAYER_CASES[variant]
     launcher = EmulatorLauncher(checked=True, limits=limits, **choices)
-    if direction == "forward":
-        out = layer.forward(launcher, layout=layout)
-        layer.check_forward(out)
-        bits = (out.tobytes(),)
-    else:
-        gradients = layer.backward(launcher, layout=layout)
-        layer.check(gradients)
-        bits = gradients.bits()
+    result = getattr(layer, direction)(launcher, layout=layout)
     assert launcher.variants == {variant}
-    return bits
+    return result
+
+
+def check_case(variant: Variant, result: Any) -> None:
+    direction, layer, *_ = LAYER_CASES[variant]
+    if direction == "forward":
+        layer.check_forward(result)
+    else:
+        layer.check(result)
+
+
+def bits_of(result: Gradients | NDArray) -> Any:
+    return result.bits() if isinstance(result, Gradients) else result.tobytes()
 
 
 @pytest.mark.parametrize("variant", LAYER_CASES, ids=variant_id)
-def test_a_layers_kernel_in_every_schedule_and_at_any_alignment(variant, plan_for):
+def test_a_layers_kernel_in_every_schedule_and_at_any_alignment(variant, plan_for, quick):
     plan_for(LAYER_CASES[variant].items)
-    bits = {
-        run_case(variant, order=order, copies=copies, resident_blocks=resident)
-        for (order, copies), resident in zip(SCHEDULES, (1, 3, 4), strict=True)
-    }
-    bits.add(run_case(variant, "odd", order="random", seed=1))  # by plain loads, element by element
-    assert len(bits) == 1
+    result = run_case(variant, order="random", copies="random", resident_blocks=4)
+    check_case(variant, result)
+    if quick:
+        return
+    others = [
+        run_case(variant, order="fifo", copies="late", resident_blocks=1),
+        run_case(variant, order="lifo", copies="early", resident_blocks=3),
+        run_case(variant, "odd", order="random", seed=1),  # by plain loads, element by element
+    ]
+    assert {bits_of(other) for other in others} == {bits_of(result)}
+
+
+def test_every_kernel_has_a_variant():
+    """That no variant is left out is then seen below, in test_network_kernels.py and in test_reproducible_cuda.py."""
+    variants = [kernel.variant for kernel in every_kernel()]
+    defines_of = {variant.source: variant.defines for variant in variants}
+    for source, defines in defines_of.items():
+        asked_for = {variant.entry for variant in variants if variant.source == source}
+        assert set(entry_names(KERNELS / source, defines, (9, 0))) == asked_for
 
 
 def test_no_variant_is_left_out():
@@ -148,6 +168,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.parametrize("layer", CHAINS.values(), ids=CHAINS)
 def test_bits_do_not_depend_on_the_device_or_on_who_runs_when(layer):
     devices = [replace(H200, multiprocessors=count) for count in (1, 7, 132)] + [A100, A10]
@@ -254,6 +275,7 @@ def test_activations_and_slopes_far_out(name, precision):
     np.testing.assert_allclose(da_prev.astype(wide), slope, rtol=16 * u, atol=100 * u)
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["mixed", "positive"])
 @pytest.mark.parametrize("n_out, n_in", [(40, 24), (140, 24)], ids=["narrow", "wide"])
@@ -263,6 +285,7 @@ def test_tensor_cores_that_cut_off(precision, kind, n_out, n_in):
     layer.check(layer.backward(EmulatorLauncher(truncate=True)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("n_out, n_in", [(40, 24), (140, 24)], ids=["narrow", "wide"])
 def test_tensor_cores_that_cut_off_in_one_long_chain(precision, n_out, n_in, plan_for):
@@ -363,10 +386,10 @@ def network(precision: str, sizes: Sequence[int], backend: str) -> MLP:
     [(lambda: SGD(0.1, 0.9, True, 0.01), (9, 70, 11, 3)), (lambda: Adam(0.01), (150, 135, 4))],
     ids=["SGD", "Adam"],
 )
-def test_training_a_network(precision, make, sizes):
+def test_training_a_network(precision, make, sizes, quick):
     launchers = [
         EmulatorLauncher(order, copies=copies, resident_blocks=resident, checked=True)
-        for (order, copies), resident in zip(SCHEDULES, (1, 3, 2), strict=True)
+        for (order, copies), resident in list(zip(SCHEDULES, (1, 3, 2), strict=True))[2 * quick :]
     ]
     runs = [train(launcher, precision, make(), sizes) for launcher in launchers]
     assert len({(net.theta.tobytes(), *losses, out.tobytes()) for net, losses, out in runs}) == 1

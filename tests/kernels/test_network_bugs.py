@@ -22,6 +22,7 @@ from gpuback import SGD, TrainStep
 from gpuback._cuda.launch import DeviceLimits
 
 require_emulator()
+pytestmark = pytest.mark.thorough
 
 NETWORK = Network((17, 40, 16, 5), 301, activation=("gelu", "tanh"))  # three chains, the last of 45 rows
 DEVICE = replace(SMALL, multiprocessors=1)

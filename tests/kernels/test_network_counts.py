@@ -19,6 +19,7 @@ from gpuback import SGD, Adam, TrainStep
 from gpuback._backends.cuda.network_plans import SumsPlan, whole
 
 require_emulator()
+pytestmark = pytest.mark.thorough
 
 SEVEN_OF_64 = (64,) * 8
 STEPS = [

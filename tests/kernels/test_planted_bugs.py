@@ -15,6 +15,7 @@ from support.requirements import require_emulator
 from gpuback._backends.cuda import layer_plans
 
 require_emulator()
+pytestmark = pytest.mark.thorough
 
 NARROW = Layer(901, 60, 50, "bfloat16", "tanh")  # layer_mma_narrow, several chains
 WIDE = Layer(600, 140, 70, "bfloat16", "tanh")  # layer_mma

@@ -53,6 +53,7 @@ def test_fingerprints_are_the_known_ones(case):
     assert fingerprint(trained(*case)) == KNOWN[case]
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.numpy_only
 @pytest.mark.parametrize(
     "core_type, threads, wide_vectors, row_order",

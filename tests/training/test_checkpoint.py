@@ -111,6 +111,7 @@ RUNS = [
 # --- interrupted and resumed
 
 
+@pytest.mark.thorough(first=6)
 @pytest.mark.parametrize("run", RUNS)
 def test_a_resumed_run_ends_in_the_same_bits(run: Any, file: Path) -> None:
     expected = train(None, **run)
@@ -492,6 +493,7 @@ def last_line(process: subprocess.Popen[str]) -> str:
     return output.splitlines()[-1]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 @pytest.mark.numpy_only
 def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_bits(tmp_path: Path) -> None:

@@ -237,6 +237,7 @@ def peak_of_a_step(step: TrainStep, size: int) -> int:
 CASTING_BUFFERS = 2 * 8192 * 8 + 20_000
 
 
+@pytest.mark.thorough(first=1)
 @each_precision
 @pytest.mark.parametrize(
     "options",
@@ -556,6 +557,7 @@ def test_sample_weights_multiply_losses_and_leave_the_divisor() -> None:
 # --- one network, several threads
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.parametrize("precision", [PRECISIONS[1], PRECISIONS[2], PRECISIONS[3]], ids=str)
 def test_threads_may_share_a_network(precision: Any) -> None:
     net = network((20, 30, 10), **precision)

@@ -407,6 +407,7 @@ STEP_MISTAKES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", STEP_MISTAKES)
 def test_bits_tell_a_step_that_rounds_otherwise(name: str, tmp_path: Path) -> None:
     patches, algorithm, clipping = STEP_MISTAKES[name]
@@ -422,6 +423,7 @@ SUM_MISTAKES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mistake", SUM_MISTAKES)
 def test_bits_tell_a_wrong_sum(mistake: str, tmp_path: Path) -> None:
     folder = planted({"exact/exact_sums.cu": [SUM_MISTAKES[mistake]]}, tmp_path)
