@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import data, oracle
-from benchmarks.cases import Case
+from benchmarks.cases import Case, data, oracle
 from benchmarks.peers import Contestant, blas_threads
 
 Floats = NDArray[Any]

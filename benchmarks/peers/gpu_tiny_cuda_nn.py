@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import data, gpu_data
-from benchmarks.cases import BETAS, EPS, LEARNING_RATES, Case
-from benchmarks.gpu_clock import DEVICE, synchronize
-from benchmarks.oracle import CheckFailedError
+from benchmarks.cases import BETAS, EPS, LEARNING_RATES, Case, CheckFailedError, data, gpu_data
 from benchmarks.peers import Contestant, LeftOutError
+from benchmarks.peers.gpu_arrays import DEVICE, synchronize
 
 WIDTHS = (16, 32, 64, 128)
 PADDED_TO = 16
