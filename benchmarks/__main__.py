@@ -8,7 +8,6 @@ python -m benchmarks compare --commits A B [OPTIONS]    what got slower from one
 
 from __future__ import annotations
 
-import enum
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.cases import NETWORKS, Network, network
-from benchmarks.cases.selection import FAMILIES, Job, dtypes_of, jobs
+from benchmarks.cases.selection import FAMILIES, Device, Job, dtypes_of, jobs
 
 app = typer.Typer(
     add_completion=False,
@@ -29,13 +28,6 @@ app = typer.Typer(
 JSON = Path("benchmark.json")
 WIDTH = 170
 """Of tables that go into a file."""
-
-
-class Device(enum.StrEnum):
-    """Where contestants run."""
-
-    cpu = enum.auto()
-    cuda = enum.auto()
 
 
 EVERY_FAMILY = "; ".join(f"{device}: {', '.join(names)}" for device, names in FAMILIES.items())
@@ -64,7 +56,7 @@ Dtypes = Annotated[
 @app.callback(invoke_without_command=True, epilog=f"Families, of which a run measures all by default. {EVERY_FAMILY}.")
 def run(
     context: typer.Context,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = "cpu",
     sizes: Sizes = None,
     dtype: Dtypes = None,
     families: Families = None,
@@ -110,17 +102,17 @@ def run(
     from benchmarks import peers
     from benchmarks.harness import run as harness
 
-    known = list(dict.fromkeys(one.name for one in harness.ENTRIES[device.value]))
+    known = list(dict.fromkeys(one.name for one in harness.ENTRIES[device]))
     options = harness.Options(
-        device=device.value,
+        device=device,
         names=_some_of(known, contestants),
         without=_some_of(known, without) or (),
-        outside=[_parsed(lambda text: peers.from_outside(text, device.value), text) for text in contestant or ()],
+        outside=[_parsed(lambda text: peers.from_outside(text, device), text) for text in contestant or ()],
         rounds=rounds,
         seconds=seconds,
         quick=quick,
     )
-    planned = _planned(device, FAMILIES[device.value], families, sizes, dtype, quick=quick)
+    planned = _planned(device, FAMILIES[device], families, sizes, dtype, quick=quick)
     status = harness.run(planned, options, json, _console())
     if status != 2:
         print(f"Every round's figures: {json}; tables: {json.with_suffix('.md')}")
@@ -159,7 +151,7 @@ def compare(
     from benchmarks.harness.commits import FAMILIES as PUBLIC
     from benchmarks.harness.commits import ROUNDS, CommitError, compare_commits
 
-    planned = _planned(Device.cpu, PUBLIC, families or "step", sizes, dtype)
+    planned = _planned("cpu", PUBLIC, families or "step", sizes, dtype)
     try:
         status = compare_commits(commits, planned, rounds or ROUNDS, json, _console())
     except (CommitError, ResultsError) as error:
@@ -202,9 +194,9 @@ def _planned(
 ) -> list[Job]:
     """The rows that options ask for; at least one."""
     chosen = _some_of(known, families) or known
-    dtypes = _some_of(list(dict.fromkeys(d for family in chosen for d in dtypes_of(device.value, family))), dtype)
+    dtypes = _some_of(list(dict.fromkeys(d for family in chosen for d in dtypes_of(device, family))), dtype)
     networks: list[Network] = [_parsed(network, text.strip()) for texts in sizes or () for text in texts.split(",")]
-    planned = jobs(device.value, chosen, networks or None, dtypes, quick=quick)
+    planned = jobs(device, chosen, networks or None, dtypes, quick=quick)
     if not planned:
         raise typer.BadParameter("no row has all of this; without --quick or with --sizes there may be one")
     return planned

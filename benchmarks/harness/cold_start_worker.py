@@ -59,7 +59,7 @@ def start(package: str, adapter: str, variant: str, case: Case, results: str) ->
     from benchmarks.cases import data
 
     importlib.import_module(adapter)
-    data.training(case)  # kept for the contestant
+    data.training(case)  # cached: the contestant finds it
     memory, prepared = Memory(), time.perf_counter()
     contestant = made_ready(adapter, variant, case)
     made = time.perf_counter()

@@ -1,10 +1,8 @@
-"""Compiles every kernel that plans can ask for, for this machine's GPU, on all its processors: later runs find them.
-
-python -m benchmarks.harness.compile_kernels
-"""
+"""Compiles every kernel for this machine's GPU, on all its processors, so that later runs find them in the cache."""
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import time
@@ -17,6 +15,7 @@ from gpuback.cuda.variants import every_kernel
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m benchmarks.harness.compile_kernels", description=__doc__).parse_args()
     arch = CudaLauncher().limits.arch
     wanted = [kernel.variant for kernel in every_kernel()]
     started = time.perf_counter()

@@ -87,13 +87,13 @@ class Contestants:
                 found[one.name] = str(error)
         return found
 
-    def turn(self, one: Entry, choice: str, settle: float, seconds: float) -> float:
+    def turn(self, one: Entry, choice: str, warm_up: float, seconds: float) -> float:
         """Its time for a call, in this round, with one of its settings.
 
         Raises:
             WorkerError: it fails.
         """
-        return float(self._worker(one).ask("turn", choice=choice, settle=settle, seconds=seconds))
+        return float(self._worker(one).ask("turn", choice=choice, warm_up=warm_up, seconds=seconds))
 
     def drop(self, one: Entry) -> None:
         """Frees what a case needed; of a process that is in no state to, all."""
@@ -132,7 +132,7 @@ class Contestants:
     def _check(self, one: Entry, case: Case) -> None:
         key = case, one.corrects_epsilon
         if key not in self._oracles:
-            self._oracles = {kept: oracle for kept, oracle in self._oracles.items() if kept[0] == case}
+            self._oracles = {known: oracle for known, oracle in self._oracles.items() if known[0] == case}
             self._oracles[key] = Oracle(case, corrects_epsilon=one.corrects_epsilon)
         with np.load(self._file(one)) as arrays:
             self._oracles[key].check(arrays, one.role)

@@ -10,11 +10,11 @@ from benchmarks.cases import Case
 from benchmarks.harness import blas_kernels, cold_start, environment
 from benchmarks.harness.contestants import Contestants
 from benchmarks.harness.roofline import ceilings
-from benchmarks.harness.rounds import Effort, Lanes, Ready, Rounds, Say
+from benchmarks.harness.rounds import Candidates, Effort, Ready, Rounds, Say
 from benchmarks.peers import Entry, LeftOutError
 from benchmarks.reports.results import Results, Row
 
-SETTLE, SECONDS = 0.06, 0.025
+WARM_UP, SECONDS = 0.06, 0.025
 """Of a contestant before the clock starts, and while it runs."""
 
 FEWER_ROUNDS = 7
@@ -47,7 +47,7 @@ def in_turns(
     contestants: Contestants,
     effort: Effort,
     say: Say,
-    choose: Callable[[Lanes], Lanes] | None = None,
+    choose: Callable[[Candidates], Candidates] | None = None,
 ) -> None:
     """Makes all contestants of a case ready, side by side, and runs the rounds."""
     rounds = Rounds(row, choose=choose, say=say)
@@ -66,4 +66,4 @@ def in_turns(
 def _ready(contestants: Contestants, one: Entry, settings: dict[str, str] | str) -> Ready:
     if isinstance(settings, str):
         raise LeftOutError(settings)
-    return {text: partial(contestants.turn, one, choice, SETTLE, SECONDS) for choice, text in settings.items()}
+    return {text: partial(contestants.turn, one, choice, WARM_UP, SECONDS) for choice, text in settings.items()}

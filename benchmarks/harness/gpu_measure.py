@@ -24,7 +24,7 @@ from benchmarks.harness.contestants import Contestants
 from benchmarks.harness.processes import reason
 from benchmarks.harness.rounds import Effort, Ready, Rounds, Say
 from benchmarks.peers import GPU, OURS, Contestant, Entry, LeftOutError, made_ready
-from benchmarks.reports.results import Results, Row
+from benchmarks.reports.results import Figures, Results, Row
 
 COMPILING_SHARE = 0.35
 """Of a run, that PyTorch may take to compile."""
@@ -172,7 +172,8 @@ def host(case: Case, row: Row, run: Run) -> None:
 
 def memory(case: Case, row: Row, run: Run) -> None:
     """One figure each, for allocators repeat what they did."""
-    check, figures = gpu_oracle.check_of(case), {}
+    check = gpu_oracle.check_of(case)
+    figures: dict[str, Figures] = {}
 
     def needed(one: Entry) -> Ready:
         checked(one, case, check)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import cupy
 import numpy as np
 
-from benchmarks.peers.gpu_arrays import synchronize, torch
+from benchmarks.peers.gpu_arrays import synchronize as synchronize
+from benchmarks.peers.gpu_arrays import torch as torch
 
 Call = Callable[[], object]
 """Puts the work on the next set into the queue; may return what must stay alive."""
@@ -30,12 +31,12 @@ def cupy_graph(call: Call, sets: int) -> Stopwatch:
     synchronize()
     stream, start, end = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Event(), cupy.cuda.Event()
     with stream:
-        kept = [call() for _ in range(sets)]  # compiles, and fills the memory pool: a capture may not allocate
+        results = [call() for _ in range(sets)]  # compiles, and fills the memory pool: a capture may not allocate
         stream.synchronize()
-        kept.clear()
+        results.clear()
         stream.begin_capture()
         try:
-            kept = [call() for _ in range(sets)]
+            results = [call() for _ in range(sets)]
         finally:
             graph = stream.end_capture()
 
@@ -46,7 +47,7 @@ def cupy_graph(call: Call, sets: int) -> Stopwatch:
         end.synchronize()
         return float(cupy.cuda.get_elapsed_time(start, end)) / 1e3 / sets
 
-    seconds.kept = kept  # type: ignore[attr-defined]
+    seconds.results = results  # type: ignore[attr-defined]  # the graph writes to them
     return seconds
 
 
@@ -58,7 +59,7 @@ def torch_graph(call: Call, sets: int) -> Stopwatch:
     synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # JAX has threads of its own here
-        kept = [call() for _ in range(sets)]
+        results = [call() for _ in range(sets)]
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def seconds() -> float:
@@ -68,7 +69,7 @@ def torch_graph(call: Call, sets: int) -> Stopwatch:
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3 / sets
 
-    seconds.kept = kept  # type: ignore[attr-defined]
+    seconds.results = results  # type: ignore[attr-defined]  # the graph writes to them
     return seconds
 
 

@@ -14,7 +14,7 @@ REPEATS = 200
 """Copies within the cache that a thread makes, so that starting it does not count."""
 
 PRODUCT = 1536
-ROUNDS, SETTLE, SECONDS = 3, 0.1, 0.1
+ROUNDS, WARM_UP, SECONDS = 3, 0.1, 0.1
 
 
 def ceilings(contestants: Contestants, cores: int) -> dict[str, float]:
@@ -39,7 +39,7 @@ def _highest(contestants: Contestants, entries: list[Entry], case: Case, work: i
             continue
         try:
             rates += [
-                work / contestants.turn(one, choice, SETTLE, SECONDS) for choice in choices for _ in range(ROUNDS)
+                work / contestants.turn(one, choice, WARM_UP, SECONDS) for choice in choices for _ in range(ROUNDS)
             ]
         except WorkerError:
             continue

@@ -45,7 +45,7 @@ class Effort:
 
 
 @dataclass
-class Lane:
+class Candidate:
     """A contestant with one of its settings."""
 
     name: str
@@ -53,7 +53,7 @@ class Lane:
     figures: Figures
 
 
-Lanes = dict[str, list[Lane]]
+Candidates = dict[str, list[Candidate]]
 """Contestant → its settings."""
 
 
@@ -71,12 +71,12 @@ class Rounds:
         self,
         row: Row,
         recover: Callable[[], object] = nothing,
-        choose: Callable[[Lanes], Lanes] | None = None,
+        choose: Callable[[Candidates], Candidates] | None = None,
         say: Say = lambda _: None,
     ) -> None:
         self.row = row
         self._recover, self._choose, self._say = recover, choose or each_fastest, say
-        self._lanes: Lanes = {}
+        self._candidates: Candidates = {}
 
     def enter(self, name: str, role: Role, make: Callable[[], Ready]) -> None:
         """Takes part, if what makes it ready does not raise."""
@@ -85,7 +85,9 @@ class Rounds:
         except Exception as error:
             self._lose(name, error)
         else:
-            self._lanes[name] = [Lane(name, turn, Figures([], setting, role)) for setting, turn in ready.items()]
+            self._candidates[name] = [
+                Candidate(name, turn, Figures([], setting, role)) for setting, turn in ready.items()
+            ]
 
     def run(self, effort: Effort) -> None:
         rng, started = np.random.default_rng(0), time.perf_counter()
@@ -94,54 +96,65 @@ class Rounds:
                 break
             self._round(rng, number, effort.rounds)
             if number >= 0:
-                self.row.contestants = {name: fastest(lanes).figures for name, lanes in self._lanes.items()}
+                self.row.contestants = {
+                    name: fastest(candidates).figures for name, candidates in self._candidates.items()
+                }
             if number + 1 == TRIALS:
-                self._lanes = self._choose(self._lanes)
-                self.row.contestants = {name: lane.figures for name, (lane,) in self._lanes.items()}
+                self._candidates = self._choose(self._candidates)
+                self.row.contestants = {name: candidate.figures for name, (candidate,) in self._candidates.items()}
 
     def _round(self, rng: np.random.Generator, number: int, count: int) -> None:
-        turns = [lane for lanes in self._lanes.values() for lane in lanes]
+        turns = [candidate for candidates in self._candidates.values() for candidate in candidates]
         for index in rng.permutation(len(turns)):
-            lane = turns[index]
-            if lane.name not in self._lanes:
+            candidate = turns[index]
+            if candidate.name not in self._candidates:
                 continue
-            self._say(f"{self.row.label}: round {max(number + 1, 1)} of {count}, {lane.name}")
+            self._say(f"{self.row.label}: round {max(number + 1, 1)} of {count}, {candidate.name}")
             try:
-                figure = lane.turn()
+                figure = candidate.turn()
             except Exception as error:
-                self._lose(lane.name, error)
+                self._lose(candidate.name, error)
                 continue
             if number >= 0:
-                lane.figures.rounds.append(figure)
+                candidate.figures.rounds.append(figure)
 
     def _lose(self, name: str, error: Exception) -> None:
-        self._lanes.pop(name, None)
+        self._candidates.pop(name, None)
         self.row.contestants.pop(name, None)
         self.row.absent[name] = reason(error)
         self._recover()
 
 
-def fastest(lanes: Sequence[Lane]) -> Lane:
+def fastest(candidates: Sequence[Candidate]) -> Candidate:
     """That of the setting that is fastest when nobody disturbs it; the first, unless another is clearly faster."""
-    if len(lanes) == 1:
-        return lanes[0]
-    return min(lanes, key=lambda lane: p20(lane.figures) * (CLEARLY if lane is lanes[0] else 1.0))
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(
+        candidates, key=lambda candidate: p20(candidate.figures) * (CLEARLY if candidate is candidates[0] else 1.0)
+    )
 
 
-def each_fastest(lanes: Lanes) -> Lanes:
-    return {name: [fastest(group)] for name, group in lanes.items()}
+def each_fastest(candidates: Candidates) -> Candidates:
+    return {name: [fastest(group)] for name, group in candidates.items()}
 
 
-def one_for_all(lanes: Lanes) -> Lanes:
+def one_for_all(candidates: Candidates) -> Candidates:
     """The same setting for every contestant: the one with which they take the least time together."""
-    common = [lane.figures.setting for lane in next(iter(lanes.values()), [])]
-    common = [one for one in common if all(any(x.figures.setting == one for x in group) for group in lanes.values())]
+    common = [candidate.figures.setting for candidate in next(iter(candidates.values()), [])]
+    common = [
+        one for one in common if all(any(x.figures.setting == one for x in group) for group in candidates.values())
+    ]
     if not common:
-        return each_fastest(lanes)
+        return each_fastest(candidates)
 
     def product(setting: str) -> float:
-        chosen = (lane for group in lanes.values() for lane in group if lane.figures.setting == setting)
-        return math.prod(p20(lane.figures) for lane in chosen) * (CLEARLY if setting == common[0] else 1.0)
+        chosen = (
+            candidate for group in candidates.values() for candidate in group if candidate.figures.setting == setting
+        )
+        return math.prod(p20(candidate.figures) for candidate in chosen) * (CLEARLY if setting == common[0] else 1.0)
 
     best = min(common, key=product)
-    return {name: [lane for lane in group if lane.figures.setting == best] for name, group in lanes.items()}
+    return {
+        name: [candidate for candidate in group if candidate.figures.setting == best]
+        for name, group in candidates.items()
+    }

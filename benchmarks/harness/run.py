@@ -1,4 +1,4 @@
-"""A run: rows one after the other, the most important first, each shown and kept as soon as it is measured."""
+"""A run: rows one after the other, the most important first, each shown and saved as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Options:
 
 
 class Stopped(SystemExit):
-    """The run was asked to end; what it has measured is kept."""
+    """The run was asked to end; what it has measured stays."""
 
 
 def run(planned: Sequence[Job], options: Options, path: Path, console: Console) -> int:

@@ -7,10 +7,10 @@ import time
 from benchmarks.peers import Contestant
 
 
-def turn(contestant: Contestant, settle: float, seconds: float) -> float:
+def turn(contestant: Contestant, warm_up: float, seconds: float) -> float:
     """Seconds a call, over calls that together take about `seconds`.
 
-    The contestant starts from the case's beginning and runs for at least `settle` seconds before the clock starts:
+    The contestant starts from the case's beginning and runs for at least `warm_up` seconds before the clock starts:
     threads of the one before it go on spinning for a while and take a core, and caches and clock rates are still its.
     Between calls there is no wait, so that a library may run ahead; the clock stops when all work is done.
     """
@@ -19,7 +19,7 @@ def turn(contestant: Contestant, settle: float, seconds: float) -> float:
     started, calls = time.perf_counter(), 1
     while True:
         each = timed(contestant, calls)
-        if time.perf_counter() - started >= settle:
+        if time.perf_counter() - started >= warm_up:
             break
         calls = max(1, min(2 * calls, round(seconds / each)))
     return timed(contestant, max(1, round(seconds / each)))

@@ -4,7 +4,7 @@
 
     {"do": "prepare", "case": {…}, "results": PATH}     makes it ready and saves what it computes, as .npz
                                                         → its settings, name → all that it runs with, in words
-    {"do": "turn", "choice": …, "settle": s, "seconds": s}      → seconds a call, with that setting
+    {"do": "turn", "choice": …, "warm_up": s, "seconds": s}     → seconds a call, with that setting
     {"do": "drop"}                                      frees the case's memory
 
 What fails answers {"error": …}. It ends when no more can come in.
@@ -41,13 +41,13 @@ class Session:
         names = self._contestant.choices or [""]
         return {name: ", ".join(filter(None, (name, self._contestant.setting))) for name in names}
 
-    def turn(self, choice: str, settle: float, seconds: float) -> float:
+    def turn(self, choice: str, warm_up: float, seconds: float) -> float:
         from benchmarks.harness.timing import turn
 
         contestant = self._ready()
         if choice:
             contestant.choices[choice]()
-        return turn(contestant, settle, seconds)
+        return turn(contestant, warm_up, seconds)
 
     def drop(self) -> None:
         self._contestant = None

@@ -1,6 +1,6 @@
-"""A floor, no peer: only the matrix products that a case cannot do without, on buffers made beforehand.
+"""The lower bound: only the matrix products that a case cannot do without, on buffers made beforehand.
 
-And the rates that cases are held against: large products, and copies.
+Also the rates that the roofline consists of: large products, and copies.
 """
 
 from __future__ import annotations

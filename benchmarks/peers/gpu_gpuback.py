@@ -40,8 +40,9 @@ def layer_backward(case: Case, variant: str) -> Contestant:
         dW, db, da_prev = run(0) or first[3:]
         return {"dW": dW, "db": db, "da_prev": da_prev}
 
-    graph = "cupy" if variant == "launch" else ""
-    return Contestant(lambda: run(next(turn)), check, setting, wait=synchronize, sets=len(sets), graph=graph)
+    made = Contestant(lambda: run(next(turn)), check, setting, wait=synchronize, sets=len(sets))
+    made.graph = "cupy" if variant == "launch" else ""
+    return made
 
 
 def bound(case: Case, sets: list[gpu_data.Buffers]) -> tuple[Callable[[int], Any], str]:

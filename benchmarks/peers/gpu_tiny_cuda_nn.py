@@ -1,7 +1,7 @@
 """tiny-cuda-nn on a GPU: fully fused networks in float16, trained by PyTorch's Adam.
 
 Not the case's network: it has no biases, hidden layers of one width out of 16, 32, 64 and 128, and weights of its own.
-It is held to what its weights say: loss and gradient of the same network by PyTorch, in float32.
+So it is checked against its own weights: loss and gradient of the same network by PyTorch, in float32.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def network(case: Case, theta: Any, **options: Any) -> gpuback.MLP:
 
 
 def step(case: Case, **options: Any) -> Contestant:
-    """Each turn is a new network's, for the number of threads is settled when buffers are made."""
+    """Each turn has a new network, since the number of threads is fixed when buffers are made."""
     start = data.training(case)
     theta = data.flat(start.weights, start.biases)
     takes, value = trainer(case, theta, **options), None

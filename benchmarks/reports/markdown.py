@@ -112,8 +112,8 @@ def family_table(rows: Sequence[Row], ceilings: dict[str, float]) -> list[list[s
                 "–" if quotient is None else f"{number(quotient)} ({best_peer(row)})",
             ]
         )
-    kept = [column for column in range(len(head)) if column < 2 or any(line[column] != "–" for line in lines)]
-    return [[line[column] for column in kept] for line in (head, *lines)]
+    filled = [column for column in range(len(head)) if column < 2 or any(line[column] != "–" for line in lines)]
+    return [[line[column] for column in filled] for line in (head, *lines)]
 
 
 def settings(rows: Sequence[Row]) -> list[str]:

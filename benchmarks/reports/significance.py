@@ -81,10 +81,10 @@ def trimmed(logs: Logs) -> tuple[float, float, int]:
     """
     n, cut = len(logs), len(logs) // 5
     ordered = np.sort(logs)
-    kept = ordered[cut : n - cut]
-    winsorized = np.clip(ordered, kept[0], kept[-1])
+    middle = ordered[cut : n - cut]
+    winsorized = np.clip(ordered, middle[0], middle[-1])
     deviations = float(np.square(winsorized - winsorized.mean()).sum())
-    return float(kept.mean()), deviations / (len(kept) * (len(kept) - 1)), len(kept) - 1
+    return float(middle.mean()), deviations / (len(middle) * (len(middle) - 1)), len(middle) - 1
 
 
 def run_to_run(controls: Sequence[Shift], least: float, unknown: float) -> RunToRun:

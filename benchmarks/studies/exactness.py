@@ -1,6 +1,4 @@
-"""How far a layer's dW, db and dh lie from the exact result, with reproducible=True and without.
-
-    python -m benchmarks.studies.exactness
+"""Prints how far a layer's dW, db and dh lie from the exact result, with reproducible=True and without.
 
 Errors are the largest of |C − C₆₄|/(|A||B|) over a result, in units of float32's roundoff u = 2⁻²⁴: 1 is what rounding
 the exact result may cost where nothing cancels.
@@ -8,6 +6,7 @@ the exact result may cost where nothing cancels.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -68,6 +67,11 @@ def errors(make: Callable[[np.random.Generator], Operands], reproducible: bool) 
 
 def main() -> None:
     """Prints a line per kind of data."""
+    assert __doc__
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.studies.exactness", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()  # fmt: skip
     cases = {"mixed signs": mixed, "positive": positive, "columns of 1e6 and 1e-6": columns, "samples of 1e6": samples}
     print(f"{'data':<24} {'':<12} {'dW':>9} {'db':>9} {'dh':>9}")
     for title, make in cases.items():

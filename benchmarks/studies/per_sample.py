@@ -1,15 +1,13 @@
-"""Norms of 1024 samples' gradients, and their clipped mean, beside torch.func on a CPU: time and memory.
+"""Times norms of 1024 samples' gradients, and their clipped mean, beside torch.func on a CPU; counts their memory.
 
-    python -m benchmarks.studies.per_sample
-
-Each contestant has a process of its own. Time: rounds in turns, every contestant once a round, the median of the
-rounds' medians over calls. Memory: by how much the first call with all samples raises the process above what it holds
-after one with two, which loads and starts what there is; by Linux's count of the largest resident set, set back in
-between.
+Each contestant has a process of its own. Times are in milliseconds a call: every contestant has a turn in each round,
+and the figure is the median of the rounds' medians. Memory is in megabytes: how far the first call with all samples
+raises the process's peak resident set, as Linux counts it, above what the process takes after a call with two samples.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -102,7 +100,7 @@ def work(name: str) -> None:
     call(BATCH_SIZE)
     print((kilobytes("VmHWM") - before) * 1024 / 1e6, flush=True)
     for _ in sys.stdin:
-        calls = []
+        calls: list[float] = []
         end = time.perf_counter() + SECONDS
         while time.perf_counter() < end or not calls:
             started = time.perf_counter()
@@ -118,10 +116,17 @@ def kilobytes(what: str) -> int:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        work(sys.argv[1])
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.studies.per_sample", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # for a contestant's process
+    only = parser.parse_args().only
+    if only is not None:
+        work(only)
         return
-    command = [sys.executable, "-m", "benchmarks.studies.per_sample"]
+    command = [sys.executable, "-m", "benchmarks.studies.per_sample", "--only"]
     workers = {
         name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         for name in CONTESTANTS

@@ -26,9 +26,9 @@ SMALL = ("--sizes", "5-7-3:16", "--rounds", "2")
 @pytest.fixture(autouse=True)
 def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns of milliseconds, ceilings from small copies, no search for the fastest BLAS kernels, no handler left."""
-    monkeypatch.setattr(cpu_measure, "SETTLE", 0.01)
+    monkeypatch.setattr(cpu_measure, "WARM_UP", 0.01)
     monkeypatch.setattr(cpu_measure, "SECONDS", 0.005)
-    for name, value in {"COPIED": 1 << 20, "REPEATS": 2, "PRODUCT": 64, "SETTLE": 0.01, "SECONDS": 0.01}.items():
+    for name, value in {"COPIED": 1 << 20, "REPEATS": 2, "PRODUCT": 64, "WARM_UP": 0.01, "SECONDS": 0.01}.items():
         monkeypatch.setattr(roofline, name, value)
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     monkeypatch.setattr(signal, "signal", lambda *_: None)

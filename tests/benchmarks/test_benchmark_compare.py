@@ -124,6 +124,32 @@ def test_few_rounds_and_bytes_are_told_by_ranges() -> None:
     assert [change.verdict for change in memory] == ["same", "slower", "faster"]
 
 
+def test_another_blas_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a CPU, seconds of other kernels or threads say nothing about gpuback. Who chose the kernels does not matter."""
+
+    def run_with(setting: str, blas: str, seconds: float, **environment: Any) -> Results:
+        made = results([row({"gpuback": seconds, "A": 1e-4})], blas=f"openblas 0.3, {blas}", **environment)
+        made.rows[0].contestants["gpuback"].setting = setting
+        return made
+
+    skylake = run_with("2 threads, openblas SkylakeX", "SkylakeX, 2 threads", 93e-6)
+    for other in (
+        run_with("2 threads, openblas Haswell", "Haswell, 2 threads", 755e-6),
+        run_with("1 thread, openblas SkylakeX", "SkylakeX, 2 threads", 755e-6),
+        run_with("2 threads, openblas SkylakeX", "Haswell, 2 threads", 755e-6),
+    ):
+        (change,) = changes_between(other, skylake)
+        assert change.verdict == "unknown" and change.beside.startswith("another BLAS: ")
+    assert compare(*files(tmp_path, other, skylake)) == 0
+    assert "0 unchanged, 1 without a verdict" in (printed := capsys.readouterr().out) and "no verdict" in printed
+    named = run_with(
+        "2 threads, openblas SkylakeX, OPENBLAS_CORETYPE=SkylakeX", "SkylakeX by OPENBLAS_CORETYPE, 2 threads", 755e-6
+    )
+    assert [change.verdict for change in changes_between(named, skylake)] == ["faster"]
+    kernels = [run_with(f"CUDA graph, {name}", "", 1e-4 * k, kind="gpu") for k, name in enumerate(("a", "b"), 1)]
+    assert [change.verdict for change in changes_between(*kernels)] == ["slower"]
+
+
 def test_figures_of_0_are_no_verdict() -> None:
     assert only(row({"gpuback": 0.0}, unit="bytes"), row({"gpuback": 0.0}, unit="bytes")).verdict == "unknown"
 
