@@ -39,6 +39,7 @@ check: .venv/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# gpuback beside other libraries on this CPU; `python -m benchmarks --help` has the options, --device cuda among them.
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks --json benchmark.json
 	$(BIN)/python -m benchmarks report benchmark.json --plots .
@@ -47,9 +48,9 @@ bench: .venv/.bench
 bench-report: .venv/.bench
 	$(BIN)/python -m benchmarks report benchmark.json --readme README.md
 
-# gpuback's own timings, for regressions
+# gpuback's own timings, with pytest-benchmark; to compare: BENCH='--benchmark-autosave --benchmark-compare'
 bench-pytest: .venv/.bench
-	$(BIN)/python -m pytest benchmarks -o addopts= --benchmark-only
+	$(BIN)/python -m pytest benchmarks -o addopts= --benchmark-only $(BENCH)
 
 figures: .venv/.cli
 	$(BIN)/python docs/make_figures.py

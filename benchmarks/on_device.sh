@@ -3,9 +3,10 @@
 #
 #     OUT=folder [PARTS="compile parity benchmark"] benchmarks/on_device.sh [--quick] [--families step,layer]
 #
-# Tests of ptx.cuh, parity of the backends, equal bits of the reproducible mode, benchmark, compute-sanitizer, or those of
-# them that PARTS names; at the end a table. Under 9 minutes. Options are the benchmark's. What each part printed, the
-# benchmark's figures (JSON), tables (Markdown) and plots are left in OUT. Fails if a part fails.
+# Compiles the kernels; runs the tests of ptx.cuh, of the backends' parity and of the reproducible mode's bits, then the
+# benchmark with its report, and compute-sanitizer. PARTS picks some of these parts. At the end comes a table of them.
+# All of it takes less than 9 minutes. Options are those of `python -m benchmarks`. OUT gets what each part printed, the
+# benchmark's figures (JSON), tables (Markdown) and plots. Fails if a part fails.
 set -u
 cd "$(dirname "$0")/.."
 OUT=$(mkdir -p "${OUT:=on_device}" && cd "$OUT" && pwd)
@@ -29,11 +30,14 @@ part() {
 pytest="$python -m pytest -q -p no:cacheprovider -W default"
 workers=$($python -c 'import xdist' 2>/dev/null && echo "-n 6")
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-part compile 40 $python -m benchmarks.compile_kernels
+part compile 40 $python -m benchmarks.harness.compile_kernels
 CUPY_TF32=1 part ptx 60 $pytest -s tests/gpu/test_ptx_on_gpu.py
 CUPY_TF32=1 part parity 90 $pytest $workers tests/gpu/test_gpu_parity.py tests/gpu/test_gpu_graphs.py tests/gpu/test_gpu_training.py tests/backends/test_cuda_device.py -m gpu
 CUPY_TF32=1 part bits 50 $pytest $workers tests/gpu/test_gpu_reproducible.py tests/core/test_elementary.py -m gpu
-part benchmark 185 $python -m benchmarks.gpu_run --seconds 165 --json "$OUT/benchmark.json" "$@"
+part benchmark 185 $python -m benchmarks --device cuda --seconds 165 --json "$OUT/benchmark.json" "$@"
+[[ " ${PARTS:-} " == *" benchmark "* ]] && PARTS="$PARTS report"
+plots=$($python -c 'import matplotlib' 2>/dev/null && printf '%s' "--plots $OUT")
+part report 30 $python -m benchmarks report "$OUT/benchmark.json" $plots
 SECONDS_EACH=45 part sanitize 110 tests/gpu/kernels/sanitize.sh
 
 echo

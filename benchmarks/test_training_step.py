@@ -1,4 +1,4 @@
-"""pytest-benchmark's timings of gpuback's own training step, to compare with earlier ones (`make bench-pytest`)."""
+"""gpuback's training steps on the CPU as pytest-benchmark tests, to compare with earlier ones (`make bench-pytest`)."""
 
 import numpy as np
 import pytest
@@ -13,6 +13,6 @@ def test_training_step(benchmark, name: str):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((net.batch_size, net.sizes[0]), dtype=np.float32)
     y = rng.integers(net.sizes[-1], size=net.batch_size)
-    step = gpuback.TrainStep(gpuback.MLP(net.sizes, seed=0), gpuback.SGD(1e-3))
+    step = gpuback.TrainStep(gpuback.MLP(net.sizes, backend="numpy", seed=0), gpuback.SGD(1e-3))
     loss = benchmark(step, x, y)
     assert np.isfinite(loss)

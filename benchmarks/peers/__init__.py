@@ -1,23 +1,25 @@
-"""Who takes part: one adapter a library, each of which says how that library does a case."""
+"""Contestants: one adapter a library, each of which says how that library does a case."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from benchmarks.cases import Case
-from benchmarks.roles import OURS, Role
+from benchmarks.cases import LeftOutError as LeftOutError
+
+OURS = "gpuback"
+"""The contestant that the others are compared with."""
+
+Role = Literal["ours", "peer", "floor", "mode"]
+"""gpuback; another library; the least that any of them has to do; gpuback with an option that costs time."""
 
 
 def nothing() -> None:
     """For contestants that have nothing to wait for, or to restart."""
-
-
-class LeftOutError(Exception):
-    """A contestant does not take part in a case; the message says why."""
 
 
 @dataclass
@@ -25,13 +27,14 @@ class Contestant:
     """A case as one library does it, ready to run.
 
     Attributes:
-        call: the work, once. It may return before it is done.
-        check: does the work from the case's beginning; what the oracle is compared with.
-        setting: what it runs with.
+        call: the work, once. It may return before the work is done.
+        check: does the work from the case's beginning and returns its results by name, for the oracle to check.
+        setting: what it runs with: threads, flags.
         wait: returns when all work is done.
-        restart: back to the case's beginning, that training stays what it was.
-        sets: how many sets of buffers calls take in turn, so that none finds its operands in a GPU's cache.
+        restart: back to the case's beginning, so that training does not go on for ever.
+        sets: on a GPU, how many sets of buffers calls take in turn, so that none finds its operands in the cache.
         choices: settings of which the fastest is to be taken, by name; each takes effect when it is called.
+        graph: on a GPU, the library that captures the calls in a CUDA graph; without, they are made one by one.
     """
 
     call: Callable[[], object]
@@ -41,6 +44,7 @@ class Contestant:
     restart: Callable[[], object] = nothing
     sets: int = 1
     choices: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+    graph: Literal["", "cupy", "torch"] = ""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class Entry:
         environment: variables of its process.
         has_no: families that it could be expected to have a call for.
         corrects_epsilon: whether its Adam is the oracle's; see there.
-        graph: whose means capture its calls in a CUDA graph; by default they are made one by one.
         checks_itself: its network is another one than the case's, and its `check` raises.
+        checkout: a folder with the `gpuback` that it imports, instead of this tree's.
     """
 
     name: str
@@ -69,8 +73,8 @@ class Entry:
     environment: Mapping[str, str] = field(default_factory=dict)
     has_no: tuple[str, ...] = ()
     corrects_epsilon: bool = True
-    graph: Literal["", "cupy", "torch"] = ""
     checks_itself: bool = False
+    checkout: str = ""
 
     def missing(self) -> str | None:
         """Why it cannot take part here."""
@@ -92,6 +96,17 @@ def made_ready(adapter: str, variant: str, case: Case) -> Contestant:
 def named(name: str) -> Entry:
     """One of `CPU`."""
     return next(one for one in CPU if one.name == name)
+
+
+def chosen(
+    entries: Sequence[Entry], names: Sequence[str] | None, without: Sequence[str], *, quick: bool
+) -> tuple[Entry, ...]:
+    """Those that take part in a run; what PyTorch compiles takes no part in a quick one."""
+    return tuple(
+        one for one in entries
+        if (names is None or one.name in names) and one.name not in without
+        and not (quick and "compiled" in one.variant)
+    )  # fmt: skip
 
 
 TRAINING = ("step", "fit", "startup", "memory")
@@ -144,20 +159,19 @@ GPU_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 # In one process, so that they work on the same buffers; they are made ready in this order.
 GPU = (
-    Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("layer",), "launch", graph="cupy"),
+    Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("layer",), "launch"),
     Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("step", "reproducible", "device-memory")),
-    Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("loss",), graph="cupy"),
+    Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("loss",)),
     Entry("gpuback.fused_backward", "mode", f"{__name__}.gpu_gpuback", "gpuback", ("layer",), "call"),
-    Entry("gpuback graph", "mode", f"{__name__}.gpu_gpuback", "gpuback", ("step",), graph="cupy"),
+    Entry("gpuback graph", "mode", f"{__name__}.gpu_gpuback", "gpuback", ("step",), "captured"),
     Entry(
         "gpuback reproducible", "mode", f"{__name__}.gpu_gpuback", "gpuback", ("reproducible", "device-memory"),
         "reproducible",
     ),
     Entry("PyTorch eager", "peer", f"{__name__}.gpu_pytorch", "torch", ("layer", *TIMED, "device-memory")),
-    Entry("PyTorch graph", "peer", f"{__name__}.gpu_pytorch", "torch", ("layer", *TIMED), "captured", graph="torch"),
+    Entry("PyTorch graph", "peer", f"{__name__}.gpu_pytorch", "torch", ("layer", *TIMED), "captured"),
     Entry(
         "PyTorch compiled", "peer", f"{__name__}.gpu_pytorch", "torch", ("layer", *TIMED), "captured compiled",
-        graph="torch",
     ),
     Entry("CuPy", "peer", f"{__name__}.gpu_cupy", "cupy", ("layer", *TIMED)),
     Entry("nvmath epilogs", "peer", f"{__name__}.gpu_nvmath", "nvmath", ("layer",)),
@@ -172,3 +186,22 @@ GPU_STARTS = (
     Entry("JAX jit", "peer", f"{__name__}.jax_jit", "jax", ("startup",), "cuda", GPU_MEMORY),
     Entry("PyTorch compiled", "peer", f"{__name__}.pytorch", "torch", ("startup",), "cuda compiled"),
 )
+
+OUTSIDE = {"cpu": (*LAYERS, *TRAINING), "cuda": ("layer", *TIMED)}
+"""Families of contestants from other modules."""
+
+
+def from_outside(text: str, device: str) -> Entry:
+    """A contestant from any importable module, "module" or "module:variant"; by `LeftOutError` it leaves cases out.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    module, _, variant = text.partition(":")
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # of a package above it
+        found = False
+    if not found:
+        raise ValueError(f"expected module or module:variant, as in my_kernel:fast; there is no module {module!r}")
+    return Entry(text, "peer", module, module, OUTSIDE[device], variant)

@@ -1,6 +1,6 @@
-"""A floor, no peer: only the matrix products that a case cannot do without, on buffers made beforehand.
+"""The lower bound: only the matrix products that a case cannot do without, on buffers made beforehand.
 
-And the rates that cases are held against: large products, and copies.
+Also the rates that the roofline consists of: large products, and copies.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import data, oracle
-from benchmarks.cases import Case
+from benchmarks.cases import Case, data, oracle
 from benchmarks.peers import Contestant, blas_threads
 
 Floats = NDArray[Any]

@@ -7,10 +7,9 @@ from typing import Any
 
 import cupy
 
-from benchmarks import data, gpu_data
-from benchmarks.cases import CHECKED_STEPS, Case
-from benchmarks.gpu_clock import synchronize
+from benchmarks.cases import CHECKED_STEPS, Case, data, gpu_data
 from benchmarks.peers import Contestant, LeftOutError
+from benchmarks.peers.gpu_arrays import synchronize
 from benchmarks.peers.plain_numpy import Loss, Trainer
 
 

@@ -9,20 +9,23 @@ from typing import Any
 import cupy
 
 import gpuback
-from benchmarks import data, gpu_data
-from benchmarks.cases import CHECKED_STEPS, Case
-from benchmarks.gpu_clock import synchronize
+from benchmarks.cases import CHECKED_STEPS, Case, data, gpu_data
 from benchmarks.peers import Contestant
+from benchmarks.peers.gpu_arrays import synchronize
 from benchmarks.peers.gpuback_library import trainer
 from gpuback._backends.registry import ops_for
 from gpuback._core.activations import ACTIVATIONS
 
 
 def contestant(case: Case, variant: str) -> Contestant:
-    """Variant of a layer "launch", "call" or "call, outputs fresh"; of a step "reproducible"."""
+    """Variant of a layer "launch", "call" or "call, outputs fresh"; of a step "reproducible" or "captured"."""
     if case.family == "layer":
         return layer_backward(case, variant)
-    return loss(case) if case.family == "loss" else step(case, reproducible=variant == "reproducible")
+    if case.family == "loss":
+        return loss(case)
+    made = step(case, reproducible=variant == "reproducible")
+    made.graph = "cupy" if variant == "captured" else ""
+    return made
 
 
 def layer_backward(case: Case, variant: str) -> Contestant:
@@ -37,7 +40,9 @@ def layer_backward(case: Case, variant: str) -> Contestant:
         dW, db, da_prev = run(0) or first[3:]
         return {"dW": dW, "db": db, "da_prev": da_prev}
 
-    return Contestant(lambda: run(next(turn)), check, setting, wait=synchronize, sets=len(sets))
+    made = Contestant(lambda: run(next(turn)), check, setting, wait=synchronize, sets=len(sets))
+    made.graph = "cupy" if variant == "launch" else ""
+    return made
 
 
 def bound(case: Case, sets: list[gpu_data.Buffers]) -> tuple[Callable[[int], Any], str]:
@@ -84,7 +89,7 @@ def loss(case: Case) -> Contestant:
         value = ops.mean_loss([runs[0](y, None)], rows)
         return {"loss": float(value), "da": ops.to_numpy(das[0])}
 
-    return Contestant(lambda: next(turn)(y, None), check, wait=synchronize, sets=len(runs))
+    return Contestant(lambda: next(turn)(y, None), check, wait=synchronize, sets=len(runs), graph="cupy")
 
 
 def step(case: Case, *, most: int = gpu_data.MOST_BATCHES, reproducible: bool = False) -> Contestant:

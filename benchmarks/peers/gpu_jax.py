@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import data, gpu_data
-from benchmarks.cases import CHECKED_STEPS, Case
+from benchmarks.cases import CHECKED_STEPS, Case, data, gpu_data
 from benchmarks.peers import Contestant, jax_jit
 
 PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32"}

@@ -10,16 +10,15 @@ import cupy
 import numpy as np
 from nvmath.linalg.advanced import Matmul, MatmulComputeType, MatmulEpilog, MatmulOptions, matmul
 
-from benchmarks import gpu_clock, gpu_data
-from benchmarks.cases import Case
-from benchmarks.peers import Contestant, LeftOutError
+from benchmarks.cases import Case, gpu_data
+from benchmarks.peers import Contestant, LeftOutError, gpu_arrays
 
 
 def contestant(case: Case, variant: str) -> Contestant:
     with_torch = importlib.util.find_spec("torch") is not None
     if case.dtype == "bfloat16" and not with_torch:
         raise LeftOutError("takes bfloat16 as PyTorch's tensors only, and PyTorch is not installed")
-    convert, back = (gpu_clock.as_tensor, gpu_clock.as_array) if with_torch else (cupy.asarray, cupy.asarray)
+    convert, back = (gpu_arrays.as_tensor, gpu_arrays.as_array) if with_torch else (cupy.asarray, cupy.asarray)
     planned = [plan(case, *map(convert, buffers[:3]), convert) for buffers in gpu_data.layer(case)]
     turn = cycle(planned)
 
@@ -31,7 +30,7 @@ def contestant(case: Case, variant: str) -> Contestant:
         dW, db, da_prev = map(back, run(*planned[0]))
         return {"dW": dW, "db": db.reshape(-1), "da_prev": da_prev}
 
-    return Contestant(lambda: run(*next(turn)), check, "planned once", wait=gpu_clock.synchronize, sets=len(planned))
+    return Contestant(lambda: run(*next(turn)), check, "planned once", wait=gpu_arrays.synchronize, sets=len(planned))
 
 
 def plan(case: Case, da: Any, h: Any, W: Any, convert: Any) -> tuple[Matmul, Matmul]:

@@ -8,23 +8,25 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks import data, gpu_clock, gpu_data
-from benchmarks.cases import CHECKED_STEPS, Case
-from benchmarks.gpu_clock import DEVICE, as_array, as_tensor, synchronize
-from benchmarks.peers import Contestant, LeftOutError
+from benchmarks.cases import CHECKED_STEPS, Case, data, gpu_data
+from benchmarks.peers import Contestant, LeftOutError, gpu_arrays
+from benchmarks.peers.gpu_arrays import DEVICE, as_array, as_tensor, synchronize
 from benchmarks.peers.pytorch import Decorate, Trainer, compiled
 
 
 def contestant(case: Case, variant: str) -> Contestant:
     """Variant "captured" for what goes into a CUDA graph, "captured compiled" too."""
-    if gpu_clock.torch is None:
+    if gpu_arrays.torch is None:
         raise LeftOutError("finds no GPU")
-    decorate = compiled() if variant.endswith("compiled") else lambda f: f
+    decorate, captured = compiled() if variant.endswith("compiled") else lambda f: f, variant.startswith("captured")
     if case.family == "layer":
-        return layer_backward(case, decorate)
-    if case.family == "loss":
-        return loss(case, decorate)
-    return step(case, decorate, captured=variant.startswith("captured"))
+        made = layer_backward(case, decorate)
+    elif case.family == "loss":
+        made = loss(case, decorate)
+    else:
+        made = step(case, decorate, captured=captured)
+    made.graph = "torch" if captured else ""
+    return made
 
 
 def backward(da: Any, h: Any, W: Any) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """tiny-cuda-nn on a GPU: fully fused networks in float16, trained by PyTorch's Adam.
 
 Not the case's network: it has no biases, hidden layers of one width out of 16, 32, 64 and 128, and weights of its own.
-It is held to what its weights say: loss and gradient of the same network by PyTorch, in float32.
+So it is checked against its own weights: loss and gradient of the same network by PyTorch, in float32.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import data, gpu_data
-from benchmarks.cases import BETAS, EPS, LEARNING_RATES, Case
-from benchmarks.gpu_clock import DEVICE, synchronize
-from benchmarks.oracle import CheckFailedError
+from benchmarks.cases import BETAS, EPS, LEARNING_RATES, Case, CheckFailedError, data, gpu_data
 from benchmarks.peers import Contestant, LeftOutError
+from benchmarks.peers.gpu_arrays import DEVICE, synchronize
 
 WIDTHS = (16, 32, 64, 128)
 PADDED_TO = 16

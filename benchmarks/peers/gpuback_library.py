@@ -1,4 +1,7 @@
-"""gpuback itself, by its public calls. How many threads BLAS may use is chosen as for everyone else."""
+"""gpuback itself. How many threads BLAS may use is chosen as for the other libraries.
+
+All but the loss goes by public calls alone, so that `compare --commits` can time earlier commits.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,8 @@ from typing import Any
 import numpy as np
 
 import gpuback
-from benchmarks import data
-from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case
+from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case, data
 from benchmarks.peers import Contestant, blas_threads
-from gpuback._backends.registry import ops_for
-from gpuback._core.losses import LOSSES
 
 
 def contestant(case: Case, variant: str) -> Contestant:
@@ -41,6 +41,9 @@ def layer_backward(case: Case) -> Contestant:
 
 def loss(case: Case) -> Contestant:
     """As a step runs it, which overwrites the logits: so they are copied first."""
+    from gpuback._backends.registry import ops_for
+    from gpuback._core.losses import LOSSES
+
     logits = data.logits(case)
     net = gpuback.MLP((1, *case.sizes), dtype=case.dtype, backend="numpy", seed=0)
     ops, rows = ops_for("numpy"), case.batch_size
@@ -75,11 +78,11 @@ def network(case: Case, theta: Any, **options: Any) -> gpuback.MLP:
 
 
 def step(case: Case, **options: Any) -> Contestant:
-    """Each turn is a new network's, for the number of threads is settled when buffers are made."""
+    """Each turn has a new network, since the number of threads is fixed when buffers are made."""
     start = data.training(case)
     theta = data.flat(start.weights, start.biases)
     takes, value = trainer(case, theta, **options), None
-    x, y = (takes.net.ops.asarray(part, None, "data") for part in (start.x, start.y))
+    x, y = (on_device(part, takes.net.backend) for part in (start.x, start.y))
 
     def call() -> None:
         nonlocal value
@@ -98,9 +101,18 @@ def step(case: Case, **options: Any) -> Contestant:
         restart()
         for _ in range(CHECKED_STEPS):
             call()
-        return {"theta": takes.net.ops.to_numpy(takes.net.theta), "loss": float(value)}
+        theta = takes.net.theta
+        return {"theta": theta if isinstance(theta, np.ndarray) else theta.get(), "loss": float(value)}
 
     return Contestant(call, check, wait=wait, restart=restart)
+
+
+def on_device(array: Any, backend: str) -> Any:
+    if backend == "numpy":
+        return array
+    import cupy
+
+    return cupy.asarray(array)
 
 
 def trainer(case: Case, theta: Any, **options: Any) -> gpuback.TrainStep:

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import data
-from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case
+from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case, data
 from benchmarks.peers import Contestant, LeftOutError
 
 Product = Callable[[Any, Any], Any]

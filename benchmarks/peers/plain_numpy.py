@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import data
-from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case
+from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case, data
 from benchmarks.peers import Contestant, blas_threads
 
 Floats = NDArray[Any]

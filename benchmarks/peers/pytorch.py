@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from benchmarks import data
-from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case
+from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case, data
 from benchmarks.peers import Contestant, blas_threads, nothing
 
 Decorate = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -10,8 +10,7 @@ import sklearn
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
-from benchmarks import data
-from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case
+from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case, data
 from benchmarks.peers import Contestant, blas_threads
 
 sklearn.set_config(assume_finite=True, skip_parameter_validation=True)

@@ -12,16 +12,14 @@ from typing import Any
 import pytest
 from support import fake_cupy
 
-from benchmarks import gpu_cases
-from benchmarks.cases import Case, Network
-from benchmarks.oracle import CheckFailedError
+from benchmarks.cases import Case, CheckFailedError, Network, selection
 from benchmarks.peers import LeftOutError
 
 NET = Network("n", (16, 8, 8, 5), 32)
 CASES = [
-    *(gpu_cases.layer((40, 8, 24), dtype) for dtype in ("float32", "bfloat16")),
-    *(gpu_cases.step(NET, dtype) for dtype in ("float32", "bfloat16")),
-    gpu_cases.loss(NET),
+    *(selection.layer((40, 8, 24), dtype) for dtype in ("float32", "bfloat16")),
+    *(selection.training(NET, "step", dtype=dtype) for dtype in ("float32", "bfloat16")),
+    selection.loss(NET),
 ]
 
 
@@ -42,7 +40,7 @@ def adapter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.dtype}")
 def test_results_are_the_oracles(adapter: Any, case: Case) -> None:
-    check_of = importlib.import_module("benchmarks.gpu_oracle").check_of
+    check_of = importlib.import_module("benchmarks.cases.gpu_oracle").check_of
     made = adapter.contestant(case, "")
     check_of(case)(made.check(), "peer")
     for _ in range(2 * made.sets):  # all of them, round again
@@ -56,12 +54,12 @@ def test_another_result_is_refused(adapter: Any) -> None:
     results = adapter.contestant(case, "").check()
     results["db"] = results["db"] + 1
     with pytest.raises(CheckFailedError, match="db is off by"):
-        importlib.import_module("benchmarks.gpu_oracle").check_of(case)(results, "peer")
+        importlib.import_module("benchmarks.cases.gpu_oracle").check_of(case)(results, "peer")
 
 
 def test_jax_knows_what_a_step_needs() -> None:
     pytest.importorskip("jax")
-    case = gpu_cases.step(NET, "float32", "device-memory")
+    case = selection.memory(NET, "device-memory")
     needed = importlib.import_module("benchmarks.peers.gpu_jax").memory(case, "")
     assert case.bytes <= needed < 20 * case.bytes
 
@@ -72,7 +70,9 @@ def test_jax_is_told_how_to_multiply(dtype: str, precision: str) -> None:
     jax = pytest.importorskip("jax")
     exactly = importlib.import_module("benchmarks.peers.gpu_jax").exactly
     ones = jax.numpy.ones((2, 2))
-    assert precision in str(jax.make_jaxpr(exactly(gpu_cases.step(NET, dtype), lambda a, b: a @ b))(ones, ones))
+    assert precision in str(
+        jax.make_jaxpr(exactly(selection.training(NET, "step", dtype=dtype), lambda a, b: a @ b))(ones, ones)
+    )
 
 
 # ---- tiny-cuda-nn, of which there is a stand-in
@@ -104,7 +104,7 @@ FUSED = Network("n", (32, 16, 16, 10), 64)
 def test_tiny_cuda_nn_is_held_to_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     contestant = importlib.import_module("benchmarks.peers.gpu_tiny_cuda_nn").contestant
-    case = gpu_cases.step(FUSED, "bfloat16")
+    case = selection.training(FUSED, "step", dtype="bfloat16")
     monkeypatch.setitem(sys.modules, "tinycudann", tiny_cuda_nn(1.0))
     assert contestant(case, "").check() == {}
     monkeypatch.setitem(sys.modules, "tinycudann", tiny_cuda_nn(1.2))
@@ -124,4 +124,4 @@ def test_tiny_cuda_nn_says_what_it_cannot_do(net: Network, dtype: str, why: str)
     pytest.importorskip("torch")
     contestant = importlib.import_module("benchmarks.peers.gpu_tiny_cuda_nn").contestant
     with pytest.raises(LeftOutError, match=why):
-        contestant(gpu_cases.step(net, dtype), "")
+        contestant(selection.training(net, "step", dtype=dtype), "")

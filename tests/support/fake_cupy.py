@@ -137,13 +137,14 @@ def installed(
         backend = Backend(make_ops, lambda: BackendStatus(True, "a fake"))
         patch.setitem(gpuback._backends.registry.BACKENDS, "cupy", backend)
         patch.setattr(gpuback._backends.registry, "ops_of", lambda arrays: make_ops(False))
-        patch.setattr(importlib.import_module("benchmarks.gpu_data").Numbers, "SIZE", 1 << 12)
-        clock = importlib.import_module("benchmarks.gpu_clock")
+        patch.setattr(importlib.import_module("benchmarks.cases.gpu_data").Numbers, "SIZE", 1 << 12)
+        arrays = importlib.import_module("benchmarks.peers.gpu_arrays")
         if "torch" not in without:
-            patch.setattr(clock, "torch", importlib.import_module("torch"))
-        patch.setattr(clock, "TURN", 1e-4)
-        patch.setattr(clock, "DEVICE", "cpu")
-        patch.setattr(clock, "ceilings", lambda: dict(CEILINGS))
+            patch.setattr(arrays, "torch", importlib.import_module("torch"))
+        patch.setattr(arrays, "DEVICE", "cpu")
+        timing = importlib.import_module("benchmarks.harness.gpu_timing")
+        patch.setattr(timing, "TURN", 1e-4)
+        patch.setattr(timing, "ceilings", lambda: dict(CEILINGS))
         yield
     _forget()
 
@@ -152,6 +153,6 @@ def _forget() -> None:
     """What imports CuPy is imported anew."""
     for name in list(sys.modules):
         parent, _, last = name.rpartition(".")
-        if parent in ("benchmarks", "benchmarks.peers") and last.startswith("gpu_"):
+        if parent.startswith("benchmarks.") and last.startswith("gpu_"):
             del sys.modules[name]
             delattr(sys.modules[parent], last)

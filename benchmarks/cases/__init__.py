@@ -1,0 +1,168 @@
+"""What is measured: networks, and the cases of each kind of work with their least operations and least bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+DESCRIPTIONS = {
+    "layer": "one layer's backward pass: dW, db and da_prev, ReLU below",
+    "loss": "softmax + cross-entropy: value and da from logits and labels",
+    "step": "a training step: forward, loss, backward, update",
+    "fit": "training, from a fresh network to its last epoch",
+    "reproducible": "a training step with reproducible=True",
+    "host": "what a call costs the host, which does not wait for the GPU",
+    "startup": "a fresh process: import, network, first step",
+    "device-memory": "a GPU's memory for a batch, a network, its optimizer's state and three steps",
+    "memory": "growth of a fresh process's peak resident memory from its imports and data to its third step",
+}
+
+LEARNING_RATES = {"SGD": 0.01, "Adam": 1e-3}
+BETAS, EPS = (0.9, 0.999), 1e-3
+"""Of Adam. An ε as large as gradients are makes the first steps depend on a gradient's length, not on its sign alone:
+so a check sees a gradient that is wrong, and roundings around 0 do not matter. Times are the same for any ε."""
+
+CHECKED_STEPS = 3
+"""After so many steps from the beginning a contestant's θ is compared with the oracle's."""
+
+LABEL_BYTES = 8
+
+
+class LeftOutError(Exception):
+    """A contestant does not take part in a case; the message says why."""
+
+
+class CheckFailedError(LeftOutError):
+    """A contestant computes something else; the message says what, and how far off it is."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Widths n_0, …, n_L of a network and a batch size."""
+
+    name: str
+    sizes: tuple[int, ...]
+    batch_size: int
+
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        Network("tiny", (64, 64, 64, 10), 64),
+        Network("small", (784, 256, 128, 10), 128),
+        Network("wide", (784, 1024, 1024, 1024, 10), 1024),
+        Network("narrow-deep", (*[64] * 7, 10), 16384),
+    )
+}
+MANY_CLASSES = Network("many classes", (64, 1000), 1024)
+DIGITS = Network("digits", (64, 64, 10), 128)
+
+
+def network(text: str) -> Network:
+    """One of `NETWORKS` by name, or what "784-256-10:512" says: widths and the batch size.
+
+    Raises:
+        ValueError: neither.
+    """
+    if text in NETWORKS:
+        return NETWORKS[text]
+    widths, colon, batch_size = text.partition(":")
+    numbers = [*widths.split("-"), batch_size]
+    if not colon or len(numbers) < 3 or not all(n.isascii() and n.isdecimal() and int(n) for n in numbers):
+        raise ValueError(
+            f"expected {', '.join(NETWORKS)} or widths and a batch size as in 784-256-10:512, got {text!r}"
+        )
+    return Network(text, tuple(map(int, numbers[:-1])), int(batch_size))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row's work.
+
+    Attributes:
+        name: of the network, or of the part of a start.
+        sizes: the network's; (n_in, n_out) for one layer, (n,) for a loss over n classes.
+        optimizer: "SGD" or "Adam", where there are updates.
+        samples, epochs: of `fit`, else 0.
+        unit: of what is measured, "s" or "bytes".
+    """
+
+    family: str
+    name: str
+    sizes: tuple[int, ...]
+    batch_size: int
+    dtype: str = "float32"
+    optimizer: str = ""
+    samples: int = 0
+    epochs: int = 0
+    unit: str = "s"
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Case:
+        return cls(**{**fields, "sizes": tuple(fields["sizes"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def word(self) -> int:
+        """Bytes of a number."""
+        return {"float64": 8, "bfloat16": 2, "float16": 2}.get(self.dtype, 4)
+
+    @property
+    def layers(self) -> list[tuple[int, int]]:
+        """(nI, nO) of each layer."""
+        return list(pairwise(self.sizes))
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(n_out * (n_in + 1) for n_in, n_out in self.layers)
+
+    @property
+    def label(self) -> str:
+        """Sizes, batch size and optimizer, for people."""
+        B = f"B = {self.batch_size}"
+        if self.family == "layer":
+            return f"{self.batch_size} × {self.sizes[1]} × {self.sizes[0]} (B × nO × nI)"
+        if self.family == "loss":
+            return f"{self.sizes[0]} classes, {B}"
+        text = ", ".join(filter(None, ("-".join(map(str, self.sizes)), B, self.optimizer)))
+        if self.family == "fit":
+            return f"{text}, {self.samples} samples, {self.epochs} epochs"
+        return f"{text}, {self.name}" if self.family == "startup" else text
+
+    @property
+    def flops(self) -> int:
+        """2 for each multiply-add of the matrix products. What a first layer's input would get is not computed."""
+        per_row = [2 * n_in * n_out for n_in, n_out in self.layers]
+        if self.family == "layer":
+            return 2 * self.batch_size * per_row[0]
+        if self.family == "fit":
+            return self.samples * self.epochs * (3 * sum(per_row) - per_row[0])
+        if self.family in ("step", "reproducible"):
+            return self.batch_size * (3 * sum(per_row) - per_row[0])
+        return 0
+
+    @property
+    def bytes(self) -> int:
+        """What goes in, read once; what comes out, written once. Hidden layers may stay in cache and do not count.
+
+        A step reads samples and labels, and reads and writes θ and the optimizer's moments.
+        """
+        B = self.batch_size
+        if self.family == "layer":
+            n_in, n_out = self.sizes
+            total = max(self.word, 4)  # of dW and db
+            return self.word * (B * (n_out + 2 * n_in) + n_out * n_in) + total * n_out * (n_in + 1)
+        if self.family == "loss":
+            return B * (2 * self.word * self.sizes[0] + LABEL_BYTES)
+        state = (3 if self.optimizer == "Adam" else 1) * max(self.word, 4) * self.n_parameters
+        if self.family in ("memory", "device-memory"):
+            return state
+        if self.family in ("startup", "host"):
+            return 0
+        samples = (self.samples or B) * (self.word * self.sizes[0] + LABEL_BYTES)
+        steps = -(-self.samples // B) if self.samples else 1
+        return (self.epochs or 1) * (samples + 2 * steps * state)

@@ -1,0 +1,89 @@
+"""What figures belong to: the machine, the commit and its versions."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.reports.results import Environment
+from gpuback._cli import machine
+
+PACKAGES = ("numpy", "ml_dtypes", "torch", "triton", "jax", "jaxlib", "scikit-learn", "threadpoolctl")
+GPU_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy", "nvmath-python", "tinycudann")
+
+
+def of_cpu(numpy_variables: Mapping[str, str]) -> Environment:
+    """This machine's processor, with what contestants on NumPy have in their environment."""
+    here = machine.survey()
+    kernel = next((f"{value} by {name}" for name, value in numpy_variables.items()), here.blas.kernel)
+    threads = f"{here.blas.threads} threads" if here.blas.threads else None
+    library = " ".join(filter(None, (here.blas.library, here.blas.version)))
+    return Environment(
+        device=here.cpu.model,
+        kind="cpu",
+        cores=here.cpu.usable_cores,
+        commit=commit(),
+        date=now(),
+        versions=versions(PACKAGES),
+        blas=", ".join(filter(None, (library or "BLAS unknown", kernel, threads))),
+    )
+
+
+def of_gpu() -> Environment:
+    """CuPy's current device."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(runtime.getDevice())
+    cuda = {"CUDA": _cuda(runtime.runtimeGetVersion()), "CUDA driver": _cuda(runtime.driverGetVersion())}
+    return Environment(
+        device=properties["name"].decode(),
+        kind="gpu",
+        cores=int(properties["multiProcessorCount"]),
+        commit=commit(),
+        date=now(),
+        versions={**versions((*GPU_PACKAGES, *PACKAGES)), **cuda},
+        blas=f"cuBLAS {cupy.cuda.cublas.getVersion(cupy.cuda.device.get_cublas_handle())}",
+    )
+
+
+def _cuda(version: int) -> str:
+    """13020 is 13.2."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Of Python, gpuback, and those of the packages that are installed."""
+    known = machine.versions_of()
+    found = {name: version for name in ("python", "gpuback") if (version := known[name])}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """GPUBACK_COMMIT, where there is no repository; else what git says."""
+    if "GPUBACK_COMMIT" in os.environ:
+        return os.environ["GPUBACK_COMMIT"]
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return None
+    return run.stdout.strip() or None
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

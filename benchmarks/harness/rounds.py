@@ -1,0 +1,160 @@
+"""A row's contestants take turns, round by round, in an order of its own in each round."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.harness.processes import reason
+from benchmarks.peers import Role, nothing
+from benchmarks.reports.results import Figures, Row, p20
+
+FEWEST_ROUNDS = 3
+
+TRIALS = 3
+"""Rounds after which a contestant goes on with its fastest setting alone. They lie seconds apart, so that no moment in
+which others use the cores decides."""
+
+CLEARLY = 0.95
+"""Times as long: by less than this no setting takes the first one's place."""
+
+Ready = Mapping[str, Callable[[], float]]
+"""Setting, in words → takes a turn with it and gives its figure: seconds a call, or bytes."""
+
+Say = Callable[[str], object]
+"""Tells what is going on."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a row may be measured.
+
+    Attributes:
+        rounds: at most.
+        seconds: after which there are no more, once there were `FEWEST_ROUNDS`.
+        warm_up: rounds before those, which leave no figures.
+    """
+
+    rounds: int
+    seconds: float = math.inf
+    warm_up: int = 0
+
+
+@dataclass
+class Candidate:
+    """A contestant with one of its settings."""
+
+    name: str
+    turn: Callable[[], float]
+    figures: Figures
+
+
+Candidates = dict[str, list[Candidate]]
+"""Contestant → its settings."""
+
+
+class Rounds:
+    """Fills a row. A contestant that raises is absent from it, with the reason.
+
+    Args:
+        row: of the case.
+        recover: called after an exception; raises if nothing more can run.
+        choose: keeps one setting of each contestant after the trials.
+        say: told about each turn.
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        recover: Callable[[], object] = nothing,
+        choose: Callable[[Candidates], Candidates] | None = None,
+        say: Say = lambda _: None,
+    ) -> None:
+        self.row = row
+        self._recover, self._choose, self._say = recover, choose or each_fastest, say
+        self._candidates: Candidates = {}
+
+    def enter(self, name: str, role: Role, make: Callable[[], Ready]) -> None:
+        """Takes part, if what makes it ready does not raise."""
+        try:
+            ready = make()
+        except Exception as error:
+            self._lose(name, error)
+        else:
+            self._candidates[name] = [
+                Candidate(name, turn, Figures([], setting, role)) for setting, turn in ready.items()
+            ]
+
+    def run(self, effort: Effort) -> None:
+        rng, started = np.random.default_rng(0), time.perf_counter()
+        for number in range(-effort.warm_up, effort.rounds):
+            if number >= FEWEST_ROUNDS and time.perf_counter() - started > effort.seconds:
+                break
+            self._round(rng, number, effort.rounds)
+            if number >= 0:
+                self.row.contestants = {
+                    name: fastest(candidates).figures for name, candidates in self._candidates.items()
+                }
+            if number + 1 == TRIALS:
+                self._candidates = self._choose(self._candidates)
+                self.row.contestants = {name: candidate.figures for name, (candidate,) in self._candidates.items()}
+
+    def _round(self, rng: np.random.Generator, number: int, count: int) -> None:
+        turns = [candidate for candidates in self._candidates.values() for candidate in candidates]
+        for index in rng.permutation(len(turns)):
+            candidate = turns[index]
+            if candidate.name not in self._candidates:
+                continue
+            self._say(f"{self.row.label}: round {max(number + 1, 1)} of {count}, {candidate.name}")
+            try:
+                figure = candidate.turn()
+            except Exception as error:
+                self._lose(candidate.name, error)
+                continue
+            if number >= 0:
+                candidate.figures.rounds.append(figure)
+
+    def _lose(self, name: str, error: Exception) -> None:
+        self._candidates.pop(name, None)
+        self.row.contestants.pop(name, None)
+        self.row.absent[name] = reason(error)
+        self._recover()
+
+
+def fastest(candidates: Sequence[Candidate]) -> Candidate:
+    """That of the setting that is fastest when nobody disturbs it; the first, unless another is clearly faster."""
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(
+        candidates, key=lambda candidate: p20(candidate.figures) * (CLEARLY if candidate is candidates[0] else 1.0)
+    )
+
+
+def each_fastest(candidates: Candidates) -> Candidates:
+    return {name: [fastest(group)] for name, group in candidates.items()}
+
+
+def one_for_all(candidates: Candidates) -> Candidates:
+    """The same setting for every contestant: the one with which they take the least time together."""
+    common = [candidate.figures.setting for candidate in next(iter(candidates.values()), [])]
+    common = [
+        one for one in common if all(any(x.figures.setting == one for x in group) for group in candidates.values())
+    ]
+    if not common:
+        return each_fastest(candidates)
+
+    def product(setting: str) -> float:
+        chosen = (
+            candidate for group in candidates.values() for candidate in group if candidate.figures.setting == setting
+        )
+        return math.prod(p20(candidate.figures) for candidate in chosen) * (CLEARLY if setting == common[0] else 1.0)
+
+    best = min(common, key=product)
+    return {
+        name: [candidate for candidate in group if candidate.figures.setting == best]
+        for name, group in candidates.items()
+    }

@@ -1,0 +1,34 @@
+"""How a contestant is timed within a round."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.peers import Contestant
+
+
+def turn(contestant: Contestant, warm_up: float, seconds: float) -> float:
+    """Seconds a call, over calls that together take about `seconds`.
+
+    The contestant starts from the case's beginning and runs for at least `warm_up` seconds before the clock starts:
+    threads of the one before it go on spinning for a while and take a core, and caches and clock rates are still its.
+    Between calls there is no wait, so that a library may run ahead; the clock stops when all work is done.
+    """
+    contestant.restart()
+    contestant.wait()
+    started, calls = time.perf_counter(), 1
+    while True:
+        each = timed(contestant, calls)
+        if time.perf_counter() - started >= warm_up:
+            break
+        calls = max(1, min(2 * calls, round(seconds / each)))
+    return timed(contestant, max(1, round(seconds / each)))
+
+
+def timed(contestant: Contestant, calls: int) -> float:
+    call = contestant.call
+    started = time.perf_counter()
+    for _ in range(calls):
+        call()
+    contestant.wait()
+    return max(time.perf_counter() - started, 1e-9) / calls
