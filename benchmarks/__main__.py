@@ -25,16 +25,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JSON = Path("benchmark.json")
+JSON = {"cpu": Path("benchmark.json"), "cuda": Path("benchmark-gpu.json")}
 WIDTH = 170
 """Of tables that go into a file."""
 
 
 EVERY_FAMILY = "; ".join(f"{device}: {', '.join(names)}" for device, names in FAMILIES.items())
 
-Families = Annotated[
-    str | None, typer.Option(help="Kinds of work, with commas between them; without it, all of a run's.")
-]
+Families = Annotated[str | None, typer.Option(help="Kinds of work, with commas between them.")]
 Sizes = Annotated[
     list[str] | None,
     typer.Option(
@@ -88,9 +86,12 @@ def run(
         bool, typer.Option("--quick", help="5 rounds, nothing that PyTorch compiles; on a GPU only the first rows.")
     ] = False,
     json: Annotated[
-        Path,
-        typer.Option(help="File for every round's figures, in seconds a call or bytes; tables go beside it, as .md."),
-    ] = JSON,
+        Path | None,
+        typer.Option(
+            help="File for every round's figures, in seconds a call or bytes; tables go beside it, as .md. "
+            f"Default: {JSON['cpu']}, for a GPU {JSON['cuda']}."
+        ),
+    ] = None,
 ) -> None:
     """Times gpuback beside other libraries, once each has shown that it computes the right thing.
 
@@ -113,6 +114,7 @@ def run(
         quick=quick,
     )
     planned = _planned(device, FAMILIES[device], families, sizes, dtype, quick=quick)
+    json = json or JSON[device]
     status = harness.run(planned, options, json, _console())
     if status != 2:
         print(f"Every round's figures: {json}; tables: {json.with_suffix('.md')}")

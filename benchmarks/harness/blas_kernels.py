@@ -44,11 +44,11 @@ def variables() -> dict[str, str]:
 
 
 def forced() -> dict[str, str]:
-    """What gives the same set to processes of one run, also where OpenBLAS would pick it by itself."""
+    """What names the set that OpenBLAS picks by itself here, so that all processes of a run have the same."""
     blas = machine.survey().blas
     if VARIABLE in os.environ or "openblas" not in (blas.library or "") or blas.kernel is None:
         return {}
-    return variables() or {VARIABLE: blas.kernel}
+    return {VARIABLE: blas.kernel}
 
 
 def _measured(named: dict[str, str]) -> float:

@@ -79,7 +79,7 @@ class Rounds:
         self._candidates: Candidates = {}
 
     def enter(self, name: str, role: Role, make: Callable[[], Ready]) -> None:
-        """Takes part, if what makes it ready does not raise."""
+        """Lets a contestant take part, unless what makes it ready raises."""
         try:
             ready = make()
         except Exception as error:
@@ -96,15 +96,13 @@ class Rounds:
                 break
             self._round(rng, number, effort.rounds)
             if number >= 0:
-                self.row.contestants = {
-                    name: fastest(candidates).figures for name, candidates in self._candidates.items()
-                }
-            if number + 1 == TRIALS:
+                self.row.contestants = {name: fastest(group).figures for name, group in self._candidates.items()}
+            if number + 1 == min(TRIALS, effort.rounds):
                 self._candidates = self._choose(self._candidates)
                 self.row.contestants = {name: candidate.figures for name, (candidate,) in self._candidates.items()}
 
     def _round(self, rng: np.random.Generator, number: int, count: int) -> None:
-        turns = [candidate for candidates in self._candidates.values() for candidate in candidates]
+        turns = [candidate for group in self._candidates.values() for candidate in group]
         for index in rng.permutation(len(turns)):
             candidate = turns[index]
             if candidate.name not in self._candidates:
@@ -126,12 +124,10 @@ class Rounds:
 
 
 def fastest(candidates: Sequence[Candidate]) -> Candidate:
-    """That of the setting that is fastest when nobody disturbs it; the first, unless another is clearly faster."""
+    """The one that is fastest in quiet moments; the first, unless another is clearly faster."""
     if len(candidates) == 1:
         return candidates[0]
-    return min(
-        candidates, key=lambda candidate: p20(candidate.figures) * (CLEARLY if candidate is candidates[0] else 1.0)
-    )
+    return min(candidates, key=lambda one: p20(one.figures) * (CLEARLY if one is candidates[0] else 1.0))
 
 
 def each_fastest(candidates: Candidates) -> Candidates:
@@ -140,21 +136,14 @@ def each_fastest(candidates: Candidates) -> Candidates:
 
 def one_for_all(candidates: Candidates) -> Candidates:
     """The same setting for every contestant: the one with which they take the least time together."""
-    common = [candidate.figures.setting for candidate in next(iter(candidates.values()), [])]
-    common = [
-        one for one in common if all(any(x.figures.setting == one for x in group) for group in candidates.values())
-    ]
+    by_setting = [{one.figures.setting: one for one in group} for group in candidates.values()]
+    common = [setting for setting in by_setting[0] if all(setting in one for one in by_setting)] if by_setting else []
     if not common:
         return each_fastest(candidates)
 
-    def product(setting: str) -> float:
-        chosen = (
-            candidate for group in candidates.values() for candidate in group if candidate.figures.setting == setting
-        )
-        return math.prod(p20(candidate.figures) for candidate in chosen) * (CLEARLY if setting == common[0] else 1.0)
+    def together(setting: str) -> float:
+        product = math.prod(p20(one[setting].figures) for one in by_setting)
+        return product * (CLEARLY if setting == common[0] else 1.0)
 
-    best = min(common, key=product)
-    return {
-        name: [candidate for candidate in group if candidate.figures.setting == best]
-        for name, group in candidates.items()
-    }
+    best = min(common, key=together)
+    return {name: [one[best]] for name, one in zip(candidates, by_setting, strict=True)}

@@ -125,7 +125,7 @@ def test_few_rounds_and_bytes_are_told_by_ranges() -> None:
 
 
 def test_another_blas_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a CPU, seconds of other kernels or threads say nothing about gpuback. Who chose the kernels does not matter."""
+    """On a CPU, seconds of other kernels or threads say nothing about gpuback; what chose the kernels may differ."""
 
     def run_with(setting: str, blas: str, seconds: float, **environment: Any) -> Results:
         made = results([row({"gpuback": seconds, "A": 1e-4})], blas=f"openblas 0.3, {blas}", **environment)
