@@ -14,6 +14,7 @@ from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array, ArrayLike
+from gpuback._network.inputs import as_batch
 from gpuback._network.mlp import MLP
 from gpuback._network.trace import Trace
 from gpuback.errors import DataError
@@ -98,9 +99,9 @@ def check_gradients(
         DataError: every sample lies next to a kink, or the loss is not finite.
     """
     twin = _float64_twin(net)
-    checked = net.checked(x, y, sample_weight)
-    samples, targets = net.ops.to_numpy(checked[0]).astype(np.float64), net.ops.to_numpy(checked[1])
-    weight = None if checked[2] is None else net.ops.to_numpy(checked[2])
+    own_samples, own_targets, own_weight = as_batch(x, y, sample_weight, net.architecture, net.ops)
+    samples, targets = net.ops.to_numpy(own_samples).astype(np.float64), net.ops.to_numpy(own_targets)
+    weight = None if own_weight is None else net.ops.to_numpy(own_weight)
     blocks = [
         (f"{kind}{k}", view)
         for k in range(1, len(net.sizes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from math import inf
 from typing import Any
 
@@ -19,9 +18,9 @@ from gpuback._core.gradients import Gradients as Gradients
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
-from gpuback._network.backprop import Passes, make_passes
+from gpuback._network.backprop import Passes, empty_gradients, make_passes
 from gpuback._network.explain import Explanation, explain
-from gpuback._network.inputs import as_sample_weight, as_samples, as_targets
+from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
 from gpuback._network.pool import Pool
 from gpuback._network.trace import Trace, trace
@@ -181,19 +180,19 @@ class MLP:
         """
         samples = as_samples(x, self._architecture, self._ops)
         outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
-        passes = self.acquire(len(samples), need_gradient=False)
+        passes = self._acquire(len(samples), need_gradient=False)
         with self._ops.scope():
             passes.forward(samples, outputs)
-        self.release(passes)
+        self._release(passes)
         return outputs
 
     def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
-        samples, targets, weight = self.checked(x, y, sample_weight)
-        passes = self.acquire(len(samples), need_gradient=False)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
+        passes = self._acquire(len(samples), need_gradient=False)
         with self._ops.scope():
             value = passes.loss(samples, targets, weight)
-        self.release(passes)
+        self._release(passes)
         return self._scalar(value)
 
     def value_and_grad(
@@ -229,15 +228,15 @@ class MLP:
                 looked at, for it would have to be waited for: there a label outside makes the loss NaN.
             OptionError: accumulate without out.
         """
-        samples, targets, weight = self.checked(x, y, sample_weight)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         if accumulate and out is None:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
-        gradients = self.empty_gradients() if out is None else self._fitting(out)
+        gradients = self._gradients_for(out)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
-        passes = self.acquire(len(samples), need_input_grad=need_input_grad)
+        passes = self._acquire(len(samples), need_input_grad=need_input_grad)
         with self._ops.scope():
             value = passes.value_and_grad(samples, targets, weight, gradients, accumulate=accumulate)
-        self.release(passes)
+        self._release(passes)
         return self._scalar(value), gradients
 
     def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
@@ -254,7 +253,7 @@ class MLP:
 
         Source: Goodfellow, Efficient per-example gradient computations, 2015.
         """
-        samples, targets, weight = self.checked(x, y, sample_weight)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         norms = self._ops.empty(len(samples), self._theta.dtype)
         with self._per_sample(len(samples)) as passes:
             passes.norms(samples, targets, weight, norms)
@@ -291,8 +290,8 @@ class MLP:
         max_norm = checked_max_norm(max_norm)
         if max_norm == inf:
             return self.value_and_grad(x, y, sample_weight=sample_weight, out=out)
-        samples, targets, weight = self.checked(x, y, sample_weight)
-        gradients = self.empty_gradients() if out is None else self._fitting(out)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
+        gradients = self._gradients_for(out)
         gradients.inputs = None
         scale = clip_scale(self._architecture.precision, len(samples), max_norm)
         with self._per_sample(len(samples), scale) as passes:
@@ -308,7 +307,7 @@ class MLP:
             `theta` (B, n_parameters) in θ's dtype, and as views into it `weights`, each (B, nO, nI), and `biases`, each
             (B, nO). Their mean over the first axis is `value_and_grad`'s gradient, to rounding.
         """
-        samples, targets, weight = self.checked(x, y, sample_weight)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         theta = self._ops.empty((len(samples), self.n_parameters), self._theta.dtype)
         gradients = Gradients(theta, *self._architecture.layout.split(theta))
         with self._per_sample(len(samples)) as passes:
@@ -320,7 +319,7 @@ class MLP:
 
         Arguments and errors as `value_and_grad`'s.
         """
-        samples, targets, weight = self.checked(x, y, sample_weight)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         with self._ops.scope():
             return trace(self._architecture, self._theta, self._ops, samples, targets, weight)
 
@@ -379,64 +378,39 @@ class MLP:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._assemble(state["architecture"], state["backend"], state["theta"])
 
-    # For its own use and its trainer's
+    # For gpuback's own use: here, in `TrainStep` and in `gpuback.sklearn`
 
-    def empty_gradients(self) -> Gradients:
-        """Gradients of this network's shapes, not yet written to."""
-        theta = self._ops.empty(self.n_parameters, self._theta.dtype)
-        return Gradients(theta, *self._architecture.layout.split(theta))
-
-    def checked(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Array, Array, Array | None]:
-        """A batch as the passes take it: checked, on the backend, in θ's dtype."""
-        architecture, ops = self._architecture, self._ops
-        samples = as_samples(x, architecture, ops)
-        targets = as_targets(y, architecture, len(samples), ops)
-        if sample_weight is not None:
-            sample_weight = as_sample_weight(sample_weight, architecture, len(samples), ops)
-        return samples, targets, sample_weight
-
-    def acquire(
+    def _acquire(
         self,
         batch_size: int,
         need_gradient: bool = True,
         need_input_grad: bool = False,
         micro_batch_size: int | None = None,
     ) -> Passes:
-        """The passes for one batch size, out of the pool; `release` puts them back."""
+        """Return the passes for one batch size, from the pool or new; hand them to `_release` unless they raise."""
         needs = batch_size, need_gradient, need_input_grad
         key = needs if micro_batch_size is None else (*needs, micro_batch_size)
-        return self._pool.acquire(key, partial(make_passes, self._architecture, self._theta, self._ops, *key))
+        return self._pool.acquire(key) or make_passes(self._architecture, self._theta, self._ops, *key)
 
-    def release(self, passes: Passes) -> None:
-        """Puts passes back into the pool, unless something raised while they were in use."""
+    def _release(self, passes: Passes) -> None:
+        """Keep passes for the next call."""
         self._pool.release(passes)
 
     @contextmanager
     def _per_sample(self, batch_size: int, clip_scale: float | None = None) -> Iterator[PerSample]:
-        """The passes that look at each sample by itself, out of the pool, and the scope that they run in."""
-        made_of = self._architecture, self._theta, self._ops, batch_size, clip_scale
-        passes = self._pool.acquire((PerSample, batch_size, clip_scale), partial(PerSample, *made_of))
+        """Yield the per-sample passes for one batch size, in the scope that they run in."""
+        passes = self._pool.acquire((PerSample, batch_size, clip_scale))
+        if passes is None:
+            passes = PerSample(self._architecture, self._theta, self._ops, batch_size, clip_scale)
         with self._ops.scope():
             yield passes
         self._pool.release(passes)
 
-    def _fitting(self, out: Gradients) -> Gradients:
-        if (
-            not isinstance(out, Gradients)
-            or out.theta.shape != self._theta.shape
-            or out.theta.dtype != self._theta.dtype
-        ):
-            came = f"theta {out.theta.shape} of {out.theta.dtype}" if isinstance(out, Gradients) else type(out).__name__
-            raise ShapeError(
-                f"out: expected Gradients with theta {self._theta.shape} of {self._theta.dtype}, got {came}"
-            )
-        flags = out.theta.flags  # CuPy's know only the first of these
-        if not (flags.c_contiguous and getattr(flags, "aligned", True) and getattr(flags, "writeable", True)):
-            raise OptionError(
-                "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
-            )
-        out.weights, out.biases = self._architecture.layout.split(out.theta)
-        return out
+    def _gradients_for(self, out: Gradients | None) -> Gradients:
+        """Return `out`, checked, or fresh gradients."""
+        if out is None:
+            return empty_gradients(self._architecture, self._ops)
+        return as_gradients(out, self._architecture)
 
     def _scalar(self, value: Array | float) -> Array:
         return self._ops.scalar(value, self._theta.dtype)

@@ -175,14 +175,13 @@ def lease(
     device = parameters[0].device
     own = [parameter.data_ptr() for parameter in parameters] if reads_in_place(precision, parameters) else []
     key = (rows, precision, need_gradient, need_input_grad, device, devices.stream_of(device), *own)
-
-    def make() -> ModulePasses:
+    passes = pool.acquire(key)
+    if passes is None:
         ops = devices.ops_on(device.type, device.index)
         with devices.on_stream_of(device):  # which buffers are zeroed on, and freed on
             made_of = replace(architecture, precision=precision), parameters, ops, rows, need_gradient, need_input_grad
-            return ModulePasses(key, *made_of)
-
-    return Lease(pool, pool.acquire(key, make))
+            passes = ModulePasses(key, *made_of)
+    return Lease(pool, passes)
 
 
 class Lease:

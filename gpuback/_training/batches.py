@@ -13,6 +13,7 @@ import numpy as np
 from gpuback._backends.protocol import Ops
 from gpuback._core.parameters import permutation
 from gpuback._core.typing import Array, ArrayLike
+from gpuback._network.inputs import as_batch
 from gpuback._network.mlp import MLP
 from gpuback.errors import DataError, DtypeError, LabelError, OptionError, ShapeError
 
@@ -30,7 +31,7 @@ class Samples:
 
     @classmethod
     def checked(cls, net: MLP, x: ArrayLike, y: ArrayLike, weight: ArrayLike | None) -> Samples:
-        samples, targets, weights = net.checked(x, y, weight)
+        samples, targets, weights = as_batch(x, y, weight, net.architecture, net.ops)
         for name, array in (("x", samples), ("y", targets), ("sample_weight", weights)):
             if array is not None and array.dtype.kind == "f":
                 _require_finite(net, name, array, net.dtype if name == "x" else array.dtype)

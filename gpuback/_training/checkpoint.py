@@ -105,7 +105,7 @@ class Checkpoint:
                 f"{self.path}: expected a checkpoint of gpuback.fit, got one without {error}"
             ) from error
         state = {name.removeprefix(STATE): array for name, array in arrays.items() if name.startswith(STATE)}
-        optimizer.restore(net, state, step_count)
+        optimizer._restore(net, state, step_count)
         optimizer.learning_rate = learning_rate
         if scale is not None:
             scale.state = tuple(loss_scale)

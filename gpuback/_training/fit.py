@@ -19,10 +19,9 @@ from gpuback._network.mlp import MLP
 from gpuback._training.batches import Batches, Samples, held_out, split
 from gpuback._training.checkpoint import Checkpoint
 from gpuback._training.history import Callback, History
-from gpuback._training.loss_scaling import LossScaling
 from gpuback._training.optimizers import Adam, Optimizer
 from gpuback._training.progress import progress_bar
-from gpuback._training.train_step import TrainStep
+from gpuback._training.train_step import LossScaling, TrainStep
 from gpuback.errors import DivergedError, OptionError
 from gpuback.schedules import Rate
 
@@ -116,7 +115,7 @@ def fit(
         saved = Checkpoint(checkpoint, identity)
     seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else seed
     if resume and saved is not None and os.path.exists(saved.path):
-        seed, best_theta = saved.restore(net, optimizer, history, patience, step.scale)
+        seed, best_theta = saved.restore(net, optimizer, history, patience, step._loss_scale)
     earlier_steps = optimizer.step_count - history.steps
     held_samples = None if isinstance(held, int) else held
     if isinstance(held, int) and held:
@@ -144,7 +143,7 @@ def fit(
             history.stopped_early |= any(map(_says_stop, stops))
             if saved is not None:
                 last = history.stopped_early or history.epochs == epochs
-                saved.write(net, optimizer, history, seed, best_theta, step.scale, last=last)
+                saved.write(net, optimizer, history, seed, best_theta, step._loss_scale, last=last)
     if patience is not None and best_theta is not None:
         net.theta[...] = best_theta
     return history
@@ -193,24 +192,24 @@ def _train_epoch(
     advance: Callable[[float], None],
 ) -> float:
     """A step on each batch; the mean loss over the samples, each at the θ its batch met."""
-    net, update = step.net, step.optimizer.update
+    net, update = step.net, step.optimizer._update
     first_step, losses, counts = update.steps, list[Array | float](), list[int]()
     for batch in batches:
         set_rate(len(losses))
-        losses.append(step.run(batch.x, batch.y, batch.weight, stop_after_nonfinite=True))
+        losses.append(step._step(batch.x, batch.y, batch.weight, stop_after_nonfinite=True))
         counts.append(len(batch.x))
-        if len(losses) % LOOK_EVERY == 0 and step.scale is None and update.poll_diverged() is not None:
+        if len(losses) % LOOK_EVERY == 0 and step._loss_scale is None and update.poll_diverged() is not None:
             break
         advance(losses[-1])
     values = net.ops.to_floats(losses)
-    diverged_at = step.diverged_at if step.scale is None else None
+    diverged_at = step.diverged_at if step._loss_scale is None else None
     if diverged_at is not None:
         state = "the network holds the state after the last finite step"
         if not _theta_is_finite(net):
             state = "the update before it overflowed, and θ is what that left"
         what = "gradient" if math.isfinite(values[diverged_at - first_step]) else "loss"
         raise _diverged(f"the {what} was not finite at step {diverged_at}", state, diverged_at, epoch)
-    if step.scale is not None:
+    if step._loss_scale is not None:
         _require_scaled_steps(step, values, epoch)
     # An update that overflows shows in the next step's loss; after the last step of an epoch there is none.
     if not _theta_is_finite(net):
@@ -225,8 +224,8 @@ def _require_scaled_steps(step: TrainStep, losses: list[float], epoch: int) -> N
     for batch, loss in enumerate(losses):
         if not math.isfinite(loss):
             raise _diverged(f"the loss of the epoch's batch {batch} was not finite", state, steps, epoch)
-    assert step.scale is not None
-    scale, good_steps, _ = step.scale.state
+    assert step._loss_scale is not None
+    scale, good_steps, _ = step._loss_scale.state
     if scale <= SMALLEST_SCALE and not good_steps:
         raise _diverged(f"gradients were not finite at a loss scale of {scale:g}", state, steps, epoch)
 

@@ -12,20 +12,12 @@ from typing import Any, Protocol
 from gpuback._backends.protocol import Ops, Update
 from gpuback._core.typing import Array
 from gpuback._core.validation import in_range, positive
+from gpuback._network.mlp import MLP
 from gpuback.errors import OptionError, ShapeError
 
 
-class Network(Protocol):
-    """What an optimizer sees of a network."""
-
-    @property
-    def theta(self) -> Array: ...
-    @property
-    def ops(self) -> Ops: ...
-
-
 class HasTheta(Protocol):
-    """What an optimizer sees of gradients."""
+    """Gradients, as far as an optimizer reads them."""
 
     @property
     def theta(self) -> Array: ...
@@ -38,6 +30,9 @@ class Optimizer(ABC):
         state: its arrays by name, each (n_parameters,), in θ's dtype; empty before the first step.
     """
 
+    _update: Update
+    """The backend's update of θ and state, once `_bind` or `_restore` has made it."""
+
     _state_names: tuple[str, ...] = ()
     reproducible = False
     """Whether its updates have the same bits on every backend."""
@@ -47,8 +42,7 @@ class Optimizer(ABC):
         self._first_learning_rate = self.learning_rate
         self.weight_decay = in_range("weight_decay", weight_decay, 0.0)
         self.state: dict[str, Array] = {}
-        self._net: Network | None = None
-        self._update: Update | None = None
+        self._net: MLP | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -62,9 +56,9 @@ class Optimizer(ABC):
     @property
     def step_count(self) -> int:
         """How many steps it has made."""
-        return 0 if self._update is None else self._update.steps
+        return 0 if self._net is None else self._update.steps
 
-    def step(self, net: Network, gradients: HasTheta) -> None:
+    def step(self, net: MLP, gradients: HasTheta) -> None:
         """One update of `net.theta`, in place.
 
         Args:
@@ -80,12 +74,12 @@ class Optimizer(ABC):
                 f"gradients: expected shape {net.theta.shape} of {net.theta.dtype}, "
                 f"got {gradients.theta.shape} of {gradients.theta.dtype}"
             )
-        self.bind(net)
+        self._bind(net)
         gradient = gradients.theta
-        with net.ops.scope(self.update.on_invalid):
-            self.update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
+        with net.ops.scope(self._update.on_invalid):
+            self._update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
 
-    def guarded_step(
+    def _step_if_finite(
         self,
         gradient: Array,
         loss: Array | float,
@@ -98,7 +92,6 @@ class Optimizer(ABC):
 
         `recorded`: the launches that make the update, where they are part of others.
         """
-        assert self._update is not None
         clip_norm = None if clip_norm is None else float(clip_norm)
         self._update(
             gradient,
@@ -109,13 +102,7 @@ class Optimizer(ABC):
             **self._update_options(),
         )
 
-    @property
-    def update(self) -> Update:
-        """The backend's update, once the optimizer belongs to a network."""
-        assert self._update is not None
-        return self._update
-
-    def bind(self, net: Network) -> None:
+    def _bind(self, net: MLP) -> None:
         """Makes the optimizer this network's: its state starts at zero."""
         if self._net is net:
             return
@@ -128,11 +115,11 @@ class Optimizer(ABC):
                 f"optimizer {type(self).__name__} has no reproducible form; "
                 f"with reproducible=True expected one of {', '.join(kind.__name__ for kind in OPTIMIZERS.values())}"
             )
-        self._net = net
         for name in self._state_names:
             self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
             self.state[name].fill(0)
         self._update = self._bind_update(net.ops, net.theta, 0)
+        self._net = net
 
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle, together with the network: not the update, which is bound to this θ."""
@@ -140,11 +127,13 @@ class Optimizer(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._update = self._bind_update(self._net.ops, self._net.theta, state["_update"]) if self._net else None
+        step_count = self.__dict__.pop("_update")
+        if self._net is not None:
+            self._update = self._bind_update(self._net.ops, self._net.theta, step_count)
 
-    def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
+    def _restore(self, net: MLP, state: Mapping[str, Any], step_count: int) -> None:
         """Takes up the state of an optimizer of the same kind after `step_count` steps."""
-        self.bind(net)
+        self._bind(net)
         for name in self._state_names:
             self.state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
         self._update = self._bind_update(net.ops, net.theta, step_count)
