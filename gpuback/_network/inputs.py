@@ -11,7 +11,7 @@ from gpuback._core.typing import Array, ArrayLike
 from gpuback.errors import DtypeError, LabelError, OptionError, ShapeError
 
 LABELS = np.dtype(np.intp)
-"""What the losses read class labels in."""
+"""The dtype in which losses read class labels."""
 
 
 def as_batch(

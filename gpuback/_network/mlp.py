@@ -1,4 +1,4 @@
-"""The multilayer perceptron: θ, forward pass, loss, gradients, and a look inside."""
+"""The multilayer perceptron: θ, forward pass, loss, gradients; trace and explanation; files."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class MLP:
             cross_entropy, sigmoid for binary_cross_entropy, identity for squared_error, which goes with any of them.
         loss: "cross_entropy" (targets: integer labels (B,) or probability rows (B, n_L)), "binary_cross_entropy" ((B,
             n_L) in [0, 1]) or "squared_error" ((B, n_L); ½ Σ_j (ŷ_j − y_j)² per sample).
-        dtype: what products' operands are rounded to: float64, float32, bfloat16 or float16. θ, gradients and sums are
-            float64 for float64, else float32.
+        dtype: the operands of products are rounded to it: float64, float32, bfloat16 or float16. θ, gradients and sums
+            are float64 for float64, else float32.
         allow_tf32: float32 products may round their operands to TF32 (11 significant bits).
         backend: "numpy", "cupy", or "auto" for the fastest that this machine can use.
         reproducible: loss, gradients and every step of training have the same bits on every backend, whatever the BLAS,
-            its threads, the GPU and the order of a batch's rows; float32, bfloat16 and float16. Products are exact
-            float64 ones of the operands' parts and take several times as long; docs/reproducible.md says how.
+            its threads, the GPU and the order of a batch's rows; float32, bfloat16 and float16 only. A product is made
+            of exact float64 products of the operands' parts and takes several times as long; see docs/reproducible.md.
         seed: of the initial weights (He uniform for rectifiers, Glorot uniform for the rest; biases 0), the same on
             every backend and NumPy version. None takes one from the operating system.
 
@@ -84,7 +84,7 @@ class MLP:
         self._assemble(architecture, backend, initial_parameters(architecture.layout, names, seed))
 
     def _assemble(self, architecture: Architecture, backend: str, theta: ArrayLike) -> None:
-        """Every way to make a network ends here: `theta` is copied into a fresh buffer."""
+        """Set all attributes; `theta` is copied into a fresh buffer."""
         self._architecture = architecture
         self._ops = ops = ops_for(backend, reproducible=architecture.precision.reproducible)
         layout, total = architecture.layout, architecture.precision.accumulator
@@ -108,7 +108,7 @@ class MLP:
 
     @property
     def architecture(self) -> Architecture:
-        """Everything about the network but its numbers and its backend."""
+        """The network's structure: sizes, functions, loss and precision."""
         return self._architecture
 
     @property
@@ -167,7 +167,7 @@ class MLP:
     # What it computes
 
     def forward(self, x: ArrayLike) -> Array:
-        """The network's outputs.
+        """Compute the network's outputs.
 
         Args:
             x: (B, n_0).
@@ -187,7 +187,7 @@ class MLP:
         return outputs
 
     def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
-        """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
+        """Compute (1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         passes = self._acquire(len(samples), need_gradient=False)
         with self._ops.scope():
@@ -205,7 +205,7 @@ class MLP:
         out: Gradients | None = None,
         accumulate: bool = False,
     ) -> tuple[Array, Gradients]:
-        """The loss and its gradients by back-propagation.
+        """Compute the loss and its gradients by back-propagation.
 
         da_L comes from the loss; then, from the last layer down, dW_k = da_kᵀ H_{k−1}, db_k = Σ_b da_k[b] and
         da_{k−1} = (da_k W_k) ⊙ g'(a_{k−1}). NaN and infinity flow through.
@@ -224,8 +224,8 @@ class MLP:
 
         Raises:
             ShapeError, DtypeError, DeviceError: an argument does not fit the network.
-            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1]. Targets that lie on a GPU are not
-                looked at, for it would have to be waited for: there a label outside makes the loss NaN.
+            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1]. Targets on a GPU are not checked,
+                which would mean to wait for it: there a label outside makes the loss NaN.
             OptionError: accumulate without out.
         """
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
@@ -240,11 +240,11 @@ class MLP:
         return self._scalar(value), gradients
 
     def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
-        """How long each sample's gradient is, without forming it.
+        """Compute per-sample gradient norms, without materialising the gradients.
 
-        ‖∂(w_b ℓ_b)/∂θ‖ = √Σ_k ‖da_k[b]‖² (‖h_{k−1}[b]‖² + 1): of the sample's own loss, which nothing is divided by. It
+        ‖∂(w_b ℓ_b)/∂θ‖ = √Σ_k ‖da_k[b]‖² (‖h_{k−1}[b]‖² + 1). The loss is the sample's own, not divided by B. This
         costs the forward pass and the da's, and memory for them. NaN and infinity flow through: where a gradient is not
-        finite, nor is its norm; one that θ's dtype cannot hold is infinite.
+        finite, nor is its norm. A norm that θ's dtype cannot hold is infinite.
 
         Arguments and errors as `value_and_grad`'s.
 
@@ -268,18 +268,18 @@ class MLP:
         sample_weight: ArrayLike | None = None,
         out: Gradients | None = None,
     ) -> tuple[Array, Gradients]:
-        """The loss, and the mean of the samples' gradients, each brought down to `max_norm`.
+        """Compute the loss, and the mean of the per-sample gradients, each clipped to `max_norm`.
 
         (1/B) Σ_b min(1, max_norm / ‖g_b‖) g_b with g_b = ∂(w_b ℓ_b)/∂θ, to rounding, in one pass: norms as
-        `gradient_norms`'s scale every layer's da before dW and db are summed. A sample whose gradient is 0 keeps it;
-        one whose norm is not finite makes the whole gradient NaN.
+        `gradient_norms`'s scale every layer's da before dW and db are summed. A sample whose gradient is 0 keeps it.
+        A sample whose norm is not finite makes the whole gradient NaN.
 
         Args:
             x, y, sample_weight, out: as `value_and_grad`'s.
             max_norm: more than 0; infinite makes this `value_and_grad`.
 
         Returns:
-            The loss as `value_and_grad`'s, for clipping leaves it alone, and the gradients (`out` if it was given).
+            The loss as `value_and_grad`'s, which clipping does not change, and the gradients (`out` if it was given).
 
         Raises:
             OptionError: max_norm is not a number > 0.
@@ -299,9 +299,9 @@ class MLP:
         return self._scalar(value), gradients
 
     def per_sample_grad(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Gradients:
-        """Every sample's own gradient, g_b = ∂(w_b ℓ_b)/∂θ: for small networks and batches, it is B times as long as θ.
+        """Compute every sample's own gradient, g_b = ∂(w_b ℓ_b)/∂θ.
 
-        Arguments and errors as `value_and_grad`'s.
+        The result is B times as long as θ: for small networks and batches. Arguments and errors as `value_and_grad`'s.
 
         Returns:
             `theta` (B, n_parameters) in θ's dtype, and as views into it `weights`, each (B, nO, nI), and `biases`, each
@@ -315,7 +315,7 @@ class MLP:
         return gradients
 
     def trace(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Trace:
-        """Every intermediate array of a batch's forward and backward pass: to look inside, to teach, to check.
+        """Run a batch forward and backward and keep every intermediate array: to look inside, to teach, to check.
 
         Arguments and errors as `value_and_grad`'s.
         """
@@ -324,13 +324,13 @@ class MLP:
             return trace(self._architecture, self._theta, self._ops, samples, targets, weight)
 
     def explain(self, batch_size: int) -> Explanation:
-        """Which operation runs for each step of training on such a batch and why, with FLOPs and bytes; print it."""
+        """Explain a training step on such a batch: its operations, why these, FLOPs and bytes; print the result."""
         return explain(self._architecture, self._ops, count("batch_size", batch_size))
 
-    # Where it goes
+    # Copies and files
 
     def to(self, backend: str) -> MLP:
-        """A copy on another backend (or on the same one).
+        """Copy the network to another backend (or to the same one).
 
         Raises:
             BackendError: it cannot be used here; the message says why.
@@ -338,7 +338,7 @@ class MLP:
         return MLP._of(self._architecture, backend, self._ops.to_numpy(self._theta))
 
     def save(self, path: PathLike) -> None:
-        """Writes θ and the architecture to a safetensors file, written beside it and then renamed into place."""
+        """Write θ and the architecture to a safetensors file, first beside it and then renamed into place."""
         persistence.write(
             path,
             {"theta": self._ops.to_numpy(self._theta)},
@@ -348,7 +348,7 @@ class MLP:
 
     @classmethod
     def load(cls, path: PathLike, backend: str = "auto") -> MLP:
-        """The network that `save` wrote.
+        """Read the network that `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -372,7 +372,7 @@ class MLP:
         return cls._of(architecture, backend, theta)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle: not the buffers, whose views would still point into the original θ."""
+        """Leave out buffers, for copy and pickle: their views would still point into the original θ."""
         return {"architecture": self._architecture, "backend": self.backend, "theta": self._ops.to_numpy(self._theta)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ class HasTheta(Protocol):
 
 
 class Optimizer(ABC):
-    """What the optimizers share. An optimizer belongs to the first network that it steps.
+    """The base of all optimizers. An optimizer belongs to the first network that it steps.
 
     Attributes:
         state: its arrays by name, each (n_parameters,), in θ's dtype; empty before the first step.
@@ -55,15 +55,15 @@ class Optimizer(ABC):
 
     @property
     def step_count(self) -> int:
-        """How many steps it has made."""
+        """How many updates it has made."""
         return 0 if self._net is None else self._update.steps
 
     def step(self, net: MLP, gradients: HasTheta) -> None:
-        """One update of `net.theta`, in place.
+        """Update `net.theta` in place, once.
 
         Args:
-            net: the network, an `MLP`.
-            gradients: what its `value_and_grad` returned, or anything with a `.theta` of θ's shape and dtype.
+            net: the network.
+            gradients: as its `value_and_grad` returned them, or anything with a `.theta` of θ's shape and dtype.
 
         Raises:
             OptionError: the optimizer belongs to another network.
@@ -86,11 +86,11 @@ class Optimizer(ABC):
         clip_norm: float | None,
         *,
         stop_after_nonfinite: bool,
-        **recorded: Any,
+        **options: Any,
     ) -> None:
-        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, for the scope too.
+        """Update the network unless the loss or the gradient is not finite; see the protocol `Update`.
 
-        `recorded`: the launches that make the update, where they are part of others.
+        options: on a GPU, `launches=` a function that makes the update's launches, and others with them.
         """
         clip_norm = None if clip_norm is None else float(clip_norm)
         self._update(
@@ -98,12 +98,12 @@ class Optimizer(ABC):
             loss=loss,
             clip_norm=clip_norm,
             stop_after_nonfinite=stop_after_nonfinite,
-            **recorded,
+            **options,
             **self._update_options(),
         )
 
     def _bind(self, net: MLP) -> None:
-        """Makes the optimizer this network's: its state starts at zero."""
+        """Make the optimizer this network's; its state starts at zero."""
         if self._net is net:
             return
         if self._net is not None:
@@ -122,7 +122,7 @@ class Optimizer(ABC):
         self._net = net
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle, together with the network: not the update, which is bound to this θ."""
+        """Leave out the update, which is bound to this θ, for copy and pickle together with the network."""
         return {**self.__dict__, "_update": self.step_count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -132,28 +132,28 @@ class Optimizer(ABC):
             self._update = self._bind_update(self._net.ops, self._net.theta, step_count)
 
     def _restore(self, net: MLP, state: Mapping[str, Any], step_count: int) -> None:
-        """Takes up the state of an optimizer of the same kind after `step_count` steps."""
+        """Go on from the state of an optimizer of the same kind after `step_count` steps."""
         self._bind(net)
         for name in self._state_names:
             self.state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
         self._update = self._bind_update(net.ops, net.theta, step_count)
 
     def options(self) -> dict[str, Any]:
-        """Kind and hyper-parameters, as JSON can hold them; the learning rate as it was given, before any schedule."""
+        """Return kind and hyper-parameters as JSON can hold them, with the learning rate before any schedule."""
         given = self._hyper_parameters() | {"learning_rate": self._first_learning_rate}
         return {"optimizer": type(self).__name__, **given}
 
     def _hyper_parameters(self) -> dict[str, Any]:
-        """As they are now, in Python's numbers: NumPy's may have a precision of their own."""
+        """Return them as they are now, as Python's numbers: NumPy's may have a precision of their own."""
         return {"learning_rate": self._learning_rate, "weight_decay": float(self.weight_decay)}
 
     def _update_options(self) -> dict[str, Any]:
-        """What the update takes: the hyper-parameters as they are now, and which of its variants it is."""
+        """Return the update's keyword arguments: hyper-parameters as they are now, and its variant."""
         return self._hyper_parameters()
 
     @abstractmethod
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
-        """The backend's update, bound to θ and to the state."""
+        """Make the backend's update, bound to θ and to the state."""
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
@@ -198,8 +198,7 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam: steps by the gradient's running mean over the root of its running mean square, both corrected for starting
-    at 0.
+    """Adam: a step is the gradient's running mean over the root of its running mean square, both corrected for bias.
 
     m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², θ ← θ − η (m/(1 − β₁ᵗ)) / (√(v/(1 − β₂ᵗ)) + ε), with g = ∇θ + λ θ.
 
