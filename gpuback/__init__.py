@@ -10,10 +10,10 @@ from gpuback._network.mlp import MLP as MLP
 from gpuback._network.mlp import Gradients as Gradients
 from gpuback._training.fit import fit as fit
 from gpuback._training.history import History as History
-from gpuback._training.loss_scaling import LossScaling as LossScaling
 from gpuback._training.optimizers import SGD as SGD
 from gpuback._training.optimizers import Adam as Adam
 from gpuback._training.optimizers import AdamW as AdamW
+from gpuback._training.train_step import LossScaling as LossScaling
 from gpuback._training.train_step import TrainStep as TrainStep
 from gpuback.errors import DivergedError as DivergedError
 from gpuback.errors import GpubackError as GpubackError

@@ -82,7 +82,7 @@ class LossScale(Protocol):
         ...
 
 
-class Recorder(Protocol):
+class GraphCapture(Protocol):
     """What repeats a sequence of launches at once; see `gpuback._cuda.launch.Launcher`."""
 
     def record(self, work: Callable[[], object]) -> Callable[[], None]: ...
@@ -214,7 +214,7 @@ class Ops(Protocol):
     def may_overlap(self, array: Array, other: Array) -> bool: ...
 
     @property
-    def recorder(self) -> Recorder | None:
+    def graph_capture(self) -> GraphCapture | None:
         """What can record a step of training; None where it is no sequence of launches."""
         ...
 

@@ -206,6 +206,12 @@ def make_passes(
     return Backprop(architecture, theta, ops, batch_size, **needs, micro_batch_size=micro_batch_size)
 
 
+def empty_gradients(architecture: Architecture, ops: Ops) -> Gradients:
+    """Make gradients of a network's shapes; their numbers are arbitrary."""
+    theta = ops.empty(architecture.layout.n_parameters, architecture.precision.accumulator)
+    return Gradients(theta, *architecture.layout.split(theta))
+
+
 def rows_of(array: Array, rows: slice | None) -> Array:
     """Return these rows of an array; with None, the array itself."""
     return array if rows is None or array is None else array[rows]

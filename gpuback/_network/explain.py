@@ -1,4 +1,4 @@
-"""What a training step does, in numbers: which operation runs for each part and why, its FLOPs and its bytes."""
+"""A training step in numbers: which operation runs for each part and why, its FLOPs and its bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpuback._core.architecture import Architecture
 from gpuback._core.integers import ceil_div
 
 EXACT_PRODUCTS = 3
-"""What a product takes with `reproducible=True`: P, and the two parts of Q."""
+"""How many float64 products a product takes with `reproducible=True`: P, and the two parts of Q."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The steps of one training step, in order, and what holds for all of them. `print` shows it as a table."""
+    """The operations of one training step, in order, under a header for all of them. `print` shows a table."""
 
     header: str
     steps: tuple[Step, ...]
@@ -49,17 +49,17 @@ class Explanation:
 
 
 def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanation:
-    """The plan of one training step (forward, loss, backward, update) on a batch."""
+    """Plan one training step (forward, loss, backward, update) on a batch."""
     precision, sizes = architecture.precision, architecture.sizes
-    rows, team = ops.plan_blocks(sizes, batch_size, precision)
+    rows, threads = ops.plan_blocks(sizes, batch_size, precision)
     operands = "TF32" if precision.tf32 else precision.name
     word = precision.accumulator.itemsize
     blocks = ceil_div(batch_size, rows)
     why = "the whole batch at once"
     if blocks > 1:
         why = f"{blocks} blocks of up to {rows} rows, each forward and backward in turn while it is in cache"
-    if team.size > 1:
-        why += f", shared out between {team.size} threads"
+    if threads.size > 1:
+        why += f", shared out between {threads.size} threads"
     how = f"products of {operands} operands, sums in {precision.accumulator.name}"
     if precision.reproducible:
         how = f"products of {operands} operands, each by {EXACT_PRODUCTS} exact float64 ones of their slices"
@@ -70,19 +70,19 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
     )
 
     def product(m: int, k: int, n: int) -> tuple[int, int]:
-        """FLOPs of (m, k) times (k, n), and the bytes of what stands between operands and result."""
+        """Return the FLOPs of (m, k) times (k, n), and the bytes of arrays between operands and result."""
         if not precision.reproducible:
             return 2 * m * k * n, 0
         slices, sums = 2 * (m * k + k * n), 2 * m * n
         return EXACT_PRODUCTS * 2 * m * k * n, 2 * 8 * (slices + sums)
 
     depth = len(sizes) - 1
-    whole = ops.explain_network(architecture, batch_size)
-    if whole is not None:
-        launches, why = whole
+    fused = ops.explain_network(architecture, batch_size)
+    if fused is not None:
+        launches, why = fused
         header += f"\n{('layer by layer', 'the whole network in one launch', 'in two launches')[len(launches)]}: {why}"
         if launches:
-            return Explanation(header, _whole_network(architecture, batch_size, launches))
+            return Explanation(header, _fused_network(architecture, batch_size, launches))
     steps = []
     for k in range(1, depth + 1):
         n_in, n_out = sizes[k - 1], sizes[k]
@@ -119,8 +119,8 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
     return Explanation(header, tuple(steps))
 
 
-def _whole_network(architecture: Architecture, batch_size: int, launches: list[str]) -> tuple[Step, ...]:
-    """The steps of a network that a backend takes as a whole, in one launch or in two."""
+def _fused_network(architecture: Architecture, batch_size: int, launches: list[str]) -> tuple[Step, ...]:
+    """List the operations of a fused network: one launch or two."""
     precision, sizes, n_parameters = architecture.precision, architecture.sizes, architecture.layout.n_parameters
     word, targets = precision.accumulator.itemsize, 8 if architecture.loss == "cross_entropy" else 4 * sizes[-1]
     product = 2 * batch_size * sum(n_in * n_out for n_in, n_out in pairwise(sizes))

@@ -1,4 +1,4 @@
-"""Gradient checks: change a parameter a little, see how much the loss changes, compare with back-propagation."""
+"""Gradient checks: back-propagation against finite differences of the loss, and against float64."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array, ArrayLike
+from gpuback._network.inputs import as_batch
 from gpuback._network.mlp import MLP
 from gpuback._network.trace import Trace
 from gpuback.errors import DataError
@@ -50,11 +51,11 @@ class BlockCheck:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What `check_gradients` found: a row per parameter block; `print` shows a table.
+    """The result of `check_gradients`: a row per parameter block; `print` shows a table.
 
     Attributes:
         rows: the blocks.
-        samples: how many samples were kept; those next to a kink of relu and its kin were left out.
+        samples: how many samples were used; samples next to a kink of relu and its kin were left out.
     """
 
     rows: tuple[BlockCheck, ...]
@@ -79,12 +80,11 @@ class GradientReport:
 def check_gradients(
     net: MLP, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None, seed: int = 0
 ) -> GradientReport:
-    """Checks back-propagation by what a derivative means: change the parameters a little, see how much the loss
-    changes.
+    """Check back-propagation by finite differences: move the parameters a little, see how much the loss changes.
 
     For each block (every W_k, b_k, and the inputs) the loss of a float64 twin of the network is differenced along
-    random directions and compared with the twin's gradient; then the network's own gradient, in its own dtype, is
-    compared with the twin's. Finite differences say nothing across a kink, so samples with a pre-activation that
+    random directions and compared with the twin's gradient. Then the network's own gradient, in its own dtype, is
+    compared with the twin's. Finite differences are meaningless across a kink, so samples with a pre-activation that
     changes sign on the way are left out.
 
     Args:
@@ -98,9 +98,9 @@ def check_gradients(
         DataError: every sample lies next to a kink, or the loss is not finite.
     """
     twin = _float64_twin(net)
-    checked = net.checked(x, y, sample_weight)
-    samples, targets = net.ops.to_numpy(checked[0]).astype(np.float64), net.ops.to_numpy(checked[1])
-    weight = None if checked[2] is None else net.ops.to_numpy(checked[2])
+    own_samples, own_targets, own_weight = as_batch(x, y, sample_weight, net.architecture, net.ops)
+    samples, targets = net.ops.to_numpy(own_samples).astype(np.float64), net.ops.to_numpy(own_targets)
+    weight = None if own_weight is None else net.ops.to_numpy(own_weight)
     blocks = [
         (f"{kind}{k}", view)
         for k in range(1, len(net.sizes))
@@ -111,16 +111,16 @@ def check_gradients(
     directions = [[_unit(rng.standard_normal(view.shape)) for _ in range(DIRECTIONS)] for _, view in blocks]
 
     for step in (1e-4, 1e-5, 1e-6):
-        keep = _rows_away_from_kinks(twin, samples, targets, blocks, directions, step)
-        if keep.any():
+        smooth = _rows_away_from_kinks(twin, samples, targets, blocks, directions, step)
+        if smooth.any():
             break
     else:
         raise DataError("every sample lies next to a kink of the activation: expected some that do not; try other data")
-    weight = None if weight is None else weight[keep]
-    # From here on only the samples kept; perturbing the inputs must still reach what the loss is computed from.
-    samples, targets = np.ascontiguousarray(samples[keep]), targets[keep]
+    weight = None if weight is None else weight[smooth]
+    # From here on only these samples; perturbing the inputs must still reach what the loss is computed from.
+    samples, targets = np.ascontiguousarray(samples[smooth]), targets[smooth]
     blocks[-1] = ("inputs", samples)
-    directions[-1] = [_unit(direction[keep]) for direction in directions[-1]]
+    directions[-1] = [_unit(direction[smooth]) for direction in directions[-1]]
 
     def loss() -> float:
         return float(twin.loss(samples, targets, sample_weight=weight))
@@ -142,7 +142,7 @@ def check_gradients(
 
 
 def _float64_twin(net: MLP) -> MLP:
-    """The same function in float64: parameters as the network's products read them."""
+    """Make the same function in float64, with parameters as the network's products read them."""
     options = net.architecture.as_options() | {"dtype": "float64", "allow_tf32": False, "reproducible": False}
     twin = MLP(**options, backend="numpy", seed=0)
     twin.theta[:] = net.ops.to_numpy(net.theta)
@@ -164,11 +164,11 @@ def _rows_away_from_kinks(
     directions: list[list[NDArray[np.float64]]],
     step: float,
 ) -> NDArray[np.bool_]:
-    """Which samples keep the sign of every pre-activation with a kink at 0, as far as the differences will reach."""
+    """Find samples whose pre-activations keep their signs within the steps, where the activation has a kink at 0."""
     kinked = [k for k, name in enumerate(twin.architecture.activations, 1) if ACTIVATIONS[name].kinks]
-    keep = np.ones(len(samples), bool)
+    smooth = np.ones(len(samples), bool)
     if not kinked:
-        return keep
+        return smooth
 
     def signs() -> list[NDArray[np.bool_]]:
         trace = twin.trace(samples, targets)
@@ -181,9 +181,9 @@ def _rows_away_from_kinks(
             for offset in (-2 * step, 2 * step):
                 view[...] = original + offset * direction
                 for before, after in zip(here, signs(), strict=True):
-                    keep &= (before == after).all(axis=1)
+                    smooth &= (before == after).all(axis=1)
         view[...] = original
-    return keep
+    return smooth
 
 
 def _formula_error(
@@ -195,7 +195,7 @@ def _formula_error(
     typical: float,
     step: float,
 ) -> float:
-    """The error of a directional derivative relative to `typical`, by the best of a few steps.
+    """Return the error of a directional derivative relative to `typical`, by the best of a few steps.
 
     A long step suffers from curvature, a short one from rounding: below some roundings of the loss no difference can be
     told from 0, and that resolution is added to `typical`. A gradient that is wrong is wrong for every step.
@@ -213,7 +213,7 @@ def _formula_error(
 def _derivative(
     loss: Callable[[], float], view: NDArray[np.float64], direction: NDArray[np.float64], step: float
 ) -> float:
-    """dloss/dt at t = 0 along view + t·direction, by the five-point formula, whose error is of order step⁴."""
+    """Compute dloss/dt at t = 0 along view + t·direction by the five-point formula, whose error is of order step⁴."""
     original = view.copy()
 
     def at(offset: float) -> float:
@@ -226,7 +226,7 @@ def _derivative(
 
 
 def _in_blocks(gradients: Any) -> list[Array]:
-    """W1, b1, …, inputs: the order of the report."""
+    """List gradients in the order of the report: W1, b1, …, inputs."""
     pairs = zip(gradients.weights, gradients.biases, strict=True)
     return [*(part for pair in pairs for part in pair), gradients.inputs]
 
@@ -234,9 +234,9 @@ def _in_blocks(gradients: Any) -> list[Array]:
 def _rounding_bounds(
     twin: MLP, samples: NDArray[np.float64], targets: NDArray[Any], weight: NDArray[np.float64] | None
 ) -> list[NDArray[np.float64]]:
-    """How far each gradient may be off if every operation rounds its operands and results by at most 1 (of themselves).
+    """Bound each gradient's error if every operation rounds operands and results by at most 1, relative to them.
 
-    Errors are propagated operation by operation, forward and backward, to first order and on absolute values; the
+    Errors are propagated operation by operation, forward and backward, to first order and on absolute values. The
     caller scales the result by the unit roundoff.
     """
     t = twin.trace(samples, targets, sample_weight=weight)
@@ -271,7 +271,7 @@ def _rounding_bounds(
 
 
 def _slopes(twin: MLP, t: Trace) -> list[NDArray[np.float64]]:
-    """|g'(a_k)| of each hidden layer, at index k."""
+    """Compute |g'(a_k)| of each hidden layer, at index k."""
     slopes = [np.empty(0)]
     for k, row in enumerate(twin.architecture.hidden_activations, 1):
         slope = np.ones_like(t.a[k])
@@ -281,7 +281,7 @@ def _slopes(twin: MLP, t: Trace) -> list[NDArray[np.float64]]:
 
 
 def _rounding_limit(net: MLP) -> float:
-    """The unit roundoff of the operands, and √K times that of the sums."""
+    """Add the unit roundoff of the operands and √K times that of the sums."""
     precision = net.architecture.precision
     operands = TF32_ROUNDOFF if precision.tf32 else UNIT_ROUNDOFF[precision.name]
     return operands + UNIT_ROUNDOFF[precision.accumulator.name] * math.sqrt(max(net.sizes))

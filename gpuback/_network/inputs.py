@@ -1,4 +1,4 @@
-"""What users pass to a network (samples, targets, weights), checked against it and brought to its backend and dtype."""
+"""Users' arrays (samples, targets, weights, gradients): checked against a network, brought to its backend and dtype."""
 
 from __future__ import annotations
 
@@ -6,15 +6,31 @@ import numpy as np
 
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
+from gpuback._core.gradients import Gradients
 from gpuback._core.typing import Array, ArrayLike
-from gpuback.errors import DtypeError, LabelError, ShapeError
+from gpuback.errors import DtypeError, LabelError, OptionError, ShapeError
 
 LABELS = np.dtype(np.intp)
-"""What the losses read class labels in."""
+"""The dtype in which losses read class labels."""
+
+
+def as_batch(
+    x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, architecture: Architecture, ops: Ops
+) -> tuple[Array, Array, Array | None]:
+    """Return a batch as a network's passes read it: samples, targets and weights (B,) or None.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError, LabelError: as `MLP.value_and_grad`.
+    """
+    samples = as_samples(x, architecture, ops)
+    targets = as_targets(y, architecture, len(samples), ops)
+    if sample_weight is not None:
+        sample_weight = as_sample_weight(sample_weight, architecture, len(samples), ops)
+    return samples, targets, sample_weight
 
 
 def as_samples(x: ArrayLike, architecture: Architecture, ops: Ops) -> Array:
-    """x as (B, n_0), B ≥ 1, in the dtype that sums are kept in."""
+    """Return x as (B, n_0), B ≥ 1, in θ's dtype."""
     samples = ops.asarray(x, architecture.precision.accumulator, "x")
     width = architecture.sizes[0]
     if samples.ndim != 2 or samples.shape[1] != width:
@@ -26,7 +42,7 @@ def as_samples(x: ArrayLike, architecture: Architecture, ops: Ops) -> Array:
 
 
 def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: Ops) -> Array:
-    """y as the loss reads it: integer labels (B,) or rows (B, n_L).
+    """Return y as the loss reads it: integer labels (B,) or rows (B, n_L).
 
     Raises:
         ShapeError: neither of these shapes, or another number of samples than x has.
@@ -70,13 +86,32 @@ def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:
     return ops.asarray(y, LABELS, "y")
 
 
-def as_sample_weight(weight: ArrayLike | None, architecture: Architecture, batch_size: int, ops: Ops) -> Array | None:
-    """w as (B,), or None."""
-    if weight is None:
-        return None
+def as_sample_weight(weight: ArrayLike, architecture: Architecture, batch_size: int, ops: Ops) -> Array:
+    """Return w as (B,)."""
     weights = ops.asarray(weight, architecture.precision.accumulator, "sample_weight")
     if weights.shape != (batch_size,):
         raise ShapeError(
             f"sample_weight: expected shape ({batch_size},), one weight per sample of x, got {weights.shape}"
         )
     return weights
+
+
+def as_gradients(out: Gradients, architecture: Architecture) -> Gradients:
+    """Return gradients that a caller wants written to, their parts as views into their `theta`.
+
+    Raises:
+        ShapeError: they are no `Gradients`, or their `theta` has another shape or dtype than θ.
+        OptionError: their `theta` is not contiguous, aligned and writeable.
+    """
+    layout, dtype = architecture.layout, architecture.precision.accumulator
+    expected = (layout.n_parameters,)
+    if not isinstance(out, Gradients) or out.theta.shape != expected or out.theta.dtype != dtype:
+        came = f"theta {out.theta.shape} of {out.theta.dtype}" if isinstance(out, Gradients) else type(out).__name__
+        raise ShapeError(f"out: expected Gradients with theta {expected} of {dtype}, got {came}")
+    flags = out.theta.flags  # CuPy's know only the first of these
+    if not (flags.c_contiguous and getattr(flags, "aligned", True) and getattr(flags, "writeable", True)):
+        raise OptionError(
+            "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
+        )
+    out.weights, out.biases = layout.split(out.theta)
+    return out

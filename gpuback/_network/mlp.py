@@ -1,11 +1,10 @@
-"""The multilayer perceptron: θ, forward pass, loss, gradients, and a look inside."""
+"""The multilayer perceptron: θ, forward pass, loss, gradients; trace and explanation; files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from math import inf
 from typing import Any
 
@@ -19,9 +18,9 @@ from gpuback._core.gradients import Gradients as Gradients
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
-from gpuback._network.backprop import Passes, make_passes
+from gpuback._network.backprop import Passes, empty_gradients, make_passes
 from gpuback._network.explain import Explanation, explain
-from gpuback._network.inputs import as_sample_weight, as_samples, as_targets
+from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
 from gpuback._network.pool import Pool
 from gpuback._network.trace import Trace, trace
@@ -39,13 +38,13 @@ class MLP:
             cross_entropy, sigmoid for binary_cross_entropy, identity for squared_error, which goes with any of them.
         loss: "cross_entropy" (targets: integer labels (B,) or probability rows (B, n_L)), "binary_cross_entropy" ((B,
             n_L) in [0, 1]) or "squared_error" ((B, n_L); ½ Σ_j (ŷ_j − y_j)² per sample).
-        dtype: what products' operands are rounded to: float64, float32, bfloat16 or float16. θ, gradients and sums are
-            float64 for float64, else float32.
+        dtype: the operands of products are rounded to it: float64, float32, bfloat16 or float16. θ, gradients and sums
+            are float64 for float64, else float32.
         allow_tf32: float32 products may round their operands to TF32 (11 significant bits).
         backend: "numpy", "cupy", or "auto" for the fastest that this machine can use.
         reproducible: loss, gradients and every step of training have the same bits on every backend, whatever the BLAS,
-            its threads, the GPU and the order of a batch's rows; float32, bfloat16 and float16. Products are exact
-            float64 ones of the operands' parts and take several times as long; docs/reproducible.md says how.
+            its threads, the GPU and the order of a batch's rows; float32, bfloat16 and float16 only. A product is made
+            of exact float64 products of the operands' parts and takes several times as long; see docs/reproducible.md.
         seed: of the initial weights (He uniform for rectifiers, Glorot uniform for the rest; biases 0), the same on
             every backend and NumPy version. None takes one from the operating system.
 
@@ -85,7 +84,7 @@ class MLP:
         self._assemble(architecture, backend, initial_parameters(architecture.layout, names, seed))
 
     def _assemble(self, architecture: Architecture, backend: str, theta: ArrayLike) -> None:
-        """Every way to make a network ends here: `theta` is copied into a fresh buffer."""
+        """Set all attributes; `theta` is copied into a fresh buffer."""
         self._architecture = architecture
         self._ops = ops = ops_for(backend, reproducible=architecture.precision.reproducible)
         layout, total = architecture.layout, architecture.precision.accumulator
@@ -109,7 +108,7 @@ class MLP:
 
     @property
     def architecture(self) -> Architecture:
-        """Everything about the network but its numbers and its backend."""
+        """The network's structure: sizes, functions, loss and precision."""
         return self._architecture
 
     @property
@@ -168,7 +167,7 @@ class MLP:
     # What it computes
 
     def forward(self, x: ArrayLike) -> Array:
-        """The network's outputs.
+        """Compute the network's outputs.
 
         Args:
             x: (B, n_0).
@@ -181,19 +180,19 @@ class MLP:
         """
         samples = as_samples(x, self._architecture, self._ops)
         outputs = self._ops.empty((len(samples), self.sizes[-1]), self._theta.dtype)
-        passes = self.acquire(len(samples), need_gradient=False)
+        passes = self._acquire(len(samples), need_gradient=False)
         with self._ops.scope():
             passes.forward(samples, outputs)
-        self.release(passes)
+        self._release(passes)
         return outputs
 
     def loss(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
-        """(1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
-        samples, targets, weight = self.checked(x, y, sample_weight)
-        passes = self.acquire(len(samples), need_gradient=False)
+        """Compute (1/B) Σ_b w_b ℓ(ŷ_b, y_b), a 0-d array; arguments and errors as `value_and_grad`'s."""
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
+        passes = self._acquire(len(samples), need_gradient=False)
         with self._ops.scope():
             value = passes.loss(samples, targets, weight)
-        self.release(passes)
+        self._release(passes)
         return self._scalar(value)
 
     def value_and_grad(
@@ -206,7 +205,7 @@ class MLP:
         out: Gradients | None = None,
         accumulate: bool = False,
     ) -> tuple[Array, Gradients]:
-        """The loss and its gradients by back-propagation.
+        """Compute the loss and its gradients by back-propagation.
 
         da_L comes from the loss; then, from the last layer down, dW_k = da_kᵀ H_{k−1}, db_k = Σ_b da_k[b] and
         da_{k−1} = (da_k W_k) ⊙ g'(a_{k−1}). NaN and infinity flow through.
@@ -225,27 +224,27 @@ class MLP:
 
         Raises:
             ShapeError, DtypeError, DeviceError: an argument does not fit the network.
-            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1]. Targets that lie on a GPU are not
-                looked at, for it would have to be waited for: there a label outside makes the loss NaN.
+            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1]. Targets on a GPU are not checked,
+                which would mean to wait for it: there a label outside makes the loss NaN.
             OptionError: accumulate without out.
         """
-        samples, targets, weight = self.checked(x, y, sample_weight)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         if accumulate and out is None:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
-        gradients = self.empty_gradients() if out is None else self._fitting(out)
+        gradients = self._gradients_for(out)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
-        passes = self.acquire(len(samples), need_input_grad=need_input_grad)
+        passes = self._acquire(len(samples), need_input_grad=need_input_grad)
         with self._ops.scope():
             value = passes.value_and_grad(samples, targets, weight, gradients, accumulate=accumulate)
-        self.release(passes)
+        self._release(passes)
         return self._scalar(value), gradients
 
     def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
-        """How long each sample's gradient is, without forming it.
+        """Compute per-sample gradient norms, without materialising the gradients.
 
-        ‖∂(w_b ℓ_b)/∂θ‖ = √Σ_k ‖da_k[b]‖² (‖h_{k−1}[b]‖² + 1): of the sample's own loss, which nothing is divided by. It
+        ‖∂(w_b ℓ_b)/∂θ‖ = √Σ_k ‖da_k[b]‖² (‖h_{k−1}[b]‖² + 1). The loss is the sample's own, not divided by B. This
         costs the forward pass and the da's, and memory for them. NaN and infinity flow through: where a gradient is not
-        finite, nor is its norm; one that θ's dtype cannot hold is infinite.
+        finite, nor is its norm. A norm that θ's dtype cannot hold is infinite.
 
         Arguments and errors as `value_and_grad`'s.
 
@@ -254,7 +253,7 @@ class MLP:
 
         Source: Goodfellow, Efficient per-example gradient computations, 2015.
         """
-        samples, targets, weight = self.checked(x, y, sample_weight)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         norms = self._ops.empty(len(samples), self._theta.dtype)
         with self._per_sample(len(samples)) as passes:
             passes.norms(samples, targets, weight, norms)
@@ -269,18 +268,18 @@ class MLP:
         sample_weight: ArrayLike | None = None,
         out: Gradients | None = None,
     ) -> tuple[Array, Gradients]:
-        """The loss, and the mean of the samples' gradients, each brought down to `max_norm`.
+        """Compute the loss, and the mean of the per-sample gradients, each clipped to `max_norm`.
 
         (1/B) Σ_b min(1, max_norm / ‖g_b‖) g_b with g_b = ∂(w_b ℓ_b)/∂θ, to rounding, in one pass: norms as
-        `gradient_norms`'s scale every layer's da before dW and db are summed. A sample whose gradient is 0 keeps it;
-        one whose norm is not finite makes the whole gradient NaN.
+        `gradient_norms`'s scale every layer's da before dW and db are summed. A sample whose gradient is 0 keeps it.
+        A sample whose norm is not finite makes the whole gradient NaN.
 
         Args:
             x, y, sample_weight, out: as `value_and_grad`'s.
             max_norm: more than 0; infinite makes this `value_and_grad`.
 
         Returns:
-            The loss as `value_and_grad`'s, for clipping leaves it alone, and the gradients (`out` if it was given).
+            The loss as `value_and_grad`'s, which clipping does not change, and the gradients (`out` if it was given).
 
         Raises:
             OptionError: max_norm is not a number > 0.
@@ -291,8 +290,8 @@ class MLP:
         max_norm = checked_max_norm(max_norm)
         if max_norm == inf:
             return self.value_and_grad(x, y, sample_weight=sample_weight, out=out)
-        samples, targets, weight = self.checked(x, y, sample_weight)
-        gradients = self.empty_gradients() if out is None else self._fitting(out)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
+        gradients = self._gradients_for(out)
         gradients.inputs = None
         scale = clip_scale(self._architecture.precision, len(samples), max_norm)
         with self._per_sample(len(samples), scale) as passes:
@@ -300,15 +299,15 @@ class MLP:
         return self._scalar(value), gradients
 
     def per_sample_grad(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Gradients:
-        """Every sample's own gradient, g_b = ∂(w_b ℓ_b)/∂θ: for small networks and batches, it is B times as long as θ.
+        """Compute every sample's own gradient, g_b = ∂(w_b ℓ_b)/∂θ.
 
-        Arguments and errors as `value_and_grad`'s.
+        The result is B times as long as θ: for small networks and batches. Arguments and errors as `value_and_grad`'s.
 
         Returns:
             `theta` (B, n_parameters) in θ's dtype, and as views into it `weights`, each (B, nO, nI), and `biases`, each
             (B, nO). Their mean over the first axis is `value_and_grad`'s gradient, to rounding.
         """
-        samples, targets, weight = self.checked(x, y, sample_weight)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         theta = self._ops.empty((len(samples), self.n_parameters), self._theta.dtype)
         gradients = Gradients(theta, *self._architecture.layout.split(theta))
         with self._per_sample(len(samples)) as passes:
@@ -316,22 +315,22 @@ class MLP:
         return gradients
 
     def trace(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Trace:
-        """Every intermediate array of a batch's forward and backward pass: to look inside, to teach, to check.
+        """Run a batch forward and backward and keep every intermediate array: to look inside, to teach, to check.
 
         Arguments and errors as `value_and_grad`'s.
         """
-        samples, targets, weight = self.checked(x, y, sample_weight)
+        samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         with self._ops.scope():
             return trace(self._architecture, self._theta, self._ops, samples, targets, weight)
 
     def explain(self, batch_size: int) -> Explanation:
-        """Which operation runs for each step of training on such a batch and why, with FLOPs and bytes; print it."""
+        """Explain a training step on such a batch: its operations, why these, FLOPs and bytes; print the result."""
         return explain(self._architecture, self._ops, count("batch_size", batch_size))
 
-    # Where it goes
+    # Copies and files
 
     def to(self, backend: str) -> MLP:
-        """A copy on another backend (or on the same one).
+        """Copy the network to another backend (or to the same one).
 
         Raises:
             BackendError: it cannot be used here; the message says why.
@@ -339,7 +338,7 @@ class MLP:
         return MLP._of(self._architecture, backend, self._ops.to_numpy(self._theta))
 
     def save(self, path: PathLike) -> None:
-        """Writes θ and the architecture to a safetensors file, written beside it and then renamed into place."""
+        """Write θ and the architecture to a safetensors file, first beside it and then renamed into place."""
         persistence.write(
             path,
             {"theta": self._ops.to_numpy(self._theta)},
@@ -349,7 +348,7 @@ class MLP:
 
     @classmethod
     def load(cls, path: PathLike, backend: str = "auto") -> MLP:
-        """The network that `save` wrote.
+        """Read the network that `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -373,70 +372,45 @@ class MLP:
         return cls._of(architecture, backend, theta)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle: not the buffers, whose views would still point into the original θ."""
+        """Leave out buffers, for copy and pickle: their views would still point into the original θ."""
         return {"architecture": self._architecture, "backend": self.backend, "theta": self._ops.to_numpy(self._theta)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._assemble(state["architecture"], state["backend"], state["theta"])
 
-    # For its own use and its trainer's
+    # For gpuback's own use: here, in `TrainStep` and in `gpuback.sklearn`
 
-    def empty_gradients(self) -> Gradients:
-        """Gradients of this network's shapes, not yet written to."""
-        theta = self._ops.empty(self.n_parameters, self._theta.dtype)
-        return Gradients(theta, *self._architecture.layout.split(theta))
-
-    def checked(self, x: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Array, Array, Array | None]:
-        """A batch as the passes take it: checked, on the backend, in θ's dtype."""
-        architecture, ops = self._architecture, self._ops
-        samples = as_samples(x, architecture, ops)
-        targets = as_targets(y, architecture, len(samples), ops)
-        if sample_weight is not None:
-            sample_weight = as_sample_weight(sample_weight, architecture, len(samples), ops)
-        return samples, targets, sample_weight
-
-    def acquire(
+    def _acquire(
         self,
         batch_size: int,
         need_gradient: bool = True,
         need_input_grad: bool = False,
         micro_batch_size: int | None = None,
     ) -> Passes:
-        """The passes for one batch size, out of the pool; `release` puts them back."""
+        """Return the passes for one batch size, from the pool or new; hand them to `_release` unless they raise."""
         needs = batch_size, need_gradient, need_input_grad
         key = needs if micro_batch_size is None else (*needs, micro_batch_size)
-        return self._pool.acquire(key, partial(make_passes, self._architecture, self._theta, self._ops, *key))
+        return self._pool.acquire(key) or make_passes(self._architecture, self._theta, self._ops, *key)
 
-    def release(self, passes: Passes) -> None:
-        """Puts passes back into the pool, unless something raised while they were in use."""
+    def _release(self, passes: Passes) -> None:
+        """Keep passes for the next call."""
         self._pool.release(passes)
 
     @contextmanager
     def _per_sample(self, batch_size: int, clip_scale: float | None = None) -> Iterator[PerSample]:
-        """The passes that look at each sample by itself, out of the pool, and the scope that they run in."""
-        made_of = self._architecture, self._theta, self._ops, batch_size, clip_scale
-        passes = self._pool.acquire((PerSample, batch_size, clip_scale), partial(PerSample, *made_of))
+        """Yield the per-sample passes for one batch size, in the scope that they run in."""
+        passes = self._pool.acquire((PerSample, batch_size, clip_scale))
+        if passes is None:
+            passes = PerSample(self._architecture, self._theta, self._ops, batch_size, clip_scale)
         with self._ops.scope():
             yield passes
         self._pool.release(passes)
 
-    def _fitting(self, out: Gradients) -> Gradients:
-        if (
-            not isinstance(out, Gradients)
-            or out.theta.shape != self._theta.shape
-            or out.theta.dtype != self._theta.dtype
-        ):
-            came = f"theta {out.theta.shape} of {out.theta.dtype}" if isinstance(out, Gradients) else type(out).__name__
-            raise ShapeError(
-                f"out: expected Gradients with theta {self._theta.shape} of {self._theta.dtype}, got {came}"
-            )
-        flags = out.theta.flags  # CuPy's know only the first of these
-        if not (flags.c_contiguous and getattr(flags, "aligned", True) and getattr(flags, "writeable", True)):
-            raise OptionError(
-                "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
-            )
-        out.weights, out.biases = self._architecture.layout.split(out.theta)
-        return out
+    def _gradients_for(self, out: Gradients | None) -> Gradients:
+        """Return `out`, checked, or fresh gradients."""
+        if out is None:
+            return empty_gradients(self._architecture, self._ops)
+        return as_gradients(out, self._architecture)
 
     def _scalar(self, value: Array | float) -> Array:
         return self._ops.scalar(value, self._theta.dtype)

@@ -1,17 +1,17 @@
-"""Each sample's own gradient: its norm, a mean of clipped ones, or all of them written out.
+"""Per-sample gradients: their norms, the mean of clipped ones, or all of them written out.
 
-Samples go through the network and back together, as in `backprop.py`, and meet only where dW and db are summed.
-Before that sum a sample's gradient is known by its rows of da_k and h_{k−1}, whose outer product it is:
+Samples go through the network and back together, as in `backprop.py`, and meet only where dW and db are summed. A
+sample's gradient is the outer product of its rows of da_k and h_{k−1}, so its norm follows from theirs:
 
     ‖∇_b‖² = Σ_k ‖da_k[b]‖² (‖h_{k−1}[b]‖² + 1)
 
-and c_b ∇_b has the rows c_b da_k[b]. So norms cost the forward pass and the da's, and a clipped gradient costs what an
-unclipped one does: the forward pass, the da's, the norms, and with scaled da's the sums dW and db.
+and c_b ∇_b has the rows c_b da_k[b]. So norms cost the forward pass and the da's. A clipped gradient costs little more
+than an unclipped one: the forward pass, the da's, the norms, and the sums dW and db of scaled da's.
 
-Here da is that of a sample's own loss, w_b ∂ℓ_b/∂a, not divided by B, until it is clipped.
+Until it is clipped, da is here of a sample's own loss, w_b ∂ℓ_b/∂a, not divided by B.
 
 Source: Goodfellow, Efficient per-example gradient computations, 2015 (the norms); Abadi et al., Deep learning with
-differential privacy, 2016 (what clipping them is for).
+differential privacy, 2016 (clipping).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ float32."""
 
 
 def checked_max_norm(value: float) -> float:
-    """`value` as a float if 0 < value ≤ ∞."""
+    """Return `value` as a float if 0 < value ≤ ∞."""
     checked = number(value)
     if not checked > 0.0:
         raise OptionError(f"max_norm: expected a number > 0, math.inf for no clipping, got {value!r}")
@@ -46,10 +46,11 @@ def checked_max_norm(value: float) -> float:
 
 
 def clip_scale(precision: Precision, batch_size: int, max_norm: float) -> float:
-    """The power of two that clipped da's carry: for float16 one that brings max_norm / B near 2¹⁴, else 1.
+    """Choose the power of two that clipped da's carry: for float16 one that brings max_norm / B near 2¹⁴, else 1.
 
-    No da is longer than the gradient it belongs to, so a clipped one is at most max_norm / B: far below what float16
-    holds exactly where many samples are shortened a lot. Where few are, the scale is that of ordinary gradients.
+    No da is longer than the gradient it belongs to, so a clipped one is at most max_norm / B. Where most samples are
+    clipped hard, this is far below the numbers that float16 holds exactly. Where few are, the scale is that of ordinary
+    gradients.
     """
     ordinary = precision.gradient_scale(batch_size)
     if precision.operand != np.float16:
@@ -58,11 +59,11 @@ def clip_scale(precision: Precision, batch_size: int, max_norm: float) -> float:
 
 
 class PerSample(Blocks["PerSampleBlock"]):
-    """The passes of one network for one batch size that look at each sample by itself.
+    """The per-sample passes of one network for one batch size.
 
     Args:
         architecture, theta, ops, batch_size: as `gpuback._network.backprop.Backprop`'s.
-        clip_scale: what clipped da's carry, a power of two; None if nothing is clipped. Every layer's da is kept then.
+        clip_scale: the power of two that clipped da's carry; every layer's da is kept then. None if nothing is clipped.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class PerSample(Blocks["PerSampleBlock"]):
         super().__init__(network, block, batch_size, need_gradient=clip_scale is not None)
 
     def norms(self, x: Array, y: Array, weight: Array | None, out: Array) -> None:
-        """out_b = ‖∂(w_b ℓ_b)/∂θ‖, (B,)."""
+        """Compute out_b = ‖∂(w_b ℓ_b)/∂θ‖, (B,)."""
 
         def work(task: int, worker: int) -> None:
             for block, rows in self._each(task, worker):
@@ -86,7 +87,7 @@ class PerSample(Blocks["PerSampleBlock"]):
         self._run(work)
 
     def gradients(self, x: Array, y: Array, weight: Array | None, out: Gradients) -> None:
-        """∂(w_b ℓ_b)/∂θ of each sample, (B, n_parameters)."""
+        """Compute out = ∂(w_b ℓ_b)/∂θ of each sample, (B, n_parameters)."""
 
         def work(task: int, worker: int) -> None:
             for block, rows in self._each(task, worker):
@@ -98,7 +99,7 @@ class PerSample(Blocks["PerSampleBlock"]):
     def value_and_clipped_grad(
         self, x: Array, y: Array, weight: Array | None, max_norm: float, gradients: Gradients
     ) -> Array | float:
-        """The loss, and (1/B) Σ_b c_b ∂(w_b ℓ_b)/∂θ into `gradients`."""
+        """Return the loss; gradients = (1/B) Σ_b c_b ∂(w_b ℓ_b)/∂θ."""
 
         def visit(
             block: PerSampleBlock, rows: slice | None, dW: Sequence[Array], db: Sequence[Array], add: bool
@@ -110,7 +111,7 @@ class PerSample(Blocks["PerSampleBlock"]):
 
 
 class PerSampleBlock(Block):
-    """A fixed number of rows: every layer bound to its buffers, up to the loss as for a batch of one sample."""
+    """All layers and the loss for one block of rows, each row with its own loss, as if it were a batch of one."""
 
     def __init__(self, network: BoundNetwork, rows: int, batch_size: int, clip_scale: float | None) -> None:
         super().__init__(network, rows, batch_size=1, need_gradient=False, need_input_grad=False)
@@ -136,10 +137,10 @@ class PerSampleBlock(Block):
             ]
 
     def norms(self, x: Array, y: Array, weight: Array | None, out: Array | None) -> tuple[Any, list[Array]]:
-        """Forward; the loss; from the da_L that it leaves behind, down: each layer's part of the norms, the da below.
+        """Go forward, through the loss and back, and add up each layer's part of the norms.
 
         Returns:
-            What `ops.bind_loss` says of these rows, and h_0 … h_{L−1}.
+            These rows' loss as `ops.bind_loss` returns it, and h_0 … h_{L−1}.
         """
         inputs, loss = self._to_the_loss(x, y, weight)
         top = len(inputs) - 1
@@ -150,7 +151,7 @@ class PerSampleBlock(Block):
         return loss, inputs
 
     def gradients(self, x: Array, y: Array, weight: Array | None, dW: Sequence[Array], db: Sequence[Array]) -> None:
-        """Likewise, each layer's outer products."""
+        """Go forward, through the loss and back, and write each layer's outer products to dW and db."""
         inputs, _ = self._to_the_loss(x, y, weight)
         for k in range(len(inputs) - 1, -1, -1):
             self._outer[k](inputs[k], dW[k], db[k])
@@ -167,10 +168,10 @@ class PerSampleBlock(Block):
         db: Sequence[Array],
         accumulate: bool,
     ) -> Any:
-        """The norms; then every da scaled, and the sums over these rows.
+        """Compute the norms, scale every da, and sum over these rows: dW, db (=, or += with `accumulate`).
 
         Returns:
-            What `ops.bind_loss` says of these rows.
+            These rows' loss as `ops.bind_loss` returns it.
         """
         loss, inputs = self.norms(x, y, weight, None)
         for k in range(len(inputs) - 1, -1, -1):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Hashable
+from typing import Any, Protocol
 
 KEPT_BUFFERS = 4
 """How many sets of buffers a network keeps, e.g. for the batch sizes in use; one may be many megabytes."""
@@ -17,14 +17,11 @@ class Keyed(Protocol):
     def key(self) -> Hashable: ...
 
 
-Buffers = TypeVar("Buffers", bound=Keyed)
-
-
 class Pool:
     """The buffers that no call is using; a copy of a pool begins empty.
 
-    A call acquires buffers, uses them alone and releases them. If it raises in between, they are not released: they may
-    be half written. Several of one key may be alive: a second thread finds none and makes its own.
+    A call acquires buffers or makes its own, uses them alone and releases them. If it raises in between, they are not
+    released, for they may be half written. Several of one key may be alive, e.g. one for each of two threads.
 
     Threads share a pool without a lock, because `release` may run in a finalizer, amid a garbage collection, where
     waiting for a lock could last for ever. Each step is an atomic one of a deque; the worst outcome is that buffers are
@@ -34,8 +31,8 @@ class Pool:
     def __init__(self) -> None:
         self._free: deque[Any] = deque(maxlen=KEPT_BUFFERS)  # the newest last
 
-    def acquire(self, key: Hashable, make: Callable[[], Buffers]) -> Buffers:
-        """Return buffers with this key, the most recently released first; `make` makes them if there are none."""
+    def acquire(self, key: Hashable) -> Any:
+        """Return buffers with this key, the most recently released; None if there are none."""
         found, others = None, []
         try:
             while (found := self._free.pop()).key != key:
@@ -44,7 +41,7 @@ class Pool:
             found = None
         if others:
             self._free.extend(reversed(others))
-        return make() if found is None else found
+        return found
 
     def release(self, buffers: Keyed) -> None:
         """Keep buffers for the next call with their key. Beyond `KEPT_BUFFERS`, the oldest are dropped."""

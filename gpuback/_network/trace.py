@@ -12,11 +12,11 @@ from gpuback._network.layers import BoundNetwork
 
 @dataclass(repr=False)
 class Trace:
-    """What a batch left behind. Each list has L + 1 entries, indexed by the layer k as in the equations.
+    """All arrays of a batch. Each list has L + 1 entries, indexed by the layer k as in the equations.
 
-    What does not exist is None: a[0], da[0], dW[0], db[0] (the input is given), h[L] (the output is `output`) and dh[L]
-    (loss and output function go straight to da[L]). 16-bit values stand in float32 arrays; float16's da and dh are
-    shown without the power of two that they carry.
+    Arrays that do not exist are None: a[0], da[0], dW[0], db[0] (the input is given), h[L] (the output is `output`) and
+    dh[L] (loss and output function go straight to da[L]). 16-bit values stand in float32 arrays. The da and dh of
+    float16 are shown without the power of two that they carry.
 
     Attributes:
         a: a_1 … a_L, (B, n_k) pre-activations; rounded to the operands' dtype where g' is computed from them.
@@ -54,7 +54,7 @@ def trace(
     y: Array,
     sample_weight: Array | None,
 ) -> Trace:
-    """The passes of `gpuback._network.backprop` on the whole batch as one block, with every array kept."""
+    """Run the passes of `gpuback._network.backprop` on the batch as one block, and keep every array."""
     sizes, precision, batch_size = architecture.sizes, architecture.precision, len(x)
     depth, total, scale = len(sizes) - 1, precision.accumulator, precision.gradient_scale(batch_size)
     workspace = ops.workspace(batch_size, sizes, precision)

@@ -1,1 +1,1 @@
-"""What `gpuback.torch` is made of; the only part of gpuback that knows PyTorch."""
+"""The parts of `gpuback.torch`; no other part of gpuback imports PyTorch."""

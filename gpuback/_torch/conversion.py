@@ -1,4 +1,4 @@
-"""Networks of PyTorch turned into gpuback's, and back."""
+"""PyTorch networks to gpuback's, and back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
     "gelu": ("approximate", lambda form: bool(form == "tanh"), "'tanh', the form that gpuback computes"),
     "softmax": ("dim", lambda dim: dim in (1, -1), "1 or -1"),
 }
-"""What a module's attribute must be for it to be that function: its name, the test, and the test in words."""
+"""The attribute that a module's function depends on: its name, the test, and the test in words."""
 
 LOSSES = {"identity": "squared_error", "softmax": "cross_entropy", "sigmoid": "binary_cross_entropy"}
 """For each output function, the loss that a network gets if none is named; squared_error for tanh as well."""
@@ -49,28 +49,28 @@ def from_torch(
     reproducible: bool = False,
     backend: str = "auto",
 ) -> MLP:
-    """The network that a chain of `nn.Linear` and activations is, with a copy of its parameters.
+    """Convert a chain of `nn.Linear` and activations to an `MLP`, with a copy of its parameters.
 
     Args:
         module: an `nn.Sequential` (others may be nested in it), an `nn.Linear` or a `FusedMLP`. Between layers:
             Identity, ReLU, LeakyReLU (slope 0.01), ELU (alpha 1), Sigmoid, Tanh, Softplus (beta 1), GELU (approximate
             "tanh": the exact form differs by up to 5·10⁻⁴) or SiLU; at the end nothing, Softmax over the last axis,
-            Sigmoid or Tanh. Flatten and Dropout in evaluation mode, which leave rows (B, n_0) as they are, are left
-            out. A Linear without bias gets one of 0, which training moves.
+            Sigmoid or Tanh. Flatten and Dropout in evaluation mode do not change rows (B, n_0) and are left out. A
+            Linear without bias gets a bias of 0, which training changes.
         loss: by default one that goes with the chain's last function: cross_entropy with Softmax,
             binary_cross_entropy with Sigmoid, else squared_error. A chain that ends with Linear and is trained with
             `nn.CrossEntropyLoss` or `nn.BCEWithLogitsLoss` has loss "cross_entropy" or "binary_cross_entropy":
             `forward` then gives the softmax or sigmoid of its scores.
-        dtype: what operands are rounded to; the parameters' own by default (a `FusedMLP`'s, what it computes in).
+        dtype: operands are rounded to it; the parameters' dtype by default (a `FusedMLP`'s own `dtype`).
         allow_tf32, reproducible, backend: as `gpuback.MLP`'s.
 
     Returns:
-        A network whose `forward` gives what the module gives, but for that `loss`, up to rounding: where the module's
-        parameters have 16 bits, its sums and outputs have 32.
+        A network whose `forward` equals the module's up to rounding, apart from the output function that a `loss`
+        brings. Where the module's parameters have 16 bits, the network's sums and outputs have 32.
 
     Raises:
-        ConversionError: a module that has no equal, or hooks, such as `torch.nn.utils.prune`'s, that change what it
-            computes; the message names its place and class.
+        ConversionError: a module without an equivalent, or with hooks that may change its result, such as
+            `torch.nn.utils.prune`'s; the message names its place and class.
         ShapeError: widths that do not follow from each other.
         DtypeError: parameters of several dtypes, or of one that gpuback does not compute in.
         OptionError: a loss that does not go with the chain's last function.
@@ -105,11 +105,11 @@ def from_torch(
 
 
 def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
-    """An `nn.Sequential` of `nn.Linear`, activations and the output function, with a copy of the parameters.
+    """Convert to an `nn.Sequential` of `nn.Linear`, activations and the output function, with copied parameters.
 
-    A network's modules are on the CPU, in θ's dtype: operands are not rounded to 16 bits there. What stands at its end
-    is ŷ; for losses that expect raw scores, as `nn.CrossEntropyLoss` does, leave the last module out:
-    `to_torch(net)[:-1]`. A `FusedMLP`'s have its parameters' dtype and device.
+    An `MLP`'s modules are on the CPU, in θ's dtype: operands are not rounded to 16 bits there. The result is ŷ. For
+    losses that expect raw scores, such as `nn.CrossEntropyLoss`, leave the last module out: `to_torch(net)[:-1]`. A
+    `FusedMLP`'s modules have its parameters' dtype and device.
     """
     if not isinstance(net, (MLP, FusedMLP)):
         raise ConversionError(f"expected an MLP or a FusedMLP, got {type(net).__name__}")
@@ -127,7 +127,7 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
 
 
 def _parts(module: nn.Module, place: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a chain is made of, each with its index, such as 2 or 1.0."""
+    """Yield the modules of a chain, each with its index, such as 2 or 1.0."""
     if type(module) is not nn.Sequential:
         yield place or "0", module
         return
@@ -136,7 +136,7 @@ def _parts(module: nn.Module, place: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 class _Chain:
-    """A network, put together module by module.
+    """A network under construction, module by module.
 
     Attributes:
         layers: the `nn.Linear` so far.
@@ -215,7 +215,7 @@ class _Chain:
         self._last, self._last_place = name, place
 
     def output(self, module: nn.Module) -> str:
-        """The function at the chain's end."""
+        """Return the function at the chain's end."""
         if not self.layers:
             raise ConversionError(f"expected a chain of nn.Linear and activations, got none in {type(module).__name__}")
         if self._last not in ("identity", "softmax", "sigmoid", "tanh"):

@@ -16,14 +16,14 @@ from gpuback.errors import DeviceError
 
 
 def array_over(tensor: torch.Tensor, ops: Ops) -> Array:
-    """A tensor's own memory as an array of the backend; a copy only of one that is yet to be negated."""
+    """Return a tensor's own memory as an array of the backend; a copy only if its negation is still pending."""
     tensor = tensor.detach().resolve_neg()
     return tensor.numpy() if tensor.device.type == "cpu" else ops.to_array(tensor, "a tensor")
 
 
 @functools.cache
 def ops_on(kind: str, index: int | None) -> Ops:
-    """The backend for a device of PyTorch's.
+    """Return the backend for a device of PyTorch's.
 
     Raises:
         DeviceError: a device that is neither a CPU nor an NVIDIA GPU.
@@ -41,7 +41,7 @@ def ops_on(kind: str, index: int | None) -> Ops:
 
 
 def stream_of(device: torch.device) -> int:
-    """The address of PyTorch's current stream; 0 on a CPU. Buffers are used on one stream only."""
+    """Return the address of PyTorch's current stream; 0 on a CPU. Buffers are used on one stream only."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
@@ -56,7 +56,7 @@ class _Stream:
 
 
 def on_stream_of(device: torch.device) -> AbstractContextManager[object]:
-    """What gpuback computes with tensors of that device: after what PyTorch has queued, before what it will."""
+    """Return a context that queues gpuback's work on PyTorch's current stream, after PyTorch's earlier work."""
     scope = ops_on(device.type, device.index).scope()
     return _queued_on(device, scope) if device.type == "cuda" else scope
 

@@ -13,7 +13,7 @@ from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.precision import Precision
 from gpuback._network.pool import Pool
-from gpuback._torch.passes import Fused, dtype_of_sums, lease, name_of, run_forward
+from gpuback._torch.passes import Fused, accumulator_dtype, name_of, run_forward, take_lease
 from gpuback.errors import ConversionError, DeviceError, DtypeError, ShapeError
 
 OUTPUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -31,7 +31,7 @@ class FusedMLP(nn.Module):
     It stands where an `nn.Sequential` of `nn.Linear` and activations stood: the same shapes in and out, and the same
     names in `state_dict`, `0.weight`, `0.bias`, `2.weight`, …, so that each loads the other's. It runs where its
     parameters are, on a CPU through NumPy, on an NVIDIA GPU through CuPy on PyTorch's current stream, and reads and
-    writes the tensors' own memory. Hooks on a layer inside have nothing to hook on to.
+    writes the tensors' own memory. Hooks on a layer inside are never called.
 
     Args:
         sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
@@ -39,16 +39,16 @@ class FusedMLP(nn.Module):
             tanh, softplus, gelu (the tanh form), silu.
         output: O: "identity", so that losses such as `nn.CrossEntropyLoss` get the raw scores that they expect,
             "softmax", "sigmoid" or "tanh".
-        dtype: what products' operands are rounded to: float64, float32, bfloat16 or float16 (a name, a NumPy or a
+        dtype: the operands of products are rounded to it: float64, float32, bfloat16 or float16 (a name, a NumPy or a
             PyTorch type). Parameters, gradients and sums are float64 for float64, else float32.
         allow_tf32: float32 products may round their operands to TF32 (11 significant bits).
         seed: of the initial weights, as `gpuback.MLP`'s. None draws one from PyTorch's generator, which
             `torch.manual_seed` seeds.
         device: where parameters are made; PyTorch's default device by default.
 
-    `to(dtype)`, `half()` and the like change the parameters' dtype and with it what is computed in: float64 parameters
-    compute in float64, 16-bit ones in their own format, float32 ones in `dtype`; within `torch.autocast` those compute
-    in its dtype. Sums are float32 at least. The result has the parameters' dtype, within `torch.autocast` too, where an
+    `to(dtype)`, `half()` and the like change the parameters' dtype and with it the operands': float64 parameters
+    compute in float64, 16-bit ones in their own format, float32 ones in `dtype`, and within `torch.autocast` in its
+    dtype. Sums are float32 at least. The result has the parameters' dtype, within `torch.autocast` too, where an
     `nn.Linear`'s has 16 bits.
 
     Raises:
@@ -80,14 +80,14 @@ class FusedMLP(nn.Module):
             dtype=name_of(dtype) if isinstance(dtype, torch.dtype) else dtype,
             allow_tf32=allow_tf32,
         )
-        total = dtype_of_sums(self.architecture.precision)
+        total = accumulator_dtype(self.architecture.precision)
         for k, (n_in, n_out) in enumerate(self.architecture.layout.shapes):
             self.add_module(str(2 * k), _Layer(n_in, n_out, total, device))
         self._pool = Pool()
         self.reset_parameters(seed)
 
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Initial weights anew: He uniform for rectifiers, Glorot uniform for the rest; biases 0."""
+        """Draw initial weights anew: He uniform for rectifiers, Glorot uniform for the rest; biases 0."""
         if seed is None:
             seed = int(torch.randint(2**62, (), device="cpu"))
         names = (*self.architecture.activations, self.architecture.output)
@@ -97,9 +97,9 @@ class FusedMLP(nn.Module):
                 layer.weight.copy_(W)
                 layer.bias.copy_(b)
 
-    @torch.compiler.disable  # what it calls are compiled kernels already, and nothing that can be traced
+    @torch.compiler.disable  # it calls compiled kernels, which cannot be traced
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """ŷ (…, n_L) of x (…, n_0), real numbers, which are cast to the parameters' dtype; the result has it too.
+        """Compute ŷ (…, n_L) of x (…, n_0), real numbers, cast to the parameters' dtype, which the result has too.
 
         Raises:
             ShapeError, DtypeError, DeviceError: x does not fit the parameters, or they do not fit each other.
@@ -125,17 +125,17 @@ class FusedMLP(nn.Module):
         if x.numel() == 0:
             return self._of_no_samples(x.to(own.dtype), parameters).to(own.dtype)
         precision = self._precision_for(_autocast_dtype(own))
-        rows = x.reshape(-1, sizes[0]).to(dtype_of_sums(precision)).contiguous()
+        rows = x.reshape(-1, sizes[0]).to(accumulator_dtype(precision)).contiguous()
         need_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (rows, *parameters))
         need_input_grad = need_gradient and rows.requires_grad
         needs = need_gradient, need_input_grad
-        held = lease(self._pool, self.architecture, precision, parameters, len(rows), *needs)
+        lease = take_lease(self._pool, self.architecture, precision, parameters, len(rows), *needs)
         recorded = need_gradient or any(_is_dual(tensor) for tensor in (rows, *parameters))  # the latter is refused
-        a = Fused.apply(held, rows, *parameters) if recorded else run_forward(held, rows, parameters)
+        a = Fused.apply(lease, rows, *parameters) if recorded else run_forward(lease, rows, parameters)
         return OUTPUTS[self.architecture.output](a).to(own.dtype).reshape(*x.shape[:-1], sizes[-1])
 
     def _of_no_samples(self, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What `nn.Linear` makes of them: nothing, whose gradients are 0."""
+        """Return no outputs, as `nn.Linear` would, whose gradients are 0."""
         for W, b in zip(parameters[::2], parameters[1::2], strict=True):
             x = nn.functional.linear(x, W, b)
         return x
@@ -147,7 +147,7 @@ class FusedMLP(nn.Module):
 
     @property
     def precision(self) -> Precision:
-        """What products' operands are rounded to, outside of `torch.autocast`: see `dtype`."""
+        """The precision of products outside of `torch.autocast`: see `dtype`."""
         return self._precision_for(self.layers[0].weight.dtype)
 
     def _precision_for(self, dtype: torch.dtype) -> Precision:
@@ -158,7 +158,7 @@ class FusedMLP(nn.Module):
         return chosen if name == chosen.name else Precision.of(name)
 
     def _checked_parameters(self) -> list[torch.Tensor]:
-        """W_1, b_1, …, W_L, b_L, of one dtype, on one device, and with the shapes that the sizes ask for."""
+        """Return W_1, b_1, …, W_L, b_L; raise unless they have one dtype, one device and the sizes' shapes."""
         layers = self.layers
         parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
         first = parameters[0]
@@ -176,7 +176,7 @@ class FusedMLP(nn.Module):
         return parameters
 
     def _apply(self, *arguments: Any, **options: Any) -> FusedMLP:
-        """What `to`, `half`, `cuda` and the like end in: buffers over the old parameters are of no more use."""
+        """Drop buffers over the old parameters; `to`, `half`, `cuda` and the like all call this."""
         self._pool.clear()
         super()._apply(*arguments, **options)
         return self
@@ -187,8 +187,9 @@ class FusedMLP(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One layer's parameters, named as `nn.Linear` names them. Not an `nn.Linear`: what puts another module in the
-    place of one would not be called.
+    """One layer's parameters, named as `nn.Linear` names them.
+
+    It is not an `nn.Linear`: tools that replace those, e.g. for quantization, would have no effect here.
     """
 
     def __init__(self, n_in: int, n_out: int, dtype: torch.dtype, device: Any) -> None:
@@ -206,7 +207,7 @@ def _is_dual(tensor: torch.Tensor) -> bool:
 
 
 def _autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """What `torch.autocast` makes of a tensor: another dtype only of float32, and only where it is on."""
+    """Return the dtype that `torch.autocast`, where it is on, gives a float32 tensor; else the tensor's own."""
     kind = tensor.device.type
     if (
         tensor.dtype != torch.float32

@@ -1,8 +1,8 @@
 """The layers of a network as one operation of PyTorch's automatic differentiation.
 
 Tensors are not copied: NumPy or CuPy arrays over their memory go to gpuback's operations, and results are written into
-tensors that PyTorch allocated, on PyTorch's current stream. What the forward pass leaves for the backward pass stays in
-buffers that belong to that one call until its graph is freed, so calls may be nested in any order.
+tensors that PyTorch allocated, on PyTorch's current stream. Between forward and backward pass, intermediate arrays stay
+in buffers that belong to that one call until its graph is freed. So calls may be nested in any order.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ModulePasses:
             arrays = [devices.array_over(parameter, ops) for parameter in parameters]
             return BoundNetwork(architecture, ops, arrays[::2], arrays[1::2], refresh=_nothing)
         with torch.inference_mode(False):  # or no later call outside of that mode could write to it
-            theta = torch.empty(layout.n_parameters, dtype=dtype_of_sums(precision), device=parameters[0].device)
+            theta = torch.empty(layout.n_parameters, dtype=accumulator_dtype(precision), device=parameters[0].device)
         self._copies = [part for pair in zip(*layout.split(theta), strict=True) for part in pair]
         return BoundNetwork.of(architecture, devices.array_over(theta, ops), ops)
 
@@ -93,7 +93,7 @@ class ModulePasses:
         return out
 
     def backward(self, da: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """∂loss/∂x, if it was bound, and ∂loss/∂W_1, ∂loss/∂b_1, …, from ∂loss/∂a_L; all of them fresh."""
+        """Return ∂loss/∂x, if it was bound, and ∂loss/∂W_1, ∂loss/∂b_1, …, all fresh, from da = ∂loss/∂a_L."""
         layout, ops = self._architecture.layout, self._ops
         if self._float16:
             da, unscale = _scaled(da)
@@ -120,7 +120,7 @@ class ModulePasses:
         return dx, [part for pair in zip(*layout.split(flat), strict=True) for part in pair]
 
     def forget(self) -> None:
-        """Lets go of the batch."""
+        """Drop references to the batch."""
         for block in self._blocks.values():
             block.h_0 = None
 
@@ -136,33 +136,33 @@ class _Block(Layers):
         self._load_delta = ops.bind_load(architecture.sizes[-1], architecture.precision, self.workspace)
 
     def run_forward(self, x: Array, out: Array) -> None:
-        """out = a_L; h_0, which may be x itself, is kept for the way back."""
+        """Compute out = a_L; keep h_0, which may be x itself, for the backward pass."""
         self.h_0 = self.forward(x)
         self._write_output(out)
 
     def run_backward(self, da: Array, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
-        """From da, ∂loss/∂a_L."""
+        """Compute dW and db (=, or += with `accumulate`) from da = ∂loss/∂a_L."""
         _bits(self.output_delta)[...] = _bits(self._load_delta(da))
         self.backward(self.h_0, dW, db, accumulate)
 
 
 def _bits(array: Array) -> Array:
-    """An array's numbers as integers, for a copy of them as they are, whatever a backend's own arithmetic does."""
+    """View an array's bits as integers, to copy them without a backend's own arithmetic."""
     return array.view(np.dtype(f"u{array.itemsize}"))
 
 
 def _scaled(da: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """da times the power of two that brings its largest element to between ½ and 1, and the inverse of that power.
+    """Scale da by the power of two that brings its largest element to between ½ and 1; return the inverse power too.
 
-    float16 cannot hold the small gradients of a mean over many samples, nor large sums; the backward pass is linear in
-    da, so a factor changes nothing else. Nothing waits for the GPU: the power is put together there, bit by bit.
+    float16 cannot hold the small gradients of a mean over many samples, nor large sums. The backward pass is linear in
+    da, so a factor changes nothing else. The power is assembled on the GPU, bit by bit: the host does not wait.
     """
     exponent = torch.frexp(da.abs().amax()).exponent.to(torch.int32).clamp(-126, 126)
     power, inverse = (((127 + sign * exponent) << 23).view(torch.float32) for sign in (-1, 1))
     return da * power, inverse
 
 
-def lease(
+def take_lease(
     pool: Pool,
     architecture: Architecture,
     precision: Precision,
@@ -171,25 +171,24 @@ def lease(
     need_gradient: bool,
     need_input_grad: bool,
 ) -> Lease:
-    """Passes for such a call, computed in `precision`, until the lease on them is dropped."""
+    """Lease passes for one call on so many rows, computed in `precision`; dropping the lease releases them."""
     device = parameters[0].device
     own = [parameter.data_ptr() for parameter in parameters] if reads_in_place(precision, parameters) else []
     key = (rows, precision, need_gradient, need_input_grad, device, devices.stream_of(device), *own)
-
-    def make() -> ModulePasses:
+    passes = pool.acquire(key)
+    if passes is None:
         ops = devices.ops_on(device.type, device.index)
-        with devices.on_stream_of(device):  # which buffers are zeroed on, and freed on
+        with devices.on_stream_of(device):  # on which buffers are zeroed and freed
             made_of = replace(architecture, precision=precision), parameters, ops, rows, need_gradient, need_input_grad
-            return ModulePasses(key, *made_of)
-
-    return Lease(pool, pool.acquire(key, make))
+            passes = ModulePasses(key, *made_of)
+    return Lease(pool, passes)
 
 
 class Lease:
     """Passes that belong to one call as long as this object lives: PyTorch drops it with the call's graph.
 
     Attributes:
-        lock: held on the way back, which threads may go through one graph at once.
+        lock: for the backward pass, which several threads may run at once through one graph.
     """
 
     def __init__(self, pool: Pool, passes: ModulePasses) -> None:
@@ -201,11 +200,11 @@ class Lease:
 
 
 class Fused(torch.autograd.Function):
-    """a_L of x and the parameters; its backward pass gives what ∂loss/∂a_L makes of them."""
+    """a_L as a function of x and the parameters, with a backward pass."""
 
     @staticmethod
     def forward(ctx: Any, lease: Lease, x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        """x (B, n_0) and the result (B, n_L) have the dtype that sums are kept in; parameters may be 16 bits wide."""
+        """Compute a_L (B, n_L) of x (B, n_0), both in the accumulator's dtype; parameters may have 16 bits."""
         ctx.save_for_backward(x, *parameters)  # so that PyTorch notices if one of them is changed before backward
         ctx.lease = lease
         return run_forward(lease, x, parameters)
@@ -224,13 +223,14 @@ class Fused(torch.autograd.Function):
 
 
 class FirstOrder(torch.autograd.Function):
-    """Gradients as they are, and an error on the way back through them. PyTorch's `once_differentiable` takes them for
-    constants where ∂loss/∂a_L is one.
+    """Gradients, unchanged, whose own backward pass is an error.
+
+    PyTorch's `once_differentiable` would take them for constants where ∂loss/∂a_L is constant.
     """
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The first of the tensors; the others are what they depend on."""
+        """Return the first `count` tensors; they depend on the others."""
         return tensors[:count]
 
     @staticmethod
@@ -241,21 +241,21 @@ class FirstOrder(torch.autograd.Function):
 
 
 def run_forward(lease: Lease, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """a_L (B, n_L), fresh."""
+    """Return a_L (B, n_L), fresh, computed on PyTorch's current stream."""
     with devices.on_stream_of(x.device):
         return lease.passes.forward(x, parameters)
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """A dtype that gpuback computes in, by its name."""
+    """Return the name of a dtype that gpuback computes in."""
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise DtypeError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype}")
     return name
 
 
-def dtype_of_sums(precision: Precision) -> torch.dtype:
-    """That of x, a_L and the gradients."""
+def accumulator_dtype(precision: Precision) -> torch.dtype:
+    """Return the dtype of x, a_L and the gradients."""
     return torch.float64 if precision.accumulator.itemsize == 8 else torch.float32
 
 
@@ -266,4 +266,4 @@ def reads_in_place(precision: Precision, parameters: Sequence[torch.Tensor]) -> 
 
 
 def _nothing() -> None:
-    """What there is to do where nothing is rounded."""
+    """Do nothing: no weights are rounded."""

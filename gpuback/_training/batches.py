@@ -13,6 +13,7 @@ import numpy as np
 from gpuback._backends.protocol import Ops
 from gpuback._core.parameters import permutation
 from gpuback._core.typing import Array, ArrayLike
+from gpuback._network.inputs import as_batch
 from gpuback._network.mlp import MLP
 from gpuback.errors import DataError, DtypeError, LabelError, OptionError, ShapeError
 
@@ -30,7 +31,7 @@ class Samples:
 
     @classmethod
     def checked(cls, net: MLP, x: ArrayLike, y: ArrayLike, weight: ArrayLike | None) -> Samples:
-        samples, targets, weights = net.checked(x, y, weight)
+        samples, targets, weights = as_batch(x, y, weight, net.architecture, net.ops)
         for name, array in (("x", samples), ("y", targets), ("sample_weight", weights)):
             if array is not None and array.dtype.kind == "f":
                 _require_finite(net, name, array, net.dtype if name == "x" else array.dtype)
@@ -40,7 +41,7 @@ class Samples:
         return Samples(self.x[indices], self.y[indices], None if self.weight is None else self.weight[indices])
 
     def digest(self, ops: Ops) -> str:
-        """Tells these data from others."""
+        """Return a hash that tells these data from others."""
         parts = [ops.to_numpy(array) for array in (self.x, self.y, self.weight) if array is not None]
         digest = hashlib.sha256(repr([(part.shape, part.dtype.name) for part in parts]).encode())
         for part in parts:
@@ -49,7 +50,7 @@ class Samples:
 
 
 def _require_finite(net: MLP, name: str, array: Array, dtype: np.dtype[Any]) -> None:
-    """Every number is finite, in `dtype` too."""
+    """Raise DataError unless every number is finite, in `dtype` too."""
     limit = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
     flat = array.reshape(-1)
     with net.ops.scope():
@@ -65,18 +66,18 @@ def _require_finite(net: MLP, name: str, array: Array, dtype: np.dtype[Any]) -> 
         )
 
 
-def held_out(net: MLP, validation: float | Sequence[ArrayLike] | None, count: int) -> Samples | int:
-    """The samples to validate on, or how many of the `count` to hold out for it."""
+def hold_out(net: MLP, validation: float | Sequence[ArrayLike] | None, count: int) -> Samples | int:
+    """Return the samples to validate on, or how many of `count` samples to hold out for it."""
     if validation is None:
         return 0
     if isinstance(validation, (int, float, np.integer, np.floating)):
-        held = max(1, round(float(validation) * count)) if 0 < validation < 1 else count
-        if held >= count:
+        n_held_out = max(1, round(float(validation) * count)) if 0 < validation < 1 else count
+        if n_held_out >= count:
             raise OptionError(
                 f"validation: expected a fraction between 0 and 1 that leaves samples to train on, "
                 f"got {validation!r} of {count}"
             )
-        return held
+        return n_held_out
     try:
         x, y = validation
     except (TypeError, ValueError):
@@ -87,10 +88,10 @@ def held_out(net: MLP, validation: float | Sequence[ArrayLike] | None, count: in
         raise type(error)(f"validation {error}") from None
 
 
-def split(samples: Samples, held: int, seed: int) -> tuple[Samples, Samples]:
-    """(all but `held` samples, those): which ones, the seed says; each part in the order in which it stood."""
+def split(samples: Samples, n_held_out: int, seed: int) -> tuple[Samples, Samples]:
+    """Split the samples into (the rest, `n_held_out`), chosen by the seed, each part in its former order."""
     order = permutation(len(samples.x), seed, VALIDATION_SPLIT)
-    return samples.rows(np.sort(order[held:])), samples.rows(np.sort(order[:held]))
+    return samples.rows(np.sort(order[n_held_out:])), samples.rows(np.sort(order[:n_held_out]))
 
 
 class Batches:
@@ -106,7 +107,7 @@ class Batches:
         self._buffers = Samples(buffer(x), buffer(y), None if weight is None else buffer(weight))
 
     def each(self, order: Any) -> Iterator[Samples]:
-        """The samples in that order (None: as they stand), `size` at a time, what is left over last."""
+        """Yield the samples in that order (None: as they stand), `size` at a time; the last batch may be shorter."""
         count = len(self._samples.x)
         order = None if order is None else self._ops.indices(order)
         for start in range(0, count, self._size):

@@ -21,14 +21,14 @@ STATE = "optimizer."
 
 
 class Checkpoint:
-    """Where a run keeps its state: θ, the optimizer's arrays, step count and learning rate, the loss scale, the seed
-    from which every epoch's order follows, the history so far (whose length is the position), and the best θ if it is
-    to be restored.
+    """The file of a run's state.
+
+    It holds θ, the optimizer's arrays, step count and learning rate, the loss scale, the seed from which every epoch's
+    order follows, the history so far (whose length is the position), and the best θ if it is to be restored.
 
     Args:
         path: the file.
-        identity: what makes the run this run (architecture, hyper-parameters, batch size …); a file of another run is
-            refused.
+        identity: the run's architecture, hyper-parameters, data, batch size, …; a file with others is refused.
     """
 
     def __init__(self, path: PathLike, identity: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class Checkpoint:
         *,
         last: bool,
     ) -> None:
-        """Writes the state at the end of an epoch; but the last, not within a second of the one before."""
+        """Write the state at the end of an epoch: at most once a second, and always at the `last`."""
         if not last and time.monotonic() - self._written < SECONDS_BETWEEN_WRITES:
             return
         to_numpy = net.ops.to_numpy
@@ -77,14 +77,14 @@ class Checkpoint:
     def restore(
         self, net: MLP, optimizer: Optimizer, history: History, patience: int | None, scale: LossScale | None
     ) -> tuple[int, Array | None]:
-        """Brings network, optimizer, history and loss scale to the saved state; returns the seed and the best θ.
+        """Bring network, optimizer, history and loss scale to the saved state; return the seed and the best θ.
 
-        A run whose patience had run out has still stopped, unless it is given more now; what callbacks said is
-        forgotten: they are asked again after the next epoch.
+        A run whose patience had run out has still stopped, unless it is given more now. Callbacks are asked again after
+        the next epoch.
 
         Raises:
             FileFormatError: the file is damaged or no checkpoint.
-            OptionError: it is another run's; the message names what differs.
+            OptionError: it is another run's; the message names the difference.
         """
         arrays, metadata = persistence.read(self.path, kind="checkpoint")
         try:
@@ -105,7 +105,7 @@ class Checkpoint:
                 f"{self.path}: expected a checkpoint of gpuback.fit, got one without {error}"
             ) from error
         state = {name.removeprefix(STATE): array for name, array in arrays.items() if name.startswith(STATE)}
-        optimizer.restore(net, state, step_count)
+        optimizer._restore(net, state, step_count)
         optimizer.learning_rate = learning_rate
         if scale is not None:
             scale.state = tuple(loss_scale)
@@ -117,7 +117,7 @@ class Checkpoint:
 
 
 def _jsonable(value: Any) -> Any:
-    """Tuples as lists, the way they come back from JSON."""
+    """Turn tuples into lists, as they come back from JSON."""
     if isinstance(value, dict):
         return {name: _jsonable(item) for name, item in value.items()}
     return [_jsonable(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -17,13 +17,12 @@ from gpuback._core.parameters import permutation
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count, count_or_none
 from gpuback._network.mlp import MLP
-from gpuback._training.batches import Batches, Samples, held_out, split
+from gpuback._training.batches import Batches, Samples, hold_out, split
 from gpuback._training.checkpoint import Checkpoint
 from gpuback._training.history import Callback, History
-from gpuback._training.loss_scaling import LossScaling
 from gpuback._training.optimizers import Adam, Optimizer
 from gpuback._training.progress import progress_bar
-from gpuback._training.train_step import TrainStep
+from gpuback._training.train_step import LossScaling, TrainStep
 from gpuback.errors import DivergedError, OptionError
 from gpuback.schedules import Rate
 
@@ -50,7 +49,7 @@ def fit(
     resume: bool = False,
     progress: bool | None = None,
 ) -> History:
-    """Trains `net` in place by gradient descent over shuffled mini-batches.
+    """Train `net` in place by gradient descent over shuffled mini-batches.
 
     Args:
         net: the network.
@@ -96,7 +95,7 @@ def fit(
         schedule = schedules.checked(schedule)
     optimizer = Adam() if optimizer is None else optimizer
     samples = Samples.checked(net, x, y, sample_weight)
-    held = held_out(net, validation, len(samples.x))
+    held_out = hold_out(net, validation, len(samples.x))
     step = TrainStep(net, optimizer, clip_norm=clip_norm, micro_batch_size=micro_batch_size, loss_scaling=loss_scaling)
     history = History()
     best_theta = saved = None
@@ -105,7 +104,7 @@ def fit(
             "architecture": net.architecture.as_options(),
             **optimizer.options(),
             "data": samples.digest(net.ops),
-            "validation": held if isinstance(held, int) else held.digest(net.ops),
+            "validation": held_out if isinstance(held_out, int) else held_out.digest(net.ops),
             "batch_size": batch_size,
             "shuffle": bool(shuffle),
             "seed": seed,
@@ -117,11 +116,11 @@ def fit(
         saved = Checkpoint(checkpoint, identity)
     seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else seed
     if resume and saved is not None and os.path.exists(saved.path):
-        seed, best_theta = saved.restore(net, optimizer, history, patience, step.scale)
+        seed, best_theta = saved.restore(net, optimizer, history, patience, step._loss_scale)
     earlier_steps = optimizer.step_count - history.steps
-    held_samples = None if isinstance(held, int) else held
-    if isinstance(held, int) and held:
-        samples, held_samples = split(samples, held, seed)
+    validation_samples = None if isinstance(held_out, int) else held_out
+    if isinstance(held_out, int) and held_out:
+        samples, validation_samples = split(samples, held_out, seed)
     size = len(samples.x) if batch_size is None else min(batch_size, len(samples.x))
     batches = Batches(net, samples, size)
 
@@ -137,22 +136,22 @@ def fit(
             history.steps = optimizer.step_count - earlier_steps
             history.seconds += time.perf_counter() - started
 
-            if held_samples is not None:
-                if history.note_validation(_mean_loss(net, held_samples, step.micro_batch_size)):
+            if validation_samples is not None:
+                if history._add_validation_loss(_mean_loss(net, validation_samples, step.micro_batch_size)):
                     best_theta = net.theta.copy()
                 history.stopped_early = patience is not None and history.epochs_since_best >= patience
             stops = [callback(net, history) for callback in callbacks]
             history.stopped_early |= any(map(_says_stop, stops))
             if saved is not None:
                 last = history.stopped_early or history.epochs == epochs
-                saved.write(net, optimizer, history, seed, best_theta, step.scale, last=last)
+                saved.write(net, optimizer, history, seed, best_theta, step._loss_scale, last=last)
     if patience is not None and best_theta is not None:
         net.theta[...] = best_theta
     return history
 
 
 def _mean_loss(net: MLP, samples: Samples, size: int | None) -> float:
-    """The loss over the samples, so many at a time if they are to be few."""
+    """Compute the loss over the samples, `size` at a time; None: all at once."""
     rows = len(samples.x)
     size = rows if size is None else size
     parts = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
@@ -169,19 +168,19 @@ def _mean_loss(net: MLP, samples: Samples, size: int | None) -> float:
 
 
 def _says_stop(returned: object) -> bool:
-    """Whether a callback returned True, be it a comparison's of arrays, on whatever device."""
+    """Whether a callback returned True, Python's or an array's on any device, e.g. of a comparison."""
     is_flag = isinstance(returned, bool) or (
         getattr(returned, "dtype", None) == np.bool_ and getattr(returned, "ndim", None) == 0
     )
     return is_flag and bool(returned)
 
 
-LOOK_EVERY = 16
-"""Steps between two looks at whether training has diverged: on a GPU they run far ahead of what the host knows."""
+STEPS_PER_POLL = 16
+"""How often to ask whether training has diverged: on a GPU, steps run far ahead of the host."""
 
 
 def _set_rate(optimizer: Optimizer, schedule: Rate | None, first_step: int, made: int) -> None:
-    """Before a step: the learning rate that the schedule has for it, `made` steps after the epoch's first."""
+    """Set the schedule's learning rate for the step that comes `made` steps after the epoch's first."""
     if schedule is not None:
         optimizer.learning_rate = schedule(first_step + made)
 
@@ -193,25 +192,25 @@ def _train_epoch(
     set_rate: Callable[[int], None],
     advance: Callable[[float], None],
 ) -> float:
-    """A step on each batch; the mean loss over the samples, each at the θ its batch met."""
-    net, update = step.net, step.optimizer.update
+    """Make a step on each batch; return the mean loss over the samples, each at the θ before its batch's step."""
+    net, update = step.net, step.optimizer._update
     first_step, losses, counts = update.steps, list[Array | float](), list[int]()
     for batch in batches:
         set_rate(len(losses))
-        losses.append(step.run(batch.x, batch.y, batch.weight, stop_after_nonfinite=True))
+        losses.append(step._step(batch.x, batch.y, batch.weight, stop_after_nonfinite=True))
         counts.append(len(batch.x))
-        if len(losses) % LOOK_EVERY == 0 and step.scale is None and update.poll_diverged() is not None:
+        if len(losses) % STEPS_PER_POLL == 0 and step._loss_scale is None and update.poll_diverged() is not None:
             break
         advance(losses[-1])
     values = net.ops.to_floats(losses)
-    diverged_at = step.diverged_at if step.scale is None else None
+    diverged_at = step.diverged_at if step._loss_scale is None else None
     if diverged_at is not None:
         state = "the network holds the state after the last finite step"
         if not _theta_is_finite(net):
             state = "the update before it overflowed, and θ is what that left"
         what = "gradient" if math.isfinite(values[diverged_at - first_step]) else "loss"
         raise _diverged(f"the {what} was not finite at step {diverged_at}", state, diverged_at, epoch)
-    if step.scale is not None:
+    if step._loss_scale is not None:
         _require_scaled_steps(step, values, epoch)
     # An update that overflows shows in the next step's loss; after the last step of an epoch there is none.
     if not _theta_is_finite(net):
@@ -221,13 +220,13 @@ def _train_epoch(
 
 
 def _require_scaled_steps(step: TrainStep, losses: list[float], epoch: int) -> None:
-    """With a dynamic loss scale some gradients may overflow, but no loss, and not at whatever scale."""
+    """Raise DivergedError if a loss was not finite, or gradients were not even at the smallest loss scale."""
     steps, state = step.optimizer.step_count, "steps that were not finite made no update"
     for batch, loss in enumerate(losses):
         if not math.isfinite(loss):
             raise _diverged(f"the loss of the epoch's batch {batch} was not finite", state, steps, epoch)
-    assert step.scale is not None
-    scale, good_steps, _ = step.scale.state
+    assert step._loss_scale is not None
+    scale, good_steps, _ = step._loss_scale.state
     if scale <= SMALLEST_SCALE and not good_steps:
         raise _diverged(f"gradients were not finite at a loss scale of {scale:g}", state, steps, epoch)
 

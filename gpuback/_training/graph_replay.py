@@ -1,10 +1,10 @@
 """Steps of training as one launch: on a GPU, a small network's dozen of launches take longer than its kernels.
 
-A step that comes again with the same shapes is recorded (on CUDA, into a graph) and from then on repeated. A record
-holds addresses, not arrays: it counts only as long as the passes, the gradients and the update that it was made of.
-Batches that come in the same arrays every time are read there; others are copied to arrays of the record's own. The
-loss is copied from where the record leaves it. What else may change from step to step, θ, the optimizer's state and its
-hyper-parameters, is read from the device's memory.
+A step that comes a second time with the same shapes is captured (on CUDA, into a graph), and replayed from the third
+time on. A graph holds addresses, not arrays. So it is valid only as long as the passes, the gradients and the update
+that it was captured with. A batch that comes in the same arrays every time is read there; others are copied to arrays
+of the graph's own. The loss is copied from where the graph leaves it. Whatever else may change from step to step (θ,
+the optimizer's state, its hyper-parameters) is read from the device's memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from gpuback._backends.protocol import Ops, Recorder
+from gpuback._backends.protocol import GraphCapture, Ops
 from gpuback._core.gradients import Gradients
 from gpuback._core.typing import Array
 from gpuback._network.backprop import Backprop
@@ -23,22 +23,22 @@ Batch: TypeAlias = tuple[Array, Array, Array | None]
 """Samples, targets and weights, as the passes take them."""
 
 KEPT_GRAPHS = 8
-"""For how many kinds of batches (sizes, labels or rows of numbers, weights or none) a TrainStep keeps records."""
+"""For how many kinds of batches (sizes, labels or rows of numbers, weights or none) a TrainStep keeps graphs."""
 
 LARGEST_INPUTS = 1 << 24
-"""Bytes of a batch beyond which nothing is recorded: its kernels take longer than launching them, and copies of it
-would take room and time."""
+"""Bytes of a batch beyond which nothing is captured: its kernels take longer than launching them, and copies of it
+would take memory and time."""
 
 
-class _Record(NamedTuple):
-    """A kind of batch that was seen, and what repeats its step, if it was seen twice.
+class CapturedStep(NamedTuple):
+    """A step that was made once, and the graph that replays it if it was made twice.
 
     Attributes:
-        passes, update: what it is made of, or was seen with.
+        passes, update: what it was made with.
         given: the arrays in which the batch came.
-        own: those that it is copied to; None if it is read where it comes.
+        own: the arrays that a batch is copied to; None if it is read where it comes.
         loss: where the step leaves the loss.
-        replay: launches it.
+        replay: launches the graph.
     """
 
     passes: weakref.ref[Backprop]
@@ -49,26 +49,26 @@ class _Record(NamedTuple):
     replay: Callable[[], None] | None = None
 
     def is_of(self, passes: Backprop, optimizer: Optimizer) -> bool:
-        return self.passes() is passes and self.update is optimizer.update
+        return self.passes() is passes and self.update is optimizer._update
 
     def reads(self, batch: Batch) -> bool:
         """Whether the batch has come in the arrays in which it came before."""
-        return all(held is None or held() is array for held, array in zip(self.given, batch, strict=True))
+        return all(before is None or before() is array for before, array in zip(self.given, batch, strict=True))
 
 
 class StepGraphs:
-    """The records of one TrainStep.
+    """The captured steps of one TrainStep.
 
     Attributes:
-        refused: why nothing more is recorded, in words, after it has failed once; None so far.
+        failure: why nothing more is captured, in words, after capturing has failed once; None so far.
     """
 
-    def __init__(self, ops: Ops, recorder: Recorder, gradients: Gradients) -> None:
-        self._ops, self._recorder, self._gradients = ops, recorder, gradients
-        self._records: dict[tuple[int, int, bool], _Record] = {}
-        self.refused: str | None = None
+    def __init__(self, ops: Ops, capture: GraphCapture, gradients: Gradients) -> None:
+        self._ops, self._capture, self._gradients = ops, capture, gradients
+        self._steps: dict[tuple[int, int, bool], CapturedStep] = {}
+        self.failure: str | None = None
 
-    def replayed(
+    def try_replay(
         self,
         passes: Backprop,
         batch: Batch,
@@ -77,51 +77,51 @@ class StepGraphs:
         *,
         stop_after_nonfinite: bool,
     ) -> Array | None:
-        """The loss, after a step that is repeated from a record; None if there is none, and nothing was done."""
-        record = self._records.get(_kind(batch))
-        if record is None or record.replay is None or not record.is_of(passes, optimizer):
+        """Make the step by its graph and return the loss; do nothing and return None if there is no graph for it."""
+        step = self._steps.get(_kind(batch))
+        if step is None or step.replay is None or not step.is_of(passes, optimizer):
             return None
-        if record.own is None and not record.reads(batch):
+        if step.own is None and not step.reads(batch):
             return None
-        recorder = self._recorder
-        if recorder.capturing():  # a graph of the user's, in which this record's own memory has no place
+        capture = self._capture
+        if capture.capturing():  # into a graph of the user's, in which this one's own memory has no place
             return None
-        if record.own is not None:
-            for source, target in zip(batch, record.own, strict=True):
+        if step.own is not None:
+            for source, target in zip(batch, step.own, strict=True):
                 if source is not None:
-                    recorder.copy(source, target)
-        optimizer.guarded_step(
+                    capture.copy(source, target)
+        optimizer._step_if_finite(
             self._gradients.theta,
-            record.loss,
+            step.loss,
             clip_norm,
             stop_after_nonfinite=stop_after_nonfinite,
-            launches=record.replay,
+            launches=step.replay,
         )
-        loss = self._ops.empty((), record.loss.dtype)
-        recorder.copy(record.loss, loss)
+        loss = self._ops.empty((), step.loss.dtype)
+        capture.copy(step.loss, loss)
         return loss
 
-    def consider(self, passes: Backprop, batch: Batch, optimizer: Optimizer) -> None:
-        """Takes note of a step that was made; records it if it was the second of its kind."""
-        if self.refused is not None or self._recorder.capturing():
+    def maybe_capture(self, passes: Backprop, batch: Batch, optimizer: Optimizer) -> None:
+        """Remember a step that was made; capture it if it was the second of its kind."""
+        if self.failure is not None or self._capture.capturing():
             return
         if sum(array.nbytes for array in batch if array is not None) > LARGEST_INPUTS:
             return
         kind = _kind(batch)
-        record = self._records.pop(kind, None)
-        if record is None or not record.is_of(passes, optimizer):
-            record = _Record(weakref.ref(passes), optimizer.update, tuple(map(_held, batch)))
+        step = self._steps.pop(kind, None)
+        if step is None or not step.is_of(passes, optimizer):
+            step = CapturedStep(weakref.ref(passes), optimizer._update, tuple(map(_weak, batch)))
         else:
             try:
-                record = self._recorded(record, passes, batch)
+                step = self._captured(step, passes, batch)
             except Exception as error:  # whatever it is, steps go on as they did before
-                self.refused = f"{type(error).__name__}: {error}"
+                self.failure = f"{type(error).__name__}: {error}"
                 return
-        self._records[kind] = record
-        if len(self._records) > KEPT_GRAPHS:
-            self._records.pop(next(iter(self._records)))
+        self._steps[kind] = step
+        if len(self._steps) > KEPT_GRAPHS:
+            self._steps.pop(next(iter(self._steps)))
 
-    def _recorded(self, seen: _Record, passes: Backprop, batch: Batch) -> _Record:
+    def _captured(self, seen: CapturedStep, passes: Backprop, batch: Batch) -> CapturedStep:
         ops, gradients, update = self._ops, self._gradients, seen.update
         own = None
         if not seen.reads(batch):
@@ -134,7 +134,7 @@ class StepGraphs:
             passes.value_and_grad(*inputs, gradients, loss=loss)
             update.launch(gradients.theta, loss)
 
-        return seen._replace(own=own, loss=loss, replay=self._recorder.record(work))
+        return seen._replace(own=own, loss=loss, replay=self._capture.record(work))
 
 
 def _kind(batch: Batch) -> tuple[int, int, bool]:
@@ -142,5 +142,5 @@ def _kind(batch: Batch) -> tuple[int, int, bool]:
     return len(x), y.ndim, weight is None
 
 
-def _held(array: Array | None) -> weakref.ref[Any] | None:
+def _weak(array: Array | None) -> weakref.ref[Any] | None:
     return None if array is None else weakref.ref(array)

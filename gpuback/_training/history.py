@@ -1,4 +1,4 @@
-"""What a run of `fit` has seen, epoch by epoch, and what its callbacks are."""
+"""The history of a run of `fit`, epoch by epoch, and the type of its callbacks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gpuback._network.mlp import MLP
 
 @dataclass
 class History:
-    """What `fit` saw, epoch by epoch.
+    """The losses and learning rates of a run of `fit`, epoch by epoch.
 
     Attributes:
-        loss: each epoch's training loss: the mean over its samples, each at the θ its batch met.
+        loss: each epoch's training loss: the mean over its samples, each at the θ before its batch's step.
         validation_loss: the loss on the validation data after each epoch; empty without any.
-        learning_rate: that of each epoch's last step.
+        learning_rate: the learning rate of each epoch's last step.
         best_epoch: the epoch (from 0) with the lowest validation loss; None without validation.
         stopped_early: patience ran out, or a callback said stop.
         steps: updates made in all.
@@ -41,8 +41,8 @@ class History:
         """How many epochs the validation loss has not improved."""
         return 0 if self.best_epoch is None else self.epochs - 1 - self.best_epoch
 
-    def note_validation(self, loss: float) -> bool:
-        """Appends an epoch's validation loss; whether it is the lowest so far, than which NaN never is."""
+    def _add_validation_loss(self, loss: float) -> bool:
+        """Append an epoch's validation loss; return whether it is the lowest so far, which NaN never is."""
         self.validation_loss.append(loss)
         if self.best_epoch is not None:
             best = self.validation_loss[self.best_epoch]

@@ -12,31 +12,26 @@ from typing import Any, Protocol
 from gpuback._backends.protocol import Ops, Update
 from gpuback._core.typing import Array
 from gpuback._core.validation import in_range, positive
+from gpuback._network.mlp import MLP
 from gpuback.errors import OptionError, ShapeError
 
 
-class Network(Protocol):
-    """What an optimizer sees of a network."""
-
-    @property
-    def theta(self) -> Array: ...
-    @property
-    def ops(self) -> Ops: ...
-
-
 class HasTheta(Protocol):
-    """What an optimizer sees of gradients."""
+    """Gradients, as far as an optimizer reads them."""
 
     @property
     def theta(self) -> Array: ...
 
 
 class Optimizer(ABC):
-    """What the optimizers share. An optimizer belongs to the first network that it steps.
+    """The base of all optimizers. An optimizer belongs to the first network that it steps.
 
     Attributes:
         state: its arrays by name, each (n_parameters,), in θ's dtype; empty before the first step.
     """
+
+    _update: Update
+    """The backend's update of θ and state, once `_bind` or `_restore` has made it."""
 
     _state_names: tuple[str, ...] = ()
     reproducible = False
@@ -47,8 +42,7 @@ class Optimizer(ABC):
         self._first_learning_rate = self.learning_rate
         self.weight_decay = in_range("weight_decay", weight_decay, 0.0)
         self.state: dict[str, Array] = {}
-        self._net: Network | None = None
-        self._update: Update | None = None
+        self._net: MLP | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -61,15 +55,15 @@ class Optimizer(ABC):
 
     @property
     def step_count(self) -> int:
-        """How many steps it has made."""
-        return 0 if self._update is None else self._update.steps
+        """How many updates it has made."""
+        return 0 if self._net is None else self._update.steps
 
-    def step(self, net: Network, gradients: HasTheta) -> None:
-        """One update of `net.theta`, in place.
+    def step(self, net: MLP, gradients: HasTheta) -> None:
+        """Update `net.theta` in place, once.
 
         Args:
-            net: the network, an `MLP`.
-            gradients: what its `value_and_grad` returned, or anything with a `.theta` of θ's shape and dtype.
+            net: the network.
+            gradients: as its `value_and_grad` returned them, or anything with a `.theta` of θ's shape and dtype.
 
         Raises:
             OptionError: the optimizer belongs to another network.
@@ -80,43 +74,36 @@ class Optimizer(ABC):
                 f"gradients: expected shape {net.theta.shape} of {net.theta.dtype}, "
                 f"got {gradients.theta.shape} of {gradients.theta.dtype}"
             )
-        self.bind(net)
+        self._bind(net)
         gradient = gradients.theta
-        with net.ops.scope(self.update.on_invalid):
-            self.update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
+        with net.ops.scope(self._update.on_invalid):
+            self._update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
 
-    def guarded_step(
+    def _step_if_finite(
         self,
         gradient: Array,
         loss: Array | float,
         clip_norm: float | None,
         *,
         stop_after_nonfinite: bool,
-        **recorded: Any,
+        **options: Any,
     ) -> None:
-        """`step` of its network, unless the loss or the gradient is not finite; see `ops.Update`, for the scope too.
+        """Update the network unless the loss or the gradient is not finite; see the protocol `Update`.
 
-        `recorded`: the launches that make the update, where they are part of others.
+        options: on a GPU, `launches=` a function that makes the update's launches, and others with them.
         """
-        assert self._update is not None
         clip_norm = None if clip_norm is None else float(clip_norm)
         self._update(
             gradient,
             loss=loss,
             clip_norm=clip_norm,
             stop_after_nonfinite=stop_after_nonfinite,
-            **recorded,
+            **options,
             **self._update_options(),
         )
 
-    @property
-    def update(self) -> Update:
-        """The backend's update, once the optimizer belongs to a network."""
-        assert self._update is not None
-        return self._update
-
-    def bind(self, net: Network) -> None:
-        """Makes the optimizer this network's: its state starts at zero."""
+    def _bind(self, net: MLP) -> None:
+        """Make the optimizer this network's; its state starts at zero."""
         if self._net is net:
             return
         if self._net is not None:
@@ -128,43 +115,45 @@ class Optimizer(ABC):
                 f"optimizer {type(self).__name__} has no reproducible form; "
                 f"with reproducible=True expected one of {', '.join(kind.__name__ for kind in OPTIMIZERS.values())}"
             )
-        self._net = net
         for name in self._state_names:
             self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
             self.state[name].fill(0)
         self._update = self._bind_update(net.ops, net.theta, 0)
+        self._net = net
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle, together with the network: not the update, which is bound to this θ."""
+        """Leave out the update, which is bound to this θ, for copy and pickle together with the network."""
         return {**self.__dict__, "_update": self.step_count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._update = self._bind_update(self._net.ops, self._net.theta, state["_update"]) if self._net else None
+        step_count = self.__dict__.pop("_update")
+        if self._net is not None:
+            self._update = self._bind_update(self._net.ops, self._net.theta, step_count)
 
-    def restore(self, net: Network, state: Mapping[str, Any], step_count: int) -> None:
-        """Takes up the state of an optimizer of the same kind after `step_count` steps."""
-        self.bind(net)
+    def _restore(self, net: MLP, state: Mapping[str, Any], step_count: int) -> None:
+        """Go on from the state of an optimizer of the same kind after `step_count` steps."""
+        self._bind(net)
         for name in self._state_names:
             self.state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
         self._update = self._bind_update(net.ops, net.theta, step_count)
 
     def options(self) -> dict[str, Any]:
-        """Kind and hyper-parameters, as JSON can hold them; the learning rate as it was given, before any schedule."""
+        """Return kind and hyper-parameters as JSON can hold them, with the learning rate before any schedule."""
         given = self._hyper_parameters() | {"learning_rate": self._first_learning_rate}
         return {"optimizer": type(self).__name__, **given}
 
     def _hyper_parameters(self) -> dict[str, Any]:
-        """As they are now, in Python's numbers: NumPy's may have a precision of their own."""
+        """Return them as they are now, as Python's numbers: NumPy's may have a precision of their own."""
         return {"learning_rate": self._learning_rate, "weight_decay": float(self.weight_decay)}
 
     def _update_options(self) -> dict[str, Any]:
-        """What the update takes: the hyper-parameters as they are now, and which of its variants it is."""
+        """Return the update's keyword arguments: hyper-parameters as they are now, and its variant."""
         return self._hyper_parameters()
 
     @abstractmethod
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
-        """The backend's update, bound to θ and to the state."""
+        """Make the backend's update, bound to θ and to the state."""
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
@@ -209,8 +198,7 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam: steps by the gradient's running mean over the root of its running mean square, both corrected for starting
-    at 0.
+    """Adam: a step is the gradient's running mean over the root of its running mean square, both corrected for bias.
 
     m ← β₁m + (1 − β₁)g, v ← β₂v + (1 − β₂)g², θ ← θ − η (m/(1 − β₁ᵗ)) / (√(v/(1 − β₂ᵗ)) + ε), with g = ∇θ + λ θ.
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from gpuback.errors import missing_extra
 
-SECONDS_BETWEEN_LOOKS = 0.1
-"""How often the loss that is shown is brought up to date."""
+SECONDS_BETWEEN_LOSSES = 0.1
+"""How often the displayed loss is updated."""
 
 
 @contextlib.contextmanager
 def progress_bar(wanted: bool | None, total: int, done: int) -> Iterator[Callable[[Any], None]]:
-    """Yields a function to call with the loss after each step.
+    """Yield a function to call with the loss after each step.
 
     Args:
         wanted: True, False, or None for "on a terminal where rich is installed".
@@ -46,14 +46,14 @@ def progress_bar(wanted: bool | None, total: int, done: int) -> Iterator[Callabl
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=total, completed=done, loss="")
 
-        next_look = 0.0
+        next_loss = 0.0
 
         def advance(loss: Any) -> None:
-            nonlocal next_look
+            nonlocal next_loss
             bar.update(task, advance=1)
-            if time.monotonic() >= next_look:  # a loss on a GPU has to be waited for
+            if time.monotonic() >= next_loss:  # reading a loss waits for the GPU
                 bar.update(task, loss=f"loss {float(loss):.4g}")
-                next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+                next_loss = time.monotonic() + SECONDS_BETWEEN_LOSSES
 
         yield advance
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._core.typing import Array
+from gpuback._network.backprop import empty_gradients
 from gpuback._network.mlp import MLP
 from gpuback._training.batches import Batches, Samples
 from gpuback._training.optimizers import SGD, Adam
@@ -47,8 +48,8 @@ class Descent:
             self._optimizer = Adam(rate, (float(p["beta_1"]), float(p["beta_2"])), float(p["epsilon"]))
         else:
             self._optimizer = SGD(rate, momentum, nesterov=bool(p["nesterovs_momentum"]) and momentum > 0)
-        self._optimizer.bind(net)
-        self._gradients = net.empty_gradients()
+        self._optimizer._bind(net)
+        self._gradients = empty_gradients(net.architecture, net.ops)
 
     def portable(self) -> dict[str, Any]:
         """All there is to say about it, in host arrays; see `restored`."""
@@ -65,7 +66,7 @@ class Descent:
         descent = cls(net, portable["parameters"])
         descent.steps = portable["steps"]
         descent._optimizer.learning_rate = portable["learning_rate"]
-        descent._optimizer.restore(net, portable["state"], descent.steps)
+        descent._optimizer._restore(net, portable["state"], descent.steps)
         return descent
 
     def epoch(self, batches: TrainingSet, order: NDArray[np.intp] | None, alpha: float) -> float:
@@ -77,9 +78,9 @@ class Descent:
             for batch, weight_sum in batches.each(order):
                 if alpha:
                     penalties.append(self._penalty(alpha / weight_sum))
-                passes = net.acquire(len(batch.x))
+                passes = net._acquire(len(batch.x))
                 losses.append(passes.value_and_grad(batch.x, batch.y, batch.weight, gradients, accumulate=alpha > 0))
-                net.release(passes)
+                net._release(passes)
                 self._step()
                 counts.append(len(batch.x))
             values = np.array(net.ops.to_floats(losses)) / outputs

@@ -19,8 +19,9 @@ import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep, fit
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.registry import Backend, BackendStatus
+from gpuback._network.inputs import as_batch
 from gpuback._network.pool import KEPT_BUFFERS
-from gpuback._training import graph_replay as step_graphs
+from gpuback._training import graph_replay
 from gpuback.errors import BackendError, DivergedError
 from gpuback.testing import random_batch
 
@@ -46,7 +47,7 @@ NETWORKS = {
 class EagerOps(CudaOps):
     """Launch by launch."""
 
-    recorder = None  # type: ignore[assignment]
+    graph_capture = None  # type: ignore[assignment]
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ class Twins:
         self.steps = [TrainStep(net, make_optimizer(), clip_norm=clip_norm) for net in nets]
 
     @property
-    def graphs(self) -> step_graphs.StepGraphs:
+    def graphs(self) -> graph_replay.StepGraphs:
         assert self.steps[1]._graphs is None
         graphs = self.steps[0]._graphs
         assert graphs is not None
@@ -98,8 +99,8 @@ class Twins:
         assert first == second
         assert len({step.optimizer.step_count for step in self.steps}) == 1
         assert len({step.diverged_at for step in self.steps}) == 1
-        assert len({step.optimizer.update.poll_diverged() for step in self.steps}) == 1
-        assert self.graphs.refused is None
+        assert len({step.optimizer._update.poll_diverged() for step in self.steps}) == 1
+        assert self.graphs.failure is None
 
 
 CASES = [
@@ -194,7 +195,7 @@ def test_what_changes_between_steps_takes_effect(
         for each in (twins, unchanged):
             each.step(*twins.batch(11, turn))
     twins.assert_equal()
-    assert launcher.replays == 2 * 4 and len(twins.graphs._records) == 1
+    assert launcher.replays == 2 * 4 and len(twins.graphs._steps) == 1
     same = twins.steps[0].net.theta.tobytes() == unchanged.steps[0].net.theta.tobytes()
     assert same == (optimizer == "Nesterov" and change is set_betas)  # SGD has none
 
@@ -210,7 +211,7 @@ def test_batches_of_several_kinds_in_turn(launcher: EmulatorLauncher) -> None:
         twins.step(x, y, rng.uniform(0.5, 2, len(y)))
     twins.assert_equal()
     assert launcher.replays == 3 * (8 - 2 + 4 - 2)
-    assert len(twins.graphs._records) == 6
+    assert len(twins.graphs._steps) == 6
 
 
 def test_two_runs_of_one_network_in_turn(launcher: EmulatorLauncher) -> None:
@@ -237,14 +238,17 @@ def test_steps_that_are_not_finite_are_not_made(
         if turn == bad_turn:
             x[3, 1] = np.nan
         losses = [
-            step.run(*step.net.checked(x, y, None), stop_after_nonfinite=stop_after_nonfinite) for step in twins.steps
+            step._step(
+                *as_batch(x, y, None, step.net.architecture, step.net.ops), stop_after_nonfinite=stop_after_nonfinite
+            )
+            for step in twins.steps
         ]
         assert losses[0].tobytes() == losses[1].tobytes()
         assert math.isnan(losses[0]) == (turn == bad_turn)
     twins.assert_equal()
     assert launcher.replays == 5
     optimizer = twins.steps[0].optimizer
-    assert twins.steps[0].diverged_at == optimizer.update.poll_diverged() == bad_turn
+    assert twins.steps[0].diverged_at == optimizer._update.poll_diverged() == bad_turn
     assert optimizer.step_count == (bad_turn if stop_after_nonfinite else 6)
     assert np.isfinite(twins.steps[0].net.theta).all()
 
@@ -279,7 +283,7 @@ def test_a_restored_optimizer_is_not_the_recorded_one(launcher: EmulatorLauncher
         if turn == 4:
             for step in twins.steps:
                 state = {name: 0.01 * np.arange(len(array)) for name, array in step.optimizer.state.items()}
-                step.optimizer.restore(step.net, state, 7)
+                step.optimizer._restore(step.net, state, 7)
         twins.step(*twins.batch(11, turn))
     twins.assert_equal()
     assert twins.steps[0].optimizer.step_count == 7 + 5
@@ -293,9 +297,9 @@ def test_a_batch_that_comes_in_the_same_arrays_is_read_there(launcher: EmulatorL
     batches = [same, same, same, same, *others, same, same]
     for turn, batch in enumerate(batches):
         same[0][...] = twins.batch(11, turn)[0]
-        losses = [step.run(*batch) for step in twins.steps]
+        losses = [step._step(*batch) for step in twins.steps]
         assert losses[0].tobytes() == losses[1].tobytes()
-        (record,) = twins.graphs._records.values()
+        (record,) = twins.graphs._steps.values()
         assert (record.own is None) == (turn < 4)
         assert launcher.replays == (0, 0, 1, 2, 2, 3, 4, 5, 6, 7)[turn]
     twins.assert_equal()
@@ -308,7 +312,7 @@ def test_no_array_of_a_batch_is_taken_for_another(changed: int, launcher: Emulat
     for turn in range(6):
         if turn > 2:
             batch[changed] = batch[changed][::-1].copy()
-        losses = [step.run(*batch) for step in twins.steps]
+        losses = [step._step(*batch) for step in twins.steps]
         assert losses[0].tobytes() == losses[1].tobytes()
     twins.assert_equal()
     assert launcher.replays == 1 + 2
@@ -325,22 +329,22 @@ def test_one_of_each_kind_and_large_ones_are_not_recorded(
     for rows in (1, 2, 10, 10, 10, 11, 11, 11):
         twins.step(*twins.batch(rows))
     twins.assert_equal()
-    assert launcher.replays == 1 and len(twins.graphs._records) == 3
+    assert launcher.replays == 1 and len(twins.graphs._steps) == 3
 
 
 def test_records_are_limited_in_number_and_go_with_the_passes(launcher: EmulatorLauncher) -> None:
     twins = Twins(OPTIMIZERS["SGD"])
-    for rows in range(1, step_graphs.KEPT_GRAPHS + 4):
+    for rows in range(1, graph_replay.KEPT_GRAPHS + 4):
         twins.step(*twins.batch(rows))
         twins.step(*twins.batch(rows))
-    assert len(twins.graphs._records) == step_graphs.KEPT_GRAPHS
+    assert len(twins.graphs._steps) == graph_replay.KEPT_GRAPHS
     gc.collect()
-    alive = [record for record in twins.graphs._records.values() if record.passes() is not None]
+    alive = [record for record in twins.graphs._steps.values() if record.passes() is not None]
     assert len(alive) == KEPT_BUFFERS
     for _ in range(3):
         twins.step(*twins.batch(4))  # of passes that are made anew
     assert launcher.replays == 1
-    for rows in range(step_graphs.KEPT_GRAPHS + 1, step_graphs.KEPT_GRAPHS + 4):
+    for rows in range(graph_replay.KEPT_GRAPHS + 1, graph_replay.KEPT_GRAPHS + 4):
         twins.step(*twins.batch(rows))
     assert launcher.replays == 1 + 3
     twins.assert_equal()
@@ -349,7 +353,7 @@ def test_records_are_limited_in_number_and_go_with_the_passes(launcher: Emulator
 @pytest.mark.parametrize("backend", ["numpy", "eager"])
 def test_other_backends_go_on_as_ever(backend: str, launcher: EmulatorLauncher) -> None:
     step = TrainStep(MLP((7, 12, 5), backend=backend, seed=0), SGD(0.1))
-    assert step.net.ops.recorder is None and step._graphs is None
+    assert step.net.ops.graph_capture is None and step._graphs is None
 
 
 def test_a_graph_of_the_users_own_contains_plain_launches(launcher: EmulatorLauncher) -> None:
@@ -358,19 +362,19 @@ def test_a_graph_of_the_users_own_contains_plain_launches(launcher: EmulatorLaun
     launcher_ops.xp = np  # a graph of the user's may allocate
     twins = Twins(OPTIMIZERS["Adam"], 0.5)
     x, y = twins.batch(11)
-    batch = twins.steps[0].net.checked(x, y, None)
+    batch = as_batch(x, y, None, twins.steps[0].net.architecture, twins.steps[0].net.ops)
     losses: list[Any] = []
     for recorded_before in (False, True):
         losses.clear()
-        graph = launcher.record(lambda: losses.append(twins.steps[0].run(*batch)))
+        graph = launcher.record(lambda: losses.append(twins.steps[0]._step(*batch)))
         before, replays = twins.steps[0].net.theta.tobytes(), launcher.replays
         for turn in range(2):
             batch[0][...] = twins.batch(11, turn)[0]  # the graph reads the user's own array
             graph()
-            assert losses[0].tobytes() == twins.steps[1].run(*batch).tobytes()
+            assert losses[0].tobytes() == twins.steps[1]._step(*batch).tobytes()
         assert launcher.replays == replays + 2 and twins.steps[0].net.theta.tobytes() != before
         twins.assert_equal()
-        assert bool(twins.graphs._records) == recorded_before
+        assert bool(twins.graphs._steps) == recorded_before
         for turn in range(4):
             twins.step(*twins.batch(11, turn))
         twins.assert_equal()
@@ -392,7 +396,7 @@ def test_where_recording_fails_steps_go_on_and_the_reason_is_kept(
     for turn in range(5):
         twins.step(*twins.batch(11, turn))
         twins.step(*twins.batch(12, turn))
-    reason, twins.graphs.refused = twins.graphs.refused, None
+    reason, twins.graphs.failure = twins.graphs.failure, None
     assert reason == f"{type(error).__name__}: {error}"
     twins.assert_equal()
     assert len(asked) == 1 and launcher.replays == 0
@@ -401,7 +405,7 @@ def test_where_recording_fails_steps_go_on_and_the_reason_is_kept(
 def test_an_interruption_while_recording_is_passed_on(launcher: EmulatorLauncher) -> None:
     twins = Twins(OPTIMIZERS["Adam"])
     twins.step(*twins.batch(11))
-    update = twins.steps[0].optimizer.update
+    update = twins.steps[0].optimizer._update
     launch, update.launch = update.launch, None
     calls: list[None] = []
 
@@ -443,8 +447,8 @@ def test_allocations_and_copies_would_be_noticed(
     twins = Twins(OPTIMIZERS["SGD"])
     for turn in range(4):
         twins.step(*twins.batch(11, turn))
-    assert twins.graphs.refused == f"EmulationError: {what} while launches are recorded"
-    assert launcher.replays == 0 and launcher.failed_records == [twins.graphs.refused]
+    assert twins.graphs.failure == f"EmulationError: {what} while launches are recorded"
+    assert launcher.replays == 0 and launcher.failed_records == [twins.graphs.failure]
 
 
 def test_a_loss_that_is_allocated_while_recording_would_be_noticed(

@@ -11,6 +11,7 @@ from support.layer_calls import DTYPES
 from support.requirements import require_gpu
 
 from gpuback import SGD, Adam, TrainStep, fit
+from gpuback._network.inputs import as_batch
 from gpuback._training.graph_replay import StepGraphs
 from gpuback.testing import random_batch
 
@@ -43,8 +44,8 @@ def assert_equal(steps: list[TrainStep], graphs: int) -> None:
     )
     assert first == second
     assert len({(step.optimizer.step_count, step.diverged_at) for step in steps}) == 1
-    assert steps[0]._graphs is not None and steps[0]._graphs.refused is None
-    assert sum(record.replay is not None for record in steps[0]._graphs._records.values()) == graphs
+    assert steps[0]._graphs is not None and steps[0]._graphs.failure is None
+    assert sum(record.replay is not None for record in steps[0]._graphs._steps.values()) == graphs
 
 
 @each_dtype
@@ -114,7 +115,9 @@ def test_steps_that_are_not_finite_are_not_made(stop_after_nonfinite: bool) -> N
         if turn == 5:
             x[3, 1] = np.nan
         for step in steps:
-            step.run(*step.net.checked(x, y, None), stop_after_nonfinite=stop_after_nonfinite)
+            step._step(
+                *as_batch(x, y, None, step.net.architecture, step.net.ops), stop_after_nonfinite=stop_after_nonfinite
+            )
     assert_equal(steps, graphs=1)
     assert steps[0].diverged_at == 5 and steps[0].optimizer.step_count == (5 if stop_after_nonfinite else 7)
     assert np.isfinite(steps[0].net.theta.get()).all()
@@ -124,33 +127,33 @@ def test_steps_that_are_not_finite_are_not_made(stop_after_nonfinite: bool) -> N
 def test_within_a_graph_of_the_users_own(repeated_before: bool, cupy: Any) -> None:
     steps = pair("Adam", clip_norm=0.5)
     x, y = random_batch(steps[0].net, 100)
-    batch = steps[0].net.checked(x, y, None)
+    batch = as_batch(x, y, None, steps[0].net.architecture, steps[0].net.ops)
     for _ in range(4 if repeated_before else 1):  # compiles and lays out what a capture cannot
         for step in steps:
-            step.run(*batch)
+            step._step(*batch)
     cupy.cuda.runtime.deviceSynchronize()
     with cupy.cuda.Stream(non_blocking=True) as stream:
         stream.begin_capture()
-        loss = steps[0].run(*batch)
+        loss = steps[0]._step(*batch)
         graph = stream.end_capture()
         for _ in range(5):
             graph.launch(stream)
         stream.synchronize()
-    assert [float(steps[1].run(*batch)) for _ in range(5)][-1] == float(loss)
+    assert [float(steps[1]._step(*batch)) for _ in range(5)][-1] == float(loss)
     assert_equal(steps, graphs=int(repeated_before))
     for _ in range(4):
-        assert float(steps[0].run(*batch)) == float(steps[1].run(*batch))
+        assert float(steps[0]._step(*batch)) == float(steps[1]._step(*batch))
     assert_equal(steps, graphs=1)
 
 
 def test_a_capture_that_fails_leaves_everything_usable(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = pair("SGD")
-    update: Any = steps[0].optimizer.update
+    update: Any = steps[0].optimizer._update
     launch = update.launch
 
     def waits(*arguments: Any) -> None:
         launch(*arguments)
-        if steps[0].net.ops.recorder.capturing():
+        if steps[0].net.ops.graph_capture.capturing():
             cupy.cuda.get_current_stream().synchronize()  # is forbidden, and ends a capture
 
     monkeypatch.setattr(update, "launch", waits)
@@ -159,7 +162,7 @@ def test_a_capture_that_fails_leaves_everything_usable(cupy: Any, monkeypatch: p
         assert float(steps[0](*batch)) == float(steps[1](*batch))
     graphs = steps[0]._graphs
     assert graphs is not None
-    reason, graphs.refused = graphs.refused, None
+    reason, graphs.failure = graphs.failure, None
     assert reason is not None and "could not record a CUDA graph" in reason
     assert_equal(steps, graphs=0)
 
@@ -185,7 +188,7 @@ def test_fit_reads_batches_where_it_gathers_them(monkeypatch: pytest.MonkeyPatch
     nets = [twins((20, 150, 5), "float32")[1] for _ in range(2)]
     x, y = random_batch(nets[0], 500)
     histories = [fit(nets[0], x, y, optimizer=Adam(0.01), epochs=4, batch_size=64, seed=0)]
-    monkeypatch.setattr(StepGraphs, "consider", lambda *_: None)
+    monkeypatch.setattr(StepGraphs, "maybe_capture", lambda *_: None)
     histories.append(fit(nets[1], x, y, optimizer=Adam(0.01), epochs=4, batch_size=64, seed=0))
     assert histories[0].loss == histories[1].loss
     assert nets[0].theta.get().tobytes() == nets[1].theta.get().tobytes()

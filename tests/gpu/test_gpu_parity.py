@@ -26,6 +26,8 @@ from gpuback._backends.registry import ops_for
 from gpuback._core.activations import ACTIVATIONS as TABLE
 from gpuback._core.losses import LOSSES
 from gpuback._core.precision import Precision
+from gpuback._network.backprop import empty_gradients
+from gpuback._network.inputs import as_batch
 from gpuback._training import checkpoint
 from gpuback.errors import DeviceError, DivergedError, LabelError
 from gpuback.testing import random_batch, tolerance
@@ -347,9 +349,9 @@ def test_optimizers(optimizer: str, dtype: str, cupy: Any) -> None:
     optimizers = [OPTIMIZERS[optimizer]() for _ in nets]
     rng = np.random.default_rng(6)
     for _ in range(20):
-        gradients = nets[0].empty_gradients()
+        gradients = empty_gradients(nets[0].architecture, nets[0].ops)
         gradients.theta[:] = rng.standard_normal(nets[0].n_parameters) * 10.0 ** rng.integers(-6, 2)
-        moved = nets[1].empty_gradients()
+        moved = empty_gradients(nets[1].architecture, nets[1].ops)
         moved.theta[...] = cupy.asarray(gradients.theta)
         optimizers[0].step(nets[0], gradients)
         optimizers[1].step(nets[1], moved)
@@ -405,12 +407,12 @@ def test_a_halted_run_stays_where_it_was() -> None:
     _, net = twins((4, 8, 3), "float32")
     x, y = random_batch(net, 30)
     step = TrainStep(net, SGD(0.1))
-    good = net.checked(x, y, None)
-    bad = net.checked(x * np.nan, y, None)
-    step.run(*good, stop_after_nonfinite=True)
+    good = as_batch(x, y, None, net.architecture, net.ops)
+    bad = as_batch(x * np.nan, y, None, net.architecture, net.ops)
+    step._step(*good, stop_after_nonfinite=True)
     kept = net.theta.get().tobytes()
     for batch in (bad, good, good):
-        step.run(*batch, stop_after_nonfinite=True)
+        step._step(*batch, stop_after_nonfinite=True)
     assert net.theta.get().tobytes() == kept
     assert step.diverged_at == 1 and step.optimizer.step_count == 1
 

@@ -54,7 +54,7 @@ def test_the_scale_is_settled_as_numpy_does() -> None:
         net = network(backend, dtype="float16")
         step = TrainStep(net, Adam(0.01), loss_scaling=LossScaling(2.0**20, growth_interval=2))
         moved(net, step, (33,) * 12)
-        states.append(step.scale.state)
+        states.append(step._loss_scale.state)
     assert states[0] == states[1]
     assert states[0][2] > 0
 

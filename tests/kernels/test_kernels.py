@@ -366,7 +366,7 @@ def train(
         scale = ops.bind_loss_scale(4.0, 1, net.n_parameters, net.theta.dtype)
         assert float(scale.unscale(gradients.theta, loss)) == float(loss) / 4
         assert (scale.scale_weights(None, len(x)) == 4).all()
-        scale.update(optimizer.update)
+        scale.update(optimizer._update)
         each = net.per_sample_grad(x, y)
         np.testing.assert_allclose(net.gradient_norms(x, y), np.linalg.norm(each.theta, axis=1), rtol=1e-5)
         net.value_and_clipped_grad(x, y, 0.5)

@@ -17,6 +17,7 @@ from support.requirements import require_emulator
 
 from gpuback import SGD, Adam, TrainStep
 from gpuback._backends.cuda.network_plans import SumsPlan, whole
+from gpuback._network.inputs import as_batch
 
 require_emulator()
 pytestmark = pytest.mark.thorough
@@ -46,12 +47,12 @@ def step_of(sizes: tuple[int, ...], batch_size: int, optimizer: str, clips: bool
     network = Network(sizes, batch_size)
     net = network.on(launcher, form)
     step = TrainStep(net, Adam() if optimizer == "Adam" else SGD(0.1), clip_norm=1.0 if clips else None)
-    x, y, _ = net.checked(*network.batch())
-    step.run(x[:1], y[:1], None)  # which brings hyper-parameters to the device
+    x, y, _ = as_batch(*network.batch(), net.architecture, net.ops)
+    step._step(x[:1], y[:1], None)  # which brings hyper-parameters to the device
     net._pool.clear()
     launcher.reset_counts()
     launcher.launches.clear()
-    step.run(x, y, None)
+    step._step(x, y, None)
     (passes,) = net._pool._free
     return Step(launcher.counts, launcher.launches, passes._plan, net.n_parameters)
 

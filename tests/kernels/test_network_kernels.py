@@ -276,7 +276,7 @@ def run_everything(launcher: EmulatorLauncher, form: str, network: Network) -> t
         net = network.on(launcher, form)
         step = TrainStep(net, optimizer, clip_norm=clip_norm)
         results += [step(x, y, weight) for _ in range(2)]
-        results += [net.theta, optimizer.update.state, *(m for m in optimizer.update.moments if m is not None)]
+        results += [net.theta, optimizer._update.state, *(m for m in optimizer._update.moments if m is not None)]
     return tuple(array.tobytes() for array in results)
 
 

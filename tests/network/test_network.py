@@ -129,7 +129,7 @@ def test_explain_wants_a_batch(batch_size):
 
 def test_out_of_another_make_is_written_through_its_theta():
     net = gpuback.MLP([3, 1], loss="squared_error", seed=0)
-    other = gpuback.MLP([1, 2], seed=0).empty_gradients()  # as many parameters, in other shapes
+    _, other = gpuback.MLP([1, 2], seed=0).value_and_grad([[0]], [0])  # as many parameters, in other shapes
     _, expected = net.value_and_grad(X, np.zeros(5))
     net.value_and_grad(X, np.zeros(5), out=other)
     np.testing.assert_array_equal(other.theta, expected.theta)

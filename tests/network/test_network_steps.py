@@ -40,7 +40,7 @@ def bits(net: MLP, optimizer: Any) -> tuple[bytes, ...]:
 
 
 def moments(optimizer: Any) -> list[NDArray]:
-    return [moment for moment in optimizer.update.moments if moment is not None]
+    return [moment for moment in optimizer._update.moments if moment is not None]
 
 
 def counters_are_zero(net: MLP) -> bool:
@@ -67,7 +67,7 @@ def test_a_step_is_the_optimizers_with_the_gradient_of_value_and_grad(form, dtyp
         assert step(*batch).tobytes() == loss.tobytes()
         assert bits(at_once, optimizers[0]) == bits(apart, optimizers[1])
     assert optimizers[0].step_count == optimizers[1].step_count == 3
-    assert optimizers[0].update.state.tobytes() == optimizers[1].update.state.tobytes()
+    assert optimizers[0]._update.state.tobytes() == optimizers[1]._update.state.tobytes()
 
 
 @pytest.mark.parametrize("make", [OPTIMIZERS["Nesterov"], OPTIMIZERS["AdamW"]], ids=["SGD", "AdamW"])
@@ -160,13 +160,13 @@ def test_a_step_is_made_where_numpy_makes_it(form, make, clip_norm, stop_after_n
         nets[1].theta[...] = nets[0].theta
         steps = [TrainStep(net, make(), clip_norm=clip_norm) for net in nets]
         for step in steps:
-            step.run(x, y, weight, stop_after_nonfinite=stop_after_nonfinite)
+            step._step(x, y, weight, stop_after_nonfinite=stop_after_nonfinite)
         theta = nets[0].theta.copy()
         for net, step in zip(nets, steps, strict=True):
             spoilt = x.copy(), y.copy(), weight.copy()
             case.spoil(net, *spoilt)
             before = bits(nets[0], steps[0].optimizer)
-            loss = float(step.run(*spoilt, stop_after_nonfinite=stop_after_nonfinite))
+            loss = float(step._step(*spoilt, stop_after_nonfinite=stop_after_nonfinite))
             assert math.isfinite(loss) == case.finite_loss
             assert (step.optimizer.step_count, step.diverged_at) == ((2, None) if case.made else (1, 1))
             if step is steps[0]:
@@ -174,7 +174,7 @@ def test_a_step_is_made_where_numpy_makes_it(form, make, clip_norm, stop_after_n
                 assert counters_are_zero(net)
         for net, step in zip(nets, steps, strict=True):
             net.theta[...] = theta
-            step.run(x, y, weight, stop_after_nonfinite=stop_after_nonfinite)
+            step._step(x, y, weight, stop_after_nonfinite=stop_after_nonfinite)
             assert step.optimizer.step_count == (3 if case.made else 1 if stop_after_nonfinite else 2)
     assert np.isfinite(nets[0].theta).all()
     np.testing.assert_allclose(nets[0].theta, nets[1].theta, rtol=1e-5, atol=1e-5)

@@ -16,6 +16,7 @@ from support.requirements import require_gpu
 import gpuback
 from gpuback import MLP, Adam, TrainStep
 from gpuback._backends.cuda.ops import CudaOps
+from gpuback._network.inputs import as_batch
 from gpuback._training.batches import Samples
 from gpuback.errors import DeviceError, DtypeError
 
@@ -58,7 +59,7 @@ def test_probability_rows_and_rows_of_values_are_not_copied() -> None:
     rows = torch.rand(21, 5)
     for loss in ("cross_entropy", "squared_error", "binary_cross_entropy"):
         net = MLP([6, 5], loss=loss, backend="numpy", seed=0)
-        assert net.checked(torch.ones(21, 6), rows, None)[1].ctypes.data == rows.data_ptr()
+        assert as_batch(torch.ones(21, 6), rows, None, net.architecture, net.ops)[1].ctypes.data == rows.data_ptr()
 
 
 def test_what_a_tensor_holds_later_is_what_the_next_step_reads() -> None:
@@ -212,7 +213,7 @@ def test_tensors_on_a_gpu_are_not_copied() -> None:
     if not torch.cuda.is_available():
         pytest.skip("PyTorch finds no GPU")
     net, given = MLP([6, 5], backend="cupy", seed=0), [torch.tensor(array, device="cuda") for array in data()]
-    for tensor, taken in zip(given, net.checked(*given), strict=True):
+    for tensor, taken in zip(given, as_batch(*given, net.architecture, net.ops), strict=True):
         assert taken.data.ptr == tensor.data_ptr()
 
 

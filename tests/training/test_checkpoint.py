@@ -150,10 +150,10 @@ def test_a_run_may_be_interrupted_again_and_again(file: Path) -> None:
 @pytest.mark.parametrize("steps", [0, 1, 5, 6, 7, 20, 35])
 def test_an_interruption_within_an_epoch_loses_the_epoch(steps: int, file: Path) -> None:
     class Faulty(Adam):
-        def guarded_step(self, *arguments: Any, **options: Any) -> None:
+        def _step_if_finite(self, *arguments: Any, **options: Any) -> None:
             if self.step_count == steps:
                 raise InterruptionError
-            super().guarded_step(*arguments, **options)
+            super()._step_if_finite(*arguments, **options)
 
     Faulty.__name__ = "Adam"
     with pytest.raises(InterruptionError):

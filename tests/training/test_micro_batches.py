@@ -12,7 +12,8 @@ from support.emulated import emulated_ops
 import gpuback
 from gpuback import MLP, SGD, Adam, TrainStep
 from gpuback._backends.registry import Backend, BackendStatus
-from gpuback._network.backprop import Backprop
+from gpuback._network.backprop import Backprop, empty_gradients
+from gpuback._network.inputs import as_batch
 from gpuback.errors import DivergedError, OptionError
 from gpuback.testing import fingerprint, random_batch
 
@@ -43,9 +44,9 @@ def weights(size: int) -> np.ndarray:
 
 def gradient(net: MLP, batch: Any, micro_batch_size: int | None) -> tuple[float, np.ndarray]:
     passes = Backprop(net.architecture, net.theta, net.ops, len(batch[0]), micro_batch_size=micro_batch_size)
-    gradients = net.empty_gradients()
+    gradients = empty_gradients(net.architecture, net.ops)
     with net.ops.scope():
-        loss = passes.value_and_grad(*net.checked(*batch), gradients)
+        loss = passes.value_and_grad(*as_batch(*batch, net.architecture, net.ops), gradients)
     return float(loss), net.ops.to_numpy(gradients.theta)
 
 

@@ -394,11 +394,11 @@ def test_a_step_that_was_interrupted_can_be_made_again() -> None:
     class InterruptionError(Exception): ...
 
     class Interrupted(SGD):
-        def guarded_step(self, *arguments: Any, **options: Any) -> None:
+        def _step_if_finite(self, *arguments: Any, **options: Any) -> None:
             if not self.seen:
                 self.seen = True
                 raise InterruptionError
-            super().guarded_step(*arguments, **options)
+            super()._step_if_finite(*arguments, **options)
 
         seen = False
 

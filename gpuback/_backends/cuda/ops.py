@@ -344,7 +344,7 @@ class CudaOps(CudaPerSample):
     # Updates
 
     @property
-    def recorder(self) -> Launcher | None:
+    def graph_capture(self) -> Launcher | None:
         """What is bound for a step of training, its update too, only launches."""
         return self.launcher
 

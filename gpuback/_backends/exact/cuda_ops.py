@@ -59,7 +59,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         self._multiply = multiply
 
     @property
-    def recorder(self) -> None:
+    def graph_capture(self) -> None:
         """cuBLAS is not recorded."""
 
     def workspace(  # type: ignore[override]

@@ -60,7 +60,7 @@ class NumpyOps(NumpyPerSample):
 
     name = "numpy"
     reproducible = False
-    recorder = None  # there are no launches
+    graph_capture = None  # there are no launches
 
     def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
         if on_invalid is None:
