@@ -88,7 +88,9 @@ def test_kernels_and_tables_agree_on_numbers():
     assert enumerators("common/activations.cuh", "Activation") == {
         row.name.upper(): row.kernel_id for row in ACTIVATIONS.values()
     }
-    assert enumerators("common/loss_formulas.cuh", "Loss") == {row.name.upper(): row.kernel_id for row in LOSSES.values()}
+    assert enumerators("common/loss_formulas.cuh", "Loss") == {
+        row.name.upper(): row.kernel_id for row in LOSSES.values()
+    }
     assert enumerators("common/loss_formulas.cuh", "OutputFunction") == {"OUTPUT_SOFTMAX": cuda_ops.SOFTMAX}
     state = enumerators("common/optimizer_formulas.cuh", "State")
     assert state == {name.upper(): place for place, name in enumerate(cuda_updates.STATE)}

@@ -467,14 +467,19 @@ def contracted(folder: Any) -> None:
 
 
 PLANTED = {
-    "+0 left out": (gelu, "common/canonical_nan.cuh", "__fadd_rn(__double2float_rn(x.value), 0.0f)", "__double2float_rn(x.value)"),
+    "+0 left out": (
+        gelu,
+        "common/canonical_nan.cuh",
+        "__fadd_rn(__double2float_rn(x.value), 0.0f)",
+        "__double2float_rn(x.value)",
+    ),
     "+0 added too early": (
         gelu,
         "common/canonical_nan.cuh",
         "__double2float_rn(x.value), 0.0f",
         "__double2float_rn((x + 0.0).value), -0.0f",
     ),
-    "g does not see the a of g'": (gelu, "exact/combine_products.cu", "pre = widen(kept);  // g", ";  // g"),
+    "g does not see the a of g'": (gelu, "exact/combine_products.cu", "pre = to_accum(rounded);  // g", ";  // g"),
     "g sees a rounded a": (tanh, "exact/combine_products.cu", "if (derivative_from_a(activation)) pre", "pre"),
     "P left out": (
         *(tanh, "exact/combine_products.cu", "* power_of_two(-bits) + number(p_rc, whole, index);"),
@@ -484,7 +489,11 @@ PLANTED = {
     "subnormal scales": (slices, "exact/exact_products.cuh", "bits ? -117 - __clz((int)bits) : 0", "bits ? -126 : 0"),
     "a lower slice that is cut off": (slices, "exact/split_operands.cu", "= rint(((scaled", "= floor(((scaled"),
     "a sum over a row from its end": (
-        *(squared_errors, "exact/exact_losses.cu", "  for (int j = threadIdx.x % 32; j < n; j += 32) sum = sum + term(j);"),
+        *(
+            squared_errors,
+            "exact/exact_losses.cu",
+            "  for (int j = threadIdx.x % 32; j < n; j += 32) sum = sum + term(j);",
+        ),
         "  for (int j = n / 32 * 32 + threadIdx.x % 32; j >= 0; j -= 32)\n    if (j < n) sum = sum + term(j);",
     ),
     "lanes that are added as neighbours": (
@@ -521,7 +530,7 @@ def contractible(source: str, folder: Any = None, entry: str = "") -> list[str]:
     nvrtc, _ = compiler.load_nvrtc()
     program = nvrtc.createProgram(flatten(source, folder), source, (), ())
     options = [option for option in compiler.OPTIONS if not option.startswith("--ptxas")]
-    defines = [f"-D{define}" for define in ("OPERAND=bfloat16", "REAL=float", *elementary.DEFINES)]
+    defines = [f"-D{define}" for define in ("Element=bfloat16", "Accum=float", *elementary.DEFINES)]
     nvrtc.compileProgram(program, ("-arch=compute_90", *options, *defines))
     code = nvrtc.getPTX(program)
     nvrtc.destroyProgram(program)

@@ -86,7 +86,7 @@ def check_few(counts: Counts, sums: SumsPlan) -> None:
 @pytest.mark.parametrize("sizes, batch_size, optimizer, clips", STEPS)
 def test_one_launch(sizes, batch_size, optimizer, clips):
     counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "whole")
-    assert launches == (["network_narrow", "sgd"] if clips else ["network_narrow"])
+    assert launches == (["fused_step", "sgd"] if clips else ["fused_step"])
     blocks, chains = plan.launch.grid, plan.sums.chains.count
     assert blocks == chains <= 132 and plan.sums.chains.rows == max(128, batch_size // 128)
     assert plan.rows == (128 if sizes == SEVEN_OF_64 else 256)
@@ -119,7 +119,7 @@ def test_one_launch(sizes, batch_size, optimizer, clips):
 def test_two_launches(sizes, batch_size, optimizer, clips):
     """Every h and da, rows of whole 16, is written once and read once, and what g' is computed from once more."""
     counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "two")
-    assert launches == ["network_chain", "network_weights_64"] + ["sgd"] * clips
+    assert launches == ["fused_passes", "fused_weight_gradients_64"] + ["sgd"] * clips
     chain, sums = plan.chain, plan.weights.sums
     assert chain.all_weights
     rows_of_h, rows_of_da, rows_of_sources = (
@@ -175,14 +175,19 @@ def test_products_are_free_of_bank_conflicts(sizes, form, dtype):
     in_products = {line for line in lines if "fragments.cuh" in line}
     if dtype == "tf32":
         (line,) = in_products
-        assert "first[(TRANSPOSED_A ? 4 : 1) * pitch]" in text_of(line, "tiles/mma_fragments.cuh") and lines[line][1] == 0
+        assert (
+            "first[(TRANSPOSED_A ? 4 : 1) * pitch]" in text_of(line, "tiles/mma_fragments.cuh") and lines[line][1] == 0
+        )
     else:
         assert not in_products
     if dtype in ("bfloat16", "float16"):
         stored, *others = sorted(lines, key=lambda line: sum(lines[line]), reverse=True)
         assert "(top + p * 8 * net.pitch_top()" in text_of(stored, "network/layer_passes.cuh")
         for line in others:
-            where = [text_of(line, s) for s in ("network/layer_passes.cuh", "network/reduce_and_step.cuh", "common/loss_formulas.cuh")]
+            where = [
+                text_of(line, s)
+                for s in ("network/layer_passes.cuh", "network/reduce_and_step.cuh", "common/loss_formulas.cuh")
+            ]
             assert any(name in text for text in where for name in ("db.at[", "losses[", "row.a[column]")), line
         assert max(sum(lines[line]) for line in others) < lines[stored][1] / 2
 

@@ -37,7 +37,7 @@ class CudaLossScale:
             [Slot(), np.int64(n_parameters), Slot(), Slot(), self._numbers],
         )
         interval = np.float64(growth_interval)
-        self._settle = bind(plan("settle_scale", 1, self._real), [Slot(), interval, self._numbers])
+        self._settle = bind(plan("update_scale", 1, self._real), [Slot(), interval, self._numbers])
 
     @property
     def state(self) -> tuple[float, int, int]:

@@ -538,12 +538,12 @@ class CudaOps(CudaPerSample):
         if isinstance(plan, str):
             return [], plan
         if isinstance(plan, StepPlan):
-            one = f"network_narrow, {plan.launch.grid} blocks, slabs of {plan.rows} rows, {plan.sums.chains}"
+            one = f"fused_step, {plan.launch.grid} blocks, slabs of {plan.rows} rows, {plan.sums.chains}"
             return [one], "a block has room for all weights, and its registers for the sums of all gradients"
         chain, weights = plan
         kept = "all weights" if chain.all_weights else "one layer's weights"
         both = [
-            f"network_chain, {chain.launch.grid} blocks, slabs of {chain.rows} rows beside {kept}, {chain.chains}",
+            f"fused_passes, {chain.launch.grid} blocks, slabs of {chain.rows} rows beside {kept}, {chain.chains}",
             f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.chains}",
         ]
         return both, str(step_plan(architecture, batch_size, self.launcher.limits))

@@ -26,7 +26,7 @@ VectorEntry = Literal[
     "mean_of_blocks",
     "scale_weights",
     "unscale",
-    "settle_scale",
+    "update_scale",
     "begin_step",
     "vector_norm",
     "sgd",
@@ -169,11 +169,11 @@ class _Slabs:
         return size * (w + self.count * self.rows * (self.max_out + self.max_in + 16)) + staged
 
     def variant(self, operand: str) -> Variant:
-        defines = ("MAX_OUT", self.max_out), ("MAX_IN", self.max_in), ("SLAB_ROWS", self.rows), ("SLABS", self.count)
+        defines = ("MAX_OUT", self.max_out), ("MAX_IN", self.max_in), ("TILE_B", self.rows), ("STAGES", self.count)
         return Variant(
             "layer/layer_mma_narrow.cu",
             "layer_mma_narrow",
-            (f"OPERAND={operand}", *(f"{name}={value}" for name, value in defines)),
+            (f"Element={operand}", *(f"{name}={value}" for name, value in defines)),
         )
 
 
@@ -291,7 +291,7 @@ def _mma_layer(
             break
     items = dw_items + need_da_prev * da_items
     per_lane = _held(tile * tile // MMA_THREADS, tile // 32)
-    variant = Variant("layer/layer_mma.cu", "layer_mma", (f"OPERAND={operand}", f"TILE={tile}"))
+    variant = Variant("layer/layer_mma.cu", "layer_mma", (f"Element={operand}", f"TILE={tile}"))
     shared = mma_shared(operand, tile)
     room = (limits.shared_bytes + SHARED_RESERVED) // (shared + SHARED_RESERVED)
     in_flight = limits.multiprocessors * max(1, min(2 if tile == 128 else 3, room))
@@ -339,7 +339,7 @@ def _simt_tile(real: str, narrowest: int, rows: int, columns: int) -> int:
 
 def simt_variant(entry: str, real: str, tile: int) -> Variant:
     """A kernel without tensor cores."""
-    return Variant("layer/layer_simt.cu", entry, (f"REAL={real}", f"TILE={tile}"))
+    return Variant("layer/layer_simt.cu", entry, (f"Accum={real}", f"TILE={tile}"))
 
 
 @functools.cache
@@ -354,7 +354,7 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
         operand = _operand(precision)
         wide = -(-batch_size // 128) * -(-n_out // 128) >= ITEMS_WANTED and n_out > 64
         rows = columns = 128 if wide else 64
-        variant = Variant("layer/layer_mma.cu", "forward_mma", (f"OPERAND={operand}", f"TILE={rows}"))
+        variant = Variant("layer/layer_mma.cu", "forward_mma", (f"Element={operand}", f"TILE={rows}"))
         shared, threads = mma_shared(operand, rows), MMA_THREADS
     else:
         real = _real(precision)
@@ -380,19 +380,23 @@ def _row_blocks(rows: int) -> int:
 
 def loss_plan(batch_size: int, precision: Precision) -> LaunchPlan:
     """The output layer: each row's loss and da, and the mean loss."""
-    variant = Variant("elementwise/losses.cu", "loss_rows", (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    variant = Variant(
+        "elementwise/losses.cu", "loss_rows", (f"Accum={_real(precision)}", f"Element={_operand(precision)}")
+    )
     return LaunchPlan(variant, _row_blocks(batch_size), THREADS, 8 * 8)
 
 
 def output_plan(batch_size: int, precision: Precision) -> LaunchPlan:
     """The network's output ŷ from its pre-activations."""
-    variant = Variant("elementwise/losses.cu", "output_rows", (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    variant = Variant(
+        "elementwise/losses.cu", "output_rows", (f"Accum={_real(precision)}", f"Element={_operand(precision)}")
+    )
     return LaunchPlan(variant, _row_blocks(batch_size), THREADS)
 
 
 def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision: Precision) -> LaunchPlan:
     """Copies in the operands' format."""
-    variant = Variant("elementwise/copies.cu", entry, (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    variant = Variant("elementwise/copies.cu", entry, (f"Accum={_real(precision)}", f"Element={_operand(precision)}"))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
@@ -402,7 +406,9 @@ PerSampleEntry = Literal["add_norms", "clip_rows", "outer_rows"]
 
 def per_sample_plan(entry: PerSampleEntry, rows: int, precision: Precision) -> LaunchPlan:
     """A warp to each of so many rows: samples, or samples' units."""
-    variant = Variant("elementwise/per_sample.cu", entry, (f"REAL={_real(precision)}", f"OPERAND={_operand(precision)}"))
+    variant = Variant(
+        "elementwise/per_sample.cu", entry, (f"Accum={_real(precision)}", f"Element={_operand(precision)}")
+    )
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
@@ -418,11 +424,11 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
     blocks = min(-(-length // (4 * THREADS)), 256 if adds_up else LARGEST_ROW_GRID)
     if exact:
         source = "exact/exact_sums.cu"
-    elif entry in ("scale_weights", "unscale", "settle_scale"):
+    elif entry in ("scale_weights", "unscale", "update_scale"):
         source = "elementwise/loss_scaling.cu"
     else:
         source = "elementwise/optimizers.cu"
-    return LaunchPlan(Variant(source, entry, (f"REAL={real}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
+    return LaunchPlan(Variant(source, entry, (f"Accum={real}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
 
 
 # Exact products and losses
@@ -430,7 +436,7 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
 ExactEntry = Literal[
     "largest_of_rows",
     "largest_of_columns",
-    "split",
+    "split_operands",
     "accumulate",
     "add_block",
     "finish_forward",
@@ -445,8 +451,8 @@ COLUMNS_OF_A_WARP, ROWS_OF_A_BLOCK = 256, 64
 
 def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision) -> LaunchPlan:
     """A kernel over a matrix of so many rows and columns, a warp to a piece of a row. No grid changes a bit."""
-    operand = f"OPERAND={_operand(precision)}"
-    if entry in ("largest_of_rows", "largest_of_columns", "split"):
+    operand = f"Element={_operand(precision)}"
+    if entry in ("largest_of_rows", "largest_of_columns", "split_operands"):
         variant = Variant("exact/split_operands.cu", entry, (operand,))
     else:
         variant = Variant("exact/combine_products.cu", entry, (operand, *elementary.DEFINES))
@@ -464,5 +470,5 @@ def exact_row_plan(
     entry: Literal["exact_loss_rows", "exact_output_rows"], rows: int, precision: Precision
 ) -> LaunchPlan:
     """The output layer: each row's loss and da, or ŷ."""
-    variant = Variant("exact/exact_losses.cu", entry, (f"OPERAND={_operand(precision)}", *elementary.DEFINES))
+    variant = Variant("exact/exact_losses.cu", entry, (f"Element={_operand(precision)}", *elementary.DEFINES))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
