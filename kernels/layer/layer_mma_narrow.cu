@@ -3,7 +3,7 @@
 //     dw_oi   (+)= factor  sum_b da_bo h_bi          outer products of each sample, summed over the batch
 //     db_o    (+)= factor  sum_b da_bo
 //     da_prev_bi = (sum_o da_bo w_oi) g'(source_bi)
-//                  or, at the network's input, (sum_o da_bo w_oi) prev_factor in float32
+//                  or, at the network's input, (sum_o da_bo w_oi) da_prev_factor in float32
 //
 // Shapes, formats and arguments as layer_mma.cu. Such a layer moves more bytes than it multiplies, so each block reads
 // its rows of da and h once for both products, and w once:
@@ -154,20 +154,20 @@ DEVICE void write_da_prev(const BatchTile& tile, const Element* w_tile, float* s
 
 KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
     const Element* da_bo, int da_pitch, const Element* h_bi, int h_pitch, const Element* w_oi, int w_pitch,
-    const Element* source_bi, int source_pitch, void* da_prev_bi, int prev_pitch, int prev_as_sums, float* dw_oi,
-    float* db_o, int n_batch, int n_out, int n_in, int activation, float prev_factor, float factor, int accumulate,
-    int chains, int group_size, int chain_rows, float* partials, unsigned* arrivals) {
+    const Element* source_bi, int source_pitch, void* da_prev_bi, int da_prev_pitch, int da_prev_is_float32,
+    float* dw_oi, float* db_o, int n_batch, int n_out, int n_in, int activation, float da_prev_factor, float factor,
+    int accumulate, int n_splits, int group_size, int rows_per_split, float* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   Element* w_tile = (Element*)memory;
   Element* stages = w_tile + MAX_OUT * PITCH_W;
   float* staged = (float*)(stages + STAGES * STAGE) + warp_index() * 16 * PITCH_STAGED;
 
   // The split's rows. Rows behind them count as zero, like all that lies outside a matrix.
-  const int split = blockIdx.x, row0 = split * chain_rows, row1 = min(row0 + chain_rows, n_batch);
+  const int split = blockIdx.x, row0 = split * rows_per_split, row1 = min(row0 + rows_per_split, n_batch);
   const int steps = ceil_div(row1 - row0, TILE_B);
   const Matrix<Element> da = {da_bo, da_pitch, row1, n_out}, h = {h_bi, h_pitch, row1, n_in};
   const Matrix<Element> w = {w_oi, w_pitch, n_out, n_in}, source = {source_bi, source_pitch, row1, n_in};
-  const Output da_prev = {da_prev_bi, prev_pitch, row1, n_in, prev_as_sums};
+  const Output da_prev = {da_prev_bi, da_prev_pitch, row1, n_in, da_prev_is_float32};
   const bool aligned_da = aligned_rows(da_bo, da_pitch), aligned_h = aligned_rows(h_bi, h_pitch);
   const bool aligned_source = aligned_rows(source_bi, source_pitch), aligned_prev = aligned_rows<Element>(da_prev);
   const bool source_in_tile = source_bi == h_bi;
@@ -199,7 +199,7 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
     const BatchTile tile = {now, now + TILE_B * PITCH_DA, row0 + (step - (STAGES - 1)) * TILE_B};
     add_weights(dw, db, tile);
     if (da_prev_bi)
-      write_da_prev(tile, w_tile, staged, source, source_in_tile, aligned_source, activation, prev_factor, da_prev,
+      write_da_prev(tile, w_tile, staged, source, source_in_tile, aligned_source, activation, da_prev_factor, da_prev,
                     aligned_prev);
   }
 
@@ -216,7 +216,7 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
 #pragma unroll
   for (int i = 0; i < round_up_4(db_per_lane); ++i) sums[per_lane + i] = i < db_per_lane ? db[i / 2][i % 2 * 2] : 0.0f;
   const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
-  const Splits all = {chains, group_size};
+  const Splits all = {n_splits, group_size};
   const int64 size = sizeof(sums) / sizeof(float) * 32;
   const int used = warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : per_lane;
   Pack<float>* buffer = (Pack<float>*)memory + warp * PREFETCH * 32;

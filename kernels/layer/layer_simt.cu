@@ -87,12 +87,12 @@ DEVICE void dw_tile(Tile& tile, Matrix<Accum> da, Matrix<Accum> h, Accum* dw_oi,
 
 // A work tile of da_prev.
 DEVICE void da_prev_tile(Tile& tile, Matrix<Accum> da, Matrix<Accum> w, const Accum* source_bi, int source_pitch,
-                         int activation, Accum factor, Accum* da_prev_bi, int prev_pitch, int tiles_i, int work) {
+                         int activation, Accum factor, Accum* da_prev_bi, int da_prev_pitch, int tiles_i, int work) {
   const int b0 = work / tiles_i * TILE, i0 = work % tiles_i * TILE;
   tile.template multiply<false, false>(da, w, b0, i0, 0, da.columns, false);
 
   const int width = Pack<Accum>::count, packs = TILE / width;
-  const bool aligned = aligned_rows(da_prev_bi, prev_pitch) && aligned_rows(source_bi, source_pitch);
+  const bool aligned = aligned_rows(da_prev_bi, da_prev_pitch) && aligned_rows(source_bi, source_pitch);
 #pragma unroll 1
   for (int index = threadIdx.x; index < TILE * packs; index += Tile::THREADS) {
     const int b = b0 + index / packs, c = index % packs * width, valid = min(width, w.columns - (i0 + c));
@@ -105,15 +105,15 @@ DEVICE void da_prev_tile(Tile& tile, Matrix<Accum> da, Matrix<Accum> w, const Ac
           source_bi + (int64)b * source_pitch + i0 + c, valid, aligned);
       times_derivative(activation, d.at, source.at);
     }
-    store_group(da_prev_bi + (int64)b * prev_pitch + i0 + c, d, valid, aligned);
+    store_group(da_prev_bi + (int64)b * da_prev_pitch + i0 + c, d, valid, aligned);
   }
 }
 
 KERNEL __launch_bounds__(256, Tile::BLOCKS) layer_simt(
     const Accum* da_bo, int da_pitch, const Accum* h_bi, int h_pitch, const Accum* w_oi, int w_pitch,
-    const Accum* source_bi, int source_pitch, Accum* da_prev_bi, int prev_pitch, Accum* dw_oi, Accum* db_o, int n_batch,
-    int n_out, int n_in, int activation, Accum prev_factor, Accum factor, int accumulate, int chains, int group_size,
-    int chain_rows, Accum* partials, unsigned* arrivals) {
+    const Accum* source_bi, int source_pitch, Accum* da_prev_bi, int da_prev_pitch, Accum* dw_oi, Accum* db_o,
+    int n_batch, int n_out, int n_in, int activation, Accum da_prev_factor, Accum factor, int accumulate, int n_splits,
+    int group_size, int rows_per_split, Accum* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   Tile tile;
   tile.shared = (Accum*)memory;
@@ -121,14 +121,15 @@ KERNEL __launch_bounds__(256, Tile::BLOCKS) layer_simt(
   const Matrix<Accum> da = {da_bo, da_pitch, n_batch, n_out}, h = {h_bi, h_pitch, n_batch, n_in};
   const Matrix<Accum> w = {w_oi, w_pitch, n_out, n_in};
   const int tiles_i = ceil_div(n_in, TILE), dw_tiles = ceil_div(n_out, TILE) * tiles_i;
-  const int dw_work = dw_tiles * chains, da_work = da_prev_bi ? ceil_div(n_batch, TILE) * tiles_i : 0;
-  const bool dw_first = chain_rows >= n_out;
+  const int dw_work = dw_tiles * n_splits, da_work = da_prev_bi ? ceil_div(n_batch, TILE) * tiles_i : 0;
+  const bool dw_first = rows_per_split >= n_out;
 
   const int work = blockIdx.x, dw_index = dw_first ? work : work - da_work;
   if (0 <= dw_index && dw_index < dw_work)
-    dw_tile(tile, da, h, dw_oi, db_o, factor, accumulate, tiles_i, dw_index, dw_tiles, {chains, group_size}, chain_rows,
+    dw_tile(tile, da, h, dw_oi, db_o, factor, accumulate, tiles_i, dw_index, dw_tiles, {n_splits, group_size},
+            rows_per_split,
             partials, arrivals);
   else
-    da_prev_tile(tile, da, w, source_bi, source_pitch, activation, prev_factor, da_prev_bi, prev_pitch, tiles_i,
+    da_prev_tile(tile, da, w, source_bi, source_pitch, activation, da_prev_factor, da_prev_bi, da_prev_pitch, tiles_i,
                  dw_first ? work - dw_work : work);
 }

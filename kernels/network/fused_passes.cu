@@ -28,29 +28,29 @@ enum Wanted { OUTPUTS = 0, LOSS = 1, GRADIENTS = 2 };
 
 KERNEL __launch_bounds__(THREADS, 2) fused_passes(
     const int* layout, int layers, int all_weights, const float* x_bi, const int64* labels_b, const float* targets_bj,
-    const float* weight_b, int n_batch, int wanted, int loss, int output, float divisor, float factor, int rows,
-    int chain_rows, int chains, const float* theta, float* out_bj, float* dx_bi, float* mean_loss, Element* workspace,
-    double* losses, unsigned* counters) {
+    const float* weight_b, int n_batch, int wanted, int loss, int output, float divisor, float factor, int tile_b,
+    int rows_per_split, int n_splits, const float* theta, float* out_bj, float* dx_bi, float* mean_loss,
+    Element* workspace, double* losses, unsigned* counters) {
   SHARED_MEMORY(memory);
   const Network net = load_network(memory, layout, layers);
   for (int k = 0; k < (all_weights ? layers : 0); ++k) load_layer(net, k, theta);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
   const LossOptions options = {loss, output, divisor};
-  const GridResults results = {nullptr, losses, nullptr, counters, {chains, chains}, chains, 0, 0.0};
+  const GridResults results = {nullptr, losses, nullptr, counters, {n_splits, n_splits}, n_splits, 0, 0.0};
   const Workspace written = {workspace, n_batch};
   const bool backward = wanted == GRADIENTS;
   const int n_top = net[layers].n_in;
   unsigned most_inputs = magnitude(1.0f), most_deltas = 0;  // db, too, is a sum of products: with 1
 
 #pragma unroll 1
-  for (int split = blockIdx.x; split < chains; split += gridDim.x) {
-    const int row0 = split * chain_rows, row1 = min(row0 + chain_rows, n_batch);
+  for (int split = blockIdx.x; split < n_splits; split += gridDim.x) {
+    const int row0 = split * rows_per_split, row1 = min(row0 + rows_per_split, n_batch);
     if (warp_index() == 0) net.loss_sums()[threadIdx.x] = 0;
 #pragma unroll 1
-    for (int first = row0; first < row1; first += rows) {
-      const int valid = min(rows, row1 - first);
+    for (int first = row0; first < row1; first += tile_b) {
+      const int valid = min(tile_b, row1 - first);
       const WarpRows warp_rows(valid);
-      load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
+      load_samples(net, samples, first, valid, min(tile_b, row1 - first - valid));
 #pragma unroll 1
       for (int k = 0; k < layers; ++k) {
         if (!all_weights) load_layer(net, k, theta);
@@ -100,7 +100,7 @@ KERNEL __launch_bounds__(THREADS, 2) fused_passes(
       record_losses(net, results, split, n_batch);
       if (wanted == LOSS) {
         publish();
-        if (arrive_last(results.finished(), chains)) {
+        if (arrive_last(results.finished(), n_splits)) {
           const float mean = mean_of_losses(results, n_batch);
           if (threadIdx.x == 0) {
             *mean_loss = mean;

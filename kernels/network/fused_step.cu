@@ -8,7 +8,7 @@
 // optimizer's state as gpuback/_core/parameters.py lays them out, float32. Products read elements, sums are float32.
 //
 // Samples meet only in the sums over the batch. So a block takes a split of the batch through the whole network, batch
-// tile by batch tile of `rows` samples (32 ... 256):
+// tile by batch tile of `tile_b` samples (32 ... 256):
 //
 //     shared memory                                   registers of all warps, for the whole split
 //       the layout, biases, sums of db                  dW_1 ... dW_L   a WeightFragment of each a warp
@@ -43,21 +43,22 @@ DEVICE BiasSums behind_weights(const Network& net, int k) {
 
 KERNEL __launch_bounds__(THREADS, 1) fused_step(
     const int* layout, int layers, const float* x_bi, const int64* labels_b, const float* targets_bj,
-    const float* weight_b, int n_batch, int loss, int output, float divisor, int rows, int chain_rows, int chains,
-    int group_size, float* theta, int n_parameters, int optimizer, float* first_state, float* second_state,
-    const double* hyper, double* state, float* gradient, int accumulate, float factor, float* dx_bi, float* mean_loss,
-    float* partials, double* losses, double* squares, unsigned* counters, int pieces) {
+    const float* weight_b, int n_batch, int loss, int output, float divisor, int tile_b, int rows_per_split,
+    int n_splits, int group_size, float* theta, int n_parameters, int optimizer, float* first_state,
+    float* second_state, const double* hyper, double* state, float* gradient, int accumulate, float factor,
+    float* dx_bi, float* mean_loss, float* partials, double* losses, double* squares, unsigned* counters,
+    int n_fragments) {
   SHARED_MEMORY(memory);
   const Network net = load_network(memory, layout, layers);
-  const int64 tile_bytes = (unsigned char*)(net.top() + rows * net.pitch_top()) - (unsigned char*)net.inputs(0);
+  const int64 tile_bytes = (unsigned char*)(net.top() + tile_b * net.pitch_top()) - (unsigned char*)net.inputs(0);
   load_layers(net, theta, n_parameters, tile_bytes);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
   const LossOptions options = {loss, output, divisor};
   const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state, gradient, accumulate,
                          factor};
-  const Splits splits = {chains, group_size};
-  const GridResults results = {partials, losses, squares, counters, splits, chains, pieces, (double)chains};
-  const int split = blockIdx.x, row0 = split * chain_rows, row1 = min(row0 + chain_rows, n_batch);
+  const Splits splits = {n_splits, group_size};
+  const GridResults results = {partials, losses, squares, counters, splits, n_splits, n_fragments, (double)n_splits};
+  const int split = blockIdx.x, row0 = split * rows_per_split, row1 = min(row0 + rows_per_split, n_batch);
   Fragment::Sums dw[MAX_LAYERS];
 #pragma unroll
   for (int k = 0; k < MAX_LAYERS; ++k) Fragment::clear(dw[k]);
@@ -65,9 +66,9 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step(
   if (threadIdx.x < 32) net.loss_sums()[threadIdx.x] = 0;
 
 #pragma unroll 1
-  for (int first = row0; first < row1; first += rows) {
-    const int valid = min(rows, row1 - first);
-    load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
+  for (int first = row0; first < row1; first += tile_b) {
+    const int valid = min(tile_b, row1 - first);
+    load_samples(net, samples, first, valid, min(tile_b, row1 - first - valid));
     __syncthreads();  // the batch tile's samples are there; the first time, weights too
     const WarpRows warp_rows(valid);
 #pragma unroll 1

@@ -20,7 +20,7 @@
 
 // For layers up to WIDTH wide.
 template <int WIDTH>
-DEVICE void add_weight_gradients(const Network& net, const Workspace& written, int rows, int rows_per_split,
+DEVICE void add_weight_gradients(const Network& net, const Workspace& written, int tile_b, int rows_per_split,
                                  const Update& update, const GridResults& results, float* mean_loss) {
   typedef WeightFragment<WIDTH> P;
   const int PITCH = WIDTH + Unit::PAD, layers = net.layers;
@@ -30,16 +30,16 @@ DEVICE void add_weight_gradients(const Network& net, const Workspace& written, i
   for (int work = blockIdx.x; work < layers * results.splits.count; work += gridDim.x) {
     const int k = work % layers, split = work / layers;
     const int row0 = split * rows_per_split, row1 = min(row0 + rows_per_split, written.n_batch);
-    const int steps = ceil_div(row1 - row0, rows);
+    const int steps = ceil_div(row1 - row0, tile_b);
     typename P::Sums dw;
     P::clear(dw);
     P::clear(db, WIDTH);
     const auto stage = [&](int step, bool of_da) -> Rows {
-      Element* at = stages + (step % 2 * 2 + of_da) * rows * PITCH;
+      Element* at = stages + (step % 2 * 2 + of_da) * tile_b * PITCH;
       return {at, PITCH, round_up_16(of_da ? net[k].n_out : net[k].n_in)};
     };
     const auto load = [&](int step) {
-      const int first = row0 + step * rows, valid = min(rows, row1 - first);
+      const int first = row0 + step * tile_b, valid = min(tile_b, row1 - first);
       const Rows da = stage(step, true), h = stage(step, false);
       load_rows(da, written.rows(net[k + 1].row_da, da.columns, first), valid, used_rows(valid));
       load_rows(h, written.rows(net[k].row_h, h.columns, first), valid, used_rows(valid));
@@ -54,8 +54,8 @@ DEVICE void add_weight_gradients(const Network& net, const Workspace& written, i
         cp_async_wait<0>();
       }
       __syncthreads();  // the batch tile is there for everyone
-      const int valid = min(rows, row1 - row0 - step * rows);
-      P::add(dw, db, stage(step, true), stage(step, false), step * rows, valid);
+      const int valid = min(tile_b, row1 - row0 - step * tile_b);
+      P::add(dw, db, stage(step, true), stage(step, false), step * tile_b, valid);
       __syncthreads();  // its place is free for the next but one
     }
     if (P::is_used(net[k])) {
@@ -70,17 +70,18 @@ DEVICE void add_weight_gradients(const Network& net, const Workspace& written, i
 
 #define FUSED_WEIGHT_GRADIENTS(name, WIDTH, BLOCKS)                                                                    \
   KERNEL __launch_bounds__(THREADS, BLOCKS) name(                                                                      \
-      const int* layout, int layers, Element* workspace, int n_batch, int rows, int chain_rows, int chains,            \
-      int group_size, float* theta, int n_parameters, int optimizer, float* first, float* second, const double* hyper, \
-      double* state, float* gradient, int accumulate, float factor, float* mean_loss, float* partials, double* losses, \
-      int loss_count, double* squares, unsigned* counters, int pieces) {                                               \
+      const int* layout, int layers, Element* workspace, int n_batch, int tile_b, int rows_per_split, int n_splits,    \
+      int group_size, float* theta, int n_parameters, int optimizer, float* first_state, float* second_state,          \
+      const double* hyper, double* state, float* gradient, int accumulate, float factor, float* mean_loss,             \
+      float* partials, double* losses, int loss_count, double* squares, unsigned* counters, int n_fragments) {         \
     SHARED_MEMORY(memory);                                                                                             \
     const Network net = load_network(memory, layout, layers);                                                          \
-    const Splits splits = {chains, group_size};                                                                        \
+    const Splits splits = {n_splits, group_size};                                                                      \
     const double terms = (double)n_batch * factor;                                                                     \
-    const GridResults results = {partials, losses, squares, counters, splits, loss_count, pieces, terms};              \
-    const Update update = {optimizer, theta, n_parameters, first, second, hyper, state, gradient, accumulate, factor}; \
-    add_weight_gradients<WIDTH>(net, {workspace, n_batch}, rows, chain_rows, update, results, mean_loss);              \
+    const GridResults results = {partials, losses, squares, counters, splits, loss_count, n_fragments, terms};         \
+    const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state,                    \
+                           gradient, accumulate, factor};                                                              \
+    add_weight_gradients<WIDTH>(net, {workspace, n_batch}, tile_b, rows_per_split, update, results, mean_loss);        \
   }
 
 FUSED_WEIGHT_GRADIENTS(fused_weight_gradients_64, 64, 2)

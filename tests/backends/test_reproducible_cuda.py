@@ -482,7 +482,7 @@ PLANTED = {
     "g does not see the a of g'": (gelu, "exact/combine_products.cu", "pre = to_accum(rounded);  // g", ";  // g"),
     "g sees a rounded a": (tanh, "exact/combine_products.cu", "if (derivative_from_a(activation)) pre", "pre"),
     "P left out": (
-        *(tanh, "exact/combine_products.cu", "* power_of_two(-bits) + number(p_rc, whole, index);"),
+        *(tanh, "exact/combine_products.cu", "* power_of_two(-bits) + number(p_rc, are_int64, index);"),
         "* power_of_two(-bits) + Double(0.0);",
     ),
     "signs among the magnitudes": (slices, "exact/split_operands.cu", "& 0x7fffffffu", ""),

@@ -136,13 +136,13 @@ FOUND = {
     ),
     "rows beyond the batch": Bug(
         "network/fused_step.cu",
-        [("row1 = min(row0 + chain_rows, n_batch)", "row1 = row0 + chain_rows")],
+        [("row1 = min(row0 + rows_per_split, n_batch)", "row1 = row0 + rows_per_split")],
         "whole",
         r"past the end of '(x_bi|labels_b)'",
     ),
     "rows beyond the batch in two launches": Bug(
         "network/fused_passes.cu",
-        [("row1 = min(row0 + chain_rows, n_batch);\n    if (", "row1 = row0 + chain_rows;\n    if (")],
+        [("row1 = min(row0 + rows_per_split, n_batch);\n    if (", "row1 = row0 + rows_per_split;\n    if (")],
         "two",
         r"past the end of '(x_bi|labels_b)'",
     ),
