@@ -1,4 +1,4 @@
-"""`python -m gpuback._gates`: compiles kernels for GPUs that are not there, and prints what each kernel takes.
+"""Compiles kernels for any GPU, without one, and prints what each kernel takes.
 
 Prints registers, shared memory, occupancy, spills and matrix instructions. The exit status is 1 if a kernel has a
 fault: it spills registers, keeps anything on a stack, or claims tensor cores but has no matrix instruction.
@@ -17,7 +17,7 @@ from gpuback._gates.table import print_table
 from gpuback.errors import GpubackError
 
 _EXAMPLES = """examples:
-  python -m gpuback._gates                                      what `make test-all` checks
+  python -m gpuback._gates                                      all kernels; two variants of each on rarer GPUs
   python -m gpuback._gates --kernel layer_simt --list           the variants of one kernel
   python -m gpuback._gates --kernel layer_simt --arch sm_90a    their registers, shared memory and spills
   python -m gpuback._gates --kernel layer_simt float TILE=128 --arch sm_90a --sass
@@ -27,7 +27,7 @@ _EXAMPLES = """examples:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gpuback._gates",
-        description=(__doc__ or "").partition(": ")[2],
+        description=__doc__,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

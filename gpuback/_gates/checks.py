@@ -106,8 +106,9 @@ def check_pairs(pairs: Sequence[tuple[Case, str]], *, folder: Path | None = None
     def rows_of(group: list[int]) -> list[tuple[int, Row]]:
         return [(index, _row(pairs[index][0], pairs[index][1], folder)) for index in group]
 
+    # Networks stand last and compile the longest: they come first, so that no thread ends with them alone.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = dict(pair for group in pool.map(rows_of, groups.values()) for pair in group)
+        rows = dict(pair for group in pool.map(rows_of, reversed(groups.values())) for pair in group)
     return [rows[index] for index in range(len(pairs))]
 
 

@@ -24,21 +24,11 @@ class CompiledKernel(NamedTuple):
 
 
 def every_kernel() -> list[CompiledKernel]:
-    """Every kernel that launch plans can ask for. Whole networks' stand first: they compile the longest."""
+    """Every kernel that the plans above can ask for."""
     return list(dict.fromkeys(_each()))
 
 
 def _each() -> Iterator[CompiledKernel]:
-    for name, tf32 in (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False)):
-        precision = Precision.of(name, allow_tf32=tf32)
-        tensor_cores = plans.uses_tensor_cores(precision)
-        for shape in network_plans.SHAPES:
-            variant = network_plans.step_variant(shape, precision)
-            threads = 32 * network_plans.step_warps(precision)
-            yield CompiledKernel(variant, threads, MOST_SHARED_BYTES, tensor_cores)
-        for entry in get_args(network_plans.ChainEntry):
-            variant = network_plans.chain_variant(entry, precision)
-            yield CompiledKernel(variant, 32 * network_plans.CHAIN_WARPS, HALF_OF_SHARED_BYTES, tensor_cores)
     for operand in ("bfloat16", "float16", "float"):
         for max_out in (64, 128):
             for max_in in (64, 128):
@@ -76,3 +66,13 @@ def _each() -> Iterator[CompiledKernel]:
         for entry in get_args(plans.VectorEntry):
             plan = plans.vector_plan(entry, 1, real)
             yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes, False)
+    for name, tf32 in (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False)):
+        precision = Precision.of(name, allow_tf32=tf32)
+        tensor_cores = plans.uses_tensor_cores(precision)
+        for shape in network_plans.SHAPES:
+            variant = network_plans.step_variant(shape, precision)
+            threads = 32 * network_plans.step_warps(precision)
+            yield CompiledKernel(variant, threads, MOST_SHARED_BYTES, tensor_cores)
+        for entry in get_args(network_plans.ChainEntry):
+            variant = network_plans.chain_variant(entry, precision)
+            yield CompiledKernel(variant, 32 * network_plans.CHAIN_WARPS, HALF_OF_SHARED_BYTES, tensor_cores)

@@ -96,11 +96,14 @@ def test_two_of_each_kernel_are_sound_on_the_other_gpus(cases, arch):
     require_sound(check(sample(cases), [arch]))
 
 
-def test_there_are_no_more_variants_than_the_plan_allows(cases):
-    """Kernels of one file and one set of macros are compiled together."""
+def test_there_are_few_modules(cases):
+    """Kernels of one file and one set of macros are compiled together. A module costs seconds at its first use, and gates
+    compile all of them: one more needs a reason. Copies, per-sample gradients, loss scaling and dW of fused networks have
+    modules of their own, so that a first prediction or step compiles only what it launches.
+    """
     variants = [case.variant for case in cases]
     assert len(set(variants)) == len(variants)
-    assert len({(variant.source, variant.defines) for variant in variants}) <= 60
+    assert len({(variant.source, variant.defines) for variant in variants}) <= 75
 
 
 def test_every_kernel_file_has_a_variant(cases):
