@@ -97,9 +97,9 @@ def test_two_of_each_kernel_are_sound_on_the_other_gpus(cases, arch):
 
 
 def test_there_are_few_modules(cases):
-    """Kernels of one file and one set of macros are compiled together. A module costs seconds at its first use, and gates
-    compile all of them: one more needs a reason. Copies, per-sample gradients, loss scaling and dW of fused networks have
-    modules of their own, so that a first prediction or step compiles only what it launches.
+    """Kernels of one file and one set of macros are compiled together. A module costs seconds at its first use, and
+    gates compile all of them: one more needs a reason. Copies, per-sample gradients, loss scaling and dW of fused
+    networks have modules of their own, so that a first prediction or step compiles only what it launches.
     """
     variants = [case.variant for case in cases]
     assert len(set(variants)) == len(variants)
