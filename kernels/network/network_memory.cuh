@@ -80,12 +80,12 @@ struct Samples {
 DEVICE Network load_network(unsigned char* memory, const int* layout, int layers) {
   const int numbers = (layers + 1) * (int)(sizeof(Layer) / sizeof(int));
   for (int i = threadIdx.x; i < numbers; i += THREADS) ((int*)memory)[i] = layout[i];
-  __syncthreads();  // it is there
+  __syncthreads();  // the layout is there
   return {memory, layers};
 }
 
-// The numbers of rows that a thread moves, N at a time: a power of two of threads stands over a row, and its
-// columns_per_warp is a column.
+// The numbers of rows that a thread moves, N at a time. A power of two of threads covers a row; a thread moves the same
+// columns of every row that it takes.
 template <int N>
 struct Column {
   int at, row, rows;  // its first number, the first of its rows, and the step from one to the next
@@ -97,8 +97,7 @@ struct Column {
   }
 };
 
-// Loads `valid` rows of n numbers that lie behind each other as elements, with zeros up to whole columns and `rows`
-// rows.
+// Loads `valid` contiguous rows of n numbers as elements, with zeros up to `to.columns` columns and `rows` rows.
 template <int N>
 DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, int rows) {
   const Column<N> column(to.columns);
@@ -204,7 +203,7 @@ DEVICE unsigned write_rows(Element* to, const Rows& from, int valid) {
   return most;
 }
 
-// Begins to read rows; those beyond `valid`, up to `rows`, become zero.
+// Begins to load rows. Rows from `valid` on, up to `rows`, become zero.
 DEVICE void load_rows(const Rows& to, const Element* from, int valid, int rows) {
   const Column<Pack<Element>::count> column(to.columns);
   if (column.at < to.columns)

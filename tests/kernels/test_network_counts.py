@@ -184,10 +184,8 @@ def test_products_are_free_of_bank_conflicts(sizes, form, dtype):
         stored, *others = sorted(lines, key=lambda line: sum(lines[line]), reverse=True)
         assert "(top + p * 8 * net.pitch_top()" in text_of(stored, "network/layer_passes.cuh")
         for line in others:
-            where = [
-                text_of(line, s)
-                for s in ("network/layer_passes.cuh", "network/reduce_and_step.cuh", "common/loss_formulas.cuh")
-            ]
+            sources = ("network/output_losses.cuh", "network/weight_gradients.cuh", "common/loss_formulas.cuh")
+            where = [text_of(line, source) for source in sources]
             assert any(name in text for text in where for name in ("db.at[", "losses[", "row.a[column]")), line
         assert max(sum(lines[line]) for line in others) < lines[stored][1] / 2
 
