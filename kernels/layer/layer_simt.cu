@@ -59,8 +59,8 @@ DEVICE void dw_tile(Tile& tile, Matrix<Accum> da, Matrix<Accum> h, Accum* dw_oi,
   }
 
   // A thread's numbers of the tile, then its part of db, as one partial result.
-  const int per_lane = Tile::ROWS * Tile::COLUMNS, with_db_lane = per_lane + width;
-  Accum sums[with_db_lane];
+  const int per_lane = Tile::ROWS * Tile::COLUMNS, per_lane_with_db = per_lane + width;
+  Accum sums[per_lane_with_db];
 #pragma unroll
   for (int i = 0; i < per_lane; i += width) {
     const typename Tile::Neighbours total = *tile.own_totals(i / Tile::COLUMNS, i % Tile::COLUMNS);
@@ -68,15 +68,15 @@ DEVICE void dw_tile(Tile& tile, Matrix<Accum> da, Matrix<Accum> h, Accum* dw_oi,
     for (int j = 0; j < width; ++j) sums[i + j] = total.at[j];
   }
 #pragma unroll
-  for (int i = per_lane + 1; i < with_db_lane; ++i) sums[i] = 0;
+  for (int i = per_lane + 1; i < per_lane_with_db; ++i) sums[i] = 0;
   sums[per_lane] = tile.row_sum;
   // The stages hold a circular buffer for each warp.
   const int PREFETCH = 2 * Tile::STAGE * sizeof(Accum) / (warps * 512);
-  const int64 stride = (int64)tiles * warps * 32 * with_db_lane;
+  const int64 stride = (int64)tiles * warps * 32 * per_lane_with_db;
   const int64 place = (int64)which * warps + warp;
   Pack<Accum>* buffer = (Pack<Accum>*)(tile.shared + TILE * TILE) + warp * PREFETCH * 32;
   unsigned* arrived = arrivals + place * (split_groups(splits) + 1);
-  reduce_splits<PREFETCH>(sums, with_db ? with_db_lane : per_lane, partials + place * 32 * with_db_lane, stride,
+  reduce_splits<PREFETCH>(sums, with_db ? per_lane_with_db : per_lane, partials + place * 32 * per_lane_with_db, stride,
                           arrived, splits, split, buffer, [&](int index, Accum sum) {
     if (index < per_lane)
       write(o0 + Tile::row(index / Tile::COLUMNS), i0 + Tile::column(index % Tile::COLUMNS), sum);
@@ -127,8 +127,7 @@ KERNEL __launch_bounds__(256, Tile::BLOCKS) layer_simt(
   const int work = blockIdx.x, dw_index = dw_first ? work : work - da_work;
   if (0 <= dw_index && dw_index < dw_work)
     dw_tile(tile, da, h, dw_oi, db_o, factor, accumulate, tiles_i, dw_index, dw_tiles, {n_splits, group_size},
-            rows_per_split,
-            partials, arrivals);
+            rows_per_split, partials, arrivals);
   else
     da_prev_tile(tile, da, w, source_bi, source_pitch, activation, da_prev_factor, da_prev_bi, da_prev_pitch, tiles_i,
                  dw_first ? work - dw_work : work);
