@@ -3,7 +3,7 @@
 Why: how `exp` comes to its bits is nobody's promise. NumPy's differ by CPU (AVX2, AVX-512, NEON), by NumPy's version
 and by C library, and CUDA's are others again. Yet + − × ÷ in float64 have the same bits on every machine that follows
 IEEE 754, and so has whatever is made of nothing else: here of these four, comparisons, and shifts and masks of a
-number's bits. `kernels/exact/elementary.cuh` is the same sequences in CUDA, none of them contracted to fma; the coefficients
+number's bits. `kernels/exact/elementary.cuh` has the same sequences in CUDA, none contracted to fma; the coefficients
 of both stand here (`DEFINES`). Another operation, order or coefficient, and results have other bits.
 
 How well: the relative error is below 2·10⁻¹² for all x of which the result, in float32, is neither 0 nor infinite. A

@@ -12,7 +12,7 @@ Why V is exact. A term t, smaller than 1, is cut: u = 2³⁸ t, l = rint(u), r =
 factors are powers of two, and u − l is a multiple of u's last bit and not longer than u. So 2²⁵ l + rint(r) is 2⁶³ t
 rounded to an integer (ties to even too, for 2²⁵ l is even). The l are integers up to 2³⁸: `CHUNK` = 2¹⁴ of them add
 up to 2⁵² at most, and float64 adds integers exactly, in any order, as long as every sum is below 2⁵³. So do the
-rint(r), up to 2²⁴ each. The chunks' sums are added as Python's integers. kernels/exact/exact_sums.cu cuts each term into
+rint(r), up to 2²⁴ each. The chunks' sums are added as Python's integers. kernels/exact/exact_sums.cu cuts a term into
 three limbs of 21 bits, whose sums are exact for up to 2³¹ terms, and gets the same V.
 
 Error. Each term is off by 2⁻⁶⁴ 2ᵉ ≤ 2⁻⁶³ max|x| at most: the sum by n 2⁻⁶³ max|x|, and by the rounding of V. For the

@@ -1,4 +1,4 @@
-"""Which matrix instructions a cubin holds, by NVIDIA's disassemblers: the wheels' or those on the PATH."""
+"""A cubin's machine code (SASS), by NVIDIA's disassemblers: the wheels' or those on the PATH."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _COMMANDS = {"nvdisasm": ("--print-code",), "cuobjdump": ("--dump-sass",)}
 
 
 def matrix_instructions(cubin: Path) -> dict[str, dict[str, int]]:
-    """How often each matrix instruction stands in each kernel of a cubin. Kernels without any have an empty count.
+    """Counts the matrix instructions of each kernel of a cubin. Kernels without any have an empty count.
 
-    Counted once for each content, and kept in the cache.
+    Counts are kept in the cache, by the cubin's content.
 
     Raises:
         BackendError: there is no disassembler, or it failed.
@@ -40,7 +40,7 @@ def matrix_instructions(cubin: Path) -> dict[str, dict[str, int]]:
 
 
 def count(listing: str) -> dict[str, dict[str, int]]:
-    """The same from a listing of nvdisasm or of cuobjdump."""
+    """Counts them in a listing of nvdisasm or of cuobjdump."""
     kernels: dict[str, Counter[str]] = {}
     current: Counter[str] = Counter()
     for line in listing.splitlines():
@@ -49,6 +49,29 @@ def count(listing: str) -> dict[str, dict[str, int]]:
         elif (instruction := _INSTRUCTION.match(line)) and instruction[1] in MATRIX_INSTRUCTIONS:
             current[instruction[1]] += 1
     return {name: dict(counter) for name, counter in kernels.items()}
+
+
+def sass(cubin: Path, entry: str) -> str:
+    """The instructions of one kernel of a cubin, as the disassembler prints them.
+
+    Raises:
+        BackendError: there is no disassembler, or it failed.
+    """
+    return section(_disassemble(cubin), entry)
+
+
+def section(listing: str, entry: str) -> str:
+    """The lines of one kernel in a listing of nvdisasm or of cuobjdump."""
+    lines: list[str] = []
+    inside = False
+    for line in listing.splitlines():
+        if kernel := _KERNEL.match(line):
+            inside = (kernel[1] or kernel[2]) == entry
+        elif line.startswith("//---"):  # nvdisasm's heading of the next section
+            inside = False
+        if inside:
+            lines.append(line.rstrip())
+    return "\n".join(lines)
 
 
 @functools.cache

@@ -58,10 +58,12 @@ DEVICE Real limited(Real a) {
 template <typename Real>
 DEVICE Real gated(Real a, Real s) { return (a < -Real(1e4) ? -Real(1e4) : a) * s; }
 
-// These take no more than a comparison; all others take functions that cost a kernel much code for each number.
+// Activations that need no more than a comparison. The others call functions that take much code for each number.
 DEVICE bool piecewise_linear(int activation) { return activation <= LEAKY_RELU; }
 
-#define EACH(expression) _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = a[j]; a[j] = (expression); } break
+#define EACH(expression)                                                                                 \
+  _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = a[j]; a[j] = (expression); }       \
+  break
 template <typename Real, int N>
 DEVICE void activate_linear(int activation, Real (&a)[N]) {
   switch (activation) {
@@ -93,7 +95,9 @@ DEVICE void activate(int activation, Real (&a)[N]) {
 }
 
 // d <- d g', with g' computed from `source`: h, or a for gelu and silu.
-#define EACH(expression) _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = source[j]; d[j] *= (expression); } break
+#define EACH(expression)                                                                                 \
+  _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = source[j]; d[j] *= (expression); }       \
+  break
 template <typename Real, int N>
 DEVICE void times_derivative_linear(int activation, Real (&d)[N], const Real (&source)[N]) {
   switch (activation) {

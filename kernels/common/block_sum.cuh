@@ -1,5 +1,8 @@
-// A few sums over everything that a launch reads: losses over a batch, squares over a gradient. In double, in an order that
-// depends on the number of blocks alone; whoever launches takes that number from the shape. The largest of them likewise.
+// Sums over everything that a launch reads, e.g. losses over a batch or squares over a gradient; and the largest
+// likewise.
+//
+// Sums are in double, in an order that depends on the number of blocks alone. Launch plans take that number from the
+// shape.
 #pragma once
 #include "types.cuh"
 
@@ -13,7 +16,7 @@ struct Larger {
   DEVICE Real operator()(Real a, Real b) const { return b > a || b != b ? b : a; }  // NaN wins
 };
 
-// Values of the lanes of a warp, combined in every lane.
+// Combines the values of a warp's lanes. Every lane gets the result.
 template <typename Real, typename Combine>
 DEVICE Real warp_combined(Real value, Combine combine) {
 #pragma unroll
@@ -27,7 +30,8 @@ DEVICE Real warp_sum(Real value) { return warp_combined(value, Add()); }
 template <typename Real>
 DEVICE Real warp_max(Real value) { return warp_combined(value, Larger()); }
 
-// `values` combined over a block of 256 threads, in thread 0, beginning with 0. `shared` holds 8 N doubles.
+// Combines `values` over a block of 256 threads, beginning with 0. Thread 0 gets the results. `shared` holds 8 N
+// doubles.
 template <int N, typename Combine>
 DEVICE void block_combine(double (&values)[N], double* shared, Combine combine) {
 #pragma unroll
@@ -35,7 +39,7 @@ DEVICE void block_combine(double (&values)[N], double* shared, Combine combine) 
   if (threadIdx.x % 32 == 0)
 #pragma unroll
     for (int n = 0; n < N; ++n) shared[n * 8 + threadIdx.x / 32] = values[n];
-  __syncthreads();  // every warp's result is there
+  __syncthreads();  // every warp's result is in shared memory
   if (threadIdx.x == 0)
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -45,7 +49,8 @@ DEVICE void block_combine(double (&values)[N], double* shared, Combine combine) 
   __syncthreads();  // shared memory is free again
 }
 
-// `values` combined over all blocks of the launch. True in thread 0 of the last block to arrive, which has the results.
+// Combines `values` over all blocks of the launch. True in thread 0 of the last block to arrive, which gets the
+// results.
 //   partials  N numbers for each block; arrivals: one counter, 0
 template <int N, typename Combine>
 DEVICE bool grid_combine(double (&values)[N], double* shared, double* partials, unsigned* arrivals, Combine combine) {

@@ -1,4 +1,4 @@
-// Stores with one NaN: whatever NaN a sum became, every backend writes the same bits.
+// Stores with one NaN: whatever bits a NaN has, every backend writes the same (0x7fc00000 in float32).
 #pragma once
 #include "rounded.cuh"
 
@@ -6,7 +6,9 @@ DEVICE float canonical_nan(float x) { return x != x ? __uint_as_float(0x7fc00000
 DEVICE double canonical_nan(double x) { return x != x ? __longlong_as_double(0x7ff8000000000000) : x; }
 
 DEVICE float canonical_nan(Rounded<float> x) { return is_nan(x) ? __uint_as_float(0x7fc00000u) : x.value; }
-DEVICE double canonical_nan(Rounded<double> x) { return is_nan(x) ? __longlong_as_double(0x7ff8000000000000) : x.value; }
+DEVICE double canonical_nan(Rounded<double> x) {
+  return is_nan(x) ? __longlong_as_double(0x7ff8000000000000) : x.value;
+}
 
 // Rounds to float.
 DEVICE float round_to_float(Double x) { return is_nan(x) ? __uint_as_float(0x7fc00000u) : __double2float_rn(x.value); }
@@ -18,11 +20,11 @@ DEVICE float round_to_float_with_one_zero(Double x) {
 
 // Rounds a float to an element's format.
 DEVICE void to_element_canonical(float x, bfloat16& value) {
-  narrow(x, value);
+  to_element(x, value);
   if (x != x) value.bits = 0x7fc0;
 }
 DEVICE void to_element_canonical(float x, float16& value) {
-  narrow(x, value);
+  to_element(x, value);
   if (x != x) value.bits = 0x7e00;
 }
 DEVICE void to_element_canonical(float x, float& value) { value = x; }

@@ -16,8 +16,8 @@
 enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
 enum OutputFunction { OUTPUT_SOFTMAX = -1 };  // else IDENTITY, SIGMOID or TANH
 
-// A row of pre-activations in memory, worked on by LANES neighbouring lanes of a warp: each takes every LANES-th column. All lanes of the
-// warp work on such rows at a time.
+// A row of pre-activations in memory, worked on by LANES neighbouring lanes of a warp: each takes every LANES-th
+// column. All lanes of the warp work on such rows at a time.
 template <int LANES, typename Real>
 struct Row {
   const Real* a;
@@ -84,8 +84,8 @@ DEVICE Real output_derivative(int output, Real predicted) {
   return output == SIGMOID ? predicted * (1 - predicted) : output == TANH ? 1 - predicted * predicted : Real(1);
 }
 
-// Each of these returns a row's loss and calls write(j, dl/da_j) for each of the lane's columns, when a_j has been read for the last
-// time: the gradient may take its place.
+// Each of these returns a row's loss and calls write(j, dl/da_j) for each of the lane's columns, when a_j has been read
+// for the last time: the gradient may take its place.
 
 template <int LANES, typename Real, typename Write>
 DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
@@ -101,15 +101,15 @@ DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
   return loss;
 }
 
-// The same bits, for rows of up to HELD numbers a lane, which are read once.
-template <int HELD, int LANES, typename Real, typename Write>
-DEVICE Real held_label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
+// The same bits for rows of up to PER_LANE numbers a lane, which are read once, into registers.
+template <int PER_LANE, int LANES, typename Real, typename Write>
+DEVICE Real label_loss_in_registers(const Row<LANES, Real>& row, int64 label, Write write) {
   const bool known = label >= 0 && label < row.n;
   const int column = known ? (int)label : -1;
   const Real nan = Real(__uint_as_float(0x7fc00000u));
-  Real values[HELD], highest = Real(__uint_as_float(0xff800000u)), total = 0;
+  Real values[PER_LANE], highest = Real(__uint_as_float(0xff800000u)), total = 0;
 #pragma unroll
-  for (int i = 0; i < HELD; ++i) {
+  for (int i = 0; i < PER_LANE; ++i) {
     const int j = row.lane() + i * LANES;
     values[i] = j < row.n ? row.a[j] : Real(__uint_as_float(0xff800000u));
     highest = Larger()(highest, values[i]);
@@ -117,14 +117,14 @@ DEVICE Real held_label_loss(const Row<LANES, Real>& row, int64 label, Write writ
   highest = row.combined(highest, Larger());
   const Real of_label = row.combined(known && column % LANES == row.lane() ? row.a[column] : Real(0), Add());
 #pragma unroll
-  for (int i = 0; i < HELD; ++i) {
+  for (int i = 0; i < PER_LANE; ++i) {
     values[i] = exp_of(values[i] - highest);
     total += values[i];  // 0, of what is no column
   }
   total = row.combined(total, Add());
   const Real inverse = known ? 1 / total : nan;
 #pragma unroll
-  for (int i = 0; i < HELD; ++i) {
+  for (int i = 0; i < PER_LANE; ++i) {
     const int j = row.lane() + i * LANES;
     if (j < row.n) write(j, j == column ? values[i] * inverse - 1 : values[i] * inverse);
   }
@@ -169,7 +169,8 @@ DEVICE Real squared_softmax_loss(const Row<LANES, Real>& row, const Real* y, Wri
 
 // `label` points to the sample's label, or is null: then y are its targets.
 template <int LANES, typename Real, typename Write>
-DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y, Write write) {
+DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y,
+                        Write write) {
   if (loss == CROSS_ENTROPY) return label ? label_loss(row, *label, write) : probability_loss(row, y, write);
   if (loss == BINARY_CROSS_ENTROPY) return binary_loss(row, y, write);
   return output == OUTPUT_SOFTMAX ? squared_softmax_loss(row, y, write) : squared_loss(row, y, output, write);

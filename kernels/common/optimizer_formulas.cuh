@@ -1,12 +1,12 @@
-// What an optimizer does to one number of theta, and the decision whether it does.
+// Optimizer updates of one number of theta, and the check that skips a step whose loss or gradient is not finite.
 //
-// Every operation rounds by itself, in the sequence of gpuback/_backends/numpy/updates.py: from the same gradient and factor come the same
-// bits.
+// Every operation rounds by itself, in the sequence of gpuback/_backends/numpy/updates.py: from the same gradient and
+// factor come the same bits.
 #pragma once
 #include "canonical_nan.cuh"
 #include "rounded.cuh"
 
-// What stays on the device from step to step.
+// The state that stays on the device from step to step.
 enum State {
   STEPS = 0,        // updates made so far
   DIVERGED_AT = 1,  // how many there were when a loss or gradient was first not finite; -1: never
@@ -16,13 +16,15 @@ enum State {
   BETA_POWER_1 = 5, BETA_POWER_2 = 6  // Adam's beta^t
 };
 
-// What an optimizer is given, as doubles in the device's memory: launches are the same whatever it is. CLIP_NORM 0: no clipping.
+// Hyper-parameters, as doubles in the device's memory: so launches are the same whatever they are. CLIP_NORM 0: no
+// clipping.
 enum HyperParameter {
   LEARNING_RATE = 0, WEIGHT_DECAY = 1, MOMENTUM = 2, NESTEROV = 3, BETA_1 = 4, BETA_2 = 5, EPS = 6, DECOUPLED = 7,
   CLIP_NORM = 8, HALT = 9
 };
 
-// Squares of doubles that lie beyond 2^500 or below 2^-500 are summed apart, scaled, so that none overflows or vanishes.
+// Squares of doubles that lie beyond 2^500 or below 2^-500 are summed apart, scaled, so that none overflows or
+// vanishes.
 DEVICE void add_square(double (&sums)[3], float x) { sums[0] += (double)x * x; }
 DEVICE void add_square(double (&sums)[3], double x) {
   const double size = fabs(x), huge = 0x1p500, scale = 0x1p600;
@@ -40,13 +42,13 @@ DEVICE void set_factor(double* state, double factor, int prescales) {
   state[FACTOR] = factor;
 }
 
-// By what to multiply a gradient of that norm for it to be at most clip_norm.
+// Sets the factor that brings a gradient of that norm down to clip_norm.
 DEVICE void set_factor_for(double* state, double norm, double clip_norm) {
   const Double factor = Double(clip_norm) / (Double(norm) + 1e-6);
   set_factor(state, factor < 1.0 ? factor.value : 1.0, 0);
 }
 
-// The same for the norm that the three sums give, be it larger than any double.
+// The same for the norm that the three sums give, which may be larger than any double.
 DEVICE void set_factor_for(double* state, const double (&sums)[3], double clip_norm) {
   const double scale = 0x1p600, scaled_norm = sqrt(sums[1] + sums[0] / scale / scale), norm = scaled_norm * scale;
   if (sums[1] == 0) {
@@ -59,11 +61,11 @@ DEVICE void set_factor_for(double* state, const double (&sums)[3], double clip_n
   }
 }
 
-// Whether a step is made whose loss and gradient are finite, or not. Nothing is written.
+// Whether a step is made, given whether its loss and gradient are finite. Writes nothing.
 DEVICE bool applies(const double* state, bool finite, int halt) { return finite && !(halt && state[DIVERGED_AT] >= 0); }
 
-// The same, noted: the step is counted if it is made. Its factor is 1.
-DEVICE bool note_step(double* state, bool finite, int halt, double beta_1, double beta_2) {
+// The same, and records it: counts the step if it is made, and sets its factor to 1.
+DEVICE bool record_step(double* state, bool finite, int halt, double beta_1, double beta_2) {
   if (!finite && state[DIVERGED_AT] < 0) state[DIVERGED_AT] = state[STEPS];
   const bool made = applies(state, finite, halt);
   state[APPLY] = made;
@@ -75,7 +77,7 @@ DEVICE bool note_step(double* state, bool finite, int halt, double beta_1, doubl
   return true;
 }
 
-// What the gradient is multiplied by, as the decision has it.
+// Multiplies the gradient by the factor of this step.
 template <typename Real>
 struct Scale {
   int prescales;
@@ -95,32 +97,32 @@ struct Scale {
 template <typename Real>
 struct Sgd {
   typedef Rounded<Real> Number;
-  Number rate, keep, decay;
+  Number rate, momentum, decay;
   bool nesterov;
 
   DEVICE Sgd(double learning_rate, double momentum, int nesterov, double weight_decay)
-      : rate((Real)learning_rate), keep((Real)momentum), decay((Real)weight_decay), nesterov(nesterov) {}
+      : rate((Real)learning_rate), momentum((Real)momentum), decay((Real)weight_decay), nesterov(nesterov) {}
 
   // `velocity` is null without momentum.
   DEVICE void operator()(Real& theta, Real* velocity, Number g) const {
     const Number t = theta;
     if (decay.value != 0) g = g + decay * t;
     if (velocity) {
-      const Number v = keep * Number(*velocity) + g;
-      g = nesterov ? g + keep * v : v;
+      const Number v = momentum * Number(*velocity) + g;
+      g = nesterov ? g + momentum * v : v;
       *velocity = canonical_nan(v);
     }
     theta = canonical_nan(t - rate * g);
   }
 };
 
-// m <- m + (1 - beta_1)(g - m), v <- beta_2 v + (1 - beta_2) g^2, theta <- theta - (learning_rate / c_1) m / (sqrt(v / c_2) + eps),
-// with c = 1 - beta^t and g = gradient + weight_decay theta; decoupled, theta is first multiplied by
-// 1 - learning_rate weight_decay instead. Numerator and denominator of that quotient are both multiplied by sqrt(c_2).
+// m <- m + (1 - beta_1)(g - m), v <- beta_2 v + (1 - beta_2) g^2, theta <- theta - (learning_rate / c_1) m / (sqrt(v /
+// c_2) + eps), with c = 1 - beta^t and g = gradient + weight_decay theta; decoupled, theta is first multiplied by 1 -
+// learning_rate weight_decay instead. Numerator and denominator of that quotient are both multiplied by sqrt(c_2).
 template <typename Real>
 struct Adam {
   typedef Rounded<Real> Number;
-  Number rate, gain_1, gain_2, keep_2, epsilon, decay, shrink;
+  Number rate, gain_1, gain_2, beta_2, epsilon, decay, shrink;
   bool decoupled;
 
   // beta_power_1 and beta_power_2: beta^t, this step counted.
@@ -130,7 +132,7 @@ struct Adam {
     const Double one = 1.0, root_2 = root(one - beta_power_2);
     rate = (Real)(learning_rate * root_2 / (one - beta_power_1)).value;
     gain_1 = (Real)(one - beta_1).value, gain_2 = (Real)(one - beta_2).value;
-    keep_2 = (Real)beta_2, epsilon = (Real)(eps * root_2).value;
+    this->beta_2 = (Real)beta_2, epsilon = (Real)(eps * root_2).value;
     decay = (Real)weight_decay, shrink = (Real)(one - Double(learning_rate) * weight_decay).value;
   }
 
@@ -140,7 +142,7 @@ struct Adam {
     if (decays && decoupled) t = t * shrink;
     if (decays && !decoupled) g = g + decay * t;
     m = m + gain_1 * (g - m);
-    v = keep_2 * v + gain_2 * (g * g);
+    v = beta_2 * v + gain_2 * (g * g);
     theta = canonical_nan(t - rate * (m / (root(v) + epsilon)));
     first_moment = canonical_nan(m);
     second_moment = canonical_nan(v);

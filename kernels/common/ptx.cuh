@@ -1,10 +1,12 @@
 // Every PTX instruction that the kernels use, one small function each, named after the instruction.
 //
-// Nothing here includes a CUDA header. A build for the CPU defines GPUBACK_EMULATOR and brings functions of the same names.
+// Nothing here includes a CUDA header. A build for the CPU defines GPUBACK_EMULATOR and brings functions of the same
+// names.
 //
 // Fragments. A warp holds a matrix tile spread over its lanes. With g = lane / 4 and t = lane % 4, for 16-bit operands
 // (m16n8k16) a lane holds
-//     A (16 x 16)  a[0] = A[g][2t, 2t+1]   a[1] = A[g+8][2t, 2t+1]   a[2] = A[g][2t+8, 2t+9]   a[3] = A[g+8][2t+8, 2t+9]
+//     A (16 x 16)  a[0] = A[g][2t, 2t+1]   a[1] = A[g+8][2t, 2t+1]   a[2] = A[g][2t+8, 2t+9]
+//                  a[3] = A[g+8][2t+8, 2t+9]
 //     B (16 x 8)   b[0] = B[2t, 2t+1][g]   b[1] = B[2t+8, 2t+9][g]
 //     C (16 x 8)   c[0], c[1] = C[g][2t, 2t+1]    c[2], c[3] = C[g+8][2t, 2t+1]
 // and for TF32 (m16n8k8), one number to a register,
@@ -113,20 +115,23 @@ DEVICE void ldmatrix_x4_trans(uint32 (&fragment)[4], const void* row) {
 // ---- Matrix products of a warp: c += A B with float32 sums (sm_80 and later)
 
 DEVICE void mma_m16n8k16_bf16(float (&c)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 DEVICE void mma_m16n8k16_f16(float (&c)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // The hardware reads only the upper 19 bits of each operand: round with `cvt_rna_tf32` first.
 DEVICE void mma_m16n8k8_tf32(float (&c)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
@@ -149,7 +154,8 @@ DEVICE uint16 cvt_rn_bf16(float value) {
 #else
   const uint32 bits = __float_as_uint(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
-  return (uint16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);  // half of the last kept bit, a little less where that is even
+  // Adds half of the last bit that stays, a little less where that bit is 0: ties go to even.
+  return (uint16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 #endif
 }
 

@@ -1,5 +1,5 @@
-// Numbers whose every operation rounds by itself: no compiler may contract a * b + c to one fma. What is computed with them has
-// the bits that IEEE 754 fixes, on every GPU and with NumPy.
+// Numbers whose every operation rounds by itself: the compiler may not contract a * b + c to one fma. Results have the
+// bits that IEEE 754 fixes, on every GPU and with NumPy.
 #pragma once
 #include "types.cuh"
 

@@ -1,35 +1,36 @@
-// Sums over partial results of many blocks, in an order that depends on their number alone, without float atomics and
-// without a block that waits for another.
+// Split-K: adds partial results of many blocks in an order that depends on their number alone. No float atomics, and no
+// block waits for another.
 //
-// A long sum over the batch is cut into `chains`, one partial result each. Chains form groups of about the root of their
-// number. Whoever writes its partial result last in a group adds the group's, in order of their index; whoever finishes
-// the last group adds the groups' sums, in order. Both read what the others wrote through the level-2 cache.
+// A sum over the batch (the K of dW) is cut into splits, with one partial result each. Splits form groups of about the
+// root of their number. The last warp to write its partial result in a group adds the group's, in order of their index.
+// The last warp to finish a group adds the groups' sums, in order. Both read what the others wrote through the level-2
+// cache.
 //
-//     chains 0 1 2 | 3 4 5 | 6 7        8 chains, groups of 3
+//     splits 0 1 2 | 3 4 5 | 6 7        8 splits, groups of 3
 //            \ | /   \ | /   \ /        first level: the last of each group to arrive
 //              s0      s1     s2        second level: the last group to arrive
 //                \     |     /
 //                    total
 //
-// A warp is the unit: its lanes hold Count numbers each, and a partial result is stored as the lanes hold it, 16 bytes a
-// lane at a time, so every access is one contiguous row of 512 bytes.
+// A warp is the unit: its lanes hold Count numbers each, and a partial result is stored as the lanes hold it, 16 bytes
+// a lane at a time, so that every access is one contiguous row of 512 bytes.
 #pragma once
 #include "types.cuh"
 
-struct Chains {
+struct Splits {
   int count;       // how many partial results there are
   int group_size;  // ceil(sqrt(count))
 };
 
-DEVICE int chain_groups(Chains chains) { return ceil_div(chains.count, chains.group_size); }
+DEVICE int split_groups(Splits splits) { return ceil_div(splits.count, splits.group_size); }
 
-// What this warp has written and knows comes before its arrivals from here on.
+// Orders what this warp has written before its arrivals from here on.
 DEVICE void publish() {
   __syncwarp();  // the lanes' writes come before lane 0's fence
   if (threadIdx.x % 32 == 0) __threadfence();
 }
 
-// Counts this warp in; true for the last of `expected` warps, which then sees what all of them have published.
+// Counts this warp in. True for the last of `expected` warps, which then sees what all of them have published.
 DEVICE bool arrive_last(unsigned* arrivals, int expected) {
   unsigned last = 0;
   if (threadIdx.x % 32 == 0) {
@@ -44,32 +45,33 @@ DEVICE bool arrive_last(unsigned* arrivals, int expected) {
   return last != 0;
 }
 
-// take(i, pack): pack i (0 ... packs - 1) of this lane's sum of `count` partial results, `stride` numbers apart, added in this
-// order. The way to the level-2 cache is long and there is nothing else to do, so DEPTH packs are on their way at a time, by
-// asynchronous copies into `ring`, this warp's own 512 DEPTH bytes of shared memory, of which each lane uses its own part. They
-// come in four groups; a group holds neighbours in one pack's sum.
-template <int DEPTH, typename Real, typename Take>
-DEVICE void add_partials(const Real* partials, int64 stride, int count, int packs, Pack<Real>* ring, Take take) {
-  const int width = Pack<Real>::count, GROUPS = 4, SIZE = DEPTH / GROUPS;
+// Adds `count` partial results, `stride` numbers apart, in this order, and calls take(i, pack) with pack i (0 ... packs
+// - 1) of this lane's sum. The way to the level-2 cache is long and there is nothing else to do, so PREFETCH packs are
+// on their way at a time: asynchronous copies into `buffer`, a circular buffer of 512 PREFETCH bytes of shared memory
+// that is this warp's own. Each lane reads only what it copied, so no barrier is needed. Copies form four groups; a
+// group holds neighbours in one pack's sum.
+template <int PREFETCH, typename Real, typename Take>
+DEVICE void add_partials(const Real* partials, int64 stride, int count, int packs, Pack<Real>* buffer, Take take) {
+  const int width = Pack<Real>::count, GROUPS = 4, SIZE = PREFETCH / GROUPS;
   static_assert(SIZE > 0, "a group holds something");
   const Pack<Real>* source = (const Pack<Real>*)partials + threadIdx.x % 32;
   const int64 step = stride / width;
-  ring += threadIdx.x % 32;
+  buffer += threadIdx.x % 32;
 
-  int asked_pack = 0, asked_member = 0;
-  const auto ask = [&](int group) {
-    if (asked_pack < packs) {
-      const Pack<Real>* from = source + asked_pack * 32 + asked_member * step;
+  int next_pack = 0, next_member = 0;
+  const auto request = [&](int group) {
+    if (next_pack < packs) {
+      const Pack<Real>* from = source + next_pack * 32 + next_member * step;
 #pragma unroll
       for (int k = 0; k < SIZE; ++k)
-        if (asked_member + k < count) cp_async_16(ring + (group * SIZE + k) * 32, from + k * step, 16);
-      asked_member += SIZE;
-      if (asked_member >= count) asked_member = 0, ++asked_pack;
+        if (next_member + k < count) cp_async_16(buffer + (group * SIZE + k) * 32, from + k * step, 16);
+      next_member += SIZE;
+      if (next_member >= count) next_member = 0, ++next_pack;
     }
     cp_async_commit();  // empty ones too, so that the count is the count of groups
   };
 #pragma unroll 1
-  for (int group = 0; group < GROUPS; ++group) ask(group);
+  for (int group = 0; group < GROUPS; ++group) request(group);
 
   int group = 0;
 #pragma unroll 1
@@ -83,11 +85,11 @@ DEVICE void add_partials(const Real* partials, int64 stride, int count, int pack
 #pragma unroll
       for (int k = 0; k < SIZE; ++k)
         if (member + k < count) {
-          const Pack<Real> one = ring[(group * SIZE + k) * 32];
+          const Pack<Real> one = buffer[(group * SIZE + k) * 32];
 #pragma unroll
           for (int j = 0; j < width; ++j) total.at[j] += one.at[j];
         }
-      ask(group);
+      request(group);
     }
     take(pack, total);
   }
@@ -108,7 +110,7 @@ DEVICE void store_partial(const Real (&sums)[Count], int packs, Real* own) {
   }
 }
 
-// What is left to add for the totals: `count` results, `stride` numbers apart.
+// The partial results that are left to add for the totals: `count` of them, `stride` numbers apart.
 template <typename Real>
 struct LastSum {
   Real* from;
@@ -116,45 +118,45 @@ struct LastSum {
   int count;  // 0: another warp adds them
 };
 
-// Called by one warp for each chain, once its partial result is published, at partials + chain * stride. Adds the group's if it is the
-// last of its group. The last of all is told what is left to add.
-//   arrivals  chain_groups + 1 counters of this tile, all 0
-//   ring      512 DEPTH bytes of shared memory for this warp
-template <int DEPTH, typename Real>
-DEVICE LastSum<Real> join_chains(Real* partials, int64 stride, int packs, unsigned* arrivals, Chains chains, int chain,
-                                 Pack<Real>* ring) {
-  const int group = chain / chains.group_size, first = group * chains.group_size, groups = chain_groups(chains);
-  const int members = min(chains.group_size, chains.count - first);
+// Joins one split: called by one warp for each, once its partial result is published at partials + split * stride. Adds
+// the group's partial results if it is the last of its group. Tells the last of all what is left to add.
+//   arrivals  split_groups + 1 counters of this tile, all 0
+//   buffer    512 PREFETCH bytes of shared memory for this warp
+template <int PREFETCH, typename Real>
+DEVICE LastSum<Real> join_splits(Real* partials, int64 stride, int packs, unsigned* arrivals, Splits splits, int split,
+                                 Pack<Real>* buffer) {
+  const int group = split / splits.group_size, first = group * splits.group_size, groups = split_groups(splits);
+  const int members = min(splits.group_size, splits.count - first);
   Real* group_sum = partials + first * stride;  // nobody else reads this group's partial results
   if (!arrive_last(arrivals + group, members)) return {nullptr, 0, 0};
   if (groups == 1) return {group_sum, stride, members};
-  add_partials<DEPTH>(group_sum, stride, members, packs, ring, [&](int i, const Pack<Real>& pack) {
+  add_partials<PREFETCH>(group_sum, stride, members, packs, buffer, [&](int i, const Pack<Real>& pack) {
     ((Pack<Real>*)group_sum)[i * 32 + threadIdx.x % 32] = pack;
   });
   publish();
   if (!arrive_last(arrivals + groups, groups)) return {nullptr, 0, 0};
-  return {partials, chains.group_size * stride, groups};
+  return {partials, splits.group_size * stride, groups};
 }
 
-// Adds it up: write(index, total) is called for each of this lane's numbers.
-template <int DEPTH, typename Real, typename Write>
-DEVICE void write_totals(const LastSum<Real>& last, int packs, Pack<Real>* ring, Write write) {
+// Adds what is left: calls write(index, total) for each of this lane's numbers.
+template <int PREFETCH, typename Real, typename Write>
+DEVICE void write_totals(const LastSum<Real>& last, int packs, Pack<Real>* buffer, Write write) {
   const int width = Pack<Real>::count;
-  add_partials<DEPTH>(last.from, last.stride, last.count, packs, ring, [&](int i, const Pack<Real>& pack) {
+  add_partials<PREFETCH>(last.from, last.stride, last.count, packs, buffer, [&](int i, const Pack<Real>& pack) {
 #pragma unroll
     for (int j = 0; j < width; ++j) write(i * width + j, pack.at[j]);
   });
 }
 
-// All of it, called by one warp for each chain with that chain's sums, of which the first `used` (a multiple of 16 bytes) count. One
-// of these warps ends with the totals.
-//   partials  room for `chains.count` partial results of this tile, `stride` numbers apart
-template <int DEPTH, typename Real, int Count, typename Write>
-DEVICE void reduce_chains(const Real (&sums)[Count], int used, Real* partials, int64 stride, unsigned* arrivals, Chains chains,
-                          int chain, Pack<Real>* ring, Write write) {
+// All of the above: called by one warp for each split with that split's sums, of which the first `used` (a multiple of
+// 16 bytes) are added. One of these warps ends with the totals.
+//   partials  room for `splits.count` partial results of this tile, `stride` numbers apart
+template <int PREFETCH, typename Real, int Count, typename Write>
+DEVICE void reduce_splits(const Real (&sums)[Count], int used, Real* partials, int64 stride, unsigned* arrivals,
+                          Splits splits, int split, Pack<Real>* buffer, Write write) {
   const int packs = used / Pack<Real>::count;
-  store_partial(sums, packs, partials + chain * stride);
+  store_partial(sums, packs, partials + split * stride);
   publish();
-  const LastSum<Real> last = join_chains<DEPTH>(partials, stride, packs, arrivals, chains, chain, ring);
-  if (last.count) write_totals<DEPTH>(last, packs, ring, write);
+  const LastSum<Real> last = join_splits<PREFETCH>(partials, stride, packs, arrivals, splits, split, buffer);
+  if (last.count) write_totals<PREFETCH>(last, packs, buffer, write);
 }

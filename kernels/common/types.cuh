@@ -1,23 +1,28 @@
-// Number formats: what operands are stored in, what sums are kept in, and 16 bytes of either at a time.
+// Number formats of elements (what products read) and of sums, and 16 bytes of either at a time.
+//
+// Kernels are compiled with `Element` and `Accum` as macros: the type of their operands, and the type of their sums.
 #pragma once
 #include "ptx.cuh"
 
 struct bfloat16 { uint16 bits; };
 struct float16 { uint16 bits; };
 
-DEVICE float widen(bfloat16 value) { return cvt_f32_bf16(value.bits); }
-DEVICE float widen(float16 value) { return cvt_f32_f16(value.bits); }
-DEVICE float widen(float value) { return value; }
-DEVICE double widen(double value) { return value; }
+// The type that products of such elements are summed in.
+DEVICE float to_accum(bfloat16 value) { return cvt_f32_bf16(value.bits); }
+DEVICE float to_accum(float16 value) { return cvt_f32_f16(value.bits); }
+DEVICE float to_accum(float value) { return value; }
+DEVICE double to_accum(double value) { return value; }
 
-// Rounds a sum to an operand's format.
-DEVICE void narrow(float sum, bfloat16& value) { value.bits = cvt_rn_bf16(sum); }
-DEVICE void narrow(float sum, float16& value) { value.bits = cvt_rn_f16(sum); }
-DEVICE void narrow(float sum, float& value) { value = sum; }
-DEVICE void narrow(double sum, double& value) { value = sum; }
+// Rounds a sum to an element's format.
+DEVICE void to_element(float sum, bfloat16& value) { value.bits = cvt_rn_bf16(sum); }
+DEVICE void to_element(float sum, float16& value) { value.bits = cvt_rn_f16(sum); }
+DEVICE void to_element(float sum, float& value) { value = sum; }
+DEVICE void to_element(double sum, double& value) { value = sum; }
 
 DEVICE bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 DEVICE bool is_finite(double x) { return fabs(x) <= 1.7976931348623157e308; }
+
+constexpr int round_up_4(int n) { return (n + 3) / 4 * 4; }
 
 DEVICE int ceil_div(int numerator, int denominator) { return (numerator + denominator - 1) / denominator; }
 

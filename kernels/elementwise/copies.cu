@@ -1,25 +1,33 @@
-// Copies in the operands' format, rows padded to 16 bytes: what products read. NaN has one pattern of bits.
+// Copies as elements, rows padded to 16 bytes: what products read.
 //
-// Variants: REAL (float or double) of what is copied, OPERAND. 256 threads, a warp to a row.
+//     copy_rows      out_bi = x_bi
+//     copy_weights   every layer's W out of theta, in one launch
+//
+// A NaN has one pattern of bits. A warp takes a row, its lanes every 32nd column. With 1024 rows: 128 blocks of 8
+// warps.
+//
+// Variants: Accum (float or double) of what is copied, Element. 256 threads.
 #include "../common/canonical_nan.cuh"
 
-// out_bi = x_bi, rounded. x and out (B, n) row by row with a pitch each.
-KERNEL __launch_bounds__(256) copy_rows(const REAL* x_bi, int x_pitch, OPERAND* out_bi, int out_pitch, int n_batch, int n) {
+// x and out (B, n) row by row with a pitch each.
+KERNEL __launch_bounds__(256) copy_rows(
+    const Accum* x_bi, int x_pitch, Element* out_bi, int out_pitch, int n_batch, int n) {
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8)
-    for (int i = threadIdx.x % 32; i < n; i += 32) to_element_canonical(x_bi[(int64)b * x_pitch + i], out_bi[(int64)b * out_pitch + i]);
+    for (int i = threadIdx.x % 32; i < n; i += 32)
+      to_element_canonical(x_bi[(int64)b * x_pitch + i], out_bi[(int64)b * out_pitch + i]);
 }
 
-// Every layer's weights out of theta. For each layer `table` holds: the first of its rows among the rows of all layers; n_in; where
-// its weights begin in theta; where its copy begins; the copy's pitch. After the last layer stands the number of all rows.
-KERNEL __launch_bounds__(256) copy_weights(const REAL* theta, OPERAND* copies, const int64* table, int layers) {
+// For each layer `table` holds: the first of its rows among the rows of all layers; n_in; where its weights begin in
+// theta; where its copy begins; the copy's pitch. After the last layer stands the number of all rows.
+KERNEL __launch_bounds__(256) copy_weights(const Accum* theta, Element* copies, const int64* table, int layers) {
   const int64 rows = table[layers * 5];
   for (int64 row = blockIdx.x * 8 + threadIdx.x / 32; row < rows; row += gridDim.x * 8) {
     int layer = 0;
     while (row >= table[(layer + 1) * 5]) ++layer;
     const int64* entry = table + layer * 5;
     const int64 r = row - entry[0], n_in = entry[1];
-    const REAL* from = theta + entry[2] + r * n_in;
-    OPERAND* to = copies + entry[3] + r * entry[4];
+    const Accum* from = theta + entry[2] + r * n_in;
+    Element* to = copies + entry[3] + r * entry[4];
     for (int i = threadIdx.x % 32; i < n_in; i += 32) to_element_canonical(from[i], to[i]);
   }
 }

@@ -1,34 +1,36 @@
 // Dynamic loss scaling of float16: a power of two that keeps small gradients above float16's underflow.
 //
-//     scale_weights   out_b = weight_b scale                      so that da, and with it every gradient, carries the scale
-//     unscale         gradient /= scale, unscaled_loss = loss / scale                                 before `begin_step`
-//     update_scale    scale /= 2 after a step that was skipped, scale *= 2 after `growth_interval` good ones       after it
+//     scale_weights   out_b = weight_b scale                      so that da, and with it every gradient, has the scale
+//     unscale         gradient /= scale, unscaled_loss = loss / scale                               before `begin_step`
+//     update_scale    scale /= 2 after a skipped step, scale *= 2 after `growth_interval` good ones          after it
 //
-// gpuback/_backends/numpy/loss_scale.py computes the same. A scale is a power of two, so multiplying by it rounds nothing.
+// gpuback/_backends/numpy/loss_scale.py computes the same. A scale is a power of two, so multiplying by it rounds
+// nothing.
 //
 // A thread takes every 256 gridDim-th number. With B = 1024: `scale_weights` is 4 blocks.
 //
-// Variants: REAL (float or double). 256 threads.
+// Variants: Accum (float or double). 256 threads.
 #include "../common/optimizer_formulas.cuh"
 
 enum Scaling { LOSS_SCALE = 0, GOOD_STEPS = 1, SKIPPED = 2 };
 
 // out = weight times the scale, or the scale itself where there are no weights.
-KERNEL __launch_bounds__(256) scale_weights(const REAL* weight_b, int64 n_batch, const double* scaling, REAL* out_b) {
-  const REAL scale = (REAL)scaling[LOSS_SCALE];
+KERNEL __launch_bounds__(256) scale_weights(const Accum* weight_b, int64 n_batch, const double* scaling, Accum* out_b) {
+  const Accum scale = (Accum)scaling[LOSS_SCALE];
   for (int64 b = (int64)blockIdx.x * 256 + threadIdx.x; b < n_batch; b += (int64)gridDim.x * 256)
     out_b[b] = weight_b ? weight_b[b] * scale : scale;
 }
 
 // gradient /= scale, unscaled_loss = loss / scale: powers of two.
-KERNEL __launch_bounds__(256) unscale(REAL* gradient, int64 n, const REAL* loss, REAL* unscaled_loss, const double* scaling) {
-  const REAL factor = (REAL)(1 / scaling[LOSS_SCALE]);
+KERNEL __launch_bounds__(256) unscale(
+    Accum* gradient, int64 n, const Accum* loss, Accum* unscaled_loss, const double* scaling) {
+  const Accum factor = (Accum)(1 / scaling[LOSS_SCALE]);
   for (int64 i = (int64)blockIdx.x * 256 + threadIdx.x; i < n; i += (int64)gridDim.x * 256) gradient[i] *= factor;
   if (blockIdx.x == 0 && threadIdx.x == 0) *unscaled_loss = *loss * factor;
 }
 
 // Half the scale after no step, twice the scale after so many in a row. One block.
-KERNEL __launch_bounds__(256) settle_scale(const double* state, double growth_interval, double* scaling) {
+KERNEL __launch_bounds__(256) update_scale(const double* state, double growth_interval, double* scaling) {
   if (threadIdx.x != 0) return;
   const double scale = scaling[LOSS_SCALE], good_steps = scaling[GOOD_STEPS] + 1;
   if (state[APPLY] == 0) {

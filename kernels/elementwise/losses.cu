@@ -1,38 +1,44 @@
-// The output layer, row by row, in one pass: y^ = O(a), each sample's loss l, and da = w dl/da / divisor. loss_formulas.cuh has the
-// formulas.
+// The output layer, row by row, in one pass: prediction, loss and the gradient of the pre-activations.
 //
-// Shapes: a (B, n) of sums, da (B, n) of operands, row by row with a pitch each; labels (B) or targets (B, n); weight (B) or null.
+//     loss_rows     da_bj = w_b dl/da_bj / divisor, mean_loss = sum_b w_b l_b / B
+//     output_rows   out_bj = O(a_bj)
 //
-// A warp takes a row, its lanes every 32nd column; a block of 8 warps takes every gridDim-th group of 8 rows. The batch's loss is
-// summed by `grid_sum`; the last block divides by B and writes it.
+// loss_formulas.cuh has O and l.
 //
-// Variants: REAL (float or double) of sums, OPERAND of da. 256 threads.
+// Shapes: a (B, n) of sums, da (B, n) of elements, out (B, n) of sums, row by row with a pitch each; labels (B) or
+// targets (B, n); weight (B) or null.
+//
+// A warp takes a row, its lanes every 32nd column. A block of 8 warps takes every gridDim-th group of 8 rows.
+// `grid_sum` adds the batch's loss; the last block divides by B and writes it. Its barriers are the only ones. With B =
+// 1024: 128 blocks, a row a warp.
+//
+// Variants: Accum (float or double) of sums, Element of da. 256 threads.
 #include "../common/loss_formulas.cuh"
 
-KERNEL __launch_bounds__(256, 2) loss_rows(const REAL* a_bj, int a_pitch, const int64* labels_b, const REAL* targets_bj,
-                                        const REAL* weight_b, OPERAND* da_bj, int da_pitch, REAL* mean_loss, int n_batch,
-                                        int n, int loss, int output, REAL divisor, double* partials, unsigned* arrivals) {
+KERNEL __launch_bounds__(256, 2) loss_rows(
+    const Accum* a_bj, int a_pitch, const int64* labels_b, const Accum* targets_bj, const Accum* weight_b,
+    Element* da_bj, int da_pitch, Accum* mean_loss, int n_batch, int n, int loss, int output, Accum divisor,
+    double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   double sums[1] = {0};
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {
-    const Row<32, REAL> row = {a_bj + (int64)b * a_pitch, n};
-    OPERAND* da = da_bj ? da_bj + (int64)b * da_pitch : nullptr;
-    const REAL weight = weight_b ? weight_b[b] : REAL(1);
-    const REAL value = loss_of_row(row, loss, output, labels_b ? labels_b + b : nullptr, targets_bj + (int64)b * n,
-                                   [=](int j, REAL gradient) {
-      if (da) narrow(gradient * weight / divisor, da[j]);
+    const Row<32, Accum> row = {a_bj + (int64)b * a_pitch, n};
+    Element* da = da_bj ? da_bj + (int64)b * da_pitch : nullptr;
+    const Accum weight = weight_b ? weight_b[b] : Accum(1);
+    const Accum value = loss_of_row(row, loss, output, labels_b ? labels_b + b : nullptr, targets_bj + (int64)b * n,
+                                   [=](int j, Accum gradient) {
+      if (da) to_element(gradient * weight / divisor, da[j]);
     });
     if (threadIdx.x % 32 == 0) sums[0] += (double)(value * weight);
   }
-  if (grid_sum(sums, (double*)memory, partials, arrivals)) *mean_loss = (REAL)(sums[0] / n_batch);
+  if (grid_sum(sums, (double*)memory, partials, arrivals)) *mean_loss = (Accum)(sums[0] / n_batch);
 }
 
-// y^ = O(a): (B, n) of sums, row by row with a pitch each.
-KERNEL __launch_bounds__(256, 2) output_rows(const REAL* a_bj, int a_pitch, REAL* out_bj, int out_pitch, int n_batch, int n,
-                                          int output) {
+KERNEL __launch_bounds__(256, 2) output_rows(
+    const Accum* a_bj, int a_pitch, Accum* out_bj, int out_pitch, int n_batch, int n, int output) {
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {
-    const Row<32, REAL> row = {a_bj + (int64)b * a_pitch, n};
-    REAL* out = out_bj + (int64)b * out_pitch;
-    output_of_row(row, output, [=](int j, REAL value) { out[j] = value; });
+    const Row<32, Accum> row = {a_bj + (int64)b * a_pitch, n};
+    Accum* out = out_bj + (int64)b * out_pitch;
+    output_of_row(row, output, [=](int j, Accum value) { out[j] = value; });
   }
 }

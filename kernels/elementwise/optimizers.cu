@@ -1,22 +1,28 @@
 // One step of an optimizer over flat theta, in two launches.
 //
-// `begin_step` reads the loss and the gradient and decides: if one of them is not finite, theta and the optimizer's state stay as
-// they are. Else it counts the step and works out by what the gradient is multiplied to bring its norm down to clip_norm. What it
-// decides stays on the device, in `state`, so that the host never has to wait. Without a loss every step is made.
+//     begin_step   decides whether a step is made, counts it, and computes the clipping factor
+//     sgd, adam    theta <- the optimizer's step with factor * gradient (optimizer_formulas.cuh)
 //
-// `sgd` and `adam` then pass once over theta, its gradient and the optimizer's state, 16 bytes a thread at a time (optimizer_formulas.cuh).
-// All three read hyper-parameters from memory, where `set_hyper_parameters` puts them when they change.
+// `begin_step` reads the loss and the gradient. If one of them is not finite, theta and the optimizer's state stay as
+// they are. Without a loss every step is made. The decision stays on the device, in `state`, so that the host never has
+// to wait.
 //
-// `mean_of_blocks` comes before them where a batch goes through the network in blocks: it makes one loss of the blocks'.
+// All three read hyper-parameters from memory, where `set_hyper_parameters` writes them when they change.
+// `mean_of_blocks` comes before them where a batch goes through the network in micro-batches: it makes one loss of
+// theirs.
 //
-// Variants: REAL (float or double). 256 threads.
+// Shapes: theta, gradient and states (n), contiguous. A thread takes 16 bytes at a time, then those of gridDim blocks
+// later. Sums over the gradient end in `grid_sum`, whose barriers are the only ones. With n = 2^20 in float: 1024
+// blocks, 4 numbers a thread.
+//
+// Variants: Accum (float or double). 256 threads.
 #include "../common/block_sum.cuh"
 #include "../common/optimizer_formulas.cuh"
 
 // hyper <- the hyper-parameters, in the order of optimizer_formulas.cuh. One block.
-KERNEL __launch_bounds__(256) set_hyper_parameters(double learning_rate, double weight_decay, double momentum, double nesterov,
-                                                   double beta_1, double beta_2, double eps, double decoupled,
-                                                   double clip_norm, double halt, double* hyper) {
+KERNEL __launch_bounds__(256) set_hyper_parameters(
+    double learning_rate, double weight_decay, double momentum, double nesterov, double beta_1, double beta_2,
+    double eps, double decoupled, double clip_norm, double halt, double* hyper) {
   if (threadIdx.x != 0) return;
   hyper[LEARNING_RATE] = learning_rate;
   hyper[WEIGHT_DECAY] = weight_decay;
@@ -30,23 +36,22 @@ KERNEL __launch_bounds__(256) set_hyper_parameters(double learning_rate, double 
   hyper[HALT] = halt;
 }
 
-// mean = the mean over n_batch rows, of which each block but the last has so many: sum_i rows_i means[i] / n_batch, in double and in
-// index order. The products are exact for REAL = float, so that no contraction could change a bit. One thread: n_blocks is small
-// beside what the blocks took.
-KERNEL __launch_bounds__(256) mean_of_blocks(const REAL* means, int n_blocks, int rows, int n_batch, REAL* mean) {
+// mean = sum_i rows_i means[i] / n_batch, where every block but the last has `rows` rows. In double and in index order.
+// The products are exact for Accum = float, so that no contraction could change a bit. One thread: n_blocks is small.
+KERNEL __launch_bounds__(256) mean_of_blocks(const Accum* means, int n_blocks, int rows, int n_batch, Accum* mean) {
   if (threadIdx.x != 0) return;
   double sum = 0;
   for (int i = 0; i < n_blocks; ++i) sum += (double)means[i] * min(rows, n_batch - i * rows);
-  *mean = (REAL)(sum / n_batch);
+  *mean = (Accum)(sum / n_batch);
 }
 
-// The sums of squares of what this block reads of n numbers.
-DEVICE void sum_squares(double (&sums)[3], const REAL* x, int64 n) {
+// Adds the squares of this block's part of n numbers.
+DEVICE void sum_squares(double (&sums)[3], const Accum* x, int64 n) {
   for (int64 i = (int64)blockIdx.x * 256 + threadIdx.x; i < n; i += (int64)gridDim.x * 256) add_square(sums, x[i]);
 }
 
-//   norm  the gradient's, where it is known; null: it is found here. Infinite is what a double cannot hold of it.
-KERNEL __launch_bounds__(256) begin_step(const REAL* gradient, int64 n, const REAL* loss, const double* norm,
+//   norm  of the gradient if it is known, infinite if a double cannot hold it; null: it is computed here.
+KERNEL __launch_bounds__(256) begin_step(const Accum* gradient, int64 n, const Accum* loss, const double* norm,
                                          const double* hyper, double* state, double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   double sums[3] = {0, 0, 0};
@@ -54,15 +59,16 @@ KERNEL __launch_bounds__(256) begin_step(const REAL* gradient, int64 n, const RE
   if (!grid_sum(sums, (double*)memory, partials, arrivals)) return;
   const bool finite = !loss || (is_finite(*loss) && is_finite(sums[0]) && is_finite(sums[1]));
   const double clip_norm = hyper[CLIP_NORM];
-  if (!note_step(state, finite, hyper[HALT] != 0, hyper[BETA_1], hyper[BETA_2]) || !(clip_norm > 0)) return;
+  if (!record_step(state, finite, hyper[HALT] != 0, hyper[BETA_1], hyper[BETA_2]) || !(clip_norm > 0)) return;
   if (norm && is_finite(*norm))
     set_factor_for(state, *norm, clip_norm);
   else
     set_factor_for(state, sums, clip_norm);
 }
 
-// The root of the sum of squares of n numbers; NaN or infinity where one of them is.
-KERNEL __launch_bounds__(256) vector_norm(const REAL* x, int64 n, double* result, double* partials, unsigned* arrivals) {
+// result = sqrt(sum_i x_i^2); NaN or infinity if one of them is.
+KERNEL __launch_bounds__(256) vector_norm(
+    const Accum* x, int64 n, double* result, double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   double sums[3] = {0, 0, 0};
   sum_squares(sums, x, n);
@@ -76,14 +82,14 @@ KERNEL __launch_bounds__(256) vector_norm(const REAL* x, int64 n, double* result
     *result = sums[0] + sqrt(sums[2]) / scale;
 }
 
-const int WIDTH = Pack<REAL>::count;
-typedef Group<REAL, WIDTH> Some;
+const int WIDTH = Pack<Accum>::count;
+typedef Group<Accum, WIDTH> Some;
 
-KERNEL __launch_bounds__(256) sgd(REAL* theta, REAL* velocity, const REAL* gradient, int64 n, const double* hyper,
+KERNEL __launch_bounds__(256) sgd(Accum* theta, Accum* velocity, const Accum* gradient, int64 n, const double* hyper,
                                   const double* state) {
   if (state[APPLY] == 0) return;
-  const Scale<REAL> scale(state);
-  const Sgd<REAL> step(hyper[LEARNING_RATE], hyper[MOMENTUM], hyper[NESTEROV] != 0, hyper[WEIGHT_DECAY]);
+  const Scale<Accum> scale(state);
+  const Sgd<Accum> step(hyper[LEARNING_RATE], hyper[MOMENTUM], hyper[NESTEROV] != 0, hyper[WEIGHT_DECAY]);
   const bool aligned = (uint64)gradient % 16 == 0;
   for (int64 i = ((int64)blockIdx.x * 256 + threadIdx.x) * WIDTH; i < n; i += (int64)gridDim.x * 256 * WIDTH) {
     const int valid = (int)min(n - i, (int64)WIDTH);
@@ -97,11 +103,12 @@ KERNEL __launch_bounds__(256) sgd(REAL* theta, REAL* velocity, const REAL* gradi
   }
 }
 
-KERNEL __launch_bounds__(256) adam(REAL* theta, REAL* first_moment, REAL* second_moment, const REAL* gradient, int64 n,
-                                   const double* hyper, const double* state) {
+KERNEL __launch_bounds__(256) adam(
+    Accum* theta, Accum* first_moment, Accum* second_moment, const Accum* gradient, int64 n, const double* hyper,
+    const double* state) {
   if (state[APPLY] == 0) return;
-  const Scale<REAL> scale(state);
-  const Adam<REAL> step(hyper[LEARNING_RATE], hyper[BETA_1], hyper[BETA_2], hyper[EPS], hyper[WEIGHT_DECAY],
+  const Scale<Accum> scale(state);
+  const Adam<Accum> step(hyper[LEARNING_RATE], hyper[BETA_1], hyper[BETA_2], hyper[EPS], hyper[WEIGHT_DECAY],
                         hyper[DECOUPLED] != 0, state[BETA_POWER_1], state[BETA_POWER_2]);
   const bool aligned = (uint64)gradient % 16 == 0;
   for (int64 i = ((int64)blockIdx.x * 256 + threadIdx.x) * WIDTH; i < n; i += (int64)gridDim.x * 256 * WIDTH) {

@@ -1,6 +1,7 @@
-// exp, log, tanh, the activations and their slopes as fixed sequences of IEEE operations in float64: operation by
-// operation what gpuback/_core/elementary.py does, which says why and how, and whose DEFINES are the coefficients. Results
-// have the bits that NumPy's have; of NaN that is so when it is stored.
+// exp, log, tanh, the activations and their slopes as fixed sequences of IEEE operations in float64.
+//
+// They follow gpuback/_core/elementary.py operation by operation, which says why and how, and whose DEFINES are the
+// coefficients. Results have NumPy's bits. A NaN has them once it is stored.
 #pragma once
 #include "../common/activations.cuh"
 #include "../common/rounded.cuh"

@@ -1,23 +1,28 @@
-// The output layer with the same bits on every backend, row by row: y^ = O(a), each sample's loss l(y^, y), and
-// da = w dl/da / divisor. In float64, by the fixed sequences of gpuback/_backends/exact/losses.py, rounded where da is stored;
-// the equations are those of losses.cu.
+// The output layer with the same bits on every backend, row by row, in float64:
 //
-// Shapes: a (B, n) floats, da (B, n) of operands, row by row with a pitch each; labels (B) or targets (B, n); weight (B) or null;
-// losses (B), which `exact_sum` adds up. A label outside 0 ... n - 1 is never used as an index: its loss and its row of da become
-// NaN.
+//     exact_loss_rows     da_bj = w_b dl/da_bj / divisor, losses_b = w_b l_b
+//     exact_output_rows   out_bj = O(a_bj)
 //
-// A warp takes a row, its lanes every 32nd column.
+// Follows the fixed sequences of gpuback/_backends/exact/losses.py and rounds where da is stored. losses.cu has the
+// equations.
 //
-// Variants: OPERAND of da, and the coefficients of elementary.cuh. 256 threads.
+// Shapes: a (B, n) floats, da (B, n) of elements, row by row with a pitch each; labels (B) or targets (B, n); weight
+// (B) or null; losses (B), which `exact_sum` adds up. A label outside 0 ... n - 1 is never used as an index: its loss
+// and its row of da become NaN.
+//
+// A warp takes a row, its lanes every 32nd column; a block has 8 warps. Rows are independent, so there is no barrier.
+// With B = 1024: 128 blocks, a row a warp.
+//
+// Variants: Element of da, and the coefficients of elementary.cuh. 256 threads.
 #include "../common/block_sum.cuh"
+#include "../common/canonical_nan.cuh"
 #include "elementary.cuh"
-#include "exact_products.cuh"
 
 enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
 enum Output { OUTPUT_SOFTMAX = -1 };  // else an Activation
 
-// The sum over a row of what `term` gives for each column, in every lane: each lane adds up its columns from +0 on, then lane i
-// and lane i + 16 are added, i + 8, ..., i + 1.
+// The sum of term(column) over a row, in every lane: each lane adds its columns from +0 on, then lanes i and i + 16 are
+// added, then i + 8, ..., i + 1.
 template <typename Term>
 DEVICE Double row_sum(int n, Term term) {
   Double sum = 0.0;
@@ -48,10 +53,12 @@ struct Softmax {
 
 // A row of da: weighted, scaled, rounded.
 struct Row {
-  OPERAND* da;
+  Element* da;
   Double weight, divisor;
 
-  DEVICE void store(int j, Double gradient) const { to_element_canonical(round_to_float(gradient * weight / divisor), da[j]); }
+  DEVICE void store(int j, Double gradient) const {
+    to_element_canonical(round_to_float(gradient * weight / divisor), da[j]);
+  }
 };
 
 // With rest = sum of e^z_j over the other classes: nothing cancels, however sure the prediction is.
@@ -115,8 +122,8 @@ DEVICE Double squared_softmax_row(const float* a, const float* y, int n, const R
 }
 
 KERNEL __launch_bounds__(256, 4) exact_loss_rows(
-    const float* a_bj, int a_pitch, const int64* labels_b, const float* targets_bj, const float* weight_b, OPERAND* da_bj,
-    int da_pitch, double* losses_b, int n_batch, int n, int loss, int output, double divisor) {
+    const float* a_bj, int a_pitch, const int64* labels_b, const float* targets_bj, const float* weight_b,
+    Element* da_bj, int da_pitch, double* losses_b, int n_batch, int n, int loss, int output, double divisor) {
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {
     const float *a = a_bj + (int64)b * a_pitch, *y = targets_bj + (int64)b * n;
     const Row row = {da_bj + (int64)b * da_pitch, weight_b ? weight_b[b] : 1.0f, divisor};
@@ -131,7 +138,6 @@ KERNEL __launch_bounds__(256, 4) exact_loss_rows(
   }
 }
 
-// y^ = O(a): (B, n) floats, row by row with a pitch each.
 KERNEL __launch_bounds__(256, 4) exact_output_rows(
     const float* a_bj, int a_pitch, float* out_bj, int out_pitch, int n_batch, int n, int output) {
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {

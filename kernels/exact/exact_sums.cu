@@ -1,12 +1,16 @@
-// Sums and norms that are exact but for one rounding: gpuback/_core/exact_sums.py says what they are, and proves it.
+// Sums and norms that are exact but for one rounding, as gpuback/_core/exact_sums.py defines and proves.
 //
 //   sum    2^e 2^-63 V, V = sum of rint(2^63 x_i 2^-e)          with max |x_i| < 2^e
 //   norm   2^e sqrt(2^-63 V), V = sum of rint(2^63 (x_i 2^-e)^2)
 //
-// `largest` finds max |x_i|, `exact_sum` the rest. Each term is cut into three limbs of 21 bits, integers in doubles. A sum of
-// 2^31 limbs stays below 2^53, so every order of adding them gives the same sums, and no number of blocks changes a bit.
+// `largest` finds max |x_i|, `exact_sum` the rest. Each term is cut into three limbs of 21 bits, integers in doubles. A
+// sum of 2^31 limbs stays below 2^53, so every order of adding them gives the same sums, and no number of blocks
+// changes a bit.
 //
-// Variants: REAL (float or double). 256 threads.
+// Shapes: x (n), contiguous. A thread takes every 256 gridDim-th number. The results of all blocks meet in `grid_max`
+// and `grid_sum`, whose barriers are the only ones. With n = 2^20: 256 blocks, 16 numbers a thread.
+//
+// Variants: Accum (float or double). 256 threads.
 #include "../common/block_sum.cuh"
 #include "../common/canonical_nan.cuh"
 #include "../common/rounded.cuh"
@@ -18,7 +22,7 @@ DEVICE Double scaled(Double x, int exponent) {
 }
 
 // The largest |x_i|; NaN wins.
-KERNEL __launch_bounds__(256) largest(const REAL* x, int64 n, double* result, double* partials, unsigned* arrivals) {
+KERNEL __launch_bounds__(256) largest(const Accum* x, int64 n, double* result, double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   double size[1] = {0};
   for (int64 i = (int64)blockIdx.x * 256 + threadIdx.x; i < n; i += (int64)gridDim.x * 256)
@@ -38,7 +42,8 @@ DEVICE void add_limbs(double (&sums)[3], Double t) {
   }
 }
 
-// 2^-63 V, rounded once: what is more than 21 bits in a limb's sum goes to the next, and then the lower two fit into 42 bits.
+// 2^-63 V, rounded once: what is more than 21 bits in a limb's sum goes to the next, and then the lower two fit into 42
+// bits.
 DEVICE Double total(double (&sums)[3]) {
 #pragma unroll
   for (int k = 2; k > 0; --k) {
@@ -53,7 +58,7 @@ DEVICE Double total(double (&sums)[3]) {
 //   greatest   what `largest` found
 //   result     the sum or norm; may be null
 //   quotient   result / divisor, rounded to float; may be null
-KERNEL __launch_bounds__(256) exact_sum(const REAL* x, int64 n, const double* greatest, int squares, double divisor,
+KERNEL __launch_bounds__(256) exact_sum(const Accum* x, int64 n, const double* greatest, int squares, double divisor,
                                         double* result, float* quotient, double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   const bool finite = is_finite(*greatest);

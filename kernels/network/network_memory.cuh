@@ -1,44 +1,45 @@
-// What a block keeps in shared memory of a narrow network and of a slab of samples, and how it gets there and back. fused_step.cu
-// has the kernels.
+// Shared memory of a block: a network's weights and the rows of one batch tile, and copies of both from and to global
+// memory. fused_step.cu and fused_passes.cu have the kernels.
 //
-// Widths are rounded up to whole numbers of 16; what lies outside a layer's widths, or outside the samples, is zero.
+// Widths are rounded up to multiples of 16. Numbers outside a layer's widths, or outside the samples, are zero.
 #pragma once
 #include "../tiles/fma_fragments.cuh"
 #include "../tiles/mma_fragments.cuh"
 
 #if TENSOR_CORES
-typedef Mma<OPERAND> Unit;
+typedef Mma<Element> Unit;
 #else
 typedef Fma Unit;
 #endif
 
 const int THREADS = 32 * WARPS, WARPS_LOG2 = WARPS == 8 ? 3 : 4;  // WARPS, of a block, are 8 or 16
-const int BAND = 32;  // rows, of which a slab has a whole number: so many are added to db at a time
-const int LOADS = 64 / WARPS;  // that a thread has on their way at a time
+const int BAND = 32;  // rows that are added to db at a time; a batch tile has a multiple of them
+const int LOADS = 64 / WARPS;  // of a thread that are on their way at a time
 
-typedef Group<OPERAND, 2> Pair;
+typedef Group<Element, 2> Pair;
 
-// A layer, as the host lays it out (gpuback/_backends/cuda/network_plans.py): widths, the activation behind it, and where things lie: in bytes
-// of shared memory; in theta; and in the workspace of a network that writes its rows down, of which a batch has one matrix after
-// the other: as the columns of those before. After the last layer follows an entry for what it gives.
+// A layer, as the host lays it out (gpuback/_backends/cuda/network_plans.py): its widths, the activation behind it, and
+// places. Places are bytes of shared memory, numbers of theta, or columns of the workspace, which holds one matrix of
+// the batch after the other. After the last layer follows an entry for the network's output.
 struct Layer {
   int n_in, n_out, activation;
   int theta;                  // its weights' first number; its biases follow them
-  int w, bias;                // weights as operands, biases
-  int h, a;                   // its inputs; and the pre-activations that they came from, where g' is computed from those, else 0
-  int pitch;                  // operands from one row of its inputs to the next; of its weights, too
+  int w, bias;                // weights as elements, biases
+  int h, a;                   // its inputs; their pre-activations if g' is computed from those, else 0
+  int pitch;                  // elements from one row of its inputs to the next, and of its weights
   int row_h, row_a, row_da;   // in the workspace: the same two, and the gradient of a
 };
 
-// Rows of operands in shared memory.
+// Rows of elements in shared memory.
 struct Rows {
-  OPERAND* at;
+  Element* at;
   int pitch;
-  int columns;  // a whole number of 16
+  int columns;  // a multiple of 16
 };
 
-DEVICE unsigned magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }  // orders NaN above infinity above all else
-DEVICE int whole(int n) { return (n + 15) & ~15; }  // what lies beyond a width, up to this, is zero
+// |x| as bits, which are ordered as magnitudes are, with NaN above infinity above all else.
+DEVICE unsigned magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+DEVICE int round_up_16(int n) { return (n + 15) & ~15; }  // numbers beyond a width, up to this, are zero
 DEVICE int warp_index() { return threadIdx.x / 32; }
 
 struct Network {
@@ -46,21 +47,23 @@ struct Network {
   int layers;
 
   DEVICE const Layer& operator[](int k) const { return ((const Layer*)memory)[k]; }
-  DEVICE OPERAND* weights(int k) const { return (OPERAND*)(memory + (*this)[k].w); }
+  DEVICE Element* weights(int k) const { return (Element*)(memory + (*this)[k].w); }
   DEVICE float* biases(int k) const { return (float*)(memory + (*this)[k].bias); }
 
-  // The inputs of layer k, rows of operands, and later their gradient.
-  DEVICE OPERAND* inputs(int k) const { return (OPERAND*)(memory + (*this)[k].h); }
+  // The inputs of layer k, rows of elements, and later their gradient.
+  DEVICE Element* inputs(int k) const { return (Element*)(memory + (*this)[k].h); }
   DEVICE int pitch(int k) const { return (*this)[k].pitch; }
-  DEVICE Rows rows(int k) const { return {inputs(k), pitch(k), whole((*this)[k].n_in)}; }
-  DEVICE OPERAND* kept(int k) const { return (*this)[k].a ? (OPERAND*)(memory + (*this)[k].a) : nullptr; }
-  DEVICE OPERAND* kept_or_inputs(int k) const { return (OPERAND*)(memory + ((*this)[k].a ? (*this)[k].a : (*this)[k].h)); }
+  DEVICE Rows rows(int k) const { return {inputs(k), pitch(k), round_up_16((*this)[k].n_in)}; }
+  DEVICE Element* pre_activations(int k) const { return (*this)[k].a ? (Element*)(memory + (*this)[k].a) : nullptr; }
+  DEVICE Element* pre_activations_or_inputs(int k) const {
+    return (Element*)(memory + ((*this)[k].a ? (*this)[k].a : (*this)[k].h));
+  }
 
-  // Of a chain: 32 sums of losses, behind the layers.
+  // 32 sums of a split's losses, behind the layers.
   DEVICE double* loss_sums() const { return (double*)(memory + (layers + 1) * sizeof(Layer)); }
 
   DEVICE float* top() const { return (float*)(memory + (*this)[layers].h); }
-  DEVICE int pitch_top() const { return pitch(layers) / (int)(sizeof(float) / sizeof(OPERAND)); }
+  DEVICE int pitch_top() const { return pitch(layers) / (int)(sizeof(float) / sizeof(Element)); }
 };
 
 struct Samples {
@@ -71,17 +74,18 @@ struct Samples {
   int n_batch;
 };
 
-// ---- Before the first slab
+// ---- Before the first batch tile
 
-// Begins a launch: the layout.
+// Begins a launch: loads the layout.
 DEVICE Network load_network(unsigned char* memory, const int* layout, int layers) {
   const int numbers = (layers + 1) * (int)(sizeof(Layer) / sizeof(int));
   for (int i = threadIdx.x; i < numbers; i += THREADS) ((int*)memory)[i] = layout[i];
-  __syncthreads();  // it is there
+  __syncthreads();  // the layout is there
   return {memory, layers};
 }
 
-// Which numbers of rows a thread moves, N at a time: a power of two of threads stands over a row, and its share is a column.
+// The numbers of rows that a thread moves, N at a time. A power of two of threads covers a row; a thread moves the same
+// columns of every row that it takes.
 template <int N>
 struct Column {
   int at, row, rows;  // its first number, the first of its rows, and the step from one to the next
@@ -93,7 +97,7 @@ struct Column {
   }
 };
 
-// `valid` rows of n numbers that lie behind each other, as operands; zeros up to whole columns and `rows` rows.
+// Loads `valid` contiguous rows of n numbers as elements, with zeros up to `to.columns` columns and `rows` rows.
 template <int N>
 DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, int rows) {
   const Column<N> column(to.columns);
@@ -110,10 +114,10 @@ DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, in
 #pragma unroll
     for (int i = 0; i < LOADS; ++i) {
       const int r = row + i * column.rows;
-      Group<OPERAND, N> operands;
+      Group<Element, N> operands;
 #pragma unroll
-      for (int j = 0; j < N; ++j) narrow(loaded[i].at[j], operands.at[j]);
-      if (r < rows) *(Group<OPERAND, N>*)(to.at + r * to.pitch + column.at) = operands;
+      for (int j = 0; j < N; ++j) to_element(loaded[i].at[j], operands.at[j]);
+      if (r < rows) *(Group<Element, N>*)(to.at + r * to.pitch + column.at) = operands;
     }
   }
 }
@@ -128,38 +132,41 @@ DEVICE void load_numbers(const Rows& to, const float* from, int n, int valid, in
 DEVICE void load_layer(const Network& net, int k, const float* theta) {
   const int n_in = net[k].n_in, n_out = net[k].n_out;
   const float* weights = theta + net[k].theta;
-  load_numbers(Rows{net.weights(k), net.pitch(k), whole(n_in)}, weights, n_in, n_out, whole(n_out));
-  for (int o = threadIdx.x; o < whole(n_out); o += THREADS) net.biases(k)[o] = o < n_out ? weights[n_out * n_in + o] : 0.0f;
+  load_numbers(Rows{net.weights(k), net.pitch(k), round_up_16(n_in)}, weights, n_in, n_out, round_up_16(n_out));
+  for (int o = threadIdx.x; o < round_up_16(n_out); o += THREADS)
+    net.biases(k)[o] = o < n_out ? weights[n_out * n_in + o] : 0.0f;
 }
 
-// All layers, whose theta has `count` numbers. It comes in one go, by way of what is a slab's place later, if there is room for it in
-// `bytes`.
+// Loads all layers, whose theta has `count` numbers. It comes in one go, through the place of the batch tile, if there
+// is room in `bytes`.
 DEVICE void load_layers(const Network& net, const float* theta, int count, int64 bytes) {
   float* copy = (float*)net.inputs(0);
   const bool copied = ceil_div(count, 4) * 16 <= bytes && (uint64)theta % 16 == 0;
   if (copied) {
-    for (int i = threadIdx.x * 4; i < count; i += THREADS * 4) cp_async_16(copy + i, theta + i, min(16, (count - i) * 4));
+    for (int i = threadIdx.x * 4; i < count; i += THREADS * 4)
+      cp_async_16(copy + i, theta + i, min(16, (count - i) * 4));
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();  // everyone's part is there
   }
 #pragma unroll 1
   for (int k = 0; k < net.layers; ++k) load_layer(net, k, copied ? copy : theta);
-  __syncthreads();  // the slab's place is free
+  __syncthreads();  // the batch tile's place is free
 }
 
-// Has numbers on their way that are read later.
+// Prefetches numbers that are read later.
 template <typename T>
 DEVICE void prefetch(const T* from, int count) {
   for (int at = threadIdx.x * 128; at < count * (int)sizeof(T); at += THREADS * 128)
     prefetch_l2((const unsigned char*)from + at);
 }
 
-// ---- Samples: `valid` rows of a slab belong to the chain, the rest of the last 32 is zero
+// ---- Samples: `valid` rows of a batch tile belong to the split, the rest of the last 32 is zero
 
 DEVICE int used_rows(int valid) { return ceil_div(valid, BAND) * BAND; }
 
-// The samples from `first` on, of which `valid` count. What is read next is on its way then: their targets, and the next slab's samples.
+// Loads `valid` samples from `first` on. Prefetches what is read next: their targets, and the next batch tile's
+// samples.
 DEVICE void load_samples(const Network& net, const Samples& samples, int first, int valid, int next) {
   const int n = net[0].n_in, n_top = net[net.layers].n_in;
   const float* x = samples.x_bi + (int64)first * n;
@@ -169,39 +176,40 @@ DEVICE void load_samples(const Network& net, const Samples& samples, int first, 
   load_numbers(net.rows(0), x, n, valid, used_rows(valid));
 }
 
-// ---- Rows on their way to the workspace and back
+// ---- Rows to the workspace and back
 
-// Where a network's rows are written down: one matrix of the batch behind the other, rows of whole numbers of 16.
+// Where a network's rows are written: one matrix of the batch behind the other, columns rounded up to multiples of 16.
 struct Workspace {
-  OPERAND* at;
+  Element* at;
   int n_batch;
 
-  DEVICE OPERAND* rows(int columns_before, int columns, int first) const {
+  DEVICE Element* rows(int columns_before, int columns, int first) const {
     return at + (int64)columns_before * n_batch + (int64)first * columns;
   }
 };
 
 // Writes rows; returns the largest magnitude among them, as a float's bits.
-DEVICE unsigned store_rows(OPERAND* to, const Rows& from, int valid) {
-  const Column<Pack<OPERAND>::count> column(from.columns);
+DEVICE unsigned write_rows(Element* to, const Rows& from, int valid) {
+  const Column<Pack<Element>::count> column(from.columns);
   unsigned most = 0;
   if (column.at >= from.columns) return most;
 #pragma unroll 4
   for (int r = column.row; r < valid; r += column.rows) {
-    const Pack<OPERAND> pack = *(const Pack<OPERAND>*)(from.at + r * from.pitch + column.at);
+    const Pack<Element> pack = *(const Pack<Element>*)(from.at + r * from.pitch + column.at);
 #pragma unroll
-    for (int j = 0; j < Pack<OPERAND>::count; ++j) most = max(most, magnitude(widen(pack.at[j])));
-    *(Pack<OPERAND>*)(to + r * from.columns + column.at) = pack;
+    for (int j = 0; j < Pack<Element>::count; ++j) most = max(most, magnitude(to_accum(pack.at[j])));
+    *(Pack<Element>*)(to + r * from.columns + column.at) = pack;
   }
   return most;
 }
 
-// Begins to read rows; those beyond `valid`, up to `rows`, become zero.
-DEVICE void load_rows(const Rows& to, const OPERAND* from, int valid, int rows) {
-  const Column<Pack<OPERAND>::count> column(to.columns);
+// Begins to load rows. Rows from `valid` on, up to `rows`, become zero.
+DEVICE void load_rows(const Rows& to, const Element* from, int valid, int rows) {
+  const Column<Pack<Element>::count> column(to.columns);
   if (column.at < to.columns)
 #pragma unroll 4
     for (int r = column.row; r < rows; r += column.rows)
-      cp_async_16(to.at + r * to.pitch + column.at, from + (r < valid ? r * to.columns + column.at : 0), r < valid ? 16 : 0);
+      cp_async_16(to.at + r * to.pitch + column.at, from + (r < valid ? r * to.columns + column.at : 0),
+                  r < valid ? 16 : 0);
   cp_async_commit();
 }

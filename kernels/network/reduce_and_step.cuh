@@ -1,20 +1,24 @@
-// What blocks do with the sums of their chains: partial results, totals, and the optimizer's step.
+// From the partial results of all splits to dW, db and the optimizer's step, in the launch that computes them.
 //
-// The last warp to arrive with its part of a layer's sums adds them up (split_k.cuh); blocks begin at different layers, so that the work
-// spreads over all of them. Whoever has a total makes the optimizer's step with it. Whether there is a step has been settled by then:
-// before a block arrives anywhere, it has noted the largest of its numbers. If that many of them cannot add up to infinity, the gradient
-// is finite; if one is not finite, neither is the gradient. In between, totals are kept until the last of them is known.
+// The last warp to arrive with its fragment of a layer's dW adds them up (common/split_k.cuh) and makes the optimizer's
+// step with the totals. Blocks begin at different layers, so that this work spreads over all of them.
+//
+// Whether loss and gradient are finite must be known before the first step. So before a block arrives anywhere, it
+// records the largest magnitude of its numbers. If one is not finite, neither is the gradient. If so many numbers of
+// that size cannot add up to infinity, the gradient is finite. In between, totals are kept as the gradient until the
+// last of them is known.
 #pragma once
 #include "../common/block_sum.cuh"
 #include "../common/optimizer_formulas.cuh"
 #include "../common/split_k.cuh"
 #include "weight_gradients.cuh"
 
-const int DEPTH = 64 / WARPS;  // of the ring through which partial results come
+const int PREFETCH = 64 / WARPS;  // packs of partial results that are on their way to a lane
 
-enum OptimizerKind { KEEP_GRADIENT = 0, DECIDE = 1, SGD = 2, ADAM = 3 };  // DECIDE: the gradient is kept, and the step is settled
+// KEEP_GRADIENT: no step. DECIDE: the gradient is kept and the step is decided, for a launch that clips.
+enum OptimizerKind { KEEP_GRADIENT = 0, DECIDE = 1, SGD = 2, ADAM = 3 };
 
-// What is done with the totals.
+// How the totals are used.
 struct Update {
   int optimizer;
   float* theta;
@@ -28,41 +32,45 @@ struct Update {
   float factor;
 };
 
-// What blocks note of their numbers, before they arrive anywhere: the largest magnitudes, as a float's bits.
-enum Noted { OF_SUMS = 0, OF_INPUTS = 1, OF_LOSSES = 2, NOTED = 3 };
+// The largest magnitudes that blocks record before they arrive anywhere, as a float's bits.
+enum Largest { OF_SUMS = 0, OF_INPUTS = 1, OF_LOSSES = 2, LARGEST_COUNT = 3 };
 
-// What blocks tell each other.
-struct Notes {
-  float* partials;     // (chains, layers, warps, numbers of a piece)
-  double* losses;      // (loss_count): of chains of rows
-  double* squares;     // (layers, warps): of the gradient, where it is kept; 0 of what is no piece
-  unsigned* counters;  // all 0 between steps: finished pieces, what is noted, then (layers, warps, groups + 1) arrivals
-  Chains chains;
+// Results that the blocks of a launch share, in global memory. A fragment is a warp's part of a layer's dW.
+struct GridResults {
+  float* partials;     // (splits, layers, warps, numbers of a fragment)
+  double* losses;      // (loss_count): sums of the splits
+  double* squares;     // (layers, warps): of the gradient, where it is kept; 0 for a fragment that is not used
+  // All 0 between steps: finished fragments, largest magnitudes, then (layers, warps, groups + 1) arrivals.
+  unsigned* counters;
+  Splits splits;
   int loss_count;
-  int pieces;          // that have anything to add
-  double terms;        // no total is larger than this many times what is noted of sums, or of the product of gradients and inputs
+  int fragments;       // that are used
+  double terms;        // a total is at most OF_SUMS times OF_INPUTS times this
 
   DEVICE unsigned* finished() const { return counters; }
-  DEVICE unsigned* noted(int which) const { return counters + 1 + which; }
-  DEVICE unsigned* arrivals(int piece) const { return counters + 1 + NOTED + piece * (chain_groups(chains) + 1); }
+  DEVICE unsigned* largest(int which) const { return counters + 1 + which; }
+  DEVICE unsigned* arrivals(int fragment) const {
+    return counters + 1 + LARGEST_COUNT + fragment * (split_groups(splits) + 1);
+  }
 };
 
 // Called by whole warps.
-DEVICE void note(const Notes& notes, Noted which, unsigned magnitude) {
+DEVICE void record_largest(const GridResults& results, Largest which, unsigned magnitude) {
   magnitude = warp_combined(magnitude, Larger());
-  if (threadIdx.x % 32 == 0) atomicMax(notes.noted(which), magnitude);
+  if (threadIdx.x % 32 == 0) atomicMax(results.largest(which), magnitude);
 }
 
-// Puts a lane's numbers together, writes them, and returns the largest magnitude among them. Of db there are n_out.
+// Writes a lane's numbers of dW and db as its partial result, and returns the largest magnitude among them.
 template <int WIDTH>
-DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const SumsDb& db, int n_out, float* to) {
-  typedef Piece<WIDTH> P;
+DEVICE unsigned write_partial(const typename WeightFragment<WIDTH>::Sums& dw, const BiasSums& db, int n_out,
+                              float* to) {
+  typedef WeightFragment<WIDTH> P;
   float sums[P::COUNT];
   unsigned most = 0;
 #pragma unroll
   for (int i = 0; i < P::COUNT; ++i) {
-    const int r = (int)(threadIdx.x % 32) + 32 * (i - P::HELD), o = P::o0() + r;
-    if (i < P::HELD)
+    const int r = (int)(threadIdx.x % 32) + 32 * (i - P::PER_LANE), o = P::o0() + r;
+    if (i < P::PER_LANE)
       sums[i] = dw[i / 4 / P::FRAGMENTS_I][i / 4 % P::FRAGMENTS_I][i % 4];
     else
       sums[i] = r < P::ROWS && o < n_out && P::i0() == 0 ? P::total(db, o) : 0.0f;
@@ -72,27 +80,29 @@ DEVICE unsigned write_partial(const typename Piece<WIDTH>::Sums& dw, const SumsD
   return most;
 }
 
-// What can be said of loss and gradient before all totals are known.
-enum Known { FINITE, NOT_FINITE, UNKNOWN };
+// Whether loss and gradient are finite, as far as it is known before all totals are.
+enum Finiteness { FINITE, NOT_FINITE, UNKNOWN };
 
-// Called by whole warps, once all chains have noted their numbers. A total of finite numbers is finite if so many of the largest are,
-// and if none of them becomes infinite as it is rounded to TF32.
-DEVICE Known what_is_known(const Notes& notes) {
+// Called by whole warps, once all splits have recorded their largest magnitudes. A total of finite numbers is finite if
+// so many of the largest are, and if none of them becomes infinite as it is rounded to TF32.
+DEVICE Finiteness finiteness(const GridResults& results) {
   const int lane = threadIdx.x % 32;
   unsigned bits = 0;
-  if (lane < NOTED) bits = atomicMax(notes.noted(lane), 0u);
+  if (lane < LARGEST_COUNT) bits = atomicMax(results.largest(lane), 0u);
   if (__any_sync(0xffffffffu, bits >= 0x7f800000u)) return NOT_FINITE;
   const double value = __uint_as_float(bits), most = 1.5e38;
-  const double of_sums = __shfl_sync(0xffffffffu, value, OF_SUMS), of_inputs = __shfl_sync(0xffffffffu, value, OF_INPUTS);
+  const double of_sums = __shfl_sync(0xffffffffu, value, OF_SUMS);
+  const double of_inputs = __shfl_sync(0xffffffffu, value, OF_INPUTS);
   const double of_losses = __shfl_sync(0xffffffffu, value, OF_LOSSES);
-  const bool finite = of_sums * of_inputs * notes.terms < most && of_inputs < most && of_losses * notes.loss_count < most;
+  const bool finite = of_sums * of_inputs * results.terms < most && of_inputs < most &&
+                      of_losses * results.loss_count < most;
   return finite ? FINITE : UNKNOWN;
 }
 
-// What is done with a total: kept as the gradient, put into a step, or nothing.
+// A total is kept as the gradient, makes a step, or is left.
 enum Decision { KEEP, STEP, NO_STEP };
 
-DEVICE Decision decide(const Update& update, Known known) {
+DEVICE Decision decide(const Update& update, Finiteness known) {
   if (update.optimizer < SGD || known == UNKNOWN) return KEEP;
   return applies(update.state, known == FINITE, update.hyper[HALT] != 0) ? STEP : NO_STEP;
 }
@@ -105,10 +115,11 @@ struct Stepper {
 
   explicit DEVICE Stepper(const Update& update)
       : update(update),
-        sgd(update.hyper[LEARNING_RATE], update.hyper[MOMENTUM], (int)update.hyper[NESTEROV], update.hyper[WEIGHT_DECAY]),
+        sgd(update.hyper[LEARNING_RATE], update.hyper[MOMENTUM], (int)update.hyper[NESTEROV],
+            update.hyper[WEIGHT_DECAY]),
         adam(update.hyper[LEARNING_RATE], update.hyper[BETA_1], update.hyper[BETA_2], update.hyper[EPS],
-             update.hyper[WEIGHT_DECAY], (int)update.hyper[DECOUPLED], update.state[BETA_POWER_1] * update.hyper[BETA_1],
-             update.state[BETA_POWER_2] * update.hyper[BETA_2]) {}
+             update.hyper[WEIGHT_DECAY], (int)update.hyper[DECOUPLED],
+             update.state[BETA_POWER_1] * update.hyper[BETA_1], update.state[BETA_POWER_2] * update.hyper[BETA_2]) {}
 
   DEVICE void operator()(int i, float gradient) const {
     if (update.optimizer == SGD)
@@ -118,23 +129,25 @@ struct Stepper {
   }
 };
 
-DEVICE float mean_of_losses(const Notes& notes, int n_batch) {
+DEVICE float mean_of_losses(const GridResults& results, int n_batch) {
   double sum = 0;
-  for (int i = threadIdx.x % 32; i < notes.loss_count; i += 32) sum += load_cg(notes.losses + i);
+  for (int i = threadIdx.x % 32; i < results.loss_count; i += 32) sum += load_cg(results.losses + i);
   return (float)(warp_sum(sum) / n_batch);
 }
 
-// Called by the one warp that has dealt with the last piece: the loss, and what is left to do of the step.
-DEVICE void finish_step(const Network& net, const Update& update, const Notes& notes, int n_batch, float* mean_loss) {
+// Called by the one warp that has finished the last fragment: writes the loss, and completes the step.
+DEVICE void finish_step(const Network& net, const Update& update, const GridResults& results, int n_batch,
+                        float* mean_loss) {
   const int lane = threadIdx.x % 32;
-  const Known known = what_is_known(notes);
-  const float loss = mean_of_losses(notes, n_batch);
+  const Finiteness known = finiteness(results);
+  const float loss = mean_of_losses(results, n_batch);
   double squares[3] = {0, 0, 0};
   bool finite = known == FINITE;
   if (decide(update, known) == KEEP) {
-    for (int i = lane; i < net.layers * WARPS; i += 32) squares[0] += load_cg(notes.squares + i);
+    for (int i = lane; i < net.layers * WARPS; i += 32) squares[0] += load_cg(results.squares + i);
     squares[0] = warp_sum(squares[0]);
-    finite = is_finite(squares[0]) && is_finite(loss);  // a float's square is finite as a double, and so is a sum of them
+    // A float's square is finite as a double, and so is a sum of them.
+    finite = is_finite(squares[0]) && is_finite(loss);
     if (update.optimizer >= SGD && applies(update.state, finite, update.hyper[HALT] != 0)) {
       const Stepper step(update);
       for (int i = lane; i < update.n_parameters; i += 32) step(i, load_cg(update.gradient + i));
@@ -143,29 +156,31 @@ DEVICE void finish_step(const Network& net, const Update& update, const Notes& n
   __syncwarp();  // the state is read
   if (lane > 0) return;
   *mean_loss = loss;
-  for (int i = 0; i <= NOTED; ++i) atomicExch(notes.counters + i, 0u);  // ready for the next launch
+  for (int i = 0; i <= LARGEST_COUNT; ++i) atomicExch(results.counters + i, 0u);  // ready for the next launch
   if (update.optimizer == KEEP_GRADIENT) return;
   const double* hyper = update.hyper;
-  if (note_step(update.state, finite, hyper[HALT] != 0, hyper[BETA_1], hyper[BETA_2]) && hyper[CLIP_NORM] > 0)
+  if (record_step(update.state, finite, hyper[HALT] != 0, hyper[BETA_1], hyper[BETA_2]) && hyper[CLIP_NORM] > 0)
     set_factor_for(update.state, squares, hyper[CLIP_NORM]);
 }
 
-// This warp's piece of a layer, which is published: adds up if it is the last to arrive, and deals with the totals.
+// Joins this warp's fragment of a layer, whose partial result is published. The last to arrive adds up and uses the
+// totals.
 template <int WIDTH>
-DEVICE void finish_piece(const Network& net, int k, int chain, const Update& update, const Notes& notes, Pack<float>* ring,
-                         int n_batch, float* mean_loss) {
-  typedef Piece<WIDTH> P;
+DEVICE void finish_fragment(const Network& net, int k, int split, const Update& update, const GridResults& results,
+                            Pack<float>* buffer, int n_batch, float* mean_loss) {
+  typedef WeightFragment<WIDTH> P;
   const Layer& layer = net[k];
-  const int piece = k * WARPS + warp_index();
-  float* partials = notes.partials + (int64)piece * P::SIZE;
+  const int fragment = k * WARPS + warp_index();
+  float* partials = results.partials + (int64)fragment * P::SIZE;
   const int64 stride = (int64)net.layers * WARPS * P::SIZE;
-  unsigned* arrivals = notes.arrivals(piece);
-  const LastSum<float> last = join_chains<DEPTH>(partials, stride, P::packs(), arrivals, notes.chains, chain, ring);
+  unsigned* arrivals = results.arrivals(fragment);
+  const LastSum<float> last = join_splits<PREFETCH>(partials, stride, P::packs(), arrivals, results.splits, split,
+                                                    buffer);
   if (!last.count) return;
 
   const auto each_total = [&](auto body) {  // body(its place in theta, a number of the gradient)
-    write_totals<DEPTH>(last, P::packs(), ring, [&](int index, float sum) {
-      const int e = index - P::HELD;
+    write_totals<PREFETCH>(last, P::packs(), buffer, [&](int index, float sum) {
+      const int e = index - P::PER_LANE;
       if (e < 0) {
         const int o = P::o0() + index / 4 / P::FRAGMENTS_I * 16 + fragment_row(index % 4);
         const int i = P::i0() + index / 4 % P::FRAGMENTS_I * 8 + fragment_column(index % 4);
@@ -176,7 +191,7 @@ DEVICE void finish_piece(const Network& net, int k, int chain, const Update& upd
       }
     });
   };
-  const Decision decision = decide(update, what_is_known(notes));
+  const Decision decision = decide(update, finiteness(results));
   double squares = 0;
   if (decision == STEP) {
     const Stepper step(update);
@@ -188,20 +203,20 @@ DEVICE void finish_piece(const Network& net, int k, int chain, const Update& upd
     });
   }
   squares = warp_sum(squares);
-  if (threadIdx.x % 32 == 0) notes.squares[piece] = squares;
+  if (threadIdx.x % 32 == 0) results.squares[fragment] = squares;
   publish();
-  if (arrive_last(notes.finished(), notes.pieces)) finish_step(net, update, notes, n_batch, mean_loss);
+  if (arrive_last(results.finished(), results.fragments)) finish_step(net, update, results, n_batch, mean_loss);
 }
 
-// The sum of a chain's losses, noted. Warp 0.
-DEVICE void note_losses(const Network& net, const Notes& notes, int chain, int n_batch) {
+// Records the sum of a split's losses. Warp 0.
+DEVICE void record_losses(const Network& net, const GridResults& results, int split, int n_batch) {
   const double sum = warp_sum(net.loss_sums()[threadIdx.x]);
   if (threadIdx.x > 0) return;
-  notes.losses[chain] = sum;
+  results.losses[split] = sum;
   const double mean = fabs(sum) / n_batch, most = 3.4e38;
-  // What float cannot hold may still cancel.
-  atomicMax(notes.noted(OF_LOSSES), magnitude(is_finite(mean) && mean > most ? (float)most : (float)mean));
+  // A sum beyond float's range may still cancel against another.
+  atomicMax(results.largest(OF_LOSSES), magnitude(is_finite(mean) && mean > most ? (float)most : (float)mean));
 }
 
-// A warp's part of the memory through which partial results come.
-DEVICE Pack<float>* ring_of(void* memory) { return (Pack<float>*)memory + warp_index() * DEPTH * 32; }
+// A warp's circular buffer, through which partial results come.
+DEVICE Pack<float>* prefetch_buffer(void* memory) { return (Pack<float>*)memory + warp_index() * PREFETCH * 32; }

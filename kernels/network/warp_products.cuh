@@ -1,44 +1,61 @@
-// What a block does with a slab of samples on their way through a narrow network: forward pass, loss, backward pass, layer by layer, in
-// shared memory. fused_step.cu has the kernels.
+// The products of a network's layers: which rows of a batch tile and which columns of a layer a warp computes, and c +=
+// A B.
 //
-// A slab has up to 16 WARPS rows, a multiple of 32, of which `valid` belong to the chain; the rest of the last 32 is zero. A warp takes 16
-// of its rows through a layer, so that in a full slab warps need not wait for each other on the way up; where there are half as many
-// rows or fewer, warps share a layer's columns. Fragments lie as mma_fragments.cuh says.
+// A batch tile has up to 16 WARPS rows, a multiple of 32, of which `valid` belong to the split; the rest of the last 32
+// is zero. A warp takes 16 of its rows through a layer. So in a full batch tile warps need not wait for each other on
+// the way up. With half as many rows or fewer, several warps compute columns of the same rows.
+//
+// Fragments lie as mma_fragments.cuh says. A warp holds several pairs of them at a time, 16 columns a pair. To stay
+// within its registers, code is instantiated for each number of pairs: a register that is written conditionally is live
+// on every path.
 #pragma once
 #include "../common/activations.cuh"
 #include "network_memory.cuh"
 
-// How far products are unrolled: as far as registers last.
 #ifdef MAX_WIDTH
-const int WIDEST = MAX_WIDTH, UNROLLED = sizeof(OPERAND) == 4 ? (MAX_WIDTH < 128 ? 2 : 1) : WARPS > 8 && MAX_WIDTH > 64 ? 2 : 4;
+const int WIDEST = MAX_WIDTH;
 #else
-const int WIDEST = 128, UNROLLED = sizeof(OPERAND) == 2 ? 2 : 1;
+const int WIDEST = 128;
 #endif
-const int PAIRS = WIDEST < 64 || WARPS > 8 ? 2 : 4;  // of fragments, 16 columns each, that a warp takes at a time
+
+// Steps of K that are unrolled: as many as registers last for (checked by gpuback._gates).
+constexpr int unrolled_steps() {
+  const bool float32 = sizeof(Element) == 4;
+#ifdef MAX_WIDTH
+  if (float32) return MAX_WIDTH < 128 ? 2 : 1;
+  return WARPS > 8 && MAX_WIDTH > 64 ? 2 : 4;
+#else
+  return float32 ? 1 : 2;
+#endif
+}
+const int UNROLLED = unrolled_steps();
+
+// With 16 warps a thread has half the registers of one of 8 warps.
+const int PAIRS = WIDEST < 64 || WARPS > 8 ? 2 : 4;  // of fragments that a warp takes at a time
 const int FRAGMENTS = 2 * PAIRS;
 const int SMOOTH_PAIRS = WARPS > 8 ? 1 : PAIRS;  // where a smooth activation follows, which takes registers of its own
-const int TOGETHER = WARPS > 8 ? 1 : 2;          // fragments that it takes at a time: more warps need less at once
+const int AT_ONCE = WARPS > 8 ? 1 : 2;           // fragments that such an activation takes at a time
 
 typedef float Tile[FRAGMENTS][4];  // 16 rows of a layer
 
-// Which rows of a slab are this warp's, and which share of their columns. Strips of 16 rows are taken for a power of two of them: some
-// warps may be left over.
-struct Place {
+// The rows of a batch tile that are this warp's, and its columns of a layer. Strips of 16 rows are numbered up to a
+// power of two: some warps may be left over.
+struct WarpRows {
   int warp, strips_log2;
 
-  explicit DEVICE Place(int valid) : warp(__shfl_sync(0xffffffffu, warp_index(), 0)), strips_log2(1) {
+  explicit DEVICE WarpRows(int valid) : warp(__shfl_sync(0xffffffffu, warp_index(), 0)), strips_log2(1) {
     while (16 << strips_log2 < used_rows(valid)) ++strips_log2;
   }
   DEVICE int row() const { return (warp & (1 << strips_log2) - 1) * 16; }
-  DEVICE int sharing_log2() const { return WARPS_LOG2 - strips_log2; }
-  DEVICE int share(int columns) const { return ((columns / 16 - 1 >> sharing_log2()) + 1) * 16; }
-  DEVICE int first(int columns) const { return (warp >> strips_log2) * share(columns); }
-  DEVICE int last(int columns) const { return min(columns, first(columns) + share(columns)); }
+  DEVICE int warps_per_row_log2() const { return WARPS_LOG2 - strips_log2; }
+  DEVICE int columns_per_warp(int columns) const { return ((columns / 16 - 1 >> warps_per_row_log2()) + 1) * 16; }
+  DEVICE int first(int columns) const { return (warp >> strips_log2) * columns_per_warp(columns); }
+  DEVICE int last(int columns) const { return min(columns, first(columns) + columns_per_warp(columns)); }
 
-  // Behind it, the rows are complete.
+  // Waits for the warps that compute other columns of the same rows: then the rows are complete.
   DEVICE void wait() const {
-    if (sharing_log2())
-      bar_sync(1 + row() / 16, 32 << sharing_log2());
+    if (warps_per_row_log2())
+      bar_sync(1 + row() / 16, 32 << warps_per_row_log2());
     else
       __syncwarp();
   }
@@ -46,14 +63,15 @@ struct Place {
 
 template <int VALUE> struct Constant { static constexpr int value = VALUE; };
 
-// So many pairs are taken of `columns` that are left, a whole number of 16: all that can be taken at a time, or half as many, or ...
+// How many pairs a warp takes at a time of the `columns` that are left, a multiple of 16: the most, or half as many, or
+// ...
 DEVICE int pairs_of(int columns, int activation) {
   int pairs = piecewise_linear(activation) ? PAIRS : SMOOTH_PAIRS;
   while (pairs * 16 > columns) pairs /= 2;
   return pairs;
 }
 
-// Calls body(`pairs`, known to the compiler): what is done with some fragments and not with others would take registers of all.
+// Calls body(pairs, as a constant): a runtime count would keep registers for all fragments live.
 template <int COUNT = PAIRS, typename Body>
 DEVICE void with_pairs(int pairs, Body body) {
   if constexpr (COUNT > 1)
@@ -61,9 +79,10 @@ DEVICE void with_pairs(int pairs, Body body) {
   body(Constant<COUNT>());
 }
 
-// c += A B for 16 rows of A, stored [m][k], and COUNT times 16 columns of B, stored [k][n] or, transposed, [n][k]: the step of K at k.
+// c += A B for 16 rows of A, stored [m][k], and COUNT times 16 columns of B, stored [k][n] or, transposed, [n][k]: one
+// step of K, at k.
 template <bool TRANSPOSED_B, int COUNT>
-DEVICE void add_step(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND* b_tile, int b_pitch, int k) {
+DEVICE void add_step(Tile& c, const Element* a_tile, int a_pitch, const Element* b_tile, int b_pitch, int k) {
   typename Unit::FragmentA a;
   Unit::template load_a<false>(a, a_tile, a_pitch, 0, k);
 #pragma unroll
@@ -75,9 +94,11 @@ DEVICE void add_step(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND*
   }
 }
 
-// All steps up to k1, where k1 and the rows' numbers are WIDTH, so that the compiler knows every address; else none, and false.
+// All steps of K up to k1, if k1 and the width of the rows are WIDTH: then the compiler knows every address. Else does
+// nothing and returns false.
 template <bool TRANSPOSED_B, int WIDTH, int COUNT>
-DEVICE bool add_whole_product(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND* b_tile, int b_pitch, int k1) {
+DEVICE bool add_full_width_product(Tile& c, const Element* a_tile, int a_pitch, const Element* b_tile, int b_pitch,
+                                   int k1) {
   const int pitch = WIDTH + Unit::PAD;
   if (k1 != WIDTH || a_pitch != pitch || b_pitch != pitch) return false;
 #pragma unroll UNROLLED
@@ -85,13 +106,13 @@ DEVICE bool add_whole_product(Tile& c, const OPERAND* a_tile, int a_pitch, const
   return true;
 }
 
-// All steps up to k1, a whole number of 16.
+// All steps of K up to k1, a multiple of 16.
 template <bool TRANSPOSED_B, int COUNT>
-DEVICE void add_product(Tile& c, const OPERAND* a_tile, int a_pitch, const OPERAND* b_tile, int b_pitch, int k1) {
+DEVICE void add_product(Tile& c, const Element* a_tile, int a_pitch, const Element* b_tile, int b_pitch, int k1) {
   if (COUNT == PAIRS || WARPS > 8) {
-    if (add_whole_product<TRANSPOSED_B, WIDEST, COUNT>(c, a_tile, a_pitch, b_tile, b_pitch, k1)) return;
+    if (add_full_width_product<TRANSPOSED_B, WIDEST, COUNT>(c, a_tile, a_pitch, b_tile, b_pitch, k1)) return;
 #ifndef MAX_WIDTH
-    if (add_whole_product<TRANSPOSED_B, WIDEST / 2, COUNT>(c, a_tile, a_pitch, b_tile, b_pitch, k1)) return;
+    if (add_full_width_product<TRANSPOSED_B, WIDEST / 2, COUNT>(c, a_tile, a_pitch, b_tile, b_pitch, k1)) return;
 #endif
   }
 #pragma unroll 1

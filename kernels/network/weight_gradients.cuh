@@ -1,34 +1,38 @@
+// dW += da^T h and db += sum_b da of a layer over a batch tile, in registers and in shared memory.
 #pragma once
 #include "network_memory.cuh"
 
-// Where a layer's sums of db are added up: a row for each output, with a number for each of the warps that share it.
-struct SumsDb {
+// Sums of a layer's db in shared memory: a row for each output, with a number for each warp that adds to it.
+struct BiasSums {
   float* at;
   int pitch;
 };
 
-// A warp's part of a layer's sums over 32 rows. What lies beyond a layer's widths is not used: anything may be added to its dW.
+// A warp's part of a layer's products over BAND rows. Fragments beyond a layer's widths are moved inside: what is added
+// to them is not used.
 template <int WIDTH, int FRAGMENTS_O, int FRAGMENTS_I>
-struct RowSums {
+struct BandProducts {
   static constexpr int LOADED = FRAGMENTS_I == 1 ? 8 : 16;  // columns of h at a time
-  static constexpr int STEPS = FRAGMENTS_I == 1 ? 2 : 1;    // of K, with them
-  const OPERAND *da, *h;
+  static constexpr int STEPS = FRAGMENTS_I == 1 ? 2 : 1;    // of K that one load brings
+  const Element *da, *h;
   int pitch_da, pitch_h;
   int o[FRAGMENTS_O], i[FRAGMENTS_I * 8 / LOADED];
 
-  DEVICE RowSums(const Rows& da, const Rows& h, int o0, int i0) : da(da.at), h(h.at), pitch_da(da.pitch), pitch_h(h.pitch) {
+  DEVICE BandProducts(const Rows& da, const Rows& h, int o0, int i0)
+      : da(da.at), h(h.at), pitch_da(da.pitch), pitch_h(h.pitch) {
 #pragma unroll
     for (int n = 0; n < FRAGMENTS_O; ++n) o[n] = min(o0 + n * 16, da.columns - 16);
 #pragma unroll
     for (int n = 0; n < FRAGMENTS_I * 8 / LOADED; ++n) i[n] = min(i0 + n * LOADED, h.columns - LOADED);
   }
 
-  // dW += da^T h for the next 32 rows; with DB, `db` += sum_b da, from this warp's first output on, of which `outputs` count.
+  // dW += da^T h for the next BAND rows. With DB, db += sum_b da for `outputs` outputs from this warp's first on.
   template <bool DB>
-  DEVICE void add(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const SumsDb& db, int outputs) {
+  DEVICE void add(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const BiasSums& db, int outputs) {
     const int pitch = WIDTH + Unit::PAD;
+    const bool registers_left = WIDTH < 128 || (WARPS == 8 && sizeof(Element) == 2);
     if (pitch_da == pitch && pitch_h == pitch)  // the compiler knows every address
-      add<DB, WIDTH < 128 || WARPS == 8 && sizeof(OPERAND) == 2 ? 2 : 1>(dw, db, outputs, pitch, pitch);
+      add<DB, registers_left ? 2 : 1>(dw, db, outputs, pitch, pitch);
     else
       add<DB, 1>(dw, db, outputs, pitch_da, pitch_h);
     da += BAND * pitch_da, h += BAND * pitch_h;
@@ -36,7 +40,8 @@ struct RowSums {
 
  private:
   template <bool DB, int UNROLL>
-  DEVICE void add(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const SumsDb& db, int outputs, int pitch_da, int pitch_h) const {
+  DEVICE void add(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const BiasSums& db, int outputs, int pitch_da,
+                  int pitch_h) const {
     float sums[FRAGMENTS_O][4] = {};
 #pragma unroll UNROLL
     for (int b0 = 0; b0 < BAND; b0 += STEPS * Unit::K) {
@@ -72,55 +77,56 @@ struct RowSums {
   }
 };
 
-// dW += da^T h over the slab, a warp's part of it: rows o0 ..., columns i0 ... . Of db, a warp adds the rows of every SHARING-th 32 of a
-// chain, so that sums do not depend on how it is cut into slabs, of which this one begins at row `offset`. `db`: from o0 on.
-template <int WIDTH, int SHARING, int FRAGMENTS_O, int FRAGMENTS_I>
-DEVICE void add_weights(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const SumsDb& db, const Rows& da, const Rows& h, int valid, int o0, int i0,
-                        unsigned offset) {
+// dW += da^T h over the batch tile, a warp's part of it: rows o0 ..., columns i0 ... . The warps that have the same
+// rows of dW take turns at db: each adds every WARPS_PER_ROW-th BAND of a split, so that no bit depends on the rows of
+// a batch tile, which begins at row `offset` of the split. `db`: from o0 on.
+template <int WIDTH, int WARPS_PER_ROW, int FRAGMENTS_O, int FRAGMENTS_I>
+DEVICE void add_weights(float (&dw)[FRAGMENTS_O][FRAGMENTS_I][4], const BiasSums& db, const Rows& da, const Rows& h,
+                        int valid, int o0, int i0, unsigned offset) {
   if (o0 >= da.columns) return;
-  RowSums<WIDTH, FRAGMENTS_O, FRAGMENTS_I> sums(da, h, o0, i0);
+  BandProducts<WIDTH, FRAGMENTS_O, FRAGMENTS_I> sums(da, h, o0, i0);
 #pragma unroll 1
   for (int first = 0; first < valid; first += BAND)
-    if ((offset + first) / BAND % SHARING == warp_index() % SHARING)
+    if ((offset + first) / BAND % WARPS_PER_ROW == warp_index() % WARPS_PER_ROW)
       sums.template add<true>(dw, db, da.columns - o0);
     else
       sums.template add<false>(dw, db, da.columns - o0);
 }
 
-// The part of dW that a warp holds in registers: a piece for each layer. WARPS / 4 x 4 of them make up dW; 32 x 32 has no more than 2 x 4.
-// Of db, the warps that stand side by side have a share each of a chain's rows, in shared memory.
+// The part of a layer's dW that a warp holds in registers. WARPS / 4 x 4 of them make up dW; 32 x 32 has no more than 2
+// x 4. The warps that stand side by side each have a part of db's sum over a split, in shared memory.
 template <int WIDTH>
-struct Piece {
+struct WeightFragment {
   static constexpr int ROWS = WIDTH / (WARPS / 4) < 16 ? 16 : WIDTH / (WARPS / 4), ACROSS = 4, COLUMNS = WIDTH / ACROSS;
   static constexpr int FRAGMENTS_O = ROWS / 16, FRAGMENTS_I = COLUMNS / 8;
-  static constexpr int HELD = FRAGMENTS_O * FRAGMENTS_I * 4;            // of dW by a lane
-  static constexpr int HELD_DB = (ROWS + 31) / 32;                      // of a partial result's db by a lane of the first column of warps
-  static constexpr int COUNT = HELD + (HELD_DB + 3) / 4 * 4;            // in whole packs
+  static constexpr int PER_LANE = FRAGMENTS_O * FRAGMENTS_I * 4;      // numbers of dW
+  static constexpr int DB_PER_LANE = (ROWS + 31) / 32;                // of db, in the first column of warps
+  static constexpr int COUNT = PER_LANE + round_up_4(DB_PER_LANE);    // of a partial result
   static constexpr int SIZE = COUNT * 32;
   typedef float Sums[FRAGMENTS_O][FRAGMENTS_I][4];
 
   static DEVICE int o0() { return warp_index() / ACROSS * ROWS; }
   static DEVICE int i0() { return warp_index() % ACROSS * COLUMNS; }
-  static DEVICE int packs() { return (i0() == 0 ? COUNT : HELD) / Pack<float>::count; }
-  static DEVICE bool counts(const Layer& layer) { return o0() < layer.n_out && i0() < layer.n_in; }
+  static DEVICE int packs() { return (i0() == 0 ? COUNT : PER_LANE) / Pack<float>::count; }
+  static DEVICE bool is_used(const Layer& layer) { return o0() < layer.n_out && i0() < layer.n_in; }
 
   static DEVICE void clear(Sums& dw) {
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) dw[i / 4 / FRAGMENTS_I][i / 4 % FRAGMENTS_I][i % 4] = 0;
+    for (int i = 0; i < PER_LANE; ++i) dw[i / 4 / FRAGMENTS_I][i / 4 % FRAGMENTS_I][i % 4] = 0;
   }
-  static DEVICE void clear(const SumsDb& db, int outputs) {
+  static DEVICE void clear(const BiasSums& db, int outputs) {
     for (int o = threadIdx.x; o < outputs; o += THREADS)
 #pragma unroll
       for (int i = 0; i < ACROSS; ++i) db.at[o * db.pitch + i] = 0;
   }
 
-  // Adds a slab of a layer's da and h that begins at row `offset` of its chain.
-  static DEVICE void add(Sums& dw, const SumsDb& db, const Rows& da, const Rows& h, int offset, int valid) {
-    const SumsDb own = {db.at + o0() * db.pitch + warp_index() % ACROSS, db.pitch};
+  // Adds a batch tile of a layer's da and h that begins at row `offset` of its split.
+  static DEVICE void add(Sums& dw, const BiasSums& db, const Rows& da, const Rows& h, int offset, int valid) {
+    const BiasSums own = {db.at + o0() * db.pitch + warp_index() % ACROSS, db.pitch};
     add_weights<WIDTH, ACROSS>(dw, own, da, h, valid, o0(), i0(), offset);
   }
 
-  static DEVICE float total(const SumsDb& db, int o) {
+  static DEVICE float total(const BiasSums& db, int o) {
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < ACROSS; ++i) sum += db.at[o * db.pitch + i];

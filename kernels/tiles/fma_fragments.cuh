@@ -1,5 +1,7 @@
-// What mma_fragments.cuh does for tensor cores, without them: float32 products by fma. A lane holds the same numbers of C as of an
-// m16n8 fragment, and reads for a step of 2 of K what it needs of A and B from shared memory; neighbouring lanes read the same.
+// Fragments without tensor cores: float32 products by fma, with the interface of mma_fragments.cuh.
+//
+// A lane holds the same numbers of C as of an m16n8 fragment. For a step of 2 of K it reads what it needs of A and B
+// from shared memory; neighbouring lanes read the same.
 #pragma once
 #include "../common/types.cuh"
 

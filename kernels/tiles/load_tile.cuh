@@ -1,12 +1,13 @@
-// From global to shared memory: a rectangle of a matrix, which becomes a tile.
+// Loads a tile from global to shared memory.
 #pragma once
 #include "../common/types.cuh"
 
-// A rectangle of a matrix from global memory into a tile, zeros outside the matrix; THREADS threads share the work. Where the
-// matrix's rows are aligned the copies are asynchronous, else they are done on return.
+// Copies a rectangle of a matrix into a tile, with zeros outside the matrix. Each of THREADS threads copies as much.
+// Where the matrix's rows are aligned the copies are asynchronous, else they are done on return.
 template <int ROWS, int COLUMNS, int PITCH, int THREADS, typename T>
 DEVICE void load_tile(T* tile, const Matrix<T>& matrix, int row0, int column0, bool aligned) {
-  const int width = Pack<T>::count, packs = COLUMNS / width, at_once = THREADS / packs;  // rows that all threads copy at once
+  const int width = Pack<T>::count, packs = COLUMNS / width;
+  const int at_once = THREADS / packs;  // rows that all threads copy at once
   static_assert(COLUMNS % width == 0 && PITCH % width == 0, "rows of the tile are copied 16 bytes at a time");
   static_assert(THREADS % packs == 0 && ROWS % at_once == 0, "every thread copies as much");
   const int r = (int)threadIdx.x / packs, c = (int)threadIdx.x % packs * width;

@@ -1,13 +1,14 @@
-// From tiles in shared memory to what a warp's tensor cores multiply (see ptx.cuh for who holds what).
+// Fragments for tensor cores: from tiles in shared memory to what a warp multiplies (ptx.cuh says which lane holds
+// what).
 //
 // A tile's rows are stored PITCH elements apart, such that no access below meets itself in a bank:
 //
 //     16-bit   columns + 8      rows start 16 bytes further on in the 128 bytes of all banks, for ldmatrix
 //     TF32     columns + 8      8 (or 24) banks further on; for B of da = da W, columns + 4: see below
 //
-// A step of K is 16 for 16-bit operands and 8 for TF32. Which number of a TF32 step stands where is ours to choose, as long as
-// A and B agree. Where A is stored [m][k], a lane takes the neighbours k = 2t and 2t + 1 in one 8-byte access and B follows;
-// where A is stored [k][m], k = t and t + 4.
+// A step of K is 16 for 16-bit operands and 8 for TF32. Which number of a TF32 step stands where is ours to choose, as
+// long as A and B agree. Where A is stored [m][k], a lane takes the neighbours k = 2t and 2t + 1 in one 8-byte access
+// and B follows; where A is stored [k][m], k = t and t + 4.
 #pragma once
 #include "../common/types.cuh"
 
@@ -52,8 +53,9 @@ template <typename T> struct Mma16Bit {
   static DEVICE void finish_row_sums(float (&)[4]) {}
 };
 
-// Products of a warp, by the operands' type. `add_row_sums` adds what a step of K brings to the sums of A's rows: 16-bit operands
-// are multiplied by ones. After the last step `finish_row_sums` leaves row r's sum in element 0 or 2 of the lanes of row r.
+// Products of a warp, by the operands' type. `add_row_sums` adds what a step of K brings to the sums of A's rows:
+// 16-bit operands are multiplied by ones. After the last step `finish_row_sums` leaves row r's sum in element 0 or 2 of
+// the lanes of row r.
 template <typename T> struct Mma;
 
 template <> struct Mma<bfloat16> : Mma16Bit<bfloat16> {
@@ -78,7 +80,8 @@ template <> struct Mma<float16> : Mma16Bit<float16> {
 
 // float32 operands, rounded to TF32 on the way.
 template <> struct Mma<float> {
-  static constexpr int K = 8, PAD = 8, PAD_PAIRS = 4;  // W of a whole network is read both ways, and has PAD: two accesses for one in da W
+  // A fused network reads W both ways and pads it by PAD: then da W takes two accesses for one.
+  static constexpr int K = 8, PAD = 8, PAD_PAIRS = 4;
   typedef uint32 FragmentA[4];
   typedef uint32 FragmentB[2];
 
@@ -129,7 +132,8 @@ template <> struct Mma<float> {
       a[0] = first[0], a[1] = first[8], a[2] = first[4 * pitch], a[3] = first[4 * pitch + 8];
     } else {
       const float* first = tile + (m0 + g) * pitch + k0 + 2 * t;
-      const Group<float, 2> upper = *(const Group<float, 2>*)first, lower = *(const Group<float, 2>*)(first + 8 * pitch);
+      const Group<float, 2> upper = *(const Group<float, 2>*)first;
+      const Group<float, 2> lower = *(const Group<float, 2>*)(first + 8 * pitch);
       a[0] = upper.at[0], a[1] = lower.at[0], a[2] = upper.at[1], a[3] = lower.at[1];
     }
   }

@@ -3,10 +3,11 @@
 //     A (M x K)                                   B (K x N)
 //     stored [m][k] or, transposed, [k][m]        stored [k][n] or, transposed, [n][k]
 //
-// Tiles of A and B lie in shared memory as they lie in global memory, 64 bytes of K at a time (32 or 16 numbers), in a ring
-// of STAGES: while one stage is multiplied, the next ones are on their way. 4 warps as 2 x 2 hold M/2 x N/2 of C each:
-// with 128 x 128, 4 x 8 fragments of 16 x 8, for which a step of K loads 4 fragments of A and 8 of B. So large a share keeps
-// shared memory ahead of the tensor cores; so few warps leave room for a second block, which works while this one waits.
+// Tiles of A and B lie in shared memory as they lie in global memory, 64 bytes of K at a time (32 or 16 numbers), in a
+// circular buffer of STAGES: while one stage is multiplied, the next ones are on their way. 4 warps as 2 x 2 hold M/2 x
+// N/2 of C each: with 128 x 128, 4 x 8 fragments of 16 x 8, for which a step of K loads 4 fragments of A and 8 of B. So
+// large a part of C keeps shared memory ahead of the tensor cores. So few warps leave room for a second block, which
+// works while this one waits.
 #pragma once
 #include "load_tile.cuh"
 #include "mma_fragments.cuh"
@@ -30,8 +31,8 @@ struct MmaTile {
   static DEVICE int warp_m() { return (int)threadIdx.x / 32 / 2 * WARP_M; }
   static DEVICE int warp_n() { return (int)threadIdx.x / 32 % 2 * WARP_N; }
 
-  // sums = A[m0 ...][k0 ... k1) B[k0 ... k1)[n0 ...], elements outside the matrices counting as 0; k0 is a multiple of STEP,
-  // k1 too or K's end. row_sums too, if asked for, in the warps with warp_n() = 0.
+  // sums = A[m0 ...][k0 ... k1) B[k0 ... k1)[n0 ...], elements outside the matrices counting as 0; k0 is a multiple of
+  // STEP, k1 too or K's end. row_sums too, if asked for, in the warps with warp_n() = 0.
   DEVICE void multiply(T* shared, const Matrix<T>& a, const Matrix<T>& b, int m0, int n0, int k0, int k1,
                        bool with_row_sums) {
     const bool aligned_a = aligned_rows(a.at, a.pitch), aligned_b = aligned_rows(b.at, b.pitch);
@@ -56,7 +57,8 @@ struct MmaTile {
       cp_async_wait<STAGES - 2>();
       __syncthreads();  // this stage has arrived for everyone; and everyone is done with the one before it, loaded next
       const int next = step + STAGES - 1;
-      if (next < steps) load_stage(shared + next % STAGES * STAGE, a, b, m0, n0, k0 + next * STEP, aligned_a, aligned_b);
+      if (next < steps)
+        load_stage(shared + next % STAGES * STAGE, a, b, m0, n0, k0 + next * STEP, aligned_a, aligned_b);
       cp_async_commit();
       multiply_stage(shared + step % STAGES * STAGE, with_row_sums);
     }
@@ -67,8 +69,8 @@ struct MmaTile {
     __syncthreads();  // shared memory is free again
   }
 
-  // The sums into shared memory, row by row, PITCH_C apart.
-  DEVICE void share(float* tile) const {
+  // Stores the sums to shared memory, row by row, PITCH_C apart.
+  DEVICE void store_to_shared(float* tile) const {
 #pragma unroll
     for (int i = 0; i < FRAGMENTS_M; ++i)
 #pragma unroll

@@ -324,7 +324,7 @@ def test_no_array_of_a_batch_is_taken_for_another(changed: int, launcher: Emulat
 def test_one_of_each_kind_and_large_ones_are_not_recorded(
     launcher: EmulatorLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_graphs, "LARGEST_INPUTS", 10 * (7 * 4 + 8))
+    monkeypatch.setattr(graph_replay, "LARGEST_INPUTS", 10 * (7 * 4 + 8))
     twins = Twins(OPTIMIZERS["SGD"])
     for rows in (1, 2, 10, 10, 10, 11, 11, 11):
         twins.step(*twins.batch(rows))

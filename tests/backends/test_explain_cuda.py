@@ -27,15 +27,15 @@ def explained(sizes: tuple[int, ...], batch_size: int = 4096, limits: DeviceLimi
 @pytest.mark.parametrize(
     ("sizes", "options", "launches", "reason"),
     [
-        ((64,) * 8, {"dtype": "bfloat16"}, ["network_narrow"], "a block has room for all weights"),
-        ((30,) * 13, {"dtype": "float16"}, ["network_narrow"], "registers for the sums of all gradients"),
-        ((100, 128, 10), {"dtype": "float32"}, ["network_narrow"], ""),
-        ((64,) * 12, {"dtype": "bfloat16"}, ["network_chain", "network_weights_64"], "not of 11 up to 64 wide"),
-        ((128,) * 8, {"dtype": "bfloat16"}, ["network_chain", "network_weights_128"], "not of 7 up to 128 wide"),
+        ((64,) * 8, {"dtype": "bfloat16"}, ["fused_step"], "a block has room for all weights"),
+        ((30,) * 13, {"dtype": "float16"}, ["fused_step"], "registers for the sums of all gradients"),
+        ((100, 128, 10), {"dtype": "float32"}, ["fused_step"], ""),
+        ((64,) * 12, {"dtype": "bfloat16"}, ["fused_passes", "fused_weight_gradients_64"], "not of 11 up to 64 wide"),
+        ((128,) * 8, {"dtype": "bfloat16"}, ["fused_passes", "fused_weight_gradients_128"], "not of 7 up to 128 wide"),
         (
             (64,) * 8,
             {"dtype": "bfloat16", "limits": A10},
-            ["network_chain", "network_weights_64"],
+            ["fused_passes", "fused_weight_gradients_64"],
             "bytes of shared memory of 101,376",
         ),
     ],

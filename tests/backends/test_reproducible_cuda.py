@@ -453,17 +453,22 @@ def contracted(folder: Any) -> None:
 
 
 PLANTED = {
-    "+0 left out": (gelu, "common/canonical_nan.cuh", "__fadd_rn(__double2float_rn(x.value), 0.0f)", "__double2float_rn(x.value)"),
+    "+0 left out": (
+        gelu,
+        "common/canonical_nan.cuh",
+        "__fadd_rn(__double2float_rn(x.value), 0.0f)",
+        "__double2float_rn(x.value)",
+    ),
     "+0 added too early": (
         gelu,
         "common/canonical_nan.cuh",
         "__double2float_rn(x.value), 0.0f",
         "__double2float_rn((x + 0.0).value), -0.0f",
     ),
-    "g does not see the a of g'": (gelu, "exact/combine_products.cu", "pre = widen(kept);  // g", ";  // g"),
+    "g does not see the a of g'": (gelu, "exact/combine_products.cu", "pre = to_accum(rounded);  // g", ";  // g"),
     "g sees a rounded a": (tanh, "exact/combine_products.cu", "if (derivative_from_a(activation)) pre", "pre"),
     "P left out": (
-        *(tanh, "exact/combine_products.cu", "* power_of_two(-bits) + number(p_rc, whole, index);"),
+        *(tanh, "exact/combine_products.cu", "* power_of_two(-bits) + number(p_rc, are_int64, index);"),
         "* power_of_two(-bits) + Double(0.0);",
     ),
     "signs among the magnitudes": (slices, "exact/split_operands.cu", "& 0x7fffffffu", ""),
@@ -512,7 +517,7 @@ def contractible(source: str, folder: Any = None, entry: str = "") -> list[str]:
     nvrtc, _ = compiler.load_nvrtc()
     program = nvrtc.createProgram(flatten(source, folder), source, (), ())
     options = [option for option in compiler.OPTIONS if not option.startswith("--ptxas")]
-    defines = [f"-D{define}" for define in ("OPERAND=bfloat16", "REAL=float", *elementary.DEFINES)]
+    defines = [f"-D{define}" for define in ("Element=bfloat16", "Accum=float", *elementary.DEFINES)]
     nvrtc.compileProgram(program, ("-arch=compute_90", *options, *defines))
     code = nvrtc.getPTX(program)
     nvrtc.destroyProgram(program)

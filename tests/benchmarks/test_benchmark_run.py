@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.requirements import require_gpu
 from support import fake_cupy
 from support.gpu_cases import TINY
+from support.requirements import require_gpu
 
 import gpuback
 from benchmarks.cases import Case, selection

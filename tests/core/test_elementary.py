@@ -451,4 +451,4 @@ def test_a_gpu_has_the_same_bits(name: str) -> None:
 
 
 def test_titles_leave_the_coefficients_out() -> None:
-    assert title(Variant("combine.cu", "combine", ("OPERAND=float", *DEFINES))) == "combine.cu combine OPERAND=float"
+    assert title(Variant("combine.cu", "combine", ("Element=float", *DEFINES))) == "combine.cu combine Element=float"

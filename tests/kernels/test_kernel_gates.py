@@ -12,8 +12,8 @@ from gpuback._cuda.compiler import choices
 from gpuback._cuda.launch import Variant
 from gpuback._cuda.sources import kernels_folder
 from gpuback._gates import __main__ as gates
-from gpuback._gates.__main__ import FULL_ARCHS, SAMPLED_ARCHS, check, sample
-from gpuback._gates.disassembly import count, disassembler
+from gpuback._gates.checks import FULL_ARCHS, SAMPLED_ARCHS, check, sample
+from gpuback._gates.disassembly import count, disassembler, section
 from gpuback._gates.occupancy import LIMITS, occupancy
 from gpuback._gates.variants import every_kernel
 from gpuback.errors import BackendError
@@ -113,10 +113,14 @@ def test_two_of_each_kernel_are_sound_on_the_other_gpus(module, arch):
     require_sound(check(module, [arch]))
 
 
-def test_there_are_no_more_variants_than_the_plan_allows():
+def test_there_are_few_modules():
+    """Kernels of one file and one set of macros are compiled together. A module costs seconds at its first use, and
+    gates compile all of them: one more needs a reason. Copies, per-sample gradients, loss scaling and dW of fused
+    networks have modules of their own, so that a first prediction or step compiles only what it launches.
+    """
     variants = [case.variant for case in CASES]
     assert len(set(variants)) == len(variants)
-    assert len(modules(CASES)) <= 60
+    assert len(modules(CASES)) <= 75
 
 
 def test_every_kernel_file_has_a_variant():
@@ -215,6 +219,26 @@ def test_the_command_compiles_all_or_a_sample(kernels, monkeypatch, capsys):
     assert f"{3 * 7} kernels" in capsys.readouterr().out
 
 
+def test_one_kernel_is_chosen_by_fragments_of_its_name(kernels, monkeypatch, capsys):
+    monkeypatch.setattr("gpuback._cuda.sources.kernels_folder", lambda: kernels)
+    cases = [case("sound.cu", entry, [f"FACTOR={n}"]) for entry in ("sound", "shared") for n in (1, 2)]
+    assert gates.main(["--list", "--kernel", "FACTOR=2"], cases) == 0
+    assert capsys.readouterr().out.splitlines() == ["sound FACTOR=2", "shared FACTOR=2"]
+    assert gates.main(["--kernel", "sound", "FACTOR=2", "--arch", "sm_80", "--sass"], cases) == 0
+    output = capsys.readouterr().out
+    assert "1 kernels compiled, 0 with faults" in output
+    assert "FMUL" in output or "FADD" in output
+    assert "STS" not in output  # which the other kernel of the file has
+    for arguments, message in (
+        (["--kernel", "sound", "--arch", "sm_80", "--sass"], "sound FACTOR=1\n  sound FACTOR=2"),
+        (["--kernel", "sound", "FACTOR=2", "--sass"], "one --arch"),
+        (["--kernel", "none"], "no kernel has a name with none"),
+    ):
+        with pytest.raises(SystemExit):
+            gates.main(arguments, cases)
+        assert message in capsys.readouterr().err
+
+
 def test_listings_of_both_disassemblers_are_read():
     nvdisasm = """
 .text.layer:
@@ -235,6 +259,8 @@ def test_listings_of_both_disassemblers_are_read():
                                                                           /* 0x000fe20000000018 */
 """
     assert count(cuobjdump) == {"layer": {"HMMA": 1}}
+    assert "DMMA.8x8x4" in section(nvdisasm, "update") and "HMMA" not in section(nvdisasm, "update")
+    assert "HMMA.16816" in section(cuobjdump, "layer") and not section(cuobjdump, "update")
 
 
 def test_both_disassemblers_count_the_same(kernels, monkeypatch):

@@ -24,11 +24,11 @@ from gpuback._cuda.launch import DeviceLimits
 require_emulator()
 pytestmark = pytest.mark.thorough
 
-NETWORK = Network((17, 40, 16, 5), 301, activation=("gelu", "tanh"))  # three chains, the last of 45 rows
+NETWORK = Network((17, 40, 16, 5), 301, activation=("gelu", "tanh"))  # three splits, the last of 45 rows
 DEVICE = replace(SMALL, multiprocessors=1)
-"""One block of `network_chain` takes all of them, in several slabs each."""
+"""One block of `fused_passes` takes all of them, in several batch tiles each."""
 SMALLER = replace(DEVICE, shared_bytes=70_000)
-"""There, sums are added up in slabs of 32."""
+"""There, sums are added up in batch tiles of 32."""
 
 
 class Bug(NamedTuple):
@@ -54,12 +54,12 @@ def run(form: str, folder: Path, network: Network = NETWORK, **choices) -> tuple
 
 SHARED = r"race \((read after write|write after read|write after write).*nothing orders the two: shared memory"
 BARRIERS = {
-    "behind the slab's samples": (
+    "behind the batch tile's samples": (
         "network/fused_step.cu",
-        "__syncthreads();  // the slab's samples are there",
+        "__syncthreads();  // the batch tile's samples are there",
         "whole",
     ),
-    "behind a layer": ("network/fused_step.cu", "place.wait();", "whole"),
+    "behind a layer": ("network/fused_step.cu", "warp_rows.wait();", "whole"),
     "behind a_L": ("network/fused_step.cu", "__syncthreads();  // a_L is complete", "whole"),
     "behind da_L": ("network/fused_step.cu", "__syncthreads();  // da_L and losses are", "whole"),
     "before da takes the place of h": (
@@ -71,7 +71,7 @@ BARRIERS = {
     "behind theta": ("network/network_memory.cuh", "__syncthreads();  // everyone's part is there", "whole"),
     "behind the last of theta": (
         "network/network_memory.cuh",
-        "__syncthreads();  // the slab's place is free",
+        "__syncthreads();  // the batch tile's place is free",
         "whole",
     ),
     "behind a layer's inputs and weights": (
@@ -87,16 +87,28 @@ BARRIERS = {
     "behind da_L of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_L is complete", "two"),
     "behind what g' is computed from": ("network/fused_passes.cu", "__syncthreads();  // it is there, and so", "two"),
     "behind da of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_{k-1} is complete", "two"),
-    "behind the rings of two launches": ("network/fused_weight_gradients.cu", "__syncthreads();  // the rings are done with", "two"),
-    "behind a slab that has come": ("network/fused_weight_gradients.cu", "__syncthreads();  // the slab is there for everyone", "two"),
+    "behind the circular buffers of two launches": (
+        "network/fused_weight_gradients.cu",
+        "__syncthreads();  // the circular buffers are done with",
+        "two",
+    ),
+    "behind a batch tile that has come": (
+        "network/fused_weight_gradients.cu",
+        "__syncthreads();  // the batch tile is there for everyone",
+        "two",
+    ),
 }
 FOUND = {
     **{
         f"dropped barrier {name}": Bug(source, [(barrier, "//")], form, SHARED + "|reads what nobody has written")
         for name, (source, barrier, form) in BARRIERS.items()
     },
-    "dropped barrier behind a slab that is added": Bug(
-        "network/fused_weight_gradients.cu", [("__syncthreads();  // its place is free", "//")], "two", SHARED, device=SMALLER
+    "dropped barrier behind a batch tile that is added": Bug(
+        "network/fused_weight_gradients.cu",
+        [("__syncthreads();  // its place is free", "//")],
+        "two",
+        SHARED,
+        device=SMALLER,
     ),
     "a_L's place is narrowed too early": Bug(
         "network/output_losses.cuh", [("__syncwarp();  // the other lanes have read theirs", "")], "whole", SHARED
@@ -107,16 +119,18 @@ FOUND = {
         "two",
         "asynchronous copy",
     ),
-    "dropped wait for a slab": Bug("network/fused_weight_gradients.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"),
+    "dropped wait for a batch tile": Bug(
+        "network/fused_weight_gradients.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"
+    ),
     "rows beyond the batch": Bug(
         "network/fused_step.cu",
-        [("row1 = min(row0 + chain_rows, n_batch)", "row1 = row0 + chain_rows")],
+        [("row1 = min(row0 + rows_per_split, n_batch)", "row1 = row0 + rows_per_split")],
         "whole",
         r"past the end of '(x_bi|labels_b)'",
     ),
     "rows beyond the batch in two launches": Bug(
         "network/fused_passes.cu",
-        [("row1 = min(row0 + chain_rows, n_batch);\n    if (", "row1 = row0 + chain_rows;\n    if (")],
+        [("row1 = min(row0 + rows_per_split, n_batch);\n    if (", "row1 = row0 + rows_per_split;\n    if (")],
         "two",
         r"past the end of '(x_bi|labels_b)'",
     ),
@@ -124,7 +138,10 @@ FOUND = {
         "network/fused_step.cu", [("  publish();\n", "")], "whole", r"race .*: 'partials'"
     ),
     "partial results of two launches that are not published": Bug(
-        "network/fused_weight_gradients.cu", [("      publish();\n      finish", "      finish")], "two", r"race .*: 'partials'"
+        "network/fused_weight_gradients.cu",
+        [("      publish();\n      finish", "      finish")],
+        "two",
+        r"race .*: 'partials'",
     ),
     "a column too many of theta": Bug(
         "network/reduce_and_step.cuh",
@@ -144,14 +161,14 @@ def test_the_checker_finds(bug, tmp_path):
 
 
 def test_the_checker_finds_that_losses_are_added_too_early(tmp_path):
-    dropped = [("__syncthreads();  // the slab is done with, and", "//")]
+    dropped = [("__syncthreads();  // the batch tile is done with, and", "//")]
     net = NETWORK.on(EmulatorLauncher(folder=planted({"network/fused_passes.cu": dropped}, tmp_path), checked=True))
     with pytest.raises(EmulationError, match=SHARED):
         net.loss(*NETWORK.batch()[:2])
 
 
 WRONG = {
-    "a slab's last rows are left out": Bug(
+    "a batch tile's last rows are left out": Bug(
         "network/weight_gradients.cuh",
         [("first < valid; first += BAND)", "first + BAND <= valid; first += BAND)")],
         "whole",
@@ -180,11 +197,14 @@ WRONG = {
         "network/layer_passes.cuh", [("k ? net[k - 1].activation", "k ? net[k].activation")], "whole", "off by"
     ),
     "g' from h in place of a": Bug(
-        "network/fused_passes.cu", [("net.kept(k) ? net[k].row_a : net[k].row_h", "net[k].row_h")], "two", "off by"
+        "network/fused_passes.cu",
+        [("net.pre_activations(k) ? net[k].row_a : net[k].row_h", "net[k].row_h")],
+        "two",
+        "off by",
     ),
-    "one chain less": Bug(
+    "one split less": Bug(
         "network/fused_weight_gradients.cu",
-        [("item < layers * notes.chains.count;", "item < layers * notes.chains.count - 1;")],
+        [("work < layers * results.splits.count;", "work < layers * results.splits.count - 1;")],
         "two",
         "is off|together|nan",
     ),
@@ -198,20 +218,20 @@ def test_the_bounds_find(bug, tmp_path):
     print(caught.value)
 
 
-# A warp's partial results stand where its arrival says, not where their chain's number does: the upper half of a
+# A warp's partial results stand where its arrival says, not where their split's number does: the upper half of a
 # counter of arrivals says which place is free.
 BY_ARRIVAL = {
     "network/fused_step.cu": [
         (
             "  unsigned most = 0;\n",
             "  unsigned most = 0;\n"
-            "  unsigned* tickets = notes.arrivals(warp_index()) + chain_groups(notes.chains);\n"
+            "  unsigned* arrived = results.arrivals(warp_index()) + split_groups(results.splits);\n"
             "  unsigned place = 0;\n"
-            "  if (threadIdx.x % 32 == 0) place = atomicAdd(tickets, 0x10000u) >> 16;\n"
+            "  if (threadIdx.x % 32 == 0) place = atomicAdd(arrived, 0x10000u) >> 16;\n"
             "  place = __shfl_sync(0xffffffffu, place, 0);\n",
         ),
-        ("(int64)(chain * layers + k)", "(int64)((int)place * layers + k)"),
-        ("finish_piece<MAX_WIDTH>(net, k, chain,", "finish_piece<MAX_WIDTH>(net, k, (int)place,"),
+        ("(int64)(split * layers + k)", "(int64)((int)place * layers + k)"),
+        ("finish_fragment<MAX_WIDTH>(net, k, split,", "finish_fragment<MAX_WIDTH>(net, k, (int)place,"),
     ],
     "common/split_k.cuh": [("last = atomicAdd(arrivals, 1u) ==", "last = (atomicAdd(arrivals, 1u) & 0xffffu) ==")],
 }
@@ -238,26 +258,26 @@ INFINITE_GRADIENT, INFINITE_LOSS = (7, 1e30, 1e12), (7, 1.0, 1e20)
 
 
 @pytest.mark.parametrize("form, source, note", [
-    ("whole", "network/fused_step.cu", "note(notes, OF_SUMS, most);"),
-    ("two", "network/fused_passes.cu", "note(notes, OF_INPUTS, most_inputs);"),
-    ("two", "network/fused_passes.cu", "note(notes, OF_SUMS, most_deltas);"),
+    ("whole", "network/fused_step.cu", "record_largest(results, OF_SUMS, most);"),
+    ("two", "network/fused_passes.cu", "record_largest(results, OF_INPUTS, most_inputs);"),
+    ("two", "network/fused_passes.cu", "record_largest(results, OF_SUMS, most_deltas);"),
 ])  # fmt: skip
-def test_a_step_that_is_made_shows_what_was_not_noted(form, source, note, tmp_path):
+def test_a_step_that_is_made_shows_what_was_not_recorded(form, source, note, tmp_path):
     assert not step_is_made(KERNELS, form, INFINITE_GRADIENT)
     assert step_is_made(planted({source: [(note, "")]}, tmp_path), form, INFINITE_GRADIENT)
 
 
 def test_a_step_that_is_made_shows_a_dropped_barrier_before_the_arrival(tmp_path):
-    """Other warps arrive before thread 0, which is slow here, has noted an infinite loss."""
+    """Other warps arrive before thread 0, which is slow here, has recorded an infinite loss."""
     slow = {
         "network/reduce_and_step.cuh": [
             (
-                "  notes.losses[chain] = sum;",
-                "for (int i = 0; i < 3000; ++i) __threadfence(); notes.losses[chain] = sum;",
+                "  results.losses[split] = sum;",
+                "for (int i = 0; i < 3000; ++i) __threadfence(); results.losses[split] = sum;",
             )
         ]
     }
-    dropped = {"network/fused_step.cu": [("__syncthreads();  // all of this chain is noted, and", "//")]}
+    dropped = {"network/fused_step.cu": [("__syncthreads();  // all of this split is recorded, and", "//")]}
     choices = {"order": "random", "resident_blocks": 3, "seed": 2}
     assert not step_is_made(planted(slow, tmp_path / "slow"), "whole", INFINITE_LOSS, **choices)
     assert step_is_made(planted(slow | dropped, tmp_path / "dropped"), "whole", INFINITE_LOSS, **choices)

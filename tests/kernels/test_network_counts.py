@@ -88,7 +88,7 @@ def check_few(counts: Counts, sums: SumsPlan) -> None:
 @pytest.mark.parametrize("sizes, batch_size, optimizer, clips", STEPS)
 def test_one_launch(sizes, batch_size, optimizer, clips):
     counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "whole")
-    assert launches == (["network_narrow", "sgd"] if clips else ["network_narrow"])
+    assert launches == (["fused_step", "sgd"] if clips else ["fused_step"])
     blocks, splits = plan.launch.grid, plan.sums.split.splits
     assert blocks == splits <= 132 and plan.sums.split.rows_per_split == max(128, batch_size // 128)
     assert plan.rows == (128 if sizes == SEVEN_OF_64 else 256)
@@ -121,14 +121,14 @@ def test_one_launch(sizes, batch_size, optimizer, clips):
 def test_two_launches(sizes, batch_size, optimizer, clips):
     """Every h and da, rows of whole 16, is written once and read once, and what g' is computed from once more."""
     counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "two")
-    assert launches == ["network_chain", "network_weights_64"] + ["sgd"] * clips
+    assert launches == ["fused_passes", "fused_weight_gradients_64"] + ["sgd"] * clips
     chain, sums = plan.chain, plan.weights.sums
     assert chain.all_weights
     rows_of_h, rows_of_da, rows_of_sources = (
         2 * batch_size * sum(map(whole, widths)) for widths in (sizes[:-1], sizes[1:], sizes[1:-1])
     )
     partials = partial_results(sizes, sums, 32)
-    state = {"first": 4 * n, "second": 4 * n} if optimizer == "Adam" else {}
+    state = {"first_state": 4 * n, "second_state": 4 * n} if optimizer == "Adam" else {}
     kept = {"gradient": 4 * n} if clips else {}
     assert moved(counts.bytes_read, *FEW) == {
         "x_bi": 4 * batch_size * sizes[0],
@@ -186,10 +186,8 @@ def test_products_are_free_of_bank_conflicts(sizes, form, dtype):
         stored, *others = sorted(lines, key=lambda line: sum(lines[line]), reverse=True)
         assert "(top + p * 8 * net.pitch_top()" in text_of(stored, "network/layer_passes.cuh")
         for line in others:
-            where = [
-                text_of(line, s)
-                for s in ("network/layer_passes.cuh", "network/reduce_and_step.cuh", "common/loss_formulas.cuh")
-            ]
+            sources = ("network/output_losses.cuh", "network/weight_gradients.cuh", "common/loss_formulas.cuh")
+            where = [text_of(line, source) for source in sources]
             assert any(name in text for text in where for name in ("db.at[", "losses[", "row.a[column]")), line
         assert max(sum(lines[line]) for line in others) < lines[stored][1] / 2
 

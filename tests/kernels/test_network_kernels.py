@@ -304,8 +304,8 @@ def test_no_variant_is_left_out():
     planner = Planner()
     for form, network in VARIANT_CASES:
         run_everything(planner, form, network)
-    networks = {variant for variant in planner.variants if variant.source.startswith("network_")}
-    assert networks == {kernel.variant for kernel in every_kernel() if kernel.variant.source.startswith("network_")}
+    networks = {variant for variant in planner.variants if variant.source.startswith("network/")}
+    assert networks == {kernel.variant for kernel in every_kernel() if kernel.variant.source.startswith("network/")}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -17,7 +17,7 @@ from gpuback._backends.cuda import layer_plans
 require_emulator()
 pytestmark = pytest.mark.thorough
 
-NARROW = Layer(901, 60, 50, "bfloat16", "tanh")  # layer_mma_narrow, several chains
+NARROW = Layer(901, 60, 50, "bfloat16", "tanh")  # layer_mma_narrow, several splits
 WIDE = Layer(600, 140, 70, "bfloat16", "tanh")  # layer_mma
 WITHOUT_TENSOR_CORES = Layer(300, 70, 50, "float32", "tanh")  # layer_simt
 
@@ -35,7 +35,7 @@ class Bug(NamedTuple):
 FOUND = {
     "dropped block barrier": Bug(
         "layer/layer_mma_narrow.cu",
-        [("__syncthreads();  // this slab has arrived for everyone", "//")],
+        [("__syncthreads();  // this tile has arrived for everyone", "//")],
         NARROW,
         r"race \(read after write.* nothing orders the two: shared memory",
     ),
@@ -45,15 +45,15 @@ FOUND = {
         WIDE,
         r"layer_mma, .* race \(write after read.* shared memory",
     ),
-    "dropped block barrier around what one thread draws": Bug(
+    "dropped block barrier around the next work tile": Bug(
         "tiles/tile_scheduler.cuh",
-        [("__syncthreads();  // everyone sees the item", "")],
+        [("__syncthreads();  // everyone sees the tile", "")],
         WIDE,
-        r"layer_mma, .* tile_scheduler.cuh:\d+: (race \(read after write.*|reads what nobody has written): shared memory",
+        r"layer_mma, .* tile_scheduler.cuh:\d+: (race \(read after|reads what nobody has written).*: shared memory",
     ),
     "dropped wait for asynchronous copies": Bug(
         "layer/layer_mma_narrow.cu",
-        [("cp_async_wait<SLABS - 2>();", "")],
+        [("cp_async_wait<STAGES - 2>();", "")],
         NARROW,
         r"asynchronous copy",
     ),
@@ -65,7 +65,7 @@ FOUND = {
     ),
     "rows beyond the batch": Bug(
         "layer/layer_mma_narrow.cu",
-        [("row1 = min(row0 + chain_rows, n_batch)", "row1 = row0 + chain_rows")],
+        [("row1 = min(row0 + rows_per_split, n_batch)", "row1 = row0 + rows_per_split")],
         NARROW,
         r"past the end of '\w+'",
     ),
@@ -86,12 +86,12 @@ FOUND = {
         "common/split_k.cuh",
         [
             (
-                "  store_partial(sums, packs, partials + chain * stride);\n  publish();",
+                "  store_partial(sums, packs, partials + split * stride);\n  publish();",
                 "  publish();",
             ),
             (
                 "  if (last.count) write_totals",
-                "  store_partial(sums, packs, partials + chain * stride);\n  if (last.count) write_totals",
+                "  store_partial(sums, packs, partials + split * stride);\n  if (last.count) write_totals",
             ),
         ],
         NARROW,
@@ -149,11 +149,11 @@ WRONG = {
     ),
     "wrong fragment index of the bias": Bug(
         "layer/layer_mma.cu",
-        [("e = (index - held) % 2 * 2", "e = (index - held) % 2")],
+        [("e = (index - per_lane) % 2 * 2", "e = (index - per_lane) % 2")],
         WIDE,
         r"db is off by .* times its limit",
     ),
-    "the last slice is left out": Bug(
+    "the last stage is left out": Bug(
         "tiles/mma_tile.cuh",
         [("const int steps = ceil_div(k1 - k0, STEP);", "const int steps = (k1 - k0) / STEP;")],
         WIDE,
@@ -166,12 +166,12 @@ BY_ARRIVAL = Bug(
     "common/split_k.cuh",
     [
         (
-            "  store_partial(sums, packs, partials + chain * stride);",
-            "  const int group = chain / chains.group_size;\n"
+            "  store_partial(sums, packs, partials + split * stride);",
+            "  const int group = split / splits.group_size;\n"
             "  unsigned place = 0;\n"
             "  if (threadIdx.x % 32 == 0) place = atomicAdd(arrivals + group, 0x10000u) >> 16;\n"
             "  place = __shfl_sync(0xffffffffu, place, 0);\n"
-            "  store_partial(sums, packs, partials + (group * chains.group_size + (int)place) * stride);",
+            "  store_partial(sums, packs, partials + (group * splits.group_size + (int)place) * stride);",
         ),
         ("last = atomicAdd(arrivals, 1u) ==", "last = (atomicAdd(arrivals, 1u) & 0xffffu) =="),
     ],
@@ -196,7 +196,7 @@ def test_the_checker_finds(bug, tmp_path):
 
 
 def test_the_checker_finds_a_missing_warp_barrier_before_staged_memory_is_used_again(tmp_path, monkeypatch):
-    """In a variant with slabs so long that a warp stages its columns in two passes."""
+    """In a variant with batch tiles so long that a warp stages its columns in two passes."""
     bug = Bug(
         "layer/layer_mma_narrow.cu",
         [("__syncwarp();  // everyone has read what this warp staged last", "")],

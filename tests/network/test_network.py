@@ -143,7 +143,7 @@ def test_explain_counts_what_a_step_costs():
     text = str(explanation)
     steps = ["forward 1", "backward 2", "relu", "softmax + cross_entropy"]
     if "the whole network" in text:
-        steps = ["network_narrow", "one launch: a block has room"]
+        steps = ["fused_step", "one launch: a block has room"]
     for word in ("float32", "backend", *steps):
         assert word in text
 

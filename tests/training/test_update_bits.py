@@ -374,13 +374,13 @@ class Mistake(NamedTuple):
 
 STEP_MISTAKES = {
     "momentum contracted": Mistake(
-        [("keep * Number(*velocity) + g;", "__fmaf_rn(keep.value, *velocity, g.value);")], "momentum"
+        [("momentum * Number(*velocity) + g;", "__fmaf_rn(momentum.value, *velocity, g.value);")], "momentum"
     ),
     "theta's step contracted": Mistake(
         [("canonical_nan(t - rate * g)", "canonical_nan(Number(__fmaf_rn(-rate.value, g.value, t.value)))")], "sgd"
     ),
     "the second moment contracted": Mistake(
-        [("keep_2 * v + gain_2 * (g * g)", "Number(__fmaf_rn(keep_2.value, v.value, (gain_2 * (g * g)).value))")],
+        [("beta_2 * v + gain_2 * (g * g)", "Number(__fmaf_rn(beta_2.value, v.value, (gain_2 * (g * g)).value))")],
         "adam",
     ),
     "the first moment's correction in float": Mistake(
@@ -392,7 +392,7 @@ STEP_MISTAKES = {
         ],
         "adam",
     ),
-    "theta shrinks with its step": Mistake([("canonical_nan(t - rate * (m", "canonical_nan(t - rate * shrink * (m")], "adamw"),
+    "theta shrinks with its step": Mistake([("(t - rate * (m", "(t - rate * shrink * (m")], "adamw"),
     "0 theta is added": Mistake([("if (decay.value != 0) g = g + decay * t;", "g = g + decay * t;")], "momentum"),
     "the factor is not rounded": Mistake(
         [

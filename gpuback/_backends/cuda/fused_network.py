@@ -1,7 +1,7 @@
 """The passes of a narrow network on CUDA, a launch or two each: what `Backprop` does layer by layer.
 
-In one launch (kernels/network/fused_step.cu) or two (fused_passes.cu) go forward pass, loss, backward pass and, in a step
-of training, the optimizer's update. Clipping needs the gradient's norm first, and is one launch more.
+In one launch (kernels/network/fused_step.cu) or two (fused_passes.cu) go forward pass, loss, backward pass and, in a
+step of training, the optimizer's update. Clipping needs the gradient's norm first, and is one launch more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEEP_GRADIENT, DECIDE = 0, 1
 step. As in kernels/network/reduce_and_step.cuh."""
 
 OUTPUTS, LOSS, GRADIENTS = 0, 1, 2
-"""What `network_chain` is asked for."""
+"""What `fused_passes` is asked for."""
 
 
 class TwoLaunches(NamedTuple):

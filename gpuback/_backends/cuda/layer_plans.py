@@ -97,11 +97,11 @@ class NarrowTile:
         return size * (w + self.stages * self.tile_b * (self.max_out + self.max_in + 16)) + staged
 
     def variant(self, operand: str) -> Variant:
-        defines = ("MAX_OUT", self.max_out), ("MAX_IN", self.max_in), ("SLAB_ROWS", self.tile_b), ("SLABS", self.stages)
+        defines = ("MAX_OUT", self.max_out), ("MAX_IN", self.max_in), ("TILE_B", self.tile_b), ("STAGES", self.stages)
         return Variant(
             "layer/layer_mma_narrow.cu",
             "layer_mma_narrow",
-            (f"OPERAND={operand}", *(f"{name}={value}" for name, value in defines)),
+            (f"Element={operand}", *(f"{name}={value}" for name, value in defines)),
             tensor_cores=True,
         )
 
@@ -267,12 +267,12 @@ def _simt_tile(real: str, narrowest: int, rows: int, columns: int) -> int:
 
 def mma_variant(entry: str, operand: str, tile: int) -> Variant:
     """A kernel of large tiles on tensor cores."""
-    return Variant("layer/layer_mma.cu", entry, (f"OPERAND={operand}", f"TILE={tile}"), tensor_cores=True)
+    return Variant("layer/layer_mma.cu", entry, (f"Element={operand}", f"TILE={tile}"), tensor_cores=True)
 
 
 def simt_variant(entry: str, real: str, tile: int) -> Variant:
     """A kernel without tensor cores."""
-    return Variant("layer/layer_simt.cu", entry, (f"REAL={real}", f"TILE={tile}"))
+    return Variant("layer/layer_simt.cu", entry, (f"Accum={real}", f"TILE={tile}"))
 
 
 @functools.cache

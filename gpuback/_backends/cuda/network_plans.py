@@ -1,4 +1,4 @@
-"""Launch plans of the kernels that take a whole narrow network at once: kernels/network/fused_step.cu and fused_passes.cu.
+"""Launch plans of the kernels that take a whole narrow network at once: those of kernels/network.
 
 How the batch is cut follows from the shape alone: in one launch, and in two, sums have the same bits on every device.
 The device decides by its shared memory which of the two it is, or whether a network goes layer by layer, and how many
@@ -48,12 +48,12 @@ ROWS = (128, 96, 64, 32)
 WIDE_ROWS = (256, *ROWS)
 """Of a slab of 16 warps."""
 
-ChainEntry = Literal["network_chain", "network_weights_64", "network_weights_128"]
+ChainEntry = Literal["fused_passes", "fused_weight_gradients_64", "fused_weight_gradients_128"]
 """The kernels of the two launches."""
 
 
 class Shape(NamedTuple):
-    """The widest layers and the most of them whose sums of dW a variant of `network_narrow` holds in registers."""
+    """The widest layers and the most of them whose sums of dW a variant of `fused_step` holds in registers."""
 
     width: int
     layers: int
@@ -195,7 +195,7 @@ def chain_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits
         return f"a block would need {shared_bytes:,} bytes of shared memory of {limits.shared_bytes:,}"
     split = split_k.narrow_split(batch_size)
     grid = min(split.splits, 2 * limits.multiprocessors)
-    launch = LaunchPlan(chain_variant("network_chain", architecture.precision), grid, 32 * CHAIN_WARPS, shared_bytes)
+    launch = LaunchPlan(chain_variant("fused_passes", architecture.precision), grid, 32 * CHAIN_WARPS, shared_bytes)
     return ChainPlan(launch, layout, rows, all_weights, split, columns)
 
 
@@ -216,7 +216,7 @@ def weights_plan(architecture: Architecture, batch_size: int, limits: DeviceLimi
     split = split_k.split_batch(batch_size, wanted, split_k.NARROW_SMALLEST_SPLIT, split_k.LARGEST_SPLIT)
     sums = _sums(sizes, width, CHAIN_WARPS, split)
     grid = min(depth * sums.split.splits, 2 * limits.multiprocessors)
-    variant = chain_variant("network_weights_64" if width == 64 else "network_weights_128", precision)
+    variant = chain_variant("fused_weight_gradients_64" if width == 64 else "fused_weight_gradients_128", precision)
     return WeightsPlan(LaunchPlan(variant, grid, 32 * CHAIN_WARPS, shared_bytes), rows, sums)
 
 
@@ -259,7 +259,7 @@ def _kept(architecture: Architecture) -> list[bool]:
 
 
 def _step_layout(architecture: Architecture, rows: int) -> tuple[NDArray[np.int32], int]:
-    """For `network_narrow`; and the bytes that it takes in all."""
+    """For `fused_step`; and the bytes that it takes in all."""
     sizes, precision = architecture.sizes, architecture.precision
     table, end = _table(architecture), _table_bytes(len(sizes) - 1) + LOSS_SUM_BYTES
     for k, (n_in, n_out) in enumerate(pairwise(sizes)):
@@ -278,7 +278,7 @@ def _step_layout(architecture: Architecture, rows: int) -> tuple[NDArray[np.int3
 def _chain_layout(
     architecture: Architecture, rows: int, all_weights: bool, backward: bool
 ) -> tuple[NDArray[np.int32], int, int]:
-    """For `network_chain`; the bytes that it takes in all, and the columns of the workspace.
+    """For `fused_passes`; the bytes that it takes in all, and the columns of the workspace.
 
     Neighbouring layers' inputs take turns at two places. Without `backward` nothing is kept.
     """
@@ -323,22 +323,22 @@ def _sums(sizes: tuple[int, ...], width: int, warps: int, split: SplitK) -> Sums
 def _variant(source: str, entry: str, precision: Precision, *sizes: str) -> Variant:
     operand = precision.name if precision.sixteen_bit else "float"
     tensor_cores = uses_tensor_cores(precision)
-    defines = f"OPERAND={operand}", f"TENSOR_CORES={int(tensor_cores)}", *sizes
+    defines = f"Element={operand}", f"TENSOR_CORES={int(tensor_cores)}", *sizes
     return Variant(source, entry, defines, tensor_cores)
 
 
 def step_warps(precision: Precision) -> int:
-    """Of a block of `network_narrow`: what it has to wait for, 16 hide better, where registers are enough for them."""
+    """Of a block of `fused_step`: what it has to wait for, 16 hide better, where registers are enough for them."""
     return 16 if precision.sixteen_bit else 8
 
 
 def step_variant(shape: Shape, precision: Precision) -> Variant:
     """The kernel of the one launch for such networks and operands."""
     sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}", f"WARPS={step_warps(precision)}"
-    return _variant("network/fused_step.cu", "network_narrow", precision, *sizes)
+    return _variant("network/fused_step.cu", "fused_step", precision, *sizes)
 
 
 def chain_variant(entry: ChainEntry, precision: Precision) -> Variant:
     """A kernel of the two launches for such operands."""
-    source = "network/fused_passes.cu" if entry == "network_chain" else "network/fused_weight_gradients.cu"
+    source = "network/fused_passes.cu" if entry == "fused_passes" else "network/fused_weight_gradients.cu"
     return _variant(source, entry, precision)

@@ -399,12 +399,12 @@ class CudaOps(CudaPerSample):
         if isinstance(plan, str):
             return [], plan
         if isinstance(plan, StepPlan):
-            one = f"network_narrow, {plan.launch.grid} blocks, batch tiles of {plan.rows} rows, {plan.sums.split}"
+            one = f"fused_step, {plan.launch.grid} blocks, batch tiles of {plan.rows} rows, {plan.sums.split}"
             return [one], "a block has room for all weights, and its registers for the sums of all gradients"
         chain, weights = plan
         kept = "all weights" if chain.all_weights else "one layer's weights"
         both = [
-            f"network_chain, {chain.launch.grid} blocks, batch tiles of {chain.rows} rows beside {kept}, {chain.split}",
+            f"fused_passes, {chain.launch.grid} blocks, batch tiles of {chain.rows} rows beside {kept}, {chain.split}",
             f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.split}",
         ]
         return both, str(step_plan(architecture, batch_size, self.launcher.limits))

@@ -1,4 +1,4 @@
-"""What CUDA says of each sample by itself: the operations of `NumpyPerSample` as launches of kernels/elementwise/per_sample.cuh."""
+"""What CUDA says of each sample by itself: the operations of `NumpyPerSample` as launches of per_sample.cu."""
 
 from __future__ import annotations
 

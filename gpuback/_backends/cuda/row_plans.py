@@ -19,7 +19,7 @@ VectorEntry = Literal[
     "mean_of_blocks",
     "scale_weights",
     "unscale",
-    "settle_scale",
+    "update_scale",
     "begin_step",
     "vector_norm",
     "sgd",
@@ -45,7 +45,7 @@ def _row_blocks(rows: int) -> int:
 
 
 def _row_variant(source: str, entry: str, precision: Precision) -> Variant:
-    return Variant(source, entry, (f"REAL={accumulator_name(precision)}", f"OPERAND={operand_name(precision)}"))
+    return Variant(source, entry, (f"Accum={accumulator_name(precision)}", f"Element={operand_name(precision)}"))
 
 
 def loss_plan(batch_size: int, precision: Precision) -> LaunchPlan:
@@ -88,11 +88,11 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
     blocks = min(ceil_div(length, 4 * THREADS), 256 if adds_up else LARGEST_ROW_GRID)
     if exact:
         source = "exact/exact_sums.cu"
-    elif entry in ("scale_weights", "unscale", "settle_scale"):
+    elif entry in ("scale_weights", "unscale", "update_scale"):
         source = "elementwise/loss_scaling.cu"
     else:
         source = "elementwise/optimizers.cu"
-    return LaunchPlan(Variant(source, entry, (f"REAL={real}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
+    return LaunchPlan(Variant(source, entry, (f"Accum={real}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
 
 
 # Exact products and losses
@@ -100,7 +100,7 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
 ExactEntry = Literal[
     "largest_of_rows",
     "largest_of_columns",
-    "split",
+    "split_operands",
     "accumulate",
     "add_block",
     "finish_forward",
@@ -115,8 +115,8 @@ COLUMNS_OF_A_WARP, ROWS_OF_A_BLOCK = 256, 64
 
 def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision) -> LaunchPlan:
     """A kernel over a matrix of so many rows and columns, a warp to a piece of a row. No grid changes a bit."""
-    operand = f"OPERAND={operand_name(precision)}"
-    if entry in ("largest_of_rows", "largest_of_columns", "split"):
+    operand = f"Element={operand_name(precision)}"
+    if entry in ("largest_of_rows", "largest_of_columns", "split_operands"):
         variant = Variant("exact/split_operands.cu", entry, (operand,))
     else:
         variant = Variant("exact/combine_products.cu", entry, (operand, *elementary.DEFINES))
@@ -134,5 +134,5 @@ def exact_row_plan(
     entry: Literal["exact_loss_rows", "exact_output_rows"], rows: int, precision: Precision
 ) -> LaunchPlan:
     """The output layer: each row's loss and da, or ŷ."""
-    variant = Variant("exact/exact_losses.cu", entry, (f"OPERAND={operand_name(precision)}", *elementary.DEFINES))
+    variant = Variant("exact/exact_losses.cu", entry, (f"Element={operand_name(precision)}", *elementary.DEFINES))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)

@@ -1,6 +1,6 @@
 """The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device; and the loss scale.
 
-`begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it; kernels/elementwise/optimizers.cu says how.
+`begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it: elementwise/optimizers.cu.
 The host waits for neither: it reads the numbers when it is asked. Hyper-parameters lie on the device as well, written
 when they change, so that the two launches are the same for every step, and can be repeated by a CUDA graph.
 
@@ -284,7 +284,7 @@ class CudaLossScale:
             [Slot(), np.int64(n_parameters), Slot(), Slot(), self._numbers],
         )
         interval = np.float64(growth_interval)
-        self._conclude = bind(plan("settle_scale", 1, self._real), [Slot(), interval, self._numbers])
+        self._conclude = bind(plan("update_scale", 1, self._real), [Slot(), interval, self._numbers])
 
     @property
     def state(self) -> tuple[float, int, int]:

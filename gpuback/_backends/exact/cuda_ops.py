@@ -1,7 +1,7 @@
 """The CUDA backend with `reproducible=True`: the bits of `gpuback._backends.exact.numpy_ops`.
 
-Products are exact splits (`products.py`), multiplied by cuBLAS in float64; kernels/exact/split_operands.cu cuts the
-operands and kernels/exact/combine_products.cu makes of the sums what is stored. They follow NumPy's sequence of operations, none of
+Products are exact splits (`products.py`), multiplied by cuBLAS in float64. In kernels/exact, split_operands.cu cuts the
+operands and combine_products.cu makes of the sums what is stored. They follow NumPy's sequence of operations, none of
 them contracted to fma. Tensor cores are not needed, and nothing waits for the GPU.
 """
 
@@ -144,7 +144,7 @@ _PRODUCT = (_POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT)
 _ARGUMENTS: dict[row_plans.ExactEntry, tuple[Argument, ...]] = {
     "largest_of_rows": (*_MATRIX, _POINTER),
     "largest_of_columns": (*_MATRIX, _POINTER),
-    "split": (*_MATRIX, _POINTER, _INT, _INT, *_MATRIX, *_MATRIX),
+    "split_operands": (*_MATRIX, _POINTER, _INT, _INT, *_MATRIX, *_MATRIX),
     "accumulate": (_POINTER, _POINTER),
     "add_block": (_POINTER, _POINTER, _POINTER, _POINTER, _INT),
     "finish_forward": (*_PRODUCT, _POINTER, *_MATRIX, *_MATRIX, _INT, _INT),
@@ -179,10 +179,10 @@ class CudaPieces:
         self._launch("largest_of_columns", x.shape)(*_matrix(x), largest)
 
     def split_rows(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
-        self._launch("split", x.shape)(*_matrix(x), largest, False, bits, *_matrix(first), *_matrix(second))
+        self._launch("split_operands", x.shape)(*_matrix(x), largest, False, bits, *_matrix(first), *_matrix(second))
 
     def split_columns(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
-        self._launch("split", x.shape)(*_matrix(x), largest, True, bits, *_matrix(first), *_matrix(second))
+        self._launch("split_operands", x.shape)(*_matrix(x), largest, True, bits, *_matrix(first), *_matrix(second))
 
     def multiply(self, left: Array, right: Array, out: Array) -> None:
         self._multiply(left, right, out)

@@ -101,7 +101,7 @@ LANES, LANE_CHAIN = 32, 64
 
 
 class ReproducibleNumpyRows(NumpyPerSample):
-    """Those with sums in the order of kernels/elementwise/per_sample.cuh."""
+    """Those with sums in the order of kernels/elementwise/per_sample.cu."""
 
     def _row_norms(self, x: Array, more: float) -> Array:
         squares = np.empty(len(x))

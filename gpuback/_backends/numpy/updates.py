@@ -1,7 +1,7 @@
 """The optimizers' updates on NumPy: one pass over θ, its gradient and the optimizer's state, in place.
 
 Each is a fixed sequence of + − × ÷ √, rounded one by one in θ's dtype; hyper-parameters, and what is computed from them
-in float64, are rounded to it first. kernels/elementwise/optimizers.cu makes the same sequence, and so gets the same bits.
+in float64, are rounded to it first. kernels/elementwise/optimizers.cu computes the same sequence: the same bits.
 """
 
 from __future__ import annotations

@@ -1,0 +1,140 @@
+"""Compiles kernels without a GPU and finds their faults.
+
+A kernel has a fault if it spills registers, keeps anything on a stack, or claims tensor cores but has no matrix
+instruction.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from gpuback._cuda.compiler import Resources, choices, compile_variant
+from gpuback._cuda.launch import Variant
+from gpuback._gates.disassembly import matrix_instructions
+from gpuback._gates.occupancy import Occupancy, occupancy
+
+FULL_ARCHS = ("sm_80", "sm_90a")
+SAMPLED_ARCHS = ("sm_86", "sm_89", "sm_90", "sm_100a", "sm_120")
+ARCHS = (*FULL_ARCHS, *SAMPLED_ARCHS)
+
+
+class Case(Protocol):
+    """A variant as the plans launch it: with so many threads and bytes of dynamic shared memory to a block."""
+
+    @property
+    def variant(self) -> Variant: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def shared_bytes(self) -> int: ...
+    @property
+    def tensor_cores(self) -> bool: ...
+
+
+class Row(NamedTuple):
+    """One variant, compiled for one architecture.
+
+    Attributes:
+        variant, arch: what was compiled, and for which architecture.
+        block: threads of a block.
+        shared_bytes: static and dynamic shared memory of a block.
+        resources: as ptxas reports them.
+        occupancy: of a multiprocessor; None for an architecture whose limits are not known here.
+        matrix: how often each matrix instruction stands in it, if it is a tensor-core kernel.
+        warnings: the compiler's.
+        faults: what is wrong with it; empty for a sound kernel.
+    """
+
+    variant: Variant
+    arch: str
+    block: int
+    shared_bytes: int
+    resources: Resources
+    occupancy: Occupancy | None
+    matrix: dict[str, int]
+    warnings: tuple[str, ...]
+    faults: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return name_of(self.variant)
+
+
+def name_of(variant: Variant) -> str:
+    """The kernel and the macros that tell its variants apart, such as "layer_simt Accum=float TILE=64"."""
+    return " ".join((variant.entry, *choices(variant)))
+
+
+def check(cases: Iterable[Case], archs: Iterable[str], *, folder: Path | None = None) -> list[Row]:
+    """Compiles every case for every architecture, on all cores, and checks what came out.
+
+    Args:
+        cases: what to compile; see `gpuback._gates.variants.every_kernel`.
+        archs: architectures as NVRTC names them.
+        folder: where the sources lie; gpuback's kernels by default.
+
+    Returns:
+        A row for each case and architecture: the cases in their order, and the architectures within.
+
+    Raises:
+        BackendError: NVRTC or the disassembler is missing, or a kernel does not compile.
+    """
+    archs = tuple(archs)
+    return check_pairs([(case, arch) for case in cases for arch in archs], folder=folder)
+
+
+def sample(cases: Iterable[Case]) -> list[Case]:
+    """The first case and the last of each kernel."""
+    by_kernel: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        by_kernel.setdefault((case.variant.source, case.variant.entry), []).append(case)
+    return [case for group in by_kernel.values() for case in (group[0], *group[1:][-1:])]
+
+
+def check_pairs(pairs: Sequence[tuple[Case, str]], *, folder: Path | None = None) -> list[Row]:
+    """As `check`, for these pairs of a case and an architecture."""
+    # NVRTC compiles outside Python's lock, and the disassembler is a process of its own: threads use all cores.
+    # Kernels of one file and one set of macros are compiled together, so one thread takes them one after the other.
+    groups: dict[tuple[str, tuple[str, ...], str], list[int]] = {}
+    for index, (case, arch) in enumerate(pairs):
+        groups.setdefault((case.variant.source, case.variant.defines, arch), []).append(index)
+
+    def rows_of(group: list[int]) -> list[tuple[int, Row]]:
+        return [(index, _row(pairs[index][0], pairs[index][1], folder)) for index in group]
+
+    # Networks stand last and compile the longest: they come first, so that no thread ends with them alone.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        rows = dict(pair for group in pool.map(rows_of, reversed(groups.values())) for pair in group)
+    return [rows[index] for index in range(len(pairs))]
+
+
+def _row(case: Case, arch: str, folder: Path | None) -> Row:
+    compiled = compile_variant(case.variant, arch, folder=folder)
+    resources = compiled.resources
+    shared_bytes = resources.shared_bytes + case.shared_bytes
+    # Only kernels that ask for these instructions get them; taking the others apart would take as long as compiling.
+    matrix = matrix_instructions(compiled.path).get(case.variant.entry, {}) if case.tensor_cores else {}
+    return Row(
+        variant=case.variant,
+        arch=arch,
+        block=case.block,
+        shared_bytes=shared_bytes,
+        resources=resources,
+        occupancy=occupancy(arch, resources.registers, case.block, shared_bytes),
+        matrix=matrix,
+        warnings=compiled.warnings,
+        faults=tuple(_faults(case, resources, matrix)),
+    )
+
+
+def _faults(case: Case, resources: Resources, matrix: dict[str, int]) -> Iterator[str]:
+    if resources.spill_store_bytes or resources.spill_load_bytes:
+        yield f"spills {resources.spill_store_bytes} bytes and loads {resources.spill_load_bytes}"
+    if resources.stack_bytes:
+        yield f"keeps {resources.stack_bytes} bytes on the stack"
+    if case.tensor_cores and not matrix:
+        yield "has no matrix instruction"
