@@ -7,7 +7,7 @@ of training, the optimizer's update. Clipping needs the gradient's norm first, a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,48 +15,19 @@ import numpy as np
 from gpuback._backends.cuda import network_plans
 from gpuback._backends.cuda.arguments import labels_and_targets, output_id
 from gpuback._backends.cuda.arrays import CudaArrays
-from gpuback._backends.cuda.network_plans import ChainPlan, StepPlan, SumsPlan, WeightsPlan
+from gpuback._backends.cuda.network_plans import PassesPlan, StepPlan, SumsPlan, TwoLaunches
 from gpuback._backends.cuda.updates import CudaUpdate
 from gpuback._core.architecture import Architecture
 from gpuback._core.gradients import Gradients
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Argument, DeviceLimits, Launch, Slot
+from gpuback._cuda.launch import Argument, Launch, Slot
 
 KEEP_GRADIENT, DECIDE = 0, 1
-"""What the kernels do with a gradient, besides the optimizers' steps: keep it; keep it and settle whether there is a
+"""What the kernels do with a gradient, besides the optimizers' steps: keep it; keep it and decide whether there is a
 step. As in kernels/network_totals.cuh."""
 
 OUTPUTS, LOSS, GRADIENTS = 0, 1, 2
 """What `network_chain` is asked for."""
-
-
-class TwoLaunches(NamedTuple):
-    """The plans of a step in two launches."""
-
-    chain: ChainPlan
-    weights: WeightsPlan
-
-
-def gradient_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | TwoLaunches | str:
-    """How a narrow network's step is launched; or, in words, why it goes layer by layer."""
-    plan = possible_plan(architecture, batch_size, limits)
-    rows = plan.rows if isinstance(plan, StepPlan) else None
-    return plan if isinstance(plan, str) else network_plans.drawback(architecture, rows) or plan
-
-
-def possible_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | TwoLaunches | str:
-    """How a narrow network's step could be launched, whether or not that is the fastest."""
-    reason = network_plans.refusal(architecture, limits)
-    if reason is not None:
-        return reason
-    step = network_plans.step_plan(architecture, batch_size, limits)
-    if isinstance(step, StepPlan):
-        return step
-    chain = network_plans.chain_plan(architecture, batch_size, limits, backward=True)
-    weights = network_plans.weights_plan(architecture, batch_size, limits)
-    if isinstance(chain, str) or isinstance(weights, str):
-        return chain if isinstance(chain, str) else str(weights)
-    return TwoLaunches(chain, weights)
 
 
 class CudaFusedNetwork:
@@ -82,26 +53,26 @@ class CudaFusedNetwork:
         limits, xp = arrays.launcher.limits, arrays.xp
         self._depth = _int(len(architecture.sizes) - 1)
         if not need_gradient:
-            forward = network_plans.chain_plan(architecture, batch_size, limits, backward=False)
-            assert isinstance(forward, ChainPlan)  # what has room for the backward pass has it without
+            forward = network_plans.passes_plan(architecture, batch_size, limits, backward=False)
+            assert isinstance(forward, PassesPlan)  # what has room for the backward pass has it without
             self._losses = arrays.empty(forward.split.splits, np.dtype(np.float64))
             self._counters = xp.zeros(network_plans.COUNTERS, np.uint32)
             self._forward = {
-                wanted: self._bind_chain(forward, xp.asarray(forward.layout), wanted, None)
+                wanted: self._bind_passes(forward, xp.asarray(forward.layout.view(np.int32)), wanted, None)
                 for wanted in (OUTPUTS, LOSS)
             }
             return
         plans = (plan,) if isinstance(plan, StepPlan) else plan
-        self._layout = xp.asarray(plans[0].layout)
+        self._layout = xp.asarray(plans[0].layout.view(np.int32))
         sums, splits = plans[-1].sums, plans[-1].sums.split.splits
         self._partials = arrays.empty(sums.partials, precision.accumulator)
         self._squares, self._counters = xp.zeros(sums.slots, np.float64), xp.zeros(sums.counters, np.uint32)
         if isinstance(plan, TwoLaunches):
-            splits = plan.chain.split.splits
-            self._workspace = arrays.empty(plan.chain.columns * batch_size, precision.operand)
+            splits = plan.passes.split.splits
+            self._workspace = arrays.empty(plan.passes.columns * batch_size, precision.operand)
         self._losses = arrays.empty(splits, np.dtype(np.float64))
         if isinstance(plan, TwoLaunches):
-            self._chain = self._bind_chain(plan.chain, self._layout, GRADIENTS, self._workspace)
+            self._passes = self._bind_passes(plan.passes, self._layout, GRADIENTS, self._workspace)
         self._gradient = self._bind_step(KEEP_GRADIENT, [None, None, None, None])
 
     def forward(self, x: Array, out: Array) -> None:
@@ -149,7 +120,7 @@ class CudaFusedNetwork:
         architecture = self._architecture
         return [_int(architecture.loss_row.kernel_id), _int(output_id(architecture.output)), self._divisor]
 
-    def _bind_chain(self, plan: ChainPlan, layout: Array, wanted: int, workspace: Array | None) -> Launch:
+    def _bind_passes(self, plan: PassesPlan, layout: Array, wanted: int, workspace: Array | None) -> Launch:
         """A function of the samples, labels, targets, weights, ŷ, dx and the mean loss."""
         batch = [Slot(), Slot(), Slot(), Slot(), _int(self._batch_size)]
         return self._arrays.launcher.bind(
@@ -159,7 +130,7 @@ class CudaFusedNetwork:
                 *(
                     *self._loss_options(),
                     self._factor,
-                    _int(plan.rows),
+                    _int(plan.tile_b),
                     _int(plan.split.rows_per_split),
                     _int(plan.split.splits),
                 ),
@@ -178,8 +149,8 @@ class CudaFusedNetwork:
                 plan.launch,
                 [
                     *(self._layout, self._depth, *batch, *self._loss_options()),
-                    *(_int(plan.rows), *_split(plan.sums), *update, Slot(), Slot()),
-                    *(self._partials, self._losses, self._squares, self._counters, _int(plan.sums.pieces)),
+                    *(_int(plan.tile_b), *_split(plan.sums), *update, Slot(), Slot()),
+                    *(self._partials, self._losses, self._squares, self._counters, _int(plan.sums.fragments)),
                 ],
             )
 
@@ -187,20 +158,27 @@ class CudaFusedNetwork:
                 launch(x, *labels_and_targets(y), weight, *outputs)
 
             return run
-        chain, weights = self._chain, plan.weights
+        passes, weight_gradients = self._passes, plan.weight_gradients
         add_up = bind(
-            weights.launch,
+            weight_gradients.launch,
             [
                 *(self._layout, self._depth, self._workspace, _int(self._batch_size)),
-                *(_int(weights.rows), *_split(weights.sums), *update, Slot(), self._partials, self._losses),
-                *(_int(plan.chain.split.splits), self._squares, self._counters, _int(weights.sums.pieces)),
+                *(
+                    _int(weight_gradients.tile_b),
+                    *_split(weight_gradients.sums),
+                    *update,
+                    Slot(),
+                    self._partials,
+                    self._losses,
+                ),
+                *(_int(plan.passes.split.splits), self._squares, self._counters, _int(weight_gradients.sums.fragments)),
             ],
         )
 
         def run_both(
             x: Array, y: Array, weight: Array | None, gradient: Array, accumulate: bool, dx: Array | None, loss: Array
         ) -> None:
-            chain(x, *labels_and_targets(y), weight, None, dx, None)
+            passes(x, *labels_and_targets(y), weight, None, dx, None)
             add_up(gradient, accumulate, loss)
 
         return run_both

@@ -22,8 +22,8 @@ from gpuback._backends.cuda import layer_plans, row_plans
 from gpuback._backends.cuda.arguments import activation_id, labels_and_targets, output_id
 from gpuback._backends.cuda.arrays import pitch_for, pitch_of
 from gpuback._backends.cuda.formats import real_of, uses_tensor_cores
-from gpuback._backends.cuda.fused_network import CudaFusedNetwork, TwoLaunches, gradient_plan
-from gpuback._backends.cuda.network_plans import StepPlan, step_plan
+from gpuback._backends.cuda.fused_network import CudaFusedNetwork
+from gpuback._backends.cuda.network_plans import Refusal, StepPlan, TwoLaunches, fused_plan, step_plan
 from gpuback._backends.cuda.per_sample import CudaPerSample
 from gpuback._backends.cuda.updates import AdamUpdate, CudaLossScale, SGDUpdate
 from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace
@@ -359,14 +359,14 @@ class CudaOps(CudaPerSample):
     ) -> CudaFusedNetwork | None:
         """The passes of a narrow network, a launch or two each; None for others."""
         plan = self._network_plan(architecture, batch_size)
-        if isinstance(plan, str):
+        if isinstance(plan, Refusal):
             return None
         return CudaFusedNetwork(self, architecture, theta, plan, (batch_size, need_gradient, need_input_grad))
 
-    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
+    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | Refusal:
         if not self._fuse_networks:
-            return "so this backend was asked to"
-        return gradient_plan(architecture, batch_size, self.launcher.limits)
+            return Refusal("so this backend was asked to")
+        return fused_plan(architecture, batch_size, self.launcher.limits)
 
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
         return SGDUpdate(self.xp, self.launcher, theta, velocity, steps)
@@ -396,18 +396,21 @@ class CudaOps(CudaPerSample):
     def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str]:
         """The launches of a whole step, none if it goes layer by layer; and why so."""
         plan = self._network_plan(architecture, batch_size)
-        if isinstance(plan, str):
-            return [], plan
+        if isinstance(plan, Refusal):
+            return [], plan.reason
         if isinstance(plan, StepPlan):
-            one = f"network_narrow, {plan.launch.grid} blocks, batch tiles of {plan.rows} rows, {plan.sums.split}"
+            one = f"network_narrow, {plan.launch.grid} blocks, batch tiles of {plan.tile_b} rows, {plan.sums.split}"
             return [one], "a block has room for all weights, and its registers for the sums of all gradients"
-        chain, weights = plan
-        kept = "all weights" if chain.all_weights else "one layer's weights"
+        passes, weight_gradients = plan
+        kept = "all weights" if passes.all_weights else "one layer's weights"
         both = [
-            f"network_chain, {chain.launch.grid} blocks, batch tiles of {chain.rows} rows beside {kept}, {chain.split}",
-            f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.split}",
+            f"network_chain, {passes.launch.grid} blocks, batch tiles of {passes.tile_b} rows beside {kept}, "
+            f"{passes.split}",
+            f"{weight_gradients.launch.variant.entry}, {weight_gradients.launch.grid} blocks, for each layer "
+            f"{weight_gradients.sums.split}",
         ]
-        return both, str(step_plan(architecture, batch_size, self.launcher.limits))
+        step = step_plan(architecture, batch_size, self.launcher.limits)
+        return both, step.reason if isinstance(step, Refusal) else "so this backend was asked to"
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """What runs a layer's forward pass."""
