@@ -17,7 +17,7 @@ typedef MmaTile<OPERAND, TILE, TILE, 4, false, true> ForwardTile;
 
 KERNEL __launch_bounds__(128, 2) forward_mma(const OPERAND* h_bi, int h_pitch, const OPERAND* w_oi, int w_pitch,
                                           const float* bias_o, OPERAND* a_bo, int a_pitch, void* out_bo, int out_pitch,
-                                          int out_as_sums, int n_batch, int n_out, int n_in, int activation) {
+                                          int out_is_float32, int n_batch, int n_out, int n_in, int activation) {
   SHARED_MEMORY(memory);
   const int tiles_o = ceil_div(n_out, TILE), b0 = blockIdx.x / tiles_o * TILE, o0 = blockIdx.x % tiles_o * TILE;
   const Matrix<OPERAND> h = {h_bi, h_pitch, n_batch, n_in}, w = {w_oi, w_pitch, n_out, n_in};
@@ -26,7 +26,7 @@ KERNEL __launch_bounds__(128, 2) forward_mma(const OPERAND* h_bi, int h_pitch, c
   float* sums = (float*)memory;
   tile.share(sums);
 
-  const Output kept = {a_bo, a_pitch, n_batch, n_out, 0}, out = {out_bo, out_pitch, n_batch, n_out, out_as_sums};
+  const Output kept = {a_bo, a_pitch, n_batch, n_out, 0}, out = {out_bo, out_pitch, n_batch, n_out, out_is_float32};
   const bool aligned_kept = aligned_rows<OPERAND>(kept), aligned_out = aligned_rows<OPERAND>(out);
   // A warp to a row (or two), four columns a lane.
   const int lanes = TILE / 4, column = (int)threadIdx.x % lanes * 4, o = o0 + column;

@@ -2,7 +2,7 @@
 //
 //     dw_oi   (+)= factor  sum_b da_bo h_bi          outer products of each sample, summed over the batch
 //     db_o    (+)= factor  sum_b da_bo
-//     da_prev_bi = (sum_o da_bo w_oi) g'(source_bi)   or, at the network's input, (sum_o da_bo w_oi) prev_factor in float32
+//     da_prev_bi = (sum_o da_bo w_oi) g'(source_bi)   or, at the network's input, (sum_o da_bo w_oi) da_prev_factor in float32
 //
 // Shapes: da (B, nO), h (B, nI), w (nO, nI), source and da_prev (B, nI) row by row with a pitch each; dw (nO, nI) and db
 // (nO) float32, contiguous.
@@ -97,9 +97,9 @@ DEVICE void delta_item(OPERAND* shared, const Matrix<OPERAND>& da, const Matrix<
 
 KERNEL __launch_bounds__(128, 2) layer_mma(
     const OPERAND* da_bo, int da_pitch, const OPERAND* h_bi, int h_pitch, const OPERAND* w_oi, int w_pitch,
-    const OPERAND* source_bi, int source_pitch, void* da_prev_bi, int prev_pitch, int prev_as_sums, float* dw_oi, float* db_o,
-    int n_batch, int n_out, int n_in, int activation, float prev_factor, float factor, int accumulate, int chains,
-    int group_size, int chain_rows, float* partials, unsigned* arrivals, unsigned* tickets) {
+    const OPERAND* source_bi, int source_pitch, void* da_prev_bi, int da_prev_pitch, int da_prev_is_float32, float* dw_oi, float* db_o,
+    int n_batch, int n_out, int n_in, int activation, float da_prev_factor, float factor, int accumulate, int n_splits,
+    int group_size, int rows_per_split, float* partials, unsigned* arrivals, unsigned* next_tile) {
   SHARED_MEMORY(memory);
   OPERAND* shared = (OPERAND*)(memory + 128);
   int* drawn = (int*)memory;
@@ -107,15 +107,15 @@ KERNEL __launch_bounds__(128, 2) layer_mma(
   const Matrix<OPERAND> da = {da_bo, da_pitch, n_batch, n_out}, h = {h_bi, h_pitch, n_batch, n_in};
   const Matrix<OPERAND> w = {w_oi, w_pitch, n_out, n_in}, source = {source_bi, source_pitch, n_batch, n_in};
   const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
-  const Output da_prev = {da_prev_bi, prev_pitch, n_batch, n_in, prev_as_sums};
+  const Output da_prev = {da_prev_bi, da_prev_pitch, n_batch, n_in, da_prev_is_float32};
   const int tiles_i = ceil_div(n_in, TILE);
-  const int dw_items = ceil_div(n_out, TILE) * tiles_i * chains, da_items = da_prev_bi ? ceil_div(n_batch, TILE) * tiles_i : 0;
-  const int items = dw_items + da_items, first_dw = chain_rows >= n_out ? 0 : da_items, first_da = first_dw ? 0 : dw_items;
+  const int dw_items = ceil_div(n_out, TILE) * tiles_i * n_splits, da_items = da_prev_bi ? ceil_div(n_batch, TILE) * tiles_i : 0;
+  const int items = dw_items + da_items, first_dw = rows_per_split >= n_out ? 0 : da_items, first_da = first_dw ? 0 : dw_items;
 
-  for (int item; (item = draw_item(tickets, items, drawn)) < items;) {
+  for (int item; (item = draw_item(next_tile, items, drawn)) < items;) {
     if (first_dw <= item && item < first_dw + dw_items)
-      weights_item(shared, da, h, gradient, item - first_dw, {chains, group_size}, chain_rows, partials, arrivals);
+      weights_item(shared, da, h, gradient, item - first_dw, {n_splits, group_size}, rows_per_split, partials, arrivals);
     else
-      delta_item(shared, da, w, source, activation, prev_factor, da_prev, item - first_da);
+      delta_item(shared, da, w, source, activation, da_prev_factor, da_prev, item - first_da);
   }
 }

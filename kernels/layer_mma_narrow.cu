@@ -2,7 +2,7 @@
 //
 //     dw_oi   (+)= factor  sum_b da_bo h_bi          outer products of each sample, summed over the batch
 //     db_o    (+)= factor  sum_b da_bo
-//     da_prev_bi = (sum_o da_bo w_oi) g'(source_bi)   or, at the network's input, (sum_o da_bo w_oi) prev_factor in float32
+//     da_prev_bi = (sum_o da_bo w_oi) g'(source_bi)   or, at the network's input, (sum_o da_bo w_oi) da_prev_factor in float32
 //
 // Shapes, formats and arguments as layer_mma.cu. Such a layer moves more bytes than it multiplies, so each block reads its rows
 // of da and h once for both products, and w once:
@@ -145,20 +145,20 @@ DEVICE void write_delta(const Slab& slab, const OPERAND* w_tile, float* staged, 
 
 KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
     const OPERAND* da_bo, int da_pitch, const OPERAND* h_bi, int h_pitch, const OPERAND* w_oi, int w_pitch,
-    const OPERAND* source_bi, int source_pitch, void* da_prev_bi, int prev_pitch, int prev_as_sums, float* dw_oi, float* db_o,
-    int n_batch, int n_out, int n_in, int activation, float prev_factor, float factor, int accumulate, int chains,
-    int group_size, int chain_rows, float* partials, unsigned* arrivals) {
+    const OPERAND* source_bi, int source_pitch, void* da_prev_bi, int da_prev_pitch, int da_prev_is_float32, float* dw_oi, float* db_o,
+    int n_batch, int n_out, int n_in, int activation, float da_prev_factor, float factor, int accumulate, int n_splits,
+    int group_size, int rows_per_split, float* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   OPERAND* w_tile = (OPERAND*)memory;
   OPERAND* slabs = w_tile + MAX_OUT * PITCH_W;
   float* staged = (float*)(slabs + SLABS * SLAB) + warp_index() * 16 * PITCH_PASS;
 
   // The chain's rows; what lies behind them counts as zero, like all that lies outside a matrix.
-  const int chain = blockIdx.x, row0 = chain * chain_rows, row1 = min(row0 + chain_rows, n_batch);
+  const int chain = blockIdx.x, row0 = chain * rows_per_split, row1 = min(row0 + rows_per_split, n_batch);
   const int steps = ceil_div(row1 - row0, SLAB_ROWS);
   const Matrix<OPERAND> da = {da_bo, da_pitch, row1, n_out}, h = {h_bi, h_pitch, row1, n_in};
   const Matrix<OPERAND> w = {w_oi, w_pitch, n_out, n_in}, source = {source_bi, source_pitch, row1, n_in};
-  const Output da_prev = {da_prev_bi, prev_pitch, row1, n_in, prev_as_sums};
+  const Output da_prev = {da_prev_bi, da_prev_pitch, row1, n_in, da_prev_is_float32};
   const bool aligned_da = aligned_rows(da_bo, da_pitch), aligned_h = aligned_rows(h_bi, h_pitch);
   const bool aligned_source = aligned_rows(source_bi, source_pitch), aligned_prev = aligned_rows<OPERAND>(da_prev);
   const bool source_in_slab = source_bi == h_bi;
@@ -190,7 +190,7 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
     const Slab slab = {now, now + SLAB_ROWS * PITCH_DA, row0 + (step - (SLABS - 1)) * SLAB_ROWS};
     add_weights(dw, db, slab);
     if (da_prev_bi)
-      write_delta(slab, w_tile, staged, source, source_in_slab, aligned_source, activation, prev_factor, da_prev, aligned_prev);
+      write_delta(slab, w_tile, staged, source, source_in_slab, aligned_source, activation, da_prev_factor, da_prev, aligned_prev);
   }
 
   __syncthreads();  // everyone is done with the last slab: shared memory is free for the reduction
@@ -206,7 +206,7 @@ KERNEL __launch_bounds__(THREADS, 1) layer_mma_narrow(
 #pragma unroll
   for (int i = 0; i < (held_db + 3) / 4 * 4; ++i) sums[held + i] = i < held_db ? db[i / 2][i % 2 * 2] : 0.0f;
   const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
-  const Chains all = {chains, group_size};
+  const Chains all = {n_splits, group_size};
   const int64 size = sizeof(sums) / sizeof(float) * 32;
   const int used = warp_i() == 0 ? (int)(sizeof(sums) / sizeof(float)) : held;
   Pack<float>* ring = (Pack<float>*)memory + warp * DEPTH * 32;

@@ -107,8 +107,8 @@ DEVICE void delta_item(Tile& tile, Matrix<REAL> da, Matrix<REAL> w, const REAL* 
 
 KERNEL __launch_bounds__(256, Tile::BLOCKS) layer_simt(
     const REAL* da_bo, int da_pitch, const REAL* h_bi, int h_pitch, const REAL* w_oi, int w_pitch, const REAL* source_bi,
-    int source_pitch, REAL* da_prev_bi, int prev_pitch, REAL* dw_oi, REAL* db_o, int n_batch, int n_out, int n_in,
-    int activation, REAL prev_factor, REAL factor, int accumulate, int chains, int group_size, int chain_rows,
+    int source_pitch, REAL* da_prev_bi, int da_prev_pitch, REAL* dw_oi, REAL* db_o, int n_batch, int n_out, int n_in,
+    int activation, REAL da_prev_factor, REAL factor, int accumulate, int n_splits, int group_size, int rows_per_split,
     REAL* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   Tile tile;
@@ -117,14 +117,14 @@ KERNEL __launch_bounds__(256, Tile::BLOCKS) layer_simt(
   const Matrix<REAL> da = {da_bo, da_pitch, n_batch, n_out}, h = {h_bi, h_pitch, n_batch, n_in};
   const Matrix<REAL> w = {w_oi, w_pitch, n_out, n_in};
   const int tiles_i = ceil_div(n_in, TILE), dw_tiles = ceil_div(n_out, TILE) * tiles_i;
-  const int dw_items = dw_tiles * chains, da_items = da_prev_bi ? ceil_div(n_batch, TILE) * tiles_i : 0;
-  const bool dw_first = chain_rows >= n_out;
+  const int dw_items = dw_tiles * n_splits, da_items = da_prev_bi ? ceil_div(n_batch, TILE) * tiles_i : 0;
+  const bool dw_first = rows_per_split >= n_out;
 
   const int item = blockIdx.x, dw_item = dw_first ? item : item - da_items;
   if (0 <= dw_item && dw_item < dw_items)
-    weights_item(tile, da, h, dw_oi, db_o, factor, accumulate, tiles_i, dw_item, dw_tiles, {chains, group_size}, chain_rows,
+    weights_item(tile, da, h, dw_oi, db_o, factor, accumulate, tiles_i, dw_item, dw_tiles, {n_splits, group_size}, rows_per_split,
                  partials, arrivals);
   else
-    delta_item(tile, da, w, source_bi, source_pitch, activation, prev_factor, da_prev_bi, prev_pitch, tiles_i,
+    delta_item(tile, da, w, source_bi, source_pitch, activation, da_prev_factor, da_prev_bi, da_prev_pitch, tiles_i,
                dw_first ? item - dw_items : item);
 }

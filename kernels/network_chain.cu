@@ -22,29 +22,29 @@ enum Wanted { OUTPUTS = 0, LOSS = 1, GRADIENTS = 2 };
 
 KERNEL __launch_bounds__(THREADS, 2) network_chain(
     const int* layout, int layers, int all_weights, const float* x_bi, const int64* labels_b, const float* targets_bj,
-    const float* weight_b, int n_batch, int wanted, int loss, int output, float divisor, float factor, int rows, int chain_rows,
-    int chains, const float* theta, float* out_bj, float* dx_bi, float* mean_loss, OPERAND* workspace, double* losses,
+    const float* weight_b, int n_batch, int wanted, int loss, int output, float divisor, float factor, int tile_b, int rows_per_split,
+    int n_splits, const float* theta, float* out_bj, float* dx_bi, float* mean_loss, OPERAND* workspace, double* losses,
     unsigned* counters) {
   SHARED_MEMORY(memory);
   const Network net = load_network(memory, layout, layers);
   for (int k = 0; k < (all_weights ? layers : 0); ++k) load_layer(net, k, theta);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
   const LossOptions options = {loss, output, divisor};
-  const Notes notes = {nullptr, losses, nullptr, counters, {chains, chains}, chains, 0, 0.0};
+  const Notes notes = {nullptr, losses, nullptr, counters, {n_splits, n_splits}, n_splits, 0, 0.0};
   const Workspace written = {workspace, n_batch};
   const bool backward = wanted == GRADIENTS;
   const int n_top = net[layers].n_in;
   unsigned most_inputs = magnitude(1.0f), most_deltas = 0;  // db, too, is a sum of products: with 1
 
 #pragma unroll 1
-  for (int chain = blockIdx.x; chain < chains; chain += gridDim.x) {
-    const int row0 = chain * chain_rows, row1 = min(row0 + chain_rows, n_batch);
+  for (int chain = blockIdx.x; chain < n_splits; chain += gridDim.x) {
+    const int row0 = chain * rows_per_split, row1 = min(row0 + rows_per_split, n_batch);
     if (warp_index() == 0) net.loss_sums()[threadIdx.x] = 0;
 #pragma unroll 1
-    for (int first = row0; first < row1; first += rows) {
-      const int valid = min(rows, row1 - first);
+    for (int first = row0; first < row1; first += tile_b) {
+      const int valid = min(tile_b, row1 - first);
       const Place place(valid);
-      load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
+      load_samples(net, samples, first, valid, min(tile_b, row1 - first - valid));
 #pragma unroll 1
       for (int k = 0; k < layers; ++k) {
         if (!all_weights) load_layer(net, k, theta);
@@ -93,7 +93,7 @@ KERNEL __launch_bounds__(THREADS, 2) network_chain(
       note_losses(net, notes, chain, n_batch);
       if (wanted == LOSS) {
         publish();
-        if (arrive_last(notes.finished(), chains)) {
+        if (arrive_last(notes.finished(), n_splits)) {
           const float mean = mean_of_losses(notes, n_batch);
           if (threadIdx.x == 0) {
             *mean_loss = mean;
@@ -161,15 +161,15 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
 
 #define NETWORK_WEIGHTS(name, WIDTH, BLOCKS)                                                                                   \
   KERNEL __launch_bounds__(THREADS, BLOCKS) name(                                                                              \
-      const int* layout, int layers, OPERAND* workspace, int n_batch, int rows, int chain_rows, int chains, int group_size,    \
+      const int* layout, int layers, OPERAND* workspace, int n_batch, int tile_b, int rows_per_split, int n_splits, int group_size, \
       float* theta, int n_parameters, int optimizer, float* first, float* second, const double* hyper, double* state,          \
       float* gradient, int accumulate, float factor, float* mean_loss, float* partials, double* losses, int loss_count,        \
-      double* squares, unsigned* counters, int pieces) {                                                                       \
+      double* squares, unsigned* counters, int n_fragments) {                                                                  \
     SHARED_MEMORY(memory);                                                                                                     \
     add_up<WIDTH>(                                                                                                             \
-        load_network(memory, layout, layers), Workspace{workspace, n_batch}, rows, chain_rows,                                 \
+        load_network(memory, layout, layers), Workspace{workspace, n_batch}, tile_b, rows_per_split,                           \
         Update{optimizer, theta, n_parameters, first, second, hyper, state, gradient, accumulate, factor},                     \
-        Notes{partials, losses, squares, counters, Chains{chains, group_size}, loss_count, pieces, (double)n_batch * factor},  \
+        Notes{partials, losses, squares, counters, Chains{n_splits, group_size}, loss_count, n_fragments, (double)n_batch * factor}, \
         mean_loss);                                                                                                            \
   }
 

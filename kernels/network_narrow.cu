@@ -35,20 +35,20 @@ DEVICE SumsDb behind_weights(const Network& net, int k) {
 
 KERNEL __launch_bounds__(THREADS, 1) network_narrow(
     const int* layout, int layers, const float* x_bi, const int64* labels_b, const float* targets_bj, const float* weight_b,
-    int n_batch, int loss, int output, float divisor, int rows, int chain_rows, int chains, int group_size, float* theta,
+    int n_batch, int loss, int output, float divisor, int tile_b, int rows_per_split, int n_splits, int group_size, float* theta,
     int n_parameters, int optimizer, float* first_state, float* second_state, const double* hyper, double* state,
     float* gradient, int accumulate, float factor, float* dx_bi, float* mean_loss, float* partials, double* losses,
-    double* squares, unsigned* counters, int pieces) {
+    double* squares, unsigned* counters, int n_fragments) {
   SHARED_MEMORY(memory);
   const Network net = load_network(memory, layout, layers);
-  const int64 slab = (unsigned char*)(net.top() + rows * net.pitch_top()) - (unsigned char*)net.inputs(0);  // bytes
+  const int64 slab = (unsigned char*)(net.top() + tile_b * net.pitch_top()) - (unsigned char*)net.inputs(0);  // bytes
   load_layers(net, theta, n_parameters, slab);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
   const LossOptions options = {loss, output, divisor};
   const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state, gradient, accumulate,
                          factor};
-  const Notes notes = {partials, losses, squares, counters, {chains, group_size}, chains, pieces, (double)chains};
-  const int chain = blockIdx.x, row0 = chain * chain_rows, row1 = min(row0 + chain_rows, n_batch);
+  const Notes notes = {partials, losses, squares, counters, {n_splits, group_size}, n_splits, n_fragments, (double)n_splits};
+  const int chain = blockIdx.x, row0 = chain * rows_per_split, row1 = min(row0 + rows_per_split, n_batch);
   Part::Sums dw[MAX_LAYERS];
 #pragma unroll
   for (int k = 0; k < MAX_LAYERS; ++k) Part::clear(dw[k]);
@@ -56,9 +56,9 @@ KERNEL __launch_bounds__(THREADS, 1) network_narrow(
   if (threadIdx.x < 32) net.loss_sums()[threadIdx.x] = 0;
 
 #pragma unroll 1
-  for (int first = row0; first < row1; first += rows) {
-    const int valid = min(rows, row1 - first);
-    load_samples(net, samples, first, valid, min(rows, row1 - first - valid));
+  for (int first = row0; first < row1; first += tile_b) {
+    const int valid = min(tile_b, row1 - first);
+    load_samples(net, samples, first, valid, min(tile_b, row1 - first - valid));
     __syncthreads();  // the slab's samples are there; the first time, weights too
     const Place place(valid);
 #pragma unroll 1

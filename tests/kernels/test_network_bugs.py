@@ -106,13 +106,13 @@ FOUND = {
     "dropped wait for a slab": Bug("network_chain.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"),
     "rows beyond the batch": Bug(
         "network_narrow.cu",
-        [("row1 = min(row0 + chain_rows, n_batch)", "row1 = row0 + chain_rows")],
+        [("row1 = min(row0 + rows_per_split, n_batch)", "row1 = row0 + rows_per_split")],
         "whole",
         r"past the end of '(x_bi|labels_b)'",
     ),
     "rows beyond the batch in two launches": Bug(
         "network_chain.cu",
-        [("row1 = min(row0 + chain_rows, n_batch);\n    if (", "row1 = row0 + chain_rows;\n    if (")],
+        [("row1 = min(row0 + rows_per_split, n_batch);\n    if (", "row1 = row0 + rows_per_split;\n    if (")],
         "two",
         r"past the end of '(x_bi|labels_b)'",
     ),

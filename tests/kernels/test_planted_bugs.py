@@ -64,7 +64,7 @@ FOUND = {
     ),
     "rows beyond the batch": Bug(
         "layer_mma_narrow.cu",
-        [("row1 = min(row0 + chain_rows, n_batch)", "row1 = row0 + chain_rows")],
+        [("row1 = min(row0 + rows_per_split, n_batch)", "row1 = row0 + rows_per_split")],
         NARROW,
         r"past the end of '\w+'",
     ),
