@@ -162,13 +162,13 @@ DEVICE void add_up(const Network& net, const Workspace& written, int rows, int c
 #define NETWORK_WEIGHTS(name, WIDTH, BLOCKS)                                                                                   \
   KERNEL __launch_bounds__(THREADS, BLOCKS) name(                                                                              \
       const int* layout, int layers, OPERAND* workspace, int n_batch, int tile_b, int rows_per_split, int n_splits, int group_size, \
-      float* theta, int n_parameters, int optimizer, float* first, float* second, const double* hyper, double* state,          \
+      float* theta, int n_parameters, int optimizer, float* first_state, float* second_state, const double* hyper, double* state, \
       float* gradient, int accumulate, float factor, float* mean_loss, float* partials, double* losses, int loss_count,        \
       double* squares, unsigned* counters, int n_fragments) {                                                                  \
     SHARED_MEMORY(memory);                                                                                                     \
     add_up<WIDTH>(                                                                                                             \
         load_network(memory, layout, layers), Workspace{workspace, n_batch}, tile_b, rows_per_split,                           \
-        Update{optimizer, theta, n_parameters, first, second, hyper, state, gradient, accumulate, factor},                     \
+        Update{optimizer, theta, n_parameters, first_state, second_state, hyper, state, gradient, accumulate, factor},         \
         Notes{partials, losses, squares, counters, Chains{n_splits, group_size}, loss_count, n_fragments, (double)n_batch * factor}, \
         mean_loss);                                                                                                            \
   }

@@ -42,8 +42,8 @@ class Recorder(EmulatorLauncher):
         super().__init__(*arguments, **options)
         self.variants: set[Variant] = set()
 
-    def bind(self, plan: LaunchPlan, arguments: Any) -> Any:
-        launch = super().bind(plan, arguments)
+    def bind(self, plan: LaunchPlan, /, **arguments: Any) -> Any:
+        launch = super().bind(plan, **arguments)
 
         def noted(*values: Any) -> None:
             self.variants.add(plan.variant)

@@ -13,6 +13,10 @@ _PRAGMA_ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
 _IF = re.compile(r"\s*#\s*if(?P<negated>n?def\b|\b)(?P<condition>.*)")
 _ELSE = re.compile(r"\s*#\s*el(se|if|ifdef|ifndef)\b")
 _ENDIF = re.compile(r"\s*#\s*endif\b")
+_COMMENT = re.compile(r"//[^\n]*")
+_DECLARATION = r"\bKERNEL\s+(?:__launch_bounds__\([^()]*\)\s*)?(\w+)\s*\(([^()]*)\)"
+_KERNEL = re.compile(_DECLARATION)
+_KERNEL_MACRO = re.compile(rf"^#define (\w+)\(([^()]*)\).*?{_DECLARATION}", re.MULTILINE)
 _EMULATOR = re.compile(r"(defined\s*\(?\s*)?GPUBACK_EMULATOR\b")
 
 
@@ -49,6 +53,31 @@ def flatten(name: str, folder: Path | None = None) -> str:
     """
     folder = kernels_folder() if folder is None else folder
     return "".join(f"{line}\n" for line in _lines(folder, name, (), set()))
+
+
+def parameter_names(source: str, entry: str) -> tuple[str, ...]:
+    """The names of a kernel's parameters, from its KERNEL line in a flat source.
+
+    A macro may declare kernels, too, whose names it is given: `#define MACRO(name, …) KERNEL name(…) {…}`.
+
+    Raises:
+        BackendError: there is no KERNEL of that name.
+    """
+    text = _COMMENT.sub("", source).replace("\\\n", " ")
+    for name, parameters in _KERNEL.findall(text):
+        if name == entry:
+            return _names(parameters)
+    for macro, arguments, name, parameters in _KERNEL_MACRO.findall(text):
+        place = _names(arguments).index(name)
+        calls = re.findall(rf"^{macro}\(([^()]*)\)", text, re.MULTILINE)
+        if entry in (call.split(",")[place].strip() for call in calls):
+            return _names(parameters)
+    raise BackendError(f"kernel sources: expected a KERNEL named {entry!r}, found none; reinstall gpuback")
+
+
+def _names(parameters: str) -> tuple[str, ...]:
+    """Of each declaration the last word."""
+    return tuple(re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip())
 
 
 def _lines(folder: Path, name: str, above: tuple[str, ...], done: set[str]) -> Iterator[str]:

@@ -60,9 +60,9 @@ class Recorder(EmulatorLauncher):
         super().__init__(*arguments, **options)
         self.variants: list[Variant] = []
 
-    def bind(self, plan: LaunchPlan, arguments: Any) -> Any:
+    def bind(self, plan: LaunchPlan, /, **arguments: Any) -> Any:
         self.variants.append(plan.variant)
-        return super().bind(plan, arguments)
+        return super().bind(plan, **arguments)
 
 
 # ---- Every variant of the layers' kernels

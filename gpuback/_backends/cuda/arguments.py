@@ -1,9 +1,13 @@
-"""How kernels are told of functions and batches."""
+"""Kernel arguments: what kernels call Python's functions, matrices and batches."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from gpuback._backends.cuda.arrays import pitch_of
 from gpuback._core.activations import ACTIVATIONS, Activation
 from gpuback._core.typing import Array
+from gpuback._cuda.launch import Argument
 
 SOFTMAX = -1
 """How kernels know the output function that is no activation."""
@@ -17,6 +21,25 @@ def activation_id(activation: Activation | None) -> int:
 def output_id(name: str) -> int:
     """The kernels' number for an output function."""
     return SOFTMAX if name == "softmax" else ACTIVATIONS[name].kernel_id
+
+
+def ints(**values: int) -> dict[str, Argument]:
+    """Kernel arguments of type int."""
+    return {name: np.int32(value) for name, value in values.items()}
+
+
+def matrices(**given: Array | None) -> dict[str, Argument]:
+    """Matrices, each with its pitch: da_bo=da gives the arguments da_bo and da_pitch. None is a null pointer."""
+    arguments: dict[str, Argument] = {}
+    for name, matrix in given.items():
+        arguments[name] = matrix
+        arguments[pitch_name(name)] = np.int32(0) if matrix is None else pitch_of(matrix)
+    return arguments
+
+
+def pitch_name(name: str) -> str:
+    """The parameter that holds a matrix's pitch: da_pitch for da_bo."""
+    return f"{name.rpartition('_')[0]}_pitch"
 
 
 def labels_and_targets(y: Array) -> tuple[Array | None, Array | None]:

@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from gpuback._backends.cuda import network_plans
-from gpuback._backends.cuda.arguments import labels_and_targets, output_id
+from gpuback._backends.cuda.arguments import ints, labels_and_targets, output_id
 from gpuback._backends.cuda.arrays import CudaArrays
-from gpuback._backends.cuda.network_plans import PassesPlan, StepPlan, SumsPlan, TwoLaunches
+from gpuback._backends.cuda.network_plans import PassesPlan, StepPlan, TwoLaunches, WeightGradientsPlan
 from gpuback._backends.cuda.updates import CudaUpdate
 from gpuback._core.architecture import Architecture
 from gpuback._core.gradients import Gradients
@@ -51,7 +51,7 @@ class CudaFusedNetwork:
         self._divisor, self._factor = total(batch_size / scale), total(1.0 / scale)
         self._steps: WeakKeyDictionary[CudaUpdate, dict[bool, Callable[..., None]]] = WeakKeyDictionary()
         limits, xp = arrays.launcher.limits, arrays.xp
-        self._depth = _int(len(architecture.sizes) - 1)
+        self._depth = len(architecture.sizes) - 1
         if not need_gradient:
             forward = network_plans.passes_plan(architecture, batch_size, limits, backward=False)
             assert isinstance(forward, PassesPlan)  # what has room for the backward pass has it without
@@ -73,7 +73,9 @@ class CudaFusedNetwork:
         self._losses = arrays.empty(splits, np.dtype(np.float64))
         if isinstance(plan, TwoLaunches):
             self._passes = self._bind_passes(plan.passes, self._layout, GRADIENTS, self._workspace)
-        self._gradient = self._bind_step(KEEP_GRADIENT, [None, None, None, None])
+        self._gradient = self._bind_step(
+            KEEP_GRADIENT, dict.fromkeys(("first_state", "second_state", "hyper", "state"))
+        )
 
     def forward(self, x: Array, out: Array) -> None:
         """out = ŷ, (B, n_L)."""
@@ -108,7 +110,9 @@ class CudaFusedNetwork:
         launches = self._steps.setdefault(update, {})
         if clips not in launches:
             kind = DECIDE if clips else update.kernel_id
-            launches[clips] = self._bind_step(kind, [*update.moments, update.hyper, update.state])
+            first, second = update.moments
+            state = {"first_state": first, "second_state": second, "hyper": update.hyper, "state": update.state}
+            launches[clips] = self._bind_step(kind, state)
         launches[clips](x, y, weight, gradient, False, None, loss)
         if clips:
             update.launch_step(gradient)
@@ -116,63 +120,70 @@ class CudaFusedNetwork:
     def _fresh_loss(self) -> Array:
         return self._arrays.empty((), self._architecture.precision.accumulator)
 
-    def _loss_options(self) -> list[Argument]:
+    def _batch(self) -> dict[str, Argument]:
+        """The network and a batch, with slots for the samples, labels, targets and weights."""
+        slots = {name: Slot() for name in ("x_bi", "labels_b", "targets_bj", "weight_b")}
+        return slots | ints(layers=self._depth, n_batch=self._batch_size)
+
+    def _loss_options(self) -> dict[str, Argument]:
         architecture = self._architecture
-        return [_int(architecture.loss_row.kernel_id), _int(output_id(architecture.output)), self._divisor]
+        loss, output = architecture.loss_row.kernel_id, output_id(architecture.output)
+        return ints(loss=loss, output=output) | {"divisor": self._divisor}
 
     def _bind_passes(self, plan: PassesPlan, layout: Array, wanted: int, workspace: Array | None) -> Launch:
         """A function of the samples, labels, targets, weights, ŷ, dx and the mean loss."""
-        batch = [Slot(), Slot(), Slot(), Slot(), _int(self._batch_size)]
         return self._arrays.launcher.bind(
             plan.launch,
-            [
-                *(layout, self._depth, _int(plan.all_weights), *batch, _int(wanted)),
-                *(
-                    *self._loss_options(),
-                    self._factor,
-                    _int(plan.tile_b),
-                    _int(plan.split.rows_per_split),
-                    _int(plan.split.splits),
-                ),
-                self._theta,
-                *(Slot(), Slot(), Slot(), workspace, self._losses, self._counters),
-            ],
+            layout=layout,
+            theta=self._theta,
+            **self._batch(),
+            **self._loss_options(),
+            out_bj=Slot(),
+            dx_bi=Slot(),
+            mean_loss=Slot(),
+            factor=self._factor,
+            **ints(all_weights=plan.all_weights, wanted=wanted, tile_b=plan.tile_b),
+            **ints(rows_per_split=plan.split.rows_per_split, n_splits=plan.split.splits),
+            workspace=workspace,
+            losses=self._losses,
+            counters=self._counters,
         )
 
-    def _bind_step(self, kind: int, state: list[Array | None]) -> Callable[..., None]:
+    def _bind_step(self, kind: int, state: dict[str, Array | None]) -> Callable[..., None]:
         """A function of the samples, targets, weights, the gradient, accumulate, dx and the mean loss."""
         plan, bind = self._plan, self._arrays.launcher.bind
-        update = [self._theta, _int(self._theta.size), _int(kind), *state, Slot(), Slot(np.int32), self._factor]
+        update: dict[str, Argument] = {
+            "layout": self._layout,
+            "theta": self._theta,
+            **ints(n_parameters=self._theta.size, optimizer=kind),
+            **state,
+            "gradient": Slot(),
+            "accumulate": Slot(np.int32),
+            "factor": self._factor,
+        }
         if isinstance(plan, StepPlan):
-            batch = [Slot(), Slot(), Slot(), Slot(), _int(self._batch_size)]
             launch = bind(
                 plan.launch,
-                [
-                    *(self._layout, self._depth, *batch, *self._loss_options()),
-                    *(_int(plan.tile_b), *_split(plan.sums), *update, Slot(), Slot()),
-                    *(self._partials, self._losses, self._squares, self._counters, _int(plan.sums.fragments)),
-                ],
+                **self._batch(),
+                **self._loss_options(),
+                **update,
+                dx_bi=Slot(),
+                mean_loss=Slot(),
+                **self._sums(plan),
             )
 
             def run(x: Array, y: Array, weight: Array | None, *outputs: Any) -> None:
                 launch(x, *labels_and_targets(y), weight, *outputs)
 
             return run
-        passes, weight_gradients = self._passes, plan.weight_gradients
+        passes = self._passes
         add_up = bind(
-            weight_gradients.launch,
-            [
-                *(self._layout, self._depth, self._workspace, _int(self._batch_size)),
-                *(
-                    _int(weight_gradients.tile_b),
-                    *_split(weight_gradients.sums),
-                    *update,
-                    Slot(),
-                    self._partials,
-                    self._losses,
-                ),
-                *(_int(plan.passes.split.splits), self._squares, self._counters, _int(weight_gradients.sums.fragments)),
-            ],
+            plan.weight_gradients.launch,
+            **ints(layers=self._depth, n_batch=self._batch_size, loss_count=plan.passes.split.splits),
+            workspace=self._workspace,
+            **update,
+            mean_loss=Slot(),
+            **self._sums(plan.weight_gradients),
         )
 
         def run_both(
@@ -183,10 +194,14 @@ class CudaFusedNetwork:
 
         return run_both
 
-
-def _split(sums: SumsPlan) -> list[Argument]:
-    return [_int(sums.split.rows_per_split), _int(sums.split.splits), _int(sums.split.group_size)]
-
-
-def _int(value: int) -> np.int32:
-    return np.int32(value)
+    def _sums(self, plan: StepPlan | WeightGradientsPlan) -> dict[str, Argument]:
+        """How sums over the batch are added up, and their workspace."""
+        split = plan.sums.split
+        return {
+            **ints(tile_b=plan.tile_b, n_fragments=plan.sums.fragments),
+            **ints(rows_per_split=split.rows_per_split, n_splits=split.splits, group_size=split.group_size),
+            "partials": self._partials,
+            "losses": self._losses,
+            "squares": self._squares,
+            "counters": self._counters,
+        }

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.cuda import layer_plans, row_plans
-from gpuback._backends.cuda.arguments import activation_id, labels_and_targets, output_id
+from gpuback._backends.cuda.arguments import activation_id, ints, labels_and_targets, matrices, output_id, pitch_name
 from gpuback._backends.cuda.arrays import pitch_for, pitch_of
 from gpuback._backends.cuda.formats import real_of, uses_tensor_cores
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork
@@ -99,8 +99,14 @@ class CudaOps(CudaPerSample):
             flat[place : place + n_out * pitch].reshape(n_out, pitch)[:, :n_in]
             for (n_in, n_out), (_, _, _, place, pitch) in zip(layout.shapes, table, strict=False)
         ]
-        arguments = [theta, flat, self.xp.asarray(table, np.int64), _int(len(layout.shapes))]
-        return copies, self.launcher.bind(row_plans.copy_plan("copy_weights", row, precision), arguments)
+        launch = self.launcher.bind(
+            row_plans.copy_plan("copy_weights", row, precision),
+            theta=theta,
+            copies=flat,
+            table=self.xp.asarray(table, np.int64),
+            **ints(layers=len(layout.shapes)),
+        )
+        return copies, launch
 
     def bind_load(self, width: int, precision: Precision, workspace: CudaBuffers) -> Callable[[Array], Array]:
         """A function from the samples to the h_0 that products read: rounded to the operands' dtype."""
@@ -110,7 +116,9 @@ class CudaOps(CudaPerSample):
         rows = workspace.rows
         launch = self.launcher.bind(
             row_plans.copy_plan("copy_rows", rows, precision),
-            [Slot(), _int(width), h_0, pitch_of(h_0), _int(rows), _int(width)],
+            x_bi=Slot(),
+            **matrices(out_bi=h_0),
+            **ints(x_pitch=width, n_batch=rows, n=width),
         )
 
         def load(x: Array) -> Array:
@@ -126,18 +134,21 @@ class CudaOps(CudaPerSample):
         precision, (n_out, n_in) = workspace.precision, W.shape
         plan = layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits)
         tensor_cores = uses_tensor_cores(precision)
-        kind = activation_id(activation)
         launches: dict[np.int32, Launch] = {}
 
         def forward(h_prev: Array) -> None:
             pitch = pitch_of(h_prev)
             launch = launches.get(pitch)
             if launch is None:
-                out = [h, pitch_of(h)] + ([_int(activation is None)] if tensor_cores else [])
-                kept = [a, _int(0) if a is None else pitch_of(a)]
-                shape = [_int(len(h)), _int(n_out), _int(n_in), _int(kind)]
-                launch = self.launcher.bind(plan, [Slot(), pitch, W, pitch_of(W), b, *kept, *out, *shape])
-                launches[pitch] = launch
+                launch = launches[pitch] = self.launcher.bind(
+                    plan,
+                    h_bi=Slot(),
+                    h_pitch=pitch,
+                    bias_o=b,
+                    **matrices(w_oi=W, a_bo=a, out_bo=h),
+                    **ints(n_batch=len(h), n_out=n_out, n_in=n_in, activation=activation_id(activation)),
+                    **(ints(out_is_float32=activation is None) if tensor_cores else {}),
+                )
             launch(h_prev)
 
         return forward
@@ -155,14 +166,15 @@ class CudaOps(CudaPerSample):
         plan = row_plans.loss_plan(rows, precision)
         launch = self.launcher.bind(
             plan,
-            [
-                *(a, pitch_of(a)),
-                *(Slot(), Slot(), Slot()),  # labels, targets, weight
-                *(da, pitch_of(da)),
-                Slot(),  # the mean loss
-                *(_int(rows), _int(width), _int(loss.kernel_id), _int(output_id(output)), total(divisor)),
-                *(self.xp.empty(plan.grid, np.float64), workspace.counters),
-            ],
+            **matrices(a_bj=a, da_bj=da),
+            labels_b=Slot(),
+            targets_bj=Slot(),
+            weight_b=Slot(),
+            mean_loss=Slot(),
+            **ints(n_batch=rows, n=width, loss=loss.kernel_id, output=output_id(output)),
+            divisor=total(divisor),
+            partials=self.xp.empty(plan.grid, np.float64),
+            arrivals=workspace.counters,
         )
 
         def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
@@ -186,7 +198,9 @@ class CudaOps(CudaPerSample):
         means = self.xp.empty(blocks, dtype)
         launch = self.launcher.bind(
             row_plans.vector_plan("mean_of_blocks", 1, real_of(dtype)),
-            [means, _int(blocks), _int(rows), _int(batch_size), Slot()],
+            means=means,
+            mean=Slot(),
+            **ints(n_blocks=blocks, rows=rows, n_batch=batch_size),
         )
 
         def mean(parts: list[Any]) -> Array:
@@ -201,7 +215,9 @@ class CudaOps(CudaPerSample):
         rows, width = a.shape
         return self.launcher.bind(
             row_plans.output_plan(rows, workspace.precision),
-            [a, pitch_of(a), Slot(), _int(width), _int(rows), _int(width), _int(output_id(name))],
+            **matrices(a_bj=a),
+            out_bj=Slot(),
+            **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
         )
 
     def bind_backward(
@@ -226,12 +242,13 @@ class CudaOps(CudaPerSample):
                 plan,
                 precision,
                 (rows, n_out, n_in),
-                [*_rows(da), Slot(), h_pitch, *_rows(W), *_rows(source_prev), *_rows(da_prev)],
-                prev_as_sums=da_prev is not None and da_prev.dtype == precision.accumulator,
+                {"h_bi": Slot(), "h_pitch": h_pitch}
+                | matrices(da_bo=da, w_oi=W, source_bi=source_prev, da_prev_bi=da_prev),
+                {"partials": workspace.partials, "arrivals": workspace.counters, "next_tile": workspace.next_tile},
+                da_prev_is_float32=da_prev is not None and da_prev.dtype == precision.accumulator,
                 activation=activation_id(activation_prev),
-                prev_factor=1.0 / scale if activation_prev is None else 1.0,
+                da_prev_factor=1.0 / scale if activation_prev is None else 1.0,
                 factor=1.0 / scale,
-                workspace=[workspace.partials, workspace.counters, workspace.tickets],
             )
 
         def backward(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
@@ -258,12 +275,9 @@ class CudaOps(CudaPerSample):
             layer_plans.delta_plan(rows, n_out, n_in, precision, self.launcher.limits),
             precision,
             (rows, n_out, n_in),
-            [*_rows(da), *_rows(None), *_rows(W), *_rows(source_prev), *_rows(da_prev)],
-            prev_as_sums=False,
+            matrices(da_bo=da, h_bi=None, w_oi=W, source_bi=source_prev, da_prev_bi=da_prev),
+            {"partials": None, "arrivals": None, "next_tile": workspace.next_tile},
             activation=activation_prev.kernel_id,
-            prev_factor=1.0,
-            factor=1.0,
-            workspace=[None, None, workspace.tickets],
         )
         return partial(launch, None, None, False)
 
@@ -272,28 +286,45 @@ class CudaOps(CudaPerSample):
         plan: layer_plans.LayerPlan,
         precision: Precision,
         shape: tuple[int, int, int],
-        matrices: list[Argument],
+        given: dict[str, Argument],
+        workspace: dict[str, Argument],
         *,
-        prev_as_sums: bool,
         activation: int,
-        prev_factor: float,
-        factor: float,
-        workspace: list[Argument],
+        da_prev_is_float32: bool = False,
+        da_prev_factor: float = 1.0,
+        factor: float = 1.0,
     ) -> Launch:
-        """The launch of a layer's backward pass, with slots for dW, db and accumulate, and those among its `matrices`.
+        """Binds a layer's backward pass.
 
-        Those are da, h, W, source and da_prev, each with its pitch.
+        Args:
+            plan, precision, shape: of the layer; the shape is (B, n_out, n_in).
+            given: da, h, W, source and da_prev, each with its pitch.
+            workspace: for sums over the batch and, in persistent kernels, for the next tile.
+            activation: the layer below's, by its number.
+            da_prev_is_float32: da_prev is stored in the accumulator's format.
+            da_prev_factor, factor: of da_prev at the network's input, and of dW and db.
+
+        Returns:
+            A function of the Slots in `given`, of dW, db and accumulate, and of the Slots in `workspace`.
         """
+        rows, n_out, n_in = shape
         total: Any = precision.accumulator.type
-        flag = [_int(prev_as_sums)] if uses_tensor_cores(precision) else []
-        split = [_int(plan.split.splits), _int(plan.split.group_size), _int(plan.split.rows_per_split)]
+        if uses_tensor_cores(precision):
+            given = given | ints(da_prev_is_float32=da_prev_is_float32)
+        if not plan.persistent:
+            workspace = {name: array for name, array in workspace.items() if name != "next_tile"}
+        split = plan.split
         return self.launcher.bind(
             plan.launch,
-            [
-                *(*matrices, *flag, Slot(), Slot(), *map(_int, shape), _int(activation)),
-                *(total(prev_factor), total(factor), Slot(np.int32)),
-                *(*split, *(workspace if plan.persistent else workspace[:-1])),
-            ],
+            **given,
+            dw_oi=Slot(),
+            db_o=Slot(),
+            accumulate=Slot(np.int32),
+            **ints(n_batch=rows, n_out=n_out, n_in=n_in, activation=activation),
+            da_prev_factor=total(da_prev_factor),
+            factor=total(factor),
+            **ints(n_splits=split.splits, group_size=split.group_size, rows_per_split=split.rows_per_split),
+            **workspace,
         )
 
     def layer_backward(
@@ -313,33 +344,34 @@ class CudaOps(CudaPerSample):
         for array in (da, h_prev, W, source, dW, db, da_prev):
             self._require_aligned(array)
         da, h_prev, W, source = (self._row_contiguous(array) for array in (da, h_prev, W, source))
-        pitches = [None if array is None else pitch_of(array) for array in (da, h_prev, W, source, da_prev)]
-        key = (len(da), *W.shape, precision, activation_prev.name, *pitches)
+        operands = da, h_prev, W, source, da_prev
+        pitches = [None if array is None else pitch_of(array) for array in operands]
+        shape = len(da), *W.shape
+        key = *shape, precision, activation_prev.name, *pitches
         launches = self._launch_cache.launches
         if key not in launches:
             if len(launches) >= CACHED_LAUNCHES:
                 launches.pop(next(iter(launches)))
             need = da_prev is not None
-            plan = layer_plans.layer_plan(len(da), *W.shape, precision, self.launcher.limits, need_da_prev=need)
-            matrices = [x for pitch in pitches for x in ([None, _int(0)] if pitch is None else [Slot(), pitch])]
+            plan = layer_plans.layer_plan(*shape, precision, self.launcher.limits, need_da_prev=need)
+            given: dict[str, Argument] = {}
+            for name, pitch in zip(("da_bo", "h_bi", "w_oi", "source_bi", "da_prev_bi"), pitches, strict=True):
+                given |= matrices(**{name: None}) if pitch is None else {name: Slot(), pitch_name(name): pitch}
             launch = self._bind_layer(
                 plan,
                 precision,
-                (len(da), *W.shape),
-                matrices,
-                prev_as_sums=False,
+                shape,
+                given,
+                {"partials": Slot(), "arrivals": Slot(), "next_tile": Slot()},
                 activation=activation_prev.kernel_id,
-                prev_factor=1.0,
-                factor=1.0,
-                workspace=[Slot(), Slot(), Slot()],
             )
             launches[key] = launch, plan
         launch, plan = launches[key]
         # Fresh for each call: calls on different streams may be under way together.
         partials = self.empty(plan.partials, precision.accumulator)
         counters = self.xp.zeros(plan.counters + 1, np.uint32)
-        given = [array for array in (da, h_prev, W, source, da_prev) if array is not None]
-        launch(*given, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.persistent else []))
+        arrays = [array for array in operands if array is not None]
+        launch(*arrays, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.persistent else []))
 
     # Updates
 
@@ -384,7 +416,8 @@ class CudaOps(CudaPerSample):
         plan = row_plans.vector_plan("vector_norm", array.size, real_of(array.dtype))
         result = self.xp.empty((), np.float64)
         partials, arrivals = self.xp.empty(3 * plan.grid, np.float64), self.xp.zeros(1, np.uint32)
-        self.launcher.bind(plan, [array, np.int64(array.size), result, partials, arrivals])()
+        workspace = {"partials": partials, "arrivals": arrivals}
+        self.launcher.bind(plan, x=array, n=np.int64(array.size), result=result, **workspace)()
         return float(result)
 
     def all_finite(self, array: Array) -> bool:
@@ -425,15 +458,6 @@ class CudaOps(CudaPerSample):
             batch_size, n_out, n_in, precision, self.launcher.limits, need_da_prev=need_da_prev
         )
         return f"{plan.launch.variant.entry}, {plan.why}"
-
-
-def _int(value: int) -> np.int32:
-    return np.int32(value)
-
-
-def _rows(matrix: Array | None) -> list[Argument]:
-    """A matrix as kernels take it: where it begins, and its pitch."""
-    return [None, _int(0)] if matrix is None else [matrix, pitch_of(matrix)]
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuback._backends.cuda import row_plans
+from gpuback._backends.cuda.arguments import ints, matrices
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
 from gpuback._backends.cuda.workspace import CudaBuffers
 from gpuback._core.typing import Array
@@ -23,10 +24,14 @@ class CudaPerSample(CudaArrays):
         rows, n_out = da.shape
         launch = self.launcher.bind(
             row_plans.per_sample_plan("add_norms", rows, workspace.precision),
-            [
-                *(da, pitch_of(da), Slot(), Slot(np.int32), norms, Slot(), Slot(np.int32)),
-                *(np.int32(rows), np.int32(n_out), Slot(np.int32)),
-            ],
+            **matrices(da_bo=da),
+            h_bi=Slot(),
+            h_pitch=Slot(np.int32),
+            norms_b=norms,
+            out_b=Slot(),
+            first=Slot(np.int32),
+            n_in=Slot(np.int32),
+            **ints(n_batch=rows, n_out=n_out),
         )
 
         def add_norms(h_prev: Array, first: bool, out: Array | None) -> None:
@@ -39,7 +44,11 @@ class CudaPerSample(CudaArrays):
         rows, n_out = da.shape
         return self.launcher.bind(
             row_plans.per_sample_plan("clip_rows", rows, workspace.precision),
-            [da, pitch_of(da), norms, Slot(np.float64), np.float64(factor), np.int32(rows), np.int32(n_out)],
+            **matrices(da_bo=da),
+            norms_b=norms,
+            max_norm=Slot(np.float64),
+            factor=np.float64(factor),
+            **ints(n_batch=rows, n_out=n_out),
         )
 
     def bind_outer(self, da: Array, workspace: CudaBuffers) -> Callable[[Array, Array, Array], None]:
@@ -47,10 +56,14 @@ class CudaPerSample(CudaArrays):
         rows, n_out = da.shape
         launch = self.launcher.bind(
             row_plans.per_sample_plan("outer_rows", rows * n_out, workspace.precision),
-            [
-                *(da, pitch_of(da), Slot(), Slot(np.int32), Slot(), Slot(), Slot(np.int64)),
-                *(np.int32(rows), np.int32(n_out), Slot(np.int32)),
-            ],
+            **matrices(da_bo=da),
+            h_bi=Slot(),
+            h_pitch=Slot(np.int32),
+            dw_boi=Slot(),
+            db_bo=Slot(),
+            stride=Slot(np.int64),
+            n_in=Slot(np.int32),
+            **ints(n_batch=rows, n_out=n_out),
         )
 
         def outer(h_prev: Array, dW: Array, db: Array) -> None:

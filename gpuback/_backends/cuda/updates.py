@@ -17,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from gpuback._backends.cuda import row_plans
+from gpuback._backends.cuda.arguments import ints
 from gpuback._backends.cuda.arrays import CudaArrays
 from gpuback._backends.cuda.formats import Real, real_of
 from gpuback._backends.numpy.updates import beta_powers
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
+from gpuback._cuda.launch import Launch, Launcher, Slot
 
 STATE = ("steps", "diverged_at", "apply", "prescales", "factor", "beta_power_1", "beta_power_2")
 """The numbers on the device, in the order of kernels/update.cuh; float64."""
@@ -66,15 +67,21 @@ def _bind_exact(
 ) -> tuple[Launch, Launch]:
     """The two launches, as functions of the vector, and of the vector, a divisor and where the quotient goes."""
     first, second = (row_plans.vector_plan(entry, length, real) for entry in ("largest", "exact_sum"))
-    greatest, partials, arrivals = (
-        xp.empty((), np.float64),
-        xp.empty(3 * second.grid, np.float64),
-        xp.zeros(1, np.uint32),
+    greatest, n = xp.empty((), np.float64), np.int64(length)
+    workspace = {"partials": xp.empty(3 * second.grid, np.float64), "arrivals": xp.zeros(1, np.uint32)}
+    find_largest = launcher.bind(first, x=Slot(), n=n, result=greatest, **workspace)
+    add = launcher.bind(
+        second,
+        x=Slot(),
+        n=n,
+        greatest=greatest,
+        **ints(squares=squares),
+        divisor=Slot(np.float64),
+        result=result,
+        quotient=Slot(),
+        **workspace,
     )
-    n = np.int64(length)
-    find_largest = launcher.bind(first, [Slot(), n, greatest, partials, arrivals])
-    options = [np.int32(squares), Slot(np.float64), result, Slot()]
-    return find_largest, launcher.bind(second, [Slot(), n, greatest, *options, partials, arrivals])
+    return find_largest, add
 
 
 class CudaUpdate(ABC):
@@ -110,19 +117,30 @@ class CudaUpdate(ABC):
         self._overwritten = False  # by a graph of the user's, which writes whenever it runs
         self._write = launcher.bind(
             row_plans.vector_plan("set_hyper_parameters", 1, self._real),
-            [*[Slot(np.float64)] * len(HYPER_PARAMETERS), self.hyper],
+            **{name: Slot(np.float64) for name in HYPER_PARAMETERS},
+            hyper=self.hyper,
         )
         norm = xp.empty((), np.float64) if exact_norm else None
         self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._real, norm)
         plan = row_plans.vector_plan("begin_step", theta.size, self._real)
-        workspace = xp.empty(3 * plan.grid, np.float64), xp.zeros(1, np.uint32)
-        arguments = [Slot(), np.int64(theta.size), Slot(), norm, self.hyper, self.state, *workspace]
-        self._begin = launcher.bind(plan, arguments)  # a function of the gradient and the loss
+        self._begin = launcher.bind(  # a function of the gradient and the loss
+            plan,
+            gradient=Slot(),
+            n=np.int64(theta.size),
+            loss=Slot(),
+            norm=norm,
+            hyper=self.hyper,
+            state=self.state,
+            partials=xp.empty(3 * plan.grid, np.float64),
+            arrivals=xp.zeros(1, np.uint32),
+        )
 
-    def _bind(self, entry: Literal["sgd", "adam"], arguments: list[Argument]) -> Launch:
-        """The update's launch, as a function of the gradient."""
+    def _bind(self, entry: Literal["sgd", "adam"], **moments: Array | None) -> Launch:
+        """Binds the update as a function of the gradient."""
         plan, n = row_plans.vector_plan(entry, self._theta.size, self._real), np.int64(self._theta.size)
-        return self._launcher.bind(plan, [*arguments, Slot(), n, self.hyper, self.state])
+        return self._launcher.bind(
+            plan, theta=self._theta, **moments, gradient=Slot(), n=n, hyper=self.hyper, state=self.state
+        )
 
     def _put(self, name: str, value: float) -> None:
         self.state[STATE.index(name)] = value
@@ -225,7 +243,7 @@ class SGDUpdate(CudaUpdate):
     ) -> None:
         super().__init__(xp, launcher, theta, steps, exact_norm)
         self.moments = velocity, None
-        self._step = self._bind("sgd", [theta, velocity])
+        self._step = self._bind("sgd", velocity=velocity)
 
 
 class AdamUpdate(CudaUpdate):
@@ -247,7 +265,7 @@ class AdamUpdate(CudaUpdate):
         super().__init__(xp, launcher, theta, steps, exact_norm)
         self._steps_before = steps
         self.moments = first_moment, second_moment
-        self._step = self._bind("adam", [theta, first_moment, second_moment])
+        self._step = self._bind("adam", first_moment=first_moment, second_moment=second_moment)
 
     def write_hyper(self, *, betas: tuple[float, float], **others: Any) -> None:  # type: ignore[override]
         super().write_hyper(betas=betas, **others)
@@ -281,10 +299,18 @@ class CudaLossScale:
         bind, plan = arrays.launcher.bind, row_plans.vector_plan
         self._unscale = bind(
             plan("unscale", n_parameters, self._real),
-            [Slot(), np.int64(n_parameters), Slot(), Slot(), self._numbers],
+            gradient=Slot(),
+            n=np.int64(n_parameters),
+            loss=Slot(),
+            unscaled_loss=Slot(),
+            scaling=self._numbers,
         )
-        interval = np.float64(growth_interval)
-        self._conclude = bind(plan("settle_scale", 1, self._real), [Slot(), interval, self._numbers])
+        self._update_scale = bind(
+            plan("settle_scale", 1, self._real),
+            state=Slot(),
+            growth_interval=np.float64(growth_interval),
+            scaling=self._numbers,
+        )
 
     @property
     def state(self) -> tuple[float, int, int]:
@@ -301,7 +327,7 @@ class CudaLossScale:
             self._weights = self._arrays.empty(batch_size, self._dtype)
             plan = row_plans.vector_plan("scale_weights", batch_size, self._real)
             self._scale_weights = self._arrays.launcher.bind(
-                plan, [Slot(), Slot(np.int64), self._numbers, self._weights]
+                plan, weight_b=Slot(), n_batch=Slot(np.int64), scaling=self._numbers, out_b=self._weights
             )
         self._scale_weights(weight, batch_size)
         return self._weights[:batch_size]
@@ -312,4 +338,4 @@ class CudaLossScale:
         return unscaled
 
     def update(self, update: CudaUpdate) -> None:
-        self._conclude(update.state)
+        self._update_scale(update.state)

@@ -57,4 +57,4 @@ class CudaWorkspace(CudaBuffers):
         super().__init__(arrays, rows, sizes, precision)
         self.partials = arrays.empty(max(plan.partials for plan in layers), precision.accumulator)
         self.counters = arrays.xp.zeros(max(plan.counters for plan in layers), np.uint32)
-        self.tickets = arrays.xp.zeros(1, np.uint32)
+        self.next_tile = arrays.xp.zeros(1, np.uint32)
