@@ -106,6 +106,14 @@ class StepPlan:
     tile_b: int
     sums: SumsPlan
 
+    @property
+    def in_words(self) -> list[str]:
+        """The launch, for `explain`."""
+        launch = self.launch
+        return [
+            f"{launch.variant.entry}, {launch.grid} blocks, batch tiles of {self.tile_b} rows, {self.sums.split}",
+        ]
+
 
 @dataclass(frozen=True)
 class PassesPlan:
@@ -140,6 +148,17 @@ class TwoLaunches(NamedTuple):
 
     passes: PassesPlan
     weight_gradients: WeightGradientsPlan
+
+    @property
+    def in_words(self) -> list[str]:
+        """The launches, for `explain`."""
+        first, second = self.passes.launch, self.weight_gradients.launch
+        kept = "all weights" if self.passes.all_weights else "one layer's weights"
+        return [
+            f"{first.variant.entry}, {first.grid} blocks, batch tiles of {self.passes.tile_b} rows beside {kept}, "
+            f"{self.passes.split}",
+            f"{second.variant.entry}, {second.grid} blocks, for each layer {self.weight_gradients.sums.split}",
+        ]
 
 
 def fused_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | TwoLaunches | Refusal:

@@ -161,7 +161,7 @@ class CudaUpdate(ABC):
         self._put("diverged_at", NEVER if value is None else value)
 
     def on_invalid(self, *what: Any) -> None:
-        return  # the kernels settle NaN themselves
+        return  # the kernels see NaN themselves
 
     def poll_diverged(self) -> int | None:
         state = self._poll_state()
