@@ -29,7 +29,7 @@ class MatrixLayout(NamedTuple):
 
 
 def matrix_layout(matrix: Array) -> MatrixLayout:
-    """Of a matrix (rows, columns), one of whose axes is contiguous."""
+    """Find how a matrix (rows, columns) lies, one of whose axes is contiguous."""
     (rows, columns), (row_step, column_step), size = matrix.shape, matrix.strides, matrix.itemsize
     if column_step == size or columns == 1:
         return MatrixLayout(True, row_step // size if rows > 1 else columns)
@@ -37,8 +37,10 @@ def matrix_layout(matrix: Array) -> MatrixLayout:
 
 
 def bind_multiply() -> Callable[[Array, Array, Array], None]:
-    """A function (left, right, out): out = left right, (M, K) times (K, N), of CuPy's float64 arrays on the current
-    device and stream. `out` is by rows; rows may be parts of longer ones, and operands may be transposed.
+    """Bind out = left right, (M, K) times (K, N), a function (left, right, out) of CuPy's float64 arrays.
+
+    It runs on the current device and stream. `out` is by rows. Rows may be parts of longer ones, and operands may be
+    transposed.
 
     Raises:
         BackendError: cuBLAS is missing, or is told to emulate float64.

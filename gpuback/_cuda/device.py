@@ -84,7 +84,7 @@ class CudaLauncher:
         return int(self._cupy.cuda.runtime.deviceGetAttribute(attribute, self.device_id))
 
     def bind(self, plan: LaunchPlan, /, **arguments: Argument) -> Launch:
-        """Lays out a kernel's arguments; see `Launcher.bind`. Compiles and loads its variant at the first use.
+        """Lay out a kernel's arguments; see `Launcher.bind`. The first use of a variant compiles and loads it.
 
         Args:
             plan: what to launch, and how.
@@ -111,11 +111,11 @@ class CudaLauncher:
         return self._launch(plan, loaded, block)
 
     def address(self, array: Array) -> int:
-        """Where its first element lies in the device's memory."""
+        """Return where an array's first element lies in the device's memory."""
         return int(array.data.ptr)
 
     def async_reader(self, array: Array) -> Callable[[], Any]:
-        """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet.
+        """Return a function that gives the array's numbers of a moment ago without waiting, or None: not yet.
 
         Each call takes up the copy that the one before it sent on its way, if it has arrived, and sends the next.
         """
@@ -135,7 +135,7 @@ class CudaLauncher:
         return look
 
     def record(self, work: Callable[[], object]) -> Callable[[], None]:
-        """See `Launcher.record`: `work`, captured into a CUDA graph, which is launched on CuPy's current stream.
+        """Capture `work` into a CUDA graph, which is launched on CuPy's current stream; see `Launcher.record`.
 
         The device is the current one when it is recorded and when it is launched.
         """
@@ -167,12 +167,12 @@ class CudaLauncher:
         return replay
 
     def capturing(self) -> bool:
-        """Whether CuPy's current stream is being captured. The default stream cannot be."""
+        """Say whether CuPy's current stream is being captured. The default stream cannot be."""
         stream = self._cupy.cuda.get_current_stream()
         return stream.ptr not in _DEFAULT_STREAMS and bool(stream.is_capturing())
 
     def copy(self, source: Array, target: Array) -> None:
-        """target = source, on CuPy's current stream; both contiguous, of the same dtype and shape."""
+        """Copy on CuPy's current stream: target = source, both contiguous, of the same dtype and shape."""
         target.data.copy_from_device_async(source.data, target.nbytes)
 
     def _launch(self, plan: LaunchPlan, loaded: _Loaded, block: ArgumentBlock) -> Launch:
@@ -202,7 +202,7 @@ class CudaLauncher:
         return launch_on_its_device
 
     def _load(self, variant: Variant) -> _Loaded:
-        """The variant's function, loaded once."""
+        """Return the variant's function, which is loaded once."""
         loaded = self._functions.get(variant)
         if loaded is None:
             compiled = compile_variant(variant, self.limits.arch, folder=self._folder)
@@ -220,7 +220,7 @@ class CudaLauncher:
         return loaded
 
     def _prepare(self, plan: LaunchPlan, loaded: _Loaded) -> None:
-        """Raises the function's allowance of dynamic shared memory to what the plan takes. Never lowers it."""
+        """Raise the function's allowance of dynamic shared memory to what the plan takes; never lower it."""
         static_bytes = loaded.compiled.resources.shared_bytes
         allowed = self._shared_bytes.get(loaded.pointer, _SHARED_BYTES_UNASKED - static_bytes)
         driver = self._cupy.cuda.driver
@@ -275,12 +275,12 @@ class CudaLauncher:
 
 
 def _capability(digits: str) -> tuple[int, int]:
-    """CuPy writes 9.0 as "90" and 12.0 as "120"."""
+    """Read a capability as CuPy writes it: "90" for 9.0 and "120" for 12.0."""
     return int(digits[:-1]), int(digits[-1])
 
 
 def _require_sizes(variant: Variant, loaded: _Loaded, arguments: Mapping[str, Argument]) -> None:
-    """A launch trusts the pointers that it is given: what does not fit the parameters would read stray memory."""
+    """Refuse arguments of other sizes than the parameters': a launch would read stray memory."""
     sizes = loaded.compiled.resources.parameter_sizes
     given = tuple(_size(arguments[name]) for name in loaded.parameters)
     if sizes is not None and given != sizes:

@@ -83,7 +83,7 @@ class Launcher(Protocol):
     limits: DeviceLimits
 
     def bind(self, plan: LaunchPlan, /, **arguments: Argument) -> Launch:
-        """Lays out a kernel's arguments for launches. The function that it returns keeps the bound arrays alive.
+        """Lay out a kernel's arguments for launches. The function that comes back keeps the bound arrays alive.
 
         Args:
             plan: what to launch, and how.
@@ -98,15 +98,15 @@ class Launcher(Protocol):
         ...
 
     def address(self, array: Array) -> int:
-        """Where its first element lies in the device's memory."""
+        """Return where an array's first element lies in the device's memory."""
         ...
 
     def async_reader(self, array: Array) -> Callable[[], Any]:
-        """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet."""
+        """Return a function that gives the array's numbers of a moment ago without waiting, or None: not yet."""
         ...
 
     def record(self, work: Callable[[], object]) -> Callable[[], None]:
-        """A function that repeats all launches of `work` at once, with the arguments that they have now.
+        """Return a function that repeats all launches of `work` at once, with the arguments that they have now.
 
         Nothing runs meanwhile. `work` may only launch: it may not wait, copy, fill or allocate. What its launches read
         and write has to be kept alive as long as the function is called.
@@ -117,16 +117,16 @@ class Launcher(Protocol):
         ...
 
     def capturing(self) -> bool:
-        """Whether launches are being recorded now, by `record` or by the user, rather than run."""
+        """Say whether launches are being recorded now, by `record` or by the user, rather than run."""
         ...
 
     def copy(self, source: Array, target: Array) -> None:
-        """target = source, of the same dtype and shape, both contiguous; queued like a launch."""
+        """Copy target = source, both contiguous, of the same dtype and shape; queued like a launch."""
         ...
 
 
 def require_names(variant: Variant, parameters: Sequence[str], arguments: Mapping[str, Argument]) -> None:
-    """Refuses arguments that are not one for each parameter.
+    """Refuse arguments that are not one for each parameter.
 
     Raises:
         TypeError: names what was expected, what was given, and the difference.
@@ -180,7 +180,7 @@ class ArgumentBlock:
         return ctypes.c_void_p(self._address(value))
 
     def fill(self, values: Sequence[Any]) -> None:
-        """Puts values into the slots, in the order in which the slots were given."""
+        """Put values into the slots, in the order in which the slots were given."""
         if len(values) != len(self._slots):
             raise TypeError(f"a launch with {len(self._slots)} open arguments: got {len(values)} values")
         for cell, value in zip(self._slots, values, strict=True):

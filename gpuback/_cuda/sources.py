@@ -21,7 +21,7 @@ _EMULATOR = re.compile(r"(defined\s*\(?\s*)?GPUBACK_EMULATOR\b")
 
 
 def kernels_folder() -> Path:
-    """The folder of the kernels: inside the package where it was installed from a wheel, else beside it.
+    """Find the folder of the kernels: inside the package where it was installed from a wheel, else beside it.
 
     Raises:
         BackendError: there is neither.
@@ -38,7 +38,7 @@ def kernels_folder() -> Path:
 
 
 def flatten(name: str, folder: Path | None = None) -> str:
-    """A kernel file with what it includes put in its place, each file once.
+    """Put what a kernel file includes in the includes' places, each file once.
 
     `#line` directives keep the compiler's messages at the files' own names and lines. Includes of the emulator's build
     (under GPUBACK_EMULATOR) stay as they are, for the compiler skips them.
@@ -56,7 +56,7 @@ def flatten(name: str, folder: Path | None = None) -> str:
 
 
 def parameter_names(source: str, entry: str) -> tuple[str, ...]:
-    """The names of a kernel's parameters, from its KERNEL line in a flat source.
+    """Read the names of a kernel's parameters from its KERNEL line in a flat source.
 
     A macro may declare kernels, too, whose names it is given: `#define MACRO(name, …) KERNEL name(…) {…}`.
 
@@ -76,7 +76,7 @@ def parameter_names(source: str, entry: str) -> tuple[str, ...]:
 
 
 def _names(parameters: str) -> tuple[str, ...]:
-    """Of each declaration the last word."""
+    """Return the last word of each declaration."""
     return tuple(re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip())
 
 
@@ -111,7 +111,7 @@ def _lines(folder: Path, name: str, above: tuple[str, ...], done: set[str]) -> I
 
 
 def _beside(includer: str, included: str) -> str:
-    """The included file's name as seen from the folder; ".." goes up one level."""
+    """Return the included file's name as seen from the folder; ".." goes up one level."""
     parts: list[str] = []
     for part in (PurePosixPath(includer).parent / included).parts:
         if part == ".." and parts and parts[-1] != "..":
@@ -122,7 +122,7 @@ def _beside(includer: str, included: str) -> str:
 
 
 def _follow(line: str, conditions: list[str]) -> None:
-    """Keeps, for each open #if, whether its present branch is the emulator's."""
+    """Keep, for each open #if, whether its present branch is the emulator's."""
     if match := _IF.match(line):
         for_emulator = _EMULATOR.fullmatch(match["condition"].split("//")[0].strip().rstrip(") ")) is not None
         conditions.append(

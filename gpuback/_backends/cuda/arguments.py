@@ -14,22 +14,22 @@ SOFTMAX = -1
 
 
 def activation_id(activation: Activation | None) -> int:
-    """The kernels' number for an activation; without one, the identity's."""
+    """Return the kernels' number for an activation; without one, the identity's."""
     return ACTIVATIONS["identity"].kernel_id if activation is None else activation.kernel_id
 
 
 def output_id(name: str) -> int:
-    """The kernels' number for an output function."""
+    """Return the kernels' number for an output function."""
     return SOFTMAX if name == "softmax" else ACTIVATIONS[name].kernel_id
 
 
 def ints(**values: int) -> dict[str, Argument]:
-    """Kernel arguments of type int."""
+    """Make kernel arguments of type int."""
     return {name: np.int32(value) for name, value in values.items()}
 
 
 def matrices(**given: Array | None) -> dict[str, Argument]:
-    """Matrices, each with its pitch: da_bo=da gives the arguments da_bo and da_pitch. None is a null pointer."""
+    """Give each matrix its pitch: da_bo=da makes the arguments da_bo and da_pitch. None is a null pointer."""
     arguments: dict[str, Argument] = {}
     for name, matrix in given.items():
         arguments[name] = matrix
@@ -38,10 +38,10 @@ def matrices(**given: Array | None) -> dict[str, Argument]:
 
 
 def pitch_name(name: str) -> str:
-    """The parameter that holds a matrix's pitch: da_pitch for da_bo."""
+    """Name the parameter of a matrix's pitch: da_pitch for da_bo."""
     return f"{name.rpartition('_')[0]}_pitch"
 
 
 def labels_and_targets(y: Array) -> tuple[Array | None, Array | None]:
-    """y as kernels take it: labels (B,), or targets (B, n_L); the other one is None."""
+    """Tell labels (B,) from targets (B, n_L): kernels take both, and the other one is None."""
     return (y, None) if y.ndim == 1 else (None, y)

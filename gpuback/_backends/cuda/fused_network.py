@@ -1,7 +1,7 @@
-"""The passes of a narrow network on CUDA, a launch or two each: what `Backprop` does layer by layer.
+"""The passes of a narrow network on CUDA in a launch or two, in place of `Backprop`'s layer by layer.
 
-In one launch (kernels/network_narrow.cu) or two (network_chain.cu) go forward pass, loss, backward pass and, in a step
-of training, the optimizer's update. Clipping needs the gradient's norm first, and is one launch more.
+One launch (kernels/network_narrow.cu) or two (network_chain.cu) make the forward pass, the loss, the backward pass and,
+in training, the optimizer's update. Clipping needs the gradient's norm first, which takes one launch more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument, Launch, Slot
 
 KEEP_GRADIENT, DECIDE = 0, 1
-"""What the kernels do with a gradient, besides the optimizers' steps: keep it; keep it and decide whether there is a
+"""What the kernels do with a gradient, other than an optimizer's step: keep it; keep it and decide whether there is a
 step. As in kernels/network_totals.cuh."""
 
 OUTPUTS, LOSS, GRADIENTS = 0, 1, 2
@@ -62,20 +62,19 @@ class CudaFusedNetwork:
                 for wanted in (OUTPUTS, LOSS)
             }
             return
-        plans = (plan,) if isinstance(plan, StepPlan) else plan
-        self._layout = xp.asarray(plans[0].layout.view(np.int32))
-        sums, splits = plans[-1].sums, plans[-1].sums.split.splits
+        if isinstance(plan, StepPlan):
+            layout, sums, splits = plan.layout, plan.sums, plan.sums.split.splits
+        else:
+            layout, sums, splits = plan.passes.layout, plan.weight_gradients.sums, plan.passes.split.splits
+        self._layout = xp.asarray(layout.view(np.int32))
         self._partials = arrays.empty(sums.partials, precision.accumulator)
         self._squares, self._counters = xp.zeros(sums.slots, np.float64), xp.zeros(sums.counters, np.uint32)
-        if isinstance(plan, TwoLaunches):
-            splits = plan.passes.split.splits
-            self._workspace = arrays.empty(plan.passes.columns * batch_size, precision.operand)
         self._losses = arrays.empty(splits, np.dtype(np.float64))
         if isinstance(plan, TwoLaunches):
+            self._workspace = arrays.empty(plan.passes.columns * batch_size, precision.operand)
             self._passes = self._bind_passes(plan.passes, self._layout, GRADIENTS, self._workspace)
-        self._gradient = self._bind_step(
-            KEEP_GRADIENT, dict.fromkeys(("first_state", "second_state", "hyper", "state"))
-        )
+        no_optimizer = dict.fromkeys(("first_state", "second_state", "hyper", "state"))
+        self._gradient = self._bind_step(KEEP_GRADIENT, no_optimizer)
 
     def forward(self, x: Array, out: Array) -> None:
         """out = ŷ, (B, n_L)."""
@@ -90,7 +89,7 @@ class CudaFusedNetwork:
     def value_and_grad(
         self, x: Array, y: Array, weight: Array | None, gradients: Gradients, *, accumulate: bool = False
     ) -> Array:
-        """The loss; its gradients into (or, accumulating, onto) `gradients`, ∂loss/∂x too if there is room for it."""
+        """Return the loss; write or add its gradients to `gradients`, ∂loss/∂x too if it has an array for it."""
         mean = self._fresh_loss()
         self._gradient(x, y, weight, gradients.theta, accumulate, gradients.inputs, mean)
         return mean
@@ -98,7 +97,7 @@ class CudaFusedNetwork:
     def step(
         self, x: Array, y: Array, weight: Array | None, gradient: Array, update: CudaUpdate, clips: bool, loss: Array
     ) -> None:
-        """A step of training by the hyper-parameters that lie on the device; nothing but launches.
+        """Make a step of training by the hyper-parameters on the device. It only launches.
 
         Args:
             x, y, weight: the batch.
@@ -121,7 +120,7 @@ class CudaFusedNetwork:
         return self._arrays.empty((), self._architecture.precision.accumulator)
 
     def _batch(self) -> dict[str, Argument]:
-        """The network and a batch, with slots for the samples, labels, targets and weights."""
+        """Describe a batch, with slots for the samples, labels, targets and weights."""
         slots = {name: Slot() for name in ("x_bi", "labels_b", "targets_bj", "weight_b")}
         return slots | ints(layers=self._depth, n_batch=self._batch_size)
 
@@ -131,7 +130,7 @@ class CudaFusedNetwork:
         return ints(loss=loss, output=output) | {"divisor": self._divisor}
 
     def _bind_passes(self, plan: PassesPlan, layout: Array, wanted: int, workspace: Array | None) -> Launch:
-        """A function of the samples, labels, targets, weights, ŷ, dx and the mean loss."""
+        """Bind a function of the samples, labels, targets, weights, ŷ, dx and the mean loss."""
         return self._arrays.launcher.bind(
             plan.launch,
             layout=layout,
@@ -150,7 +149,7 @@ class CudaFusedNetwork:
         )
 
     def _bind_step(self, kind: int, state: dict[str, Array | None]) -> Callable[..., None]:
-        """A function of the samples, targets, weights, the gradient, accumulate, dx and the mean loss."""
+        """Bind a function of the samples, targets, weights, the gradient, accumulate, dx and the mean loss."""
         plan, bind = self._plan, self._arrays.launcher.bind
         update: dict[str, Argument] = {
             "layout": self._layout,
@@ -195,7 +194,7 @@ class CudaFusedNetwork:
         return run_both
 
     def _sums(self, plan: StepPlan | WeightGradientsPlan) -> dict[str, Argument]:
-        """How sums over the batch are added up, and their workspace."""
+        """Describe the split of sums over the batch, and their workspace."""
         split = plan.sums.split
         return {
             **ints(tile_b=plan.tile_b, n_fragments=plan.sums.fragments),

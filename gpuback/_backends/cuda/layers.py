@@ -48,7 +48,7 @@ class CudaLayers(CudaArrays):
     def bind_forward(
         self, W: Array, b: Array, h: Array, a: Array | None, activation: Activation | None, workspace: CudaWorkspace
     ) -> Callable[[Array], None]:
-        """h = g(a), a = h_prev Wᵀ + b, in one launch; see `NumpyOps.bind_forward`."""
+        """Bind h = g(a), a = h_prev Wᵀ + b, in one launch; see `NumpyOps.bind_forward`."""
         precision, (n_out, n_in) = workspace.precision, W.shape
         plan = layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits)
         tensor_cores = uses_tensor_cores(precision)
@@ -81,7 +81,7 @@ class CudaLayers(CudaArrays):
         scale: float,
         workspace: CudaWorkspace,
     ) -> Callable[[Array, Array, Array, bool], None]:
-        """dW, db and da_prev in one launch; see `NumpyOps.bind_backward`."""
+        """Bind dW, db and da_prev in one launch; see `NumpyOps.bind_backward`."""
         precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
         plan = layer_plans.layer_plan(
             rows, n_out, n_in, precision, self.launcher.limits, need_da_prev=da_prev is not None
@@ -120,7 +120,7 @@ class CudaLayers(CudaArrays):
         source_prev: Array,
         workspace: CudaWorkspace,
     ) -> Callable[[], object]:
-        """da_prev by itself, as dW's launch without a work tile of dW; see `NumpyOps.bind_delta`."""
+        """Bind da_prev by itself: the backward pass without work tiles of dW; see `NumpyOps.bind_delta`."""
         precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
         launch = self._bind_layer(
             layer_plans.delta_plan(rows, n_out, n_in, precision, self.launcher.limits),
@@ -145,7 +145,7 @@ class CudaLayers(CudaArrays):
         da_prev_factor: float = 1.0,
         factor: float = 1.0,
     ) -> Launch:
-        """Binds a layer's backward pass.
+        """Bind a layer's backward pass.
 
         Args:
             plan, precision, shape: of the layer; the shape is (B, n_out, n_in).
@@ -191,7 +191,7 @@ class CudaLayers(CudaArrays):
         da_prev: Array | None,
         accumulate: bool,
     ) -> None:
-        """`gpuback.fused_backward`, its arguments checked. A shape's launch is kept for the next call."""
+        """Run `gpuback.fused_backward` on checked arguments. The launch of a shape is cached for the next call."""
         for array in (da, h_prev, W, source, dW, db, da_prev):
             self._require_aligned(array)
         da, h_prev, W, source = (self._row_contiguous(array) for array in (da, h_prev, W, source))

@@ -45,14 +45,14 @@ class _Places:
         self.end = start
 
     def take(self, size: int) -> int:
-        """The start of the next `size` places."""
+        """Return the start of the next `size` places."""
         start = self.end
         self.end += size
         return start
 
 
 def step_layout(architecture: Architecture, tile_b: int) -> tuple[NDArray[np.void], int]:
-    """The layout of a step in one launch, and all bytes of shared memory that it takes."""
+    """Lay out a step in one launch; count all bytes of shared memory that it takes."""
     sizes, precision = architecture.sizes, architecture.precision
     layers = _layers(architecture)
     memory = _Places(table_bytes(len(sizes) - 1) + LOSS_SUM_BYTES)
@@ -71,7 +71,7 @@ def step_layout(architecture: Architecture, tile_b: int) -> tuple[NDArray[np.voi
 def passes_layout(
     architecture: Architecture, tile_b: int, all_weights: bool, backward: bool
 ) -> tuple[NDArray[np.void], int, int]:
-    """The layout of the passes in one launch, all bytes of shared memory that it takes, and the workspace's columns.
+    """Lay out the passes in one launch; count all bytes of shared memory and the columns of the workspace.
 
     The inputs of neighbouring layers take turns at two places. Without `backward` there is no workspace.
     """
@@ -104,22 +104,22 @@ def passes_layout(
 
 
 def table_bytes(depth: int) -> int:
-    """Shared memory of the layout of `depth` layers."""
+    """Count the bytes of shared memory of the layout of `depth` layers."""
     return round_up((depth + 1) * LAYER.itemsize, 16)
 
 
 def padding(precision: Precision) -> int:
-    """Numbers at the end of a row of operands."""
+    """Count the numbers that pad a row of operands, so that its fragments lie in different banks."""
     return 8 if uses_tensor_cores(precision) else 4
 
 
 def round_up_16(width: int) -> int:
-    """The multiple of 16 that a width is rounded up to."""
+    """Round a width up to a multiple of 16."""
     return round_up(width, 16)
 
 
 def _layers(architecture: Architecture) -> NDArray[np.void]:
-    """The layout's widths, activations, places in θ, and pitches."""
+    """Fill in widths, activations, places in θ, and pitches."""
     sizes, hidden = architecture.sizes, architecture.hidden_activations
     precision, item = architecture.precision, architecture.precision.operand.itemsize
     layers = np.zeros(len(sizes), LAYER)
@@ -142,5 +142,5 @@ def _top_row_bytes(width: int, precision: Precision) -> int:
 
 
 def _keeps_a(architecture: Architecture) -> list[bool]:
-    """For the inputs of each layer, whether the pre-activations that they came from are kept."""
+    """Say for the inputs of each layer whether the pre-activations that they came from are kept."""
     return [False, *(g.derivative_from == "a" for g in architecture.hidden_activations)]

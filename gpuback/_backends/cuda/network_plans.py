@@ -162,7 +162,7 @@ class TwoLaunches(NamedTuple):
 
 
 def fused_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | TwoLaunches | Refusal:
-    """How a narrow network's step is launched, or why it goes layer by layer."""
+    """Plan a narrow network's step, or say why it goes layer by layer."""
     plan = possible_fused_plan(architecture, batch_size, limits)
     if isinstance(plan, Refusal):
         return plan
@@ -172,7 +172,7 @@ def fused_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits
 def possible_fused_plan(
     architecture: Architecture, batch_size: int, limits: DeviceLimits
 ) -> StepPlan | TwoLaunches | Refusal:
-    """How a narrow network's step could be launched, whether or not that is the fastest."""
+    """Plan a narrow network's step, whether or not that is the fastest way."""
     unsupported = why_unsupported(architecture, limits)
     if unsupported is not None:
         return unsupported
@@ -189,7 +189,7 @@ def possible_fused_plan(
 
 
 def why_unsupported(architecture: Architecture, limits: DeviceLimits) -> Refusal | None:
-    """Why no kernel takes such a network at once; None if there is one."""
+    """Say why no kernel takes such a network at once; None if there is one."""
     precision, widest = architecture.precision, max(architecture.sizes)
     if uses_tensor_cores(precision) and not limits.tensor_cores:
         return Refusal("this device has no tensor cores for such operands")
@@ -203,7 +203,7 @@ def why_unsupported(architecture: Architecture, limits: DeviceLimits) -> Refusal
 
 
 def why_slower(architecture: Architecture, tile_b: int | None) -> Refusal | None:
-    """Why a network that could be taken at once is faster layer by layer; None if it is not.
+    """Say why a network that could be taken at once is faster layer by layer; None if it is not.
 
     Args:
         tile_b: rows of a batch tile of its step in one launch, if there is one.
@@ -219,7 +219,7 @@ def why_slower(architecture: Architecture, tile_b: int | None) -> Refusal | None
 
 @functools.cache
 def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | Refusal:
-    """A whole step in one launch, or why there is none. For what `why_unsupported` lets through."""
+    """Plan a step in one launch, or say why there is none. For networks that `why_unsupported` lets through."""
     sizes, precision = architecture.sizes, architecture.precision
     depth, widest = len(sizes) - 1, max(sizes)
     shape = next((shape for shape in SHAPES if widest <= shape.width and depth <= shape.layers), None)
@@ -242,7 +242,7 @@ def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits)
 def passes_plan(
     architecture: Architecture, batch_size: int, limits: DeviceLimits, *, backward: bool
 ) -> PassesPlan | Refusal:
-    """The passes in one launch, with or without the backward one, or why there is none."""
+    """Plan the passes in one launch, with or without the backward one, or say why there is none."""
     for all_weights, tile_b in ((True, 128), (True, 96), (True, 64), *((False, tile_b) for tile_b in TILES_B)):
         layout, shared_bytes, columns = passes_layout(architecture, tile_b, all_weights, backward)
         if shared_bytes <= limits.shared_bytes:
@@ -260,7 +260,7 @@ def passes_plan(
 def weight_gradients_plan(
     architecture: Architecture, batch_size: int, limits: DeviceLimits
 ) -> WeightGradientsPlan | Refusal:
-    """All layers' dW and db in one launch, or why there is none."""
+    """Plan all layers' dW and db in one launch, or say why there is none."""
     sizes, precision = architecture.sizes, architecture.precision
     depth, width = len(sizes) - 1, 64 if max(sizes) <= 64 else 128
     pitch = (width + padding(precision)) * precision.operand.itemsize
@@ -284,7 +284,7 @@ def _no_room(shared_bytes: int, limits: DeviceLimits) -> Refusal:
 
 
 def _sums(sizes: tuple[int, ...], width: int, warps: int, split: SplitK) -> SumsPlan:
-    """The warps cover each dW, four of them across; each holds a fragment of `rows` x `columns`."""
+    """Cover each dW with the warps, four of them across; each holds a fragment of `rows` x `columns`."""
     rows, columns = max(width // (warps // 4), 16), width // 4
     per_lane = rows * columns // 32 + round_up(ceil_div(rows, 32), 4)
     slots = warps * (len(sizes) - 1)
@@ -303,16 +303,16 @@ def _variant(source: str, entry: str, precision: Precision, *sizes: str) -> Vari
 
 
 def step_warps(precision: Precision) -> int:
-    """In a block of `network_narrow`. 16 hide latencies better, where they have registers enough."""
+    """Count the warps of a block of `network_narrow`. 16 hide latencies better, where registers suffice."""
     return 16 if precision.sixteen_bit else 8
 
 
 def step_variant(shape: Shape, precision: Precision) -> Variant:
-    """The kernel of the one launch for such networks and operands."""
+    """Name the kernel of the one launch."""
     sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}", f"WARPS={step_warps(precision)}"
     return _variant("network_narrow.cu", "network_narrow", precision, *sizes)
 
 
 def two_launch_variant(entry: TwoLaunchEntry, precision: Precision) -> Variant:
-    """A kernel of the two launches for such operands."""
+    """Name a kernel of the two launches."""
     return _variant("network_chain.cu", entry, precision)

@@ -64,7 +64,7 @@ class CudaOps(CudaLayers, CudaPerSample):
     def plan_blocks(
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
     ) -> tuple[int, ThreadPool]:
-        """The whole batch at once."""
+        """Take the whole batch as one block."""
         return batch_size, ThreadPool(1, blas_alone=False)
 
     # Passes
@@ -72,7 +72,7 @@ class CudaOps(CudaLayers, CudaPerSample):
     def bind_weights(
         self, theta: Array, layout: Layout, precision: Precision
     ) -> tuple[list[Array], Callable[[], object]]:
-        """Each W as products read it: on tensor cores a padded copy in the operands' format, all made by one launch."""
+        """Bind each W as products read it: on tensor cores a padded copy in the operands' format, all by one launch."""
         if not uses_tensor_cores(precision):
             return list(layout.split(theta)[0]), _nothing
         table, row, place = [], 0, 0
@@ -96,7 +96,7 @@ class CudaOps(CudaLayers, CudaPerSample):
         return copies, launch
 
     def bind_load(self, width: int, precision: Precision, workspace: CudaBuffers) -> Callable[[Array], Array]:
-        """A function from the samples to the h_0 that products read: rounded to the operands' dtype."""
+        """Bind a function from the samples to h_0, rounded to the operands' dtype."""
         if not precision.sixteen_bit:
             return _itself
         h_0 = workspace.hidden(width)
@@ -117,10 +117,12 @@ class CudaOps(CudaLayers, CudaPerSample):
     def bind_loss(
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: CudaWorkspace
     ) -> Callable[..., Array]:
-        """The mean over the batch of w_b ℓ_b, a 0-d array, and da = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w,
-        and of where the mean goes: a fresh array, if that is not given.
+        """Bind da = w_b ∂ℓ_b/∂a_b / divisor and the mean over the batch of w_b ℓ_b.
 
         A label that is out of range makes its loss and its row of da NaN.
+
+        Returns:
+            A function of y, w and an array for the mean, by default a fresh one; it returns the mean, a 0-d array.
         """
         precision, (rows, width) = workspace.precision, a.shape
         total: Any = precision.accumulator.type
@@ -147,14 +149,14 @@ class CudaOps(CudaLayers, CudaPerSample):
         return loss_and_delta
 
     def mean_loss(self, parts: list[Array], batch_size: int) -> Array:
-        """The batch's loss, which `bind_loss` gave for the batch as one block."""
+        """Return the loss of the batch, which is one block."""
         (mean,) = parts
         return mean
 
     def bind_mean_of_blocks(
         self, rows: int, batch_size: int, dtype: np.dtype[Any]
     ) -> tuple[list[Array], Callable[[list[Any]], Array]]:
-        """See `gpuback._backends.protocol.Ops`: one launch."""
+        """Bind the mean of blocks' losses as one launch; see `gpuback._backends.protocol.Ops`."""
         blocks = ceil_div(batch_size, rows)
         means = self.xp.empty(blocks, dtype)
         launch = self.launcher.bind(
@@ -172,7 +174,7 @@ class CudaOps(CudaLayers, CudaPerSample):
         return [means[i : i + 1].reshape(()) for i in range(blocks)], mean
 
     def bind_output(self, name: str, a: Array, workspace: CudaWorkspace) -> Callable[[Array], object]:
-        """out = ŷ = O(a), as a function of out."""
+        """Bind out = ŷ = O(a) as a function of out."""
         rows, width = a.shape
         return self.launcher.bind(
             row_plans.output_plan(rows, workspace.precision),
@@ -197,7 +199,7 @@ class CudaOps(CudaLayers, CudaPerSample):
         need_gradient: bool = True,
         need_input_grad: bool = False,
     ) -> CudaFusedNetwork | None:
-        """The passes of a narrow network, a launch or two each; None for others."""
+        """Return the passes of a narrow network, a launch or two each; None for others."""
         plan = self._network_plan(architecture, batch_size)
         if isinstance(plan, Refusal):
             return None
@@ -220,7 +222,7 @@ class CudaOps(CudaLayers, CudaPerSample):
         return CudaLossScale(self, initial, growth_interval, n_parameters, dtype)
 
     def norm(self, array: Array) -> float:
-        """√Σ x², without overflow or underflow on the way; waits for it."""
+        """Compute √Σ x² without overflow or underflow on the way, and wait for it."""
         plan = row_plans.vector_plan("vector_norm", array.size, real_of(array.dtype))
         result = self.xp.empty((), np.float64)
         partials, arrivals = self.xp.empty(3 * plan.grid, np.float64), self.xp.zeros(1, np.uint32)
@@ -229,13 +231,13 @@ class CudaOps(CudaLayers, CudaPerSample):
         return float(result)
 
     def all_finite(self, array: Array) -> bool:
-        """Whether no element is infinite or NaN."""
+        """Say whether no element is infinite or NaN."""
         return math.isfinite(self.norm(array)) or bool(np.isfinite(self.to_numpy(array)).all())
 
-    # In words
+    # Explanations
 
     def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str]:
-        """The launches of a whole step, none if it goes layer by layer; and why so."""
+        """List the launches of a fused step, none if it goes layer by layer; and say why."""
         plan = self._network_plan(architecture, batch_size)
         if isinstance(plan, Refusal):
             return [], plan.reason
@@ -245,14 +247,14 @@ class CudaOps(CudaLayers, CudaPerSample):
         return plan.in_words, step.reason if isinstance(step, Refusal) else "so this backend was asked to"
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
-        """What runs a layer's forward pass."""
+        """Name the kernel of a layer's forward pass."""
         plan = layer_plans.forward_plan(batch_size, n_out, n_in, precision, self.launcher.limits)
         return f"{plan.variant.entry}, {plan.grid} blocks"
 
     def explain_backward(
         self, batch_size: int, n_out: int, n_in: int, precision: Precision, *, need_da_prev: bool
     ) -> str:
-        """What runs a layer's backward pass."""
+        """Name the kernel of a layer's backward pass."""
         plan = layer_plans.layer_plan(
             batch_size, n_out, n_in, precision, self.launcher.limits, need_da_prev=need_da_prev
         )
@@ -260,9 +262,9 @@ class CudaOps(CudaLayers, CudaPerSample):
 
 
 def _nothing() -> None:
-    """What there is to do where nothing is rounded."""
+    """Do nothing: no operand is rounded."""
 
 
 def _itself(array: Array) -> Array:
-    """What products read where nothing is rounded."""
+    """Return the array: no operand is rounded."""
     return array

@@ -1,4 +1,4 @@
-"""What CUDA says of each sample by itself: the operations of `NumpyPerSample` as launches of kernels/per_sample.cuh."""
+"""Per-sample gradients on CUDA: the operations of `NumpyPerSample` as launches of kernels/per_sample.cuh."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gpuback._cuda.launch import Slot
 
 
 class CudaPerSample(CudaArrays):
-    """The operations of a backend on each sample by itself."""
+    """The operations on the gradients of single samples."""
 
     def bind_add_norms(
         self, da: Array, norms: Array, workspace: CudaBuffers
     ) -> Callable[[Array, bool, Array | None], None]:
-        """norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)); see `NumpyPerSample.bind_add_norms`."""
+        """Bind norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)); see `NumpyPerSample.bind_add_norms`."""
         rows, n_out = da.shape
         launch = self.launcher.bind(
             row_plans.per_sample_plan("add_norms", rows, workspace.precision),
@@ -40,7 +40,7 @@ class CudaPerSample(CudaArrays):
         return add_norms
 
     def bind_clip(self, da: Array, norms: Array, factor: float, workspace: CudaBuffers) -> Callable[[float], None]:
-        """da_b *= factor min(1, max_norm / norms_b); see `NumpyPerSample.bind_clip`."""
+        """Bind da_b *= factor min(1, max_norm / norms_b); see `NumpyPerSample.bind_clip`."""
         rows, n_out = da.shape
         return self.launcher.bind(
             row_plans.per_sample_plan("clip_rows", rows, workspace.precision),
@@ -52,7 +52,7 @@ class CudaPerSample(CudaArrays):
         )
 
     def bind_outer(self, da: Array, workspace: CudaBuffers) -> Callable[[Array, Array, Array], None]:
-        """dW_b = da_b h_prev_bᵀ, db_b = da_b; the samples' gradients lie one after the other in one matrix."""
+        """Bind dW_b = da_b h_prev_bᵀ, db_b = da_b; the samples' gradients lie one after the other in one matrix."""
         rows, n_out = da.shape
         launch = self.launcher.bind(
             row_plans.per_sample_plan("outer_rows", rows * n_out, workspace.precision),

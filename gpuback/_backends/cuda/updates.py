@@ -31,13 +31,14 @@ HYPER_PARAMETERS = (
     *("learning_rate", "weight_decay", "momentum", "nesterov"),
     *("beta_1", "beta_2", "eps", "decoupled", "clip_norm", "halt"),
 )
-"""What the host writes there, in that order; float64. What an optimizer has none of is 0, and so is no clipping."""
+"""The numbers that the host writes there, in this order; float64. Those that an optimizer
+lacks are 0, and so is no clipping."""
 
 NEVER = -1.0
 
 
 def bind_exact_sum(xp: Any, launcher: Launcher, length: int) -> Callable[[Array, Array, float], None]:
-    """A function of `values` (length,), float64, `out` (), float32, and a divisor: out = Σ values / divisor.
+    """Bind out = Σ values / divisor, a function of `values` (length,), float64, `out` (), float32, and the divisor.
 
     The sum is `exact_sums.exact_sum`'s, the quotient is rounded to float64 and then to float32; of all NaN
     it is the one with bits 0x7fc00000. Nothing waits for it.
@@ -52,7 +53,7 @@ def bind_exact_sum(xp: Any, launcher: Launcher, length: int) -> Callable[[Array,
 
 
 def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: Real, result: Array) -> Callable[..., None]:
-    """A function of a vector that writes `gpuback._core.exact_sums.norm` of it to `result` (), float64."""
+    """Bind a function of a vector that writes its `gpuback._core.exact_sums.norm` to `result` (), float64."""
     find_largest, add = _bind_exact(xp, launcher, real, length, result=result, squares=True)
 
     def write_norm(vector: Array) -> None:
@@ -65,7 +66,7 @@ def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: Real, result
 def _bind_exact(
     xp: Any, launcher: Launcher, real: Real, length: int, *, result: Array | None, squares: bool
 ) -> tuple[Launch, Launch]:
-    """The two launches, as functions of the vector, and of the vector, a divisor and where the quotient goes."""
+    """Bind the two launches: functions of the vector, and of the vector, a divisor and where the quotient goes."""
     first, second = (row_plans.vector_plan(entry, length, real) for entry in ("largest", "exact_sum"))
     greatest, n = xp.empty((), np.float64), np.int64(length)
     workspace = {"partials": xp.empty(3 * second.grid, np.float64), "arrivals": xp.zeros(1, np.uint32)}
@@ -136,7 +137,7 @@ class CudaUpdate(ABC):
         )
 
     def _bind(self, entry: Literal["sgd", "adam"], **moments: Array | None) -> Launch:
-        """Binds the update as a function of the gradient."""
+        """Bind the update as a function of the gradient."""
         plan, n = row_plans.vector_plan(entry, self._theta.size, self._real), np.int64(self._theta.size)
         return self._launcher.bind(
             plan, theta=self._theta, **moments, gradient=Slot(), n=n, hyper=self.hyper, state=self.state
@@ -191,12 +192,12 @@ class CudaUpdate(ABC):
         self.launch(gradient, loss)
 
     def launch(self, gradient: Array, loss: Array | None) -> None:
-        """One update by the hyper-parameters that lie on the device; nothing but launches."""
+        """Make one update by the hyper-parameters on the device. It only launches."""
         self._begin(gradient, loss)
         self.launch_step(gradient)
 
     def launch_step(self, gradient: Array) -> None:
-        """The second half of an update, by what has been decided in `state`."""
+        """Make the second half of an update, as `state` has decided."""
         self._step(gradient)
 
     def write_hyper(
@@ -212,7 +213,7 @@ class CudaUpdate(ABC):
         clip_norm: float | None = None,
         stop_after_nonfinite: bool = False,
     ) -> None:
-        """Brings what lies on the device up to date: one launch if something has changed, else nothing."""
+        """Bring the hyper-parameters on the device up to date: one launch if something has changed, else none."""
         first = learning_rate, weight_decay, momentum, nesterov
         numbers = *first, *betas, eps, decoupled, clip_norm or 0.0, stop_after_nonfinite
         packed = _PACKED(*numbers)

@@ -70,7 +70,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleCudaBuffers
     ) -> Callable[..., Array]:
-        """See `CudaOps.bind_loss`: the rows' losses in float64, then their exact sum over B, rounded to float32."""
+        """Bind the rows' losses in float64 and their exact sum over B, rounded to float32; see `CudaOps.bind_loss`."""
         loss_rule(loss, output)
         rows, width = a.shape
         losses = self.xp.empty(rows, np.float64)
@@ -98,7 +98,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
     def bind_output(  # type: ignore[override]
         self, name: str, a: Array, workspace: ReproducibleCudaBuffers
     ) -> Callable[[Array], object]:
-        """out = ŷ = O(a), as a function of out."""
+        """Bind out = ŷ = O(a) as a function of out."""
         rows, width = a.shape
         return self.launcher.bind(
             row_plans.exact_row_plan("exact_output_rows", rows, workspace.precision),
@@ -114,7 +114,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         return AdamUpdate(self.xp, self.launcher, theta, first_moment, second_moment, steps, exact_norm=True)
 
     def norm(self, array: Array) -> float:
-        """√Σ x², exact but for its roundings; waits for it."""
+        """Compute √Σ x², exact but for its roundings, and wait for it."""
         result = self.xp.empty((), np.float64)
         bind_exact_norm(self.xp, self.launcher, array.size, real_of(array.dtype), result)(array)
         return float(result)
@@ -170,7 +170,7 @@ def _slots(names: str) -> dict[str, Slot]:
 
 
 def _scalar_of(name: str) -> type[np.generic] | None:
-    """The type of a scalar parameter; None for a pointer."""
+    """Return the type of a scalar parameter; None for a pointer."""
     if name == "factor":
         return np.float64
     return np.int32 if name in _INTS or name.endswith("_pitch") else None
@@ -219,13 +219,13 @@ class CudaPieces:
         self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
     ) -> None:
         launch = self._launch("finish_forward", sums.p.shape)
-        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _as_sums(h), activation_id(g))
+        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _is_float32(h), activation_id(g))
 
     def finish_delta(
         self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
     ) -> None:
         launch = self._launch("finish_delta", sums.p.shape)
-        out = *_matrix(da_prev), _as_sums(da_prev)
+        out = *_matrix(da_prev), _is_float32(da_prev)
         launch(*_product(sums, scales), *_matrix(None if g is None else source), factor, *out, activation_id(g))
 
     def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
@@ -244,15 +244,15 @@ class CudaPieces:
 
 
 def _matrix(matrix: Array | None) -> tuple[Array | None, int]:
-    """Where it begins, and its pitch."""
+    """Return where a matrix begins, and its pitch."""
     return (None, 0) if matrix is None else (matrix, int(pitch_of(matrix)))
 
 
 def _product(sums: Sums, scales: Scales) -> tuple[Any, ...]:
-    """P, Q, whether they are int64, and of what they are multiples."""
+    """Return P, Q, whether they are int64, and the scales that they are multiples of."""
     return *sums, sums.p.dtype == np.int64, *scales
 
 
-def _as_sums(out: Array) -> bool:
-    """Whether a result is stored in the sums' dtype."""
+def _is_float32(out: Array) -> bool:
+    """Say whether a result is stored in the sums' dtype."""
     return bool(out.dtype == np.float32)
