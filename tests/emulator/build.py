@@ -80,25 +80,15 @@ def runtime_library() -> Path:
 def kernel_library(source: Path, defines: Sequence[str], capability: tuple[int, int], checked: bool) -> Path:
     """The shared library with all entry points of a kernel's source."""
     runtime = runtime_library()
-    flags = (
-        *(_CHECKED_KERNEL if checked else _KERNEL),
-        *_machine_flags(),
-        "-DGPUBACK_EMULATOR",
-        f"-D__CUDA_ARCH__={capability[0] * 100 + capability[1] * 10}",
-        *(f"-D{define}" for define in defines),
-        f"-I{EMULATOR}",
-        f"-I{KERNELS}",
-    )
+    flags = _flags(defines, capability, checked)
     # The runtime's name stands for all of the emulator's own headers and for the compiler.
     key = _hash(runtime.name, flags, *included_files(source, (KERNELS, EMULATOR)))
     library = cache_folder() / f"{source.stem}-{key}.so"
 
     def build(target: Path) -> None:
-        text = _finish(_start("g++", *flags, "-E", "-include", "entry.h", "-x", "c++", str(source), "-o", "-"))
-        for name, parameters in _ENTRY.findall(re.sub(r"^#.*", "", text, flags=re.MULTILINE)):
-            names = " ".join(
-                re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip()
-            )
+        text = _preprocess(source, flags)
+        for name, parameters in _entry_points(text).items():
+            names = " ".join(parameters)
             exported = f'extern "C" __attribute__((visibility("default"))) const emulator::Entry emulator_entry_{name}'
             text += f'{exported} = emulator::make_entry<&{name}>("{names}");\n'
         with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
@@ -111,6 +101,35 @@ def kernel_library(source: Path, defines: Sequence[str], capability: tuple[int, 
 
     _build_once(library, build)
     return library
+
+
+def entry_points(source: Path, defines: Sequence[str], capability: tuple[int, int]) -> dict[str, tuple[str, ...]]:
+    """The names of each entry point's parameters, as g++ preprocesses a kernel's source."""
+    return _entry_points(_preprocess(source, _flags(defines, capability, checked=False)))
+
+
+def _flags(defines: Sequence[str], capability: tuple[int, int], checked: bool) -> tuple[str, ...]:
+    return (
+        *(_CHECKED_KERNEL if checked else _KERNEL),
+        *_machine_flags(),
+        "-DGPUBACK_EMULATOR",
+        f"-D__CUDA_ARCH__={capability[0] * 100 + capability[1] * 10}",
+        *(f"-D{define}" for define in defines),
+        f"-I{EMULATOR}",
+        f"-I{KERNELS}",
+    )
+
+
+def _preprocess(source: Path, flags: Sequence[str]) -> str:
+    return _finish(_start("g++", *flags, "-E", "-include", "entry.h", "-x", "c++", str(source), "-o", "-"))
+
+
+def _entry_points(preprocessed: str) -> dict[str, tuple[str, ...]]:
+    found = _ENTRY.findall(re.sub(r"^#.*", "", preprocessed, flags=re.MULTILINE))
+    return {
+        name: tuple(re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip())
+        for name, parameters in found
+    }
 
 
 def included_files(source: Path, folders: Sequence[Path]) -> list[Path]:

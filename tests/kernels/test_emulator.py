@@ -15,11 +15,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from emulator import EmulationError, EmulatorLauncher, GuardedNumpy, StrictNumpy
-from emulator.build import EMULATOR, CompileError, kernel_library
+from emulator.build import EMULATOR, KERNELS, CompileError, entry_points, kernel_library
 from emulator_requirements import require_emulator
 from kernel_arguments import by_name
 
 from gpuback._cuda.launch import LaunchPlan, Slot, Variant
+from gpuback._cuda.sources import flatten, parameter_names
+from gpuback._gates.variants import every_kernel
 
 require_emulator()
 
@@ -214,6 +216,16 @@ def test_names_that_the_kernel_does_not_have_are_refused(arguments, message):
     launcher = EmulatorLauncher(folder=EMULATOR)
     with pytest.raises(TypeError, match=f"selftest.cu divides: expected the arguments out, divisor; {message}"):
         launcher.bind(LaunchPlan(variant("divides"), 1, 1), **arguments)
+
+
+def test_a_gpu_and_the_emulator_know_parameters_by_the_same_names():
+    """One reads the KERNEL lines of a flat source, the other lets g++ expand their macros."""
+    variants = {(kernel.variant.source, kernel.variant.entry): kernel.variant for kernel in every_kernel()}
+    expanded = {}
+    for (source, entry), which in variants.items():
+        if source not in expanded:
+            expanded[source] = entry_points(KERNELS / source, which.defines, (9, 0))
+        assert parameter_names(flatten(source), entry) == expanded[source][entry]
 
 
 def test_choices_that_do_not_exist_are_refused():
