@@ -18,7 +18,7 @@ const int LOADS = 64 / WARPS;  // that a thread has on their way at a time
 
 typedef Group<OPERAND, 2> Pair;
 
-// A layer, as the host lays it out (gpuback/_backends/cuda/network_plans.py): widths, the activation behind it, and where things lie: in bytes
+// A layer, as the host lays it out (gpuback/_backends/cuda/network_layout.py): widths, the activation behind it, and where things lie: in bytes
 // of shared memory; in theta; and in the workspace of a network that writes its rows down, of which a batch has one matrix after
 // the other: as the columns of those before. After the last layer follows an entry for what it gives.
 struct Layer {
