@@ -47,17 +47,17 @@ class Entry(NamedTuple):
 
 
 def key_of(*parts: object) -> str:
-    """The key for what is made from these parts (anything that JSON has): equal for equal parts only."""
+    """Make the key of an entry from these parts (anything that JSON has): equal for equal parts only."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def digest(content: bytes) -> str:
-    """What stands for some bytes in a key."""
+    """Return what stands for some bytes in a key."""
     return hashlib.sha256(content).hexdigest()
 
 
 def folder() -> Path:
-    """Where entries are kept, if it can be written.
+    """Return the folder of the entries, if it can be written.
 
     Raises:
         OSError: nothing says where a cache may lie.
@@ -68,7 +68,7 @@ def folder() -> Path:
 
 
 def find(key: str, suffix: str) -> Entry | None:
-    """The entry of that key, if there is one and it is sound."""
+    """Return the entry of that key, if there is one and it is sound."""
     with contextlib.suppress(OSError):
         place = folder()
         if os.environ.get(ENVIRONMENT) or _is_private(place):
@@ -79,7 +79,7 @@ def find(key: str, suffix: str) -> Entry | None:
 
 
 def keep(key: str, suffix: str, content: bytes, record: Mapping[str, Any]) -> Entry:
-    """Writes an entry, or takes the one that another process has just written.
+    """Write an entry, or take the one that another process has just written.
 
     Raises:
         BackendError: there is no place to write to.
@@ -130,7 +130,7 @@ def _home() -> Path:
 
 
 def _is_private(place: Path) -> bool:
-    """Whether nobody else could have put a file there, which the GPU would run."""
+    """Say whether nobody else could have put a file there, which the GPU would run."""
     if os.name != "posix":
         return True
     status = place.stat()
@@ -138,7 +138,7 @@ def _is_private(place: Path) -> bool:
 
 
 def _make(place: Path) -> None:
-    """Makes the folder, private to the user. One that was chosen by name is taken as it is."""
+    """Make the folder, private to the user. One that was chosen by name is taken as it is."""
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.name == "posix" and not os.environ.get(ENVIRONMENT):
         status = place.stat()
@@ -186,7 +186,7 @@ def _write(place: Path, key: str, suffix: str, content: bytes, record: Mapping[s
 
 
 def _remove_leftovers(place: Path) -> None:
-    """Removes the temporary files of writers that were killed."""
+    """Remove the temporary files of writers that were killed."""
     for leftover in place.glob(".gpuback-*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:

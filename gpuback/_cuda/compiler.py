@@ -74,7 +74,7 @@ class Compiled(NamedTuple):
 
 
 def compile_variant(variant: Variant, arch: str, *, folder: Path | None = None) -> Compiled:
-    """The cubin of a variant, out of the cache where it has been compiled before.
+    """Compile a variant to a cubin, or take it out of the cache.
 
     Args:
         variant: what to compile.
@@ -124,7 +124,7 @@ def _record(variant: Variant, arch: str, version: tuple[int, int], cubin: bytes,
 
 
 def parse_log(log: str) -> dict[str, Resources]:
-    """What `--ptxas-options=-v` says of each kernel, for CUDA 12 and 13.
+    """Read what `--ptxas-options=-v` says of each kernel, for CUDA 12 and 13.
 
     A function that was not inlined is reported apart from the kernels that call it, and not which they are: what it
     spills counts for every kernel of the file.
@@ -166,7 +166,7 @@ def _number(pattern: str, line: str) -> int:
 
 
 def load_nvrtc() -> tuple[ModuleType, tuple[int, int]]:
-    """CuPy's binding of NVRTC, and NVRTC's version.
+    """Return CuPy's binding of NVRTC, and NVRTC's version.
 
     Raises:
         BackendError: one of them is missing.
@@ -220,17 +220,17 @@ def _log(nvrtc: ModuleType, program: Any) -> str:
 
 
 def title(variant: Variant) -> str:
-    """What messages call a variant: its file, its kernel and its choices."""
+    """Name a variant in messages: its file, its kernel and its choices."""
     return " ".join((variant.source, variant.entry, *choices(variant)))
 
 
 def choices(variant: Variant) -> tuple[str, ...]:
-    """The macros that tell variants of a kernel apart. Coefficients are the same in all of them, and long."""
+    """List the macros that tell variants of a kernel apart. Coefficients are the same in all of them, and long."""
     return tuple(define for define in variant.defines if define not in COEFFICIENTS)
 
 
 def require_known(nvrtc: ModuleType, version: tuple[int, int], arch: str) -> None:
-    """Raises BackendError unless that NVRTC compiles for that architecture."""
+    """Raise BackendError unless that NVRTC compiles for that architecture."""
     known = [int(number) for number in nvrtc.getSupportedArchs()]
     match = re.fullmatch(r"sm_(\d+)[af]?", arch)
     if match and int(match[1]) in known:

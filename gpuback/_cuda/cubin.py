@@ -21,7 +21,7 @@ class _Section(NamedTuple):
 
 
 def complete(cubin: bytes) -> bytes:
-    """The cubin with its last byte. CuPy's `nvrtc.getCUBIN` takes that byte for a text's closing zero and strips it.
+    """Return the cubin with its last byte, which CuPy's `nvrtc.getCUBIN` strips as if it closed a text.
 
     A cubin ends with a table of headers, whose last field (an alignment or a size, 8 bytes, lowest first) has a zero
     there.
@@ -38,7 +38,7 @@ def complete(cubin: bytes) -> bytes:
 
 
 def parameter_sizes(cubin: bytes) -> dict[str, tuple[int, ...]]:
-    """The bytes of each kernel's parameters, in order. A kernel without parameters or without a record is left out."""
+    """Count the bytes of each kernel's parameters, in order; leave out kernels without parameters or a record."""
     kernels: dict[str, tuple[int, ...]] = {}
     for section in _sections(cubin):
         if section.name.startswith(_INFO_PREFIX):

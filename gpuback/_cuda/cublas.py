@@ -21,24 +21,26 @@ EMULATION = "CUBLAS_EMULATE_DOUBLE_PRECISION"
 mean nothing without it."""
 
 
-class Layout(NamedTuple):
+class MatrixLayout(NamedTuple):
     """How a matrix lies in memory: by rows or by columns, and how many elements from one of them to the next."""
 
     by_rows: bool
     pitch: int
 
 
-def layout(matrix: Array) -> Layout:
-    """Of a matrix (rows, columns), one of whose axes is contiguous."""
+def matrix_layout(matrix: Array) -> MatrixLayout:
+    """Find how a matrix (rows, columns) lies, one of whose axes is contiguous."""
     (rows, columns), (row_step, column_step), size = matrix.shape, matrix.strides, matrix.itemsize
     if column_step == size or columns == 1:
-        return Layout(True, row_step // size if rows > 1 else columns)
-    return Layout(False, column_step // size)
+        return MatrixLayout(True, row_step // size if rows > 1 else columns)
+    return MatrixLayout(False, column_step // size)
 
 
 def bind_multiply() -> Callable[[Array, Array, Array], None]:
-    """A function (left, right, out): out = left right, (M, K) times (K, N), of CuPy's float64 arrays on the current
-    device and stream. `out` is by rows; rows may be parts of longer ones, and operands may be transposed.
+    """Bind out = left right, (M, K) times (K, N), a function (left, right, out) of CuPy's float64 arrays.
+
+    It runs on the current device and stream. `out` is by rows. Rows may be parts of longer ones, and operands may be
+    transposed.
 
     Raises:
         BackendError: cuBLAS is missing, or is told to emulate float64.
@@ -63,15 +65,15 @@ def bind_multiply() -> Callable[[Array, Array, Array], None]:
 
     def multiply(left: Array, right: Array, out: Array) -> None:
         # cuBLAS reads memory by columns: what lies by rows is its transpose to it, and outᵀ = rightᵀ leftᵀ.
-        left_by_rows, left_pitch = layout(left)
-        right_by_rows, right_pitch = layout(right)
+        left_by_rows, left_pitch = matrix_layout(left)
+        right_by_rows, right_pitch = matrix_layout(right)
         try:
             gemm(
                 handle_of_thread(),
                 *(operations[right_by_rows], operations[left_by_rows]),
                 *(out.shape[1], out.shape[0], left.shape[1]),
                 *(addressof(one), right.data.ptr, double, right_pitch, left.data.ptr, double, left_pitch),
-                *(addressof(zero), out.data.ptr, double, layout(out).pitch, compute, algorithm),
+                *(addressof(zero), out.data.ptr, double, matrix_layout(out).pitch, compute, algorithm),
             )
         except RuntimeError as error:
             raise BackendError(f"cuBLAS did not multiply {left.shape} by {right.shape}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,17 @@ import numpy as np
 
 from gpuback._core.typing import Array
 from gpuback._cuda.compiler import Compiled, compile_variant, title
-from gpuback._cuda.launch import Argument, ArgumentBlock, DeviceLimits, Launch, LaunchPlan, Slot, Variant
+from gpuback._cuda.launch import (
+    Argument,
+    ArgumentBlock,
+    DeviceLimits,
+    Launch,
+    LaunchPlan,
+    Slot,
+    Variant,
+    require_names,
+)
+from gpuback._cuda.sources import flatten, parameter_names
 from gpuback.errors import BackendError, DeviceError
 
 # Dynamic shared memory that a block may have without asking: CUDA C++ Programming Guide, "Shared memory" of each
@@ -25,6 +35,7 @@ _DEFAULT_STREAMS = 0, 1  # handles of the legacy default stream
 
 class _Loaded(NamedTuple):
     compiled: Compiled
+    parameters: tuple[str, ...]
     kernel: Any  # keeps the module, and with it the pointer, alive
     pointer: int
 
@@ -72,16 +83,16 @@ class CudaLauncher:
     def _attribute(self, attribute: int) -> int:
         return int(self._cupy.cuda.runtime.deviceGetAttribute(attribute, self.device_id))
 
-    def bind(self, plan: LaunchPlan, arguments: Sequence[Argument]) -> Launch:
-        """A launch with its arguments laid out; its variant is compiled and loaded if this is its first use.
+    def bind(self, plan: LaunchPlan, /, **arguments: Argument) -> Launch:
+        """Lay out a kernel's arguments; see `Launcher.bind`. The first use of a variant compiles and loads it.
 
         Args:
             plan: what to launch, and how.
-            arguments: one for each of the kernel's parameters. Arrays are CuPy arrays of this device.
+            arguments: by the names of the kernel's parameters. Arrays are CuPy arrays of this device.
 
         Returns:
-            A function that takes the Slots' values, in order, and launches. It keeps the bound arrays alive, but not
-            what comes through Slots.
+            A function that takes the Slots' values and launches. It keeps the bound arrays alive, but not what comes
+            through Slots.
 
         Raises:
             BackendError: the device cannot run the plan; the message says what it lacks.
@@ -93,16 +104,18 @@ class CudaLauncher:
         self._require_own(arguments)
         with self._lock, self._cupy.cuda.Device(self.device_id):
             loaded = self._load(plan.variant)
-            _require_parameters(plan.variant, arguments, loaded.compiled.resources.parameter_sizes)
+            require_names(plan.variant, loaded.parameters, arguments)
+            _require_sizes(plan.variant, loaded, arguments)
             self._prepare(plan, loaded)
-        return self._launch(plan, loaded, ArgumentBlock(arguments, operator.attrgetter("data.ptr")))
+        block = ArgumentBlock(loaded.parameters, arguments, operator.attrgetter("data.ptr"))
+        return self._launch(plan, loaded, block)
 
     def address(self, array: Array) -> int:
-        """Where its first element lies in the device's memory."""
+        """Return where an array's first element lies in the device's memory."""
         return int(array.data.ptr)
 
     def async_reader(self, array: Array) -> Callable[[], Any]:
-        """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet.
+        """Return a function that gives the array's numbers of a moment ago without waiting, or None: not yet.
 
         Each call takes up the copy that the one before it sent on its way, if it has arrived, and sends the next.
         """
@@ -122,7 +135,7 @@ class CudaLauncher:
         return look
 
     def record(self, work: Callable[[], object]) -> Callable[[], None]:
-        """See `Launcher.record`: `work`, captured into a CUDA graph, which is launched on CuPy's current stream.
+        """Capture `work` into a CUDA graph, which is launched on CuPy's current stream; see `Launcher.record`.
 
         The device is the current one when it is recorded and when it is launched.
         """
@@ -154,12 +167,12 @@ class CudaLauncher:
         return replay
 
     def capturing(self) -> bool:
-        """Whether CuPy's current stream is being captured. The default stream cannot be."""
+        """Say whether CuPy's current stream is being captured. The default stream cannot be."""
         stream = self._cupy.cuda.get_current_stream()
         return stream.ptr not in _DEFAULT_STREAMS and bool(stream.is_capturing())
 
     def copy(self, source: Array, target: Array) -> None:
-        """target = source, on CuPy's current stream; both contiguous, of the same dtype and shape."""
+        """Copy on CuPy's current stream: target = source, both contiguous, of the same dtype and shape."""
         target.data.copy_from_device_async(source.data, target.nbytes)
 
     def _launch(self, plan: LaunchPlan, loaded: _Loaded, block: ArgumentBlock) -> Launch:
@@ -189,13 +202,14 @@ class CudaLauncher:
         return launch_on_its_device
 
     def _load(self, variant: Variant) -> _Loaded:
-        """The variant's function, loaded once."""
+        """Return the variant's function, which is loaded once."""
         loaded = self._functions.get(variant)
         if loaded is None:
             compiled = compile_variant(variant, self.limits.arch, folder=self._folder)
+            parameters = parameter_names(flatten(variant.source, self._folder), variant.entry)
             try:
                 kernel = self._cupy.RawModule(path=str(compiled.path)).get_function(variant.entry)
-                loaded = _Loaded(compiled, kernel, kernel.kernel.ptr)
+                loaded = _Loaded(compiled, parameters, kernel, kernel.kernel.ptr)
             except RuntimeError as error:
                 raise BackendError(
                     f"{title(variant)}, compiled for {self.limits.arch}, cannot be loaded on CUDA device "
@@ -206,7 +220,7 @@ class CudaLauncher:
         return loaded
 
     def _prepare(self, plan: LaunchPlan, loaded: _Loaded) -> None:
-        """Raises the function's allowance of dynamic shared memory to what the plan takes. Never lowers it."""
+        """Raise the function's allowance of dynamic shared memory to what the plan takes; never lower it."""
         static_bytes = loaded.compiled.resources.shared_bytes
         allowed = self._shared_bytes.get(loaded.pointer, _SHARED_BYTES_UNASKED - static_bytes)
         driver = self._cupy.cuda.driver
@@ -241,12 +255,12 @@ class CudaLauncher:
                 f"{self.device_id} has {self.limits.shared_bytes}; a plan for smaller tiles is needed"
             )
 
-    def _require_own(self, arguments: Sequence[Argument]) -> None:
-        for position, argument in enumerate(arguments):
+    def _require_own(self, arguments: Mapping[str, Argument]) -> None:
+        for name, argument in arguments.items():
             device = getattr(getattr(argument, "device", None), "id", self.device_id)
             if device != self.device_id:
                 raise DeviceError(
-                    f"kernel argument {position}: expected an array on CUDA device {self.device_id}, "
+                    f"kernel argument {name!r}: expected an array on CUDA device {self.device_id}, "
                     f"got one on device {device}"
                 )
 
@@ -261,17 +275,18 @@ class CudaLauncher:
 
 
 def _capability(digits: str) -> tuple[int, int]:
-    """CuPy writes 9.0 as "90" and 12.0 as "120"."""
+    """Read a capability as CuPy writes it: "90" for 9.0 and "120" for 12.0."""
     return int(digits[:-1]), int(digits[-1])
 
 
-def _require_parameters(variant: Variant, arguments: Sequence[Argument], sizes: tuple[int, ...] | None) -> None:
-    """A launch trusts the pointers that it is given: what does not fit the parameters would read stray memory."""
-    given = tuple(_size(argument) for argument in arguments)
+def _require_sizes(variant: Variant, loaded: _Loaded, arguments: Mapping[str, Argument]) -> None:
+    """Refuse arguments of other sizes than the parameters': a launch would read stray memory."""
+    sizes = loaded.compiled.resources.parameter_sizes
+    given = tuple(_size(arguments[name]) for name in loaded.parameters)
     if sizes is not None and given != sizes:
         raise TypeError(
             f"{title(variant)}: expected {len(sizes)} arguments of {_listed(sizes)} bytes, "
-            f"got {len(given)} of {_listed(given)}"
+            f"got {len(given)} of {_listed(given)}: {', '.join(loaded.parameters)}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -74,7 +74,7 @@ Argument = Any
 kernel's parameter has, or a Slot."""
 
 Launch = Callable[..., None]
-"""Launches what was bound; takes a value for each Slot, in order."""
+"""Launches what was bound; takes a value for each Slot, in the order in which the Slots were given."""
 
 
 class Launcher(Protocol):
@@ -82,20 +82,31 @@ class Launcher(Protocol):
 
     limits: DeviceLimits
 
-    def bind(self, plan: LaunchPlan, arguments: Sequence[Argument]) -> Launch:
-        """A launch with its arguments laid out. Arrays are kept alive by it."""
+    def bind(self, plan: LaunchPlan, /, **arguments: Argument) -> Launch:
+        """Lay out a kernel's arguments for launches. The function that comes back keeps the bound arrays alive.
+
+        Args:
+            plan: what to launch, and how.
+            arguments: one for each parameter of the kernel, by the name on its KERNEL line; in any order.
+
+        Returns:
+            A function that takes the Slots' values, in the order in which the Slots were given, and launches.
+
+        Raises:
+            TypeError: a parameter has no argument, an argument no parameter, or one does not fit the other.
+        """
         ...
 
     def address(self, array: Array) -> int:
-        """Where its first element lies in the device's memory."""
+        """Return where an array's first element lies in the device's memory."""
         ...
 
     def async_reader(self, array: Array) -> Callable[[], Any]:
-        """A function that gives the array's numbers as of some moment not long ago, without waiting; None: not yet."""
+        """Return a function that gives the array's numbers of a moment ago without waiting, or None: not yet."""
         ...
 
     def record(self, work: Callable[[], object]) -> Callable[[], None]:
-        """A function that repeats all launches of `work` at once, with the arguments that they have now.
+        """Return a function that repeats all launches of `work` at once, with the arguments that they have now.
 
         Nothing runs meanwhile. `work` may only launch: it may not wait, copy, fill or allocate. What its launches read
         and write has to be kept alive as long as the function is called.
@@ -106,31 +117,57 @@ class Launcher(Protocol):
         ...
 
     def capturing(self) -> bool:
-        """Whether launches are being recorded now, by `record` or by the user, rather than run."""
+        """Say whether launches are being recorded now, by `record` or by the user, rather than run."""
         ...
 
     def copy(self, source: Array, target: Array) -> None:
-        """target = source, of the same dtype and shape, both contiguous; queued like a launch."""
+        """Copy target = source, both contiguous, of the same dtype and shape; queued like a launch."""
         ...
+
+
+def require_names(variant: Variant, parameters: Sequence[str], arguments: Mapping[str, Argument]) -> None:
+    """Refuse arguments that are not one for each parameter.
+
+    Raises:
+        TypeError: names what was expected, what was given, and the difference.
+    """
+    missing = [name for name in parameters if name not in arguments]
+    unknown = [name for name in arguments if name not in parameters]
+    if missing or unknown:
+        raise TypeError(
+            f"{variant.source} {variant.entry}: expected the arguments {_listed(parameters)}; "
+            f"got {_listed(arguments)}; missing: {_listed(missing)}; unknown: {_listed(unknown)}"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 class ArgumentBlock:
     """Kernel arguments laid out in memory as a launch wants them: an array of pointers to values.
 
+    Args:
+        parameters: the names of the kernel's parameters, in order.
+        arguments: one for each of them.
+        address: of an array.
+
     Attributes:
-        pointer: the address of that array.
-        values: what was given, arrays included, Slots still open.
+        pointer: the address of that array of pointers.
+        arguments: what was given, arrays included, Slots still open.
     """
 
-    def __init__(self, arguments: Sequence[Argument], address: Callable[[Array], int]) -> None:
-        self.values = tuple(arguments)
+    def __init__(
+        self, parameters: Sequence[str], arguments: Mapping[str, Argument], address: Callable[[Array], int]
+    ) -> None:
+        self.arguments = arguments
         self._address = address
-        self._cells = [self._cell(value) for value in self.values]
-        self._slots = [cell for cell, value in zip(self._cells, self.values, strict=True) if isinstance(value, Slot)]
-        self._table = (ctypes.c_void_p * len(self._cells))(*(ctypes.addressof(cell) for cell in self._cells))
+        self._cells = {name: self._cell(name, value) for name, value in arguments.items()}
+        self._slots = [self._cells[name] for name, value in arguments.items() if isinstance(value, Slot)]
+        self._table = (ctypes.c_void_p * len(parameters))(*(ctypes.addressof(self._cells[name]) for name in parameters))
         self.pointer = ctypes.addressof(self._table)
 
-    def _cell(self, value: Argument) -> Any:
+    def _cell(self, name: str, value: Argument) -> Any:
         if isinstance(value, Slot):
             return ctypes.c_void_p() if value.dtype is None else np.ctypeslib.as_ctypes_type(value.dtype)()
         if value is None:
@@ -139,11 +176,11 @@ class ArgumentBlock:
             dtype: Any = value.dtype
             return np.ctypeslib.as_ctypes_type(dtype)(value.item())
         if isinstance(value, (int, float, bool)):
-            raise TypeError(f"a kernel argument: expected an array or a NumPy scalar, got the Python number {value!r}")
+            raise TypeError(f"argument {name!r}: expected an array or a NumPy scalar, got the Python number {value!r}")
         return ctypes.c_void_p(self._address(value))
 
     def fill(self, values: Sequence[Any]) -> None:
-        """Puts values into the slots, in order."""
+        """Put values into the slots, in the order in which the slots were given."""
         if len(values) != len(self._slots):
             raise TypeError(f"a launch with {len(self._slots)} open arguments: got {len(values)} values")
         for cell, value in zip(self._slots, values, strict=True):

@@ -14,11 +14,15 @@ _PRAGMA_ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
 _IF = re.compile(r"\s*#\s*if(?P<negated>n?def\b|\b)(?P<condition>.*)")
 _ELSE = re.compile(r"\s*#\s*el(se|if|ifdef|ifndef)\b")
 _ENDIF = re.compile(r"\s*#\s*endif\b")
+_COMMENT = re.compile(r"//[^\n]*")
+_DECLARATION = r"\bKERNEL\s+(?:__launch_bounds__\([^()]*\)\s*)?(\w+)\s*\(([^()]*)\)"
+_KERNEL = re.compile(_DECLARATION)
+_KERNEL_MACRO = re.compile(rf"^#define (\w+)\(([^()]*)\).*?{_DECLARATION}", re.MULTILINE)
 _EMULATOR = re.compile(r"(defined\s*\(?\s*)?GPUBACK_EMULATOR\b")
 
 
 def kernels_folder() -> Path:
-    """The folder of the kernels: inside the package where it was installed from a wheel, else beside it.
+    """Find the folder of the kernels: inside the package where it was installed from a wheel, else beside it.
 
     Raises:
         BackendError: there is neither.
@@ -35,7 +39,7 @@ def kernels_folder() -> Path:
 
 
 def flatten(name: str, folder: Path | None = None) -> str:
-    """A kernel file with what it includes put in its place, each file once.
+    """Put what a kernel file includes in the includes' places, each file once.
 
     `#line` directives keep the compiler's messages at the files' own names and lines. Includes of the emulator's build
     (under GPUBACK_EMULATOR) stay as they are, for the compiler skips them.
@@ -50,6 +54,31 @@ def flatten(name: str, folder: Path | None = None) -> str:
     """
     folder = kernels_folder() if folder is None else folder
     return "".join(f"{line}\n" for line in _lines(folder, name, (), set()))
+
+
+def parameter_names(source: str, entry: str) -> tuple[str, ...]:
+    """Read the names of a kernel's parameters from its KERNEL line in a flat source.
+
+    A macro may declare kernels, too, whose names it is given: `#define MACRO(name, …) KERNEL name(…) {…}`.
+
+    Raises:
+        BackendError: there is no KERNEL of that name.
+    """
+    text = _COMMENT.sub("", source).replace("\\\n", " ")
+    for name, parameters in _KERNEL.findall(text):
+        if name == entry:
+            return _names(parameters)
+    for macro, arguments, name, parameters in _KERNEL_MACRO.findall(text):
+        place = _names(arguments).index(name)
+        calls = re.findall(rf"^{macro}\(([^()]*)\)", text, re.MULTILINE)
+        if entry in (call.split(",")[place].strip() for call in calls):
+            return _names(parameters)
+    raise BackendError(f"kernel sources: expected a KERNEL named {entry!r}, found none; reinstall gpuback")
+
+
+def _names(parameters: str) -> tuple[str, ...]:
+    """Return the last word of each declaration."""
+    return tuple(re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip())
 
 
 def _lines(folder: Path, name: str, above: tuple[str, ...], done: set[str]) -> Iterator[str]:
@@ -83,7 +112,7 @@ def _lines(folder: Path, name: str, above: tuple[str, ...], done: set[str]) -> I
 
 
 def _beside(includer: str, included: str) -> str:
-    """The included file's name as seen from the folder; ".." goes up one level."""
+    """Return the included file's name as seen from the folder; ".." goes up one level."""
     parts: list[str] = []
     for part in (PurePosixPath(includer).parent / included).parts:
         if part == ".." and parts and parts[-1] != "..":
@@ -94,7 +123,7 @@ def _beside(includer: str, included: str) -> str:
 
 
 def _follow(line: str, conditions: list[str]) -> None:
-    """Keeps, for each open #if, whether its present branch is the emulator's."""
+    """Keep, for each open #if, whether its present branch is the emulator's."""
     if match := _IF.match(line):
         for_emulator = _EMULATOR.fullmatch(match["condition"].split("//")[0].strip().rstrip(") ")) is not None
         conditions.append(

@@ -78,6 +78,6 @@ def _each() -> Iterator[CompiledKernel]:
             variant = network_plans.step_variant(shape, precision)
             threads = 32 * network_plans.step_warps(precision)
             yield CompiledKernel(variant, threads, MOST_SHARED_BYTES)
-        for entry in get_args(network_plans.ChainEntry):
-            variant = network_plans.chain_variant(entry, precision)
-            yield CompiledKernel(variant, 32 * network_plans.CHAIN_WARPS, HALF_OF_SHARED_BYTES)
+        for entry in get_args(network_plans.TwoLaunchEntry):
+            variant = network_plans.two_launch_variant(entry, precision)
+            yield CompiledKernel(variant, 32 * network_plans.TWO_LAUNCH_WARPS, HALF_OF_SHARED_BYTES)

@@ -15,6 +15,13 @@ from gpuback._cuda.launch import LaunchPlan, Slot, Variant
 from gpuback.errors import BackendError, DeviceError
 
 SCALE = Variant("scale.cu", "scale", ("N=1",))
+SOURCE = """
+KERNEL __launch_bounds__(256) scale(const float* x, int n,  // how many
+                                    float factor, double bias, float* out, void* none) {}
+#define KERNELS(name) \\
+  KERNEL name(const float* x, int n, float factor, double bias, float* out, void* none) {}
+KERNELS(other)
+"""
 TYPES = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_float, ctypes.c_double, ctypes.c_void_p, ctypes.c_void_p)
 SIZES = tuple(ctypes.sizeof(kind) for kind in TYPES)
 
@@ -147,6 +154,7 @@ def compiled(monkeypatch):
         return Compiled(Path(f"/{variant.entry}.cubin"), resources, ())
 
     monkeypatch.setattr(device, "compile_variant", compile_variant)
+    monkeypatch.setattr(device, "flatten", lambda source, folder: SOURCE)
     return asked
 
 
@@ -169,7 +177,7 @@ def arguments(**changes):
         "out": Slot(),
         "none": None,
     }
-    return list((given | changes).values())
+    return given | changes
 
 
 def test_limits_are_the_devices(cupy):
@@ -186,7 +194,7 @@ def test_capabilities_of_three_digits(monkeypatch, compiled):
 
 
 def test_arguments_slots_shape_and_stream_reach_the_launch(cupy):
-    launch = CudaLauncher().bind(LaunchPlan(SCALE, 5, 256, 4096), arguments(n=Slot(np.int32)))
+    launch = CudaLauncher().bind(LaunchPlan(SCALE, 5, 256, 4096), **arguments(n=Slot(np.int32)))
     launch(np.int32(41), FakeArray(0x2000))
     with FakeStream(cupy, 0x77):
         launch(42, None)
@@ -206,7 +214,7 @@ def test_arguments_stay_alive_with_the_launch_alone(cupy):
 
     array = FakeArray(0x3000)
     alive = weakref.ref(array)
-    launch = CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), arguments(x=array))
+    launch = CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), **arguments(x=array))
     del array
     gc.collect()
     launch(None)
@@ -220,8 +228,8 @@ def test_arguments_stay_alive_with_the_launch_alone(cupy):
 def test_a_variant_is_compiled_and_loaded_once(cupy, compiled):
     launcher = CudaLauncher()
     for grid in (1, 2):
-        launcher.bind(LaunchPlan(SCALE, grid, 32), arguments())
-    launcher.bind(LaunchPlan(SCALE._replace(entry="other"), 1, 32), arguments())
+        launcher.bind(LaunchPlan(SCALE, grid, 32), **arguments())
+    launcher.bind(LaunchPlan(SCALE._replace(entry="other"), 1, 32), **arguments())
     assert compiled == [(SCALE, "sm_90a"), (SCALE._replace(entry="other"), "sm_90a")]
     assert cupy.noted("load") == [("/scale.cubin", 0), ("/other.cubin", 0)]
 
@@ -231,29 +239,29 @@ def test_shared_memory_beyond_48_kb_is_asked_for_and_never_lowered(cupy):
     function = sum(map(ord, "/scale.cubinscale"))
     # 1 KB of the 48 are static.
     for shared_bytes in (47 * 1024, 100_000, 50_000, 200_000):
-        launcher.bind(LaunchPlan(SCALE, 1, 32, shared_bytes), arguments())
+        launcher.bind(LaunchPlan(SCALE, 1, 32, shared_bytes), **arguments())
     assert cupy.noted("set") == [(function, 8, 100_000), (function, 8, 200_000)]
 
 
 def test_too_little_shared_memory_names_both_numbers(monkeypatch, compiled):
     use(monkeypatch, FakeCupy(shared_bytes=101376))
     with pytest.raises(BackendError, match=r"scale N=1 needs 101377 bytes of shared memory.*device 0 has 101376"):
-        CudaLauncher().bind(LaunchPlan(SCALE, 1, 32, 101377), arguments())
+        CudaLauncher().bind(LaunchPlan(SCALE, 1, 32, 101377), **arguments())
     assert compiled == []
 
 
 def test_an_old_device_is_refused_tensor_cores_before_anything_is_compiled(monkeypatch, compiled):
     use(monkeypatch, FakeCupy(capability="75"))
     with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8\.0.*has 7\.5.*dtype='float32'"):
-        CudaLauncher().bind(LaunchPlan(SCALE._replace(tensor_cores=True), 1, 32), arguments())
+        CudaLauncher().bind(LaunchPlan(SCALE._replace(tensor_cores=True), 1, 32), **arguments())
     assert compiled == []
-    CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), arguments())
+    CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), **arguments())
 
 
 def test_too_many_threads_name_the_registers(monkeypatch, compiled):
     use(monkeypatch, FakeCupy(threads=512))
     with pytest.raises(BackendError, match=r"needs blocks of 1024 threads.*allows 512 with its 40 registers"):
-        CudaLauncher().bind(LaunchPlan(SCALE, 1, 1024), arguments())
+        CudaLauncher().bind(LaunchPlan(SCALE, 1, 1024), **arguments())
 
 
 @pytest.mark.parametrize(
@@ -267,34 +275,50 @@ def test_too_many_threads_name_the_registers(monkeypatch, compiled):
 def test_what_the_driver_refuses_is_told_with_its_reason(cupy, what, message):
     cupy.refuses[what] = "CUDA_ERROR_OF_SOME_KIND"
     with pytest.raises(BackendError, match=message) as caught:
-        CudaLauncher().bind(LaunchPlan(SCALE, 5, 256, 64_000), arguments())(None)
+        CudaLauncher().bind(LaunchPlan(SCALE, 5, 256, 64_000), **arguments())(None)
     assert "CUDA_ERROR_OF_SOME_KIND" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [arguments()[:-1], [*arguments(), np.int32(1)], arguments(n=np.int64(1)), arguments(factor=Slot(np.float64))],
+    [arguments(n=np.int64(1)), arguments(factor=Slot(np.float64))],
 )
 def test_arguments_that_do_not_fit_the_kernel_are_refused(cupy, wrong):
     with pytest.raises(TypeError, match=r"scale N=1: expected 6 arguments of 8, 4, 4, 8, 8, 8 bytes, got"):
-        CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), wrong)
+        CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), **wrong)
+
+
+def test_names_that_the_kernel_does_not_have_are_refused(cupy):
+    given = arguments()
+    del given["none"]
+    with pytest.raises(TypeError, match=r"arguments x, n, factor, bias, out, none; got .*; missing: none; unknown: y"):
+        CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), **given, y=None)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'x'"):
+        CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), x=None, **given)
+
+
+def test_slots_take_values_in_the_order_in_which_they_are_given(cupy):
+    given = arguments(bias=Slot(np.float64), n=Slot(np.int32))
+    launch = CudaLauncher().bind(LaunchPlan(SCALE, 1, 32), **dict(reversed(given.items())))
+    launch(FakeArray(0x2000), 0.25, 3)
+    assert cupy.noted("launch")[0][4] == [0x1000, 3, 0.5, 0.25, 0x2000, None]
 
 
 def test_a_kernel_runs_on_its_own_device(monkeypatch, compiled):
     cupy = use(monkeypatch, FakeCupy(devices=2))
-    launch = CudaLauncher(1).bind(LaunchPlan(SCALE, 1, 32), arguments(x=FakeArray(0x1000, device_id=1)))
+    launch = CudaLauncher(1).bind(LaunchPlan(SCALE, 1, 32), **arguments(x=FakeArray(0x1000, device_id=1)))
     launch(None)
     cupy.current = 1
     launch(None)
     assert cupy.noted("load") == [("/scale.cubin", 1)]
     assert [call[-1] for call in cupy.noted("launch")] == [1, 1]
-    with pytest.raises(DeviceError, match="argument 0: expected an array on CUDA device 1, got one on device 0"):
-        CudaLauncher(1).bind(LaunchPlan(SCALE, 1, 32), arguments())
+    with pytest.raises(DeviceError, match="argument 'x': expected an array on CUDA device 1, got one on device 0"):
+        CudaLauncher(1).bind(LaunchPlan(SCALE, 1, 32), **arguments())
 
 
 def test_a_record_is_a_graph_captured_on_a_stream_of_its_own(cupy):
     launcher = CudaLauncher()
-    launch = launcher.bind(LaunchPlan(SCALE, 1, 32), arguments(n=Slot(np.int32)))
+    launch = launcher.bind(LaunchPlan(SCALE, 1, 32), **arguments(n=Slot(np.int32)))
 
     def work():
         assert launcher.capturing()
@@ -348,7 +372,7 @@ def test_whatever_happens_a_capture_is_ended(cupy, error, ends):
 @pytest.mark.parametrize("what", ["stream", "begin capture", "launch", "end capture"])
 def test_a_graph_that_cannot_be_recorded_is_told_with_its_reason(cupy, what):
     launcher = CudaLauncher()
-    launch = launcher.bind(LaunchPlan(SCALE, 1, 32), arguments())
+    launch = launcher.bind(LaunchPlan(SCALE, 1, 32), **arguments())
     cupy.refuses[what] = "CUDA_ERROR_OF_SOME_KIND"
     with pytest.raises(BackendError, match=r"CUDA device 0 could not record a CUDA graph: .*CUDA_ERROR_OF_SOME_KIND"):
         launcher.record(lambda: launch(None))
@@ -389,7 +413,8 @@ def test_on_a_real_device(monkeypatch, tmp_path):
     except RuntimeError as error:
         pytest.skip(f"no CUDA device: {error}")
     source = """
-extern "C" __global__ void affine(const float* x, float* y, int n, float factor, double bias) {
+#define KERNEL extern "C" __global__ void
+KERNEL affine(const float* x, float* y, int n, float factor, double bias) {
   extern __shared__ float kept[];
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   kept[LAST - threadIdx.x] = i < n ? x[i] : 0;
@@ -405,7 +430,7 @@ extern "C" __global__ void affine(const float* x, float* y, int n, float factor,
     plan = LaunchPlan(Variant("affine.cu", "affine", (f"LAST={shared_bytes // 4 - 1}",)), 4, 256, shared_bytes)
     host = np.arange(1000, dtype=np.float32)
     x, y, z = cupy.asarray(host), cupy.empty(1000, np.float32), cupy.empty(1000, np.float32)
-    launch = launcher.bind(plan, [x, Slot(), np.int32(1000), Slot(np.float32), np.float64(0.5)])
+    launch = launcher.bind(plan, x=x, y=Slot(), n=np.int32(1000), factor=Slot(np.float32), bias=np.float64(0.5))
     with cupy.cuda.Stream(non_blocking=True) as stream:
         launch(y, 2.0)
         stream.synchronize()
@@ -413,6 +438,7 @@ extern "C" __global__ void affine(const float* x, float* y, int n, float factor,
     np.testing.assert_array_equal(cupy.asnumpy(y), host * 2 + np.float32(0.5))
     np.testing.assert_array_equal(cupy.asnumpy(z), np.float32(0.5) - host)
     with pytest.raises(BackendError, match="shared memory"):
-        launcher.bind(plan._replace(shared_bytes=shared_bytes + 1), [x, y, np.int32(1), np.float32(1), np.float64(0)])
-    with pytest.raises(TypeError, match="expected 5 arguments"):
-        launcher.bind(plan, [x, y, np.int32(1)])
+        ints = {"n": np.int32(1), "factor": np.float32(1), "bias": np.float64(0)}
+        launcher.bind(plan._replace(shared_bytes=shared_bytes + 1), x=x, y=y, **ints)
+    with pytest.raises(TypeError, match="missing: factor, bias"):
+        launcher.bind(plan, x=x, y=y, n=np.int32(1))

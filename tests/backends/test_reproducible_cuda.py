@@ -21,8 +21,7 @@ from support.requirements import require_emulator, require_nvrtc
 import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep
 from gpuback._backends.cuda import row_plans
-from gpuback._backends.cuda.arguments import output_id
-from gpuback._backends.cuda.arrays import pitch_of
+from gpuback._backends.cuda.arguments import ints, matrices, output_id
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.exact import products as exact_products
 from gpuback._backends.exact.cuda_ops import CudaPieces, ReproducibleCudaOps
@@ -257,13 +256,15 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
         targets = rng.random((rows, width)).astype(np.float32) if labels is None else None
         weight = copied(rng.random(rows).astype(np.float32)) if width != 3 else None
         da, losses = laid_out(np.zeros((rows, width), precision.operand), "padded"), empty(rows, np.float64)
-        ints = map(np.int32, (rows, width, LOSSES[loss].kernel_id, output_id(output)))
         launcher.bind(
             row_plans.exact_row_plan("exact_loss_rows", rows, precision),
-            [
-                *(a, pitch_of(a), *(None if y is None else copied(y) for y in (labels, targets)), weight),
-                *(da, pitch_of(da), losses, *ints, np.float64(rows / 8)),
-            ],
+            **matrices(a_bj=a, da_bj=da),
+            labels_b=None if labels is None else copied(labels),
+            targets_bj=None if targets is None else copied(targets),
+            weight_b=weight,
+            losses_b=losses,
+            **ints(n_batch=rows, n=width, loss=LOSSES[loss].kernel_id, output=output_id(output)),
+            divisor=np.float64(rows / 8),
         )()
         expected, delta = RULES[loss, output](a.astype(np.float64), targets if labels is None else labels)
         if weight is not None:
@@ -274,9 +275,9 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
         assert bits(da) == bits(stored.astype(precision.operand))
 
         y_hat, found = np.empty((rows, width), np.float32), empty((rows, width), np.float32)
-        ints = map(np.int32, (width, rows, width, output_id(output)))
         plan = row_plans.exact_row_plan("exact_output_rows", rows, precision)
-        launcher.bind(plan, [a, pitch_of(a), found, *ints])()
+        sizes = ints(n_batch=rows, n=width, output=output_id(output))
+        launcher.bind(plan, **matrices(a_bj=a, out_bj=found), **sizes)()
         if output == "softmax":
             elementary.store(softmax(a.astype(np.float64))[1], y_hat)
         else:

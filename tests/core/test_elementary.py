@@ -424,8 +424,9 @@ def assert_kernel_has_these_bits(launcher: Launcher, name: str, given: Callable,
     else:
         function, activation = (5 if name.endswith("'") else 4), ACTIVATIONS[name.rstrip("'")].kernel_id
     doubles, singles = given(np.full(x.size, 7.0)), given(np.full(x.size, 7, np.float32))
-    arguments = [doubles, singles, given(x), np.int32(function), np.int32(activation), np.int32(x.size)]
-    launcher.bind(LaunchPlan(Variant("elementary.cu", "elementary", DEFINES), 64, 64), arguments)()
+    which = {"function": np.int32(function), "activation": np.int32(activation), "n": np.int32(x.size)}
+    plan = LaunchPlan(Variant("elementary.cu", "elementary", DEFINES), 64, 64)
+    launcher.bind(plan, wide=doubles, narrow=singles, x=given(x), **which)()
     expected = wide(name, x)
     assert same_bits(taken(doubles), expected)
     stored = np.empty_like(x)

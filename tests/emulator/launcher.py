@@ -16,7 +16,16 @@ from emulator import structs
 from emulator.build import KERNELS
 from emulator.counts import Counts, Tally
 from emulator.kernel import Kernel, load_kernel, load_runtime
-from gpuback._cuda.launch import Argument, ArgumentBlock, DeviceLimits, Launch, LaunchPlan, Slot, Variant
+from gpuback._cuda.launch import (
+    Argument,
+    ArgumentBlock,
+    DeviceLimits,
+    Launch,
+    LaunchPlan,
+    Slot,
+    Variant,
+    require_names,
+)
 
 _ONE_AT_A_TIME = threading.Lock()  # the emulator has one device
 
@@ -129,16 +138,15 @@ class EmulatorLauncher:
         assert source.flags.c_contiguous and target.flags.c_contiguous
         target[...] = source
 
-    def bind(self, plan: LaunchPlan, arguments: Sequence[Argument]) -> Launch:
-        """A launch with its arguments laid out; arguments that the kernel would misread are refused."""
+    def bind(self, plan: LaunchPlan, /, **arguments: Argument) -> Launch:
+        """Lays out a kernel's arguments; see `Launcher.bind`. Refuses arguments that the kernel would misread."""
         self._check_plan(plan)
         kernel = load_kernel(plan.variant, self._folder, self.limits.capability, self._settings.checked)
-        if len(arguments) != len(kernel.parameters):
-            names = ", ".join(parameter.name for parameter in kernel.parameters)
-            raise TypeError(f"{plan.variant.entry}: {len(arguments)} arguments for the parameters {names}")
-        for parameter, argument in zip(kernel.parameters, arguments, strict=True):
-            parameter.check(argument)
-        block = ArgumentBlock(arguments, _address)
+        names = [parameter.name for parameter in kernel.parameters]
+        require_names(plan.variant, names, arguments)
+        for parameter in kernel.parameters:
+            parameter.check(arguments[parameter.name])
+        block = ArgumentBlock(names, arguments, _address)
         description = structs.Launch(
             entry=ctypes.pointer(kernel.entry),
             grid=plan.grid,
@@ -159,10 +167,10 @@ class EmulatorLauncher:
             with _ONE_AT_A_TIME:
                 failed = start(pointer)
             if failed:
-                raise EmulationError(_explain(kernel, _filled(arguments, values)))
+                raise EmulationError(_explain(kernel, _filled(names, arguments, values)))
 
         def checked_launch(*values: Any) -> None:
-            filled = _filled(arguments, values)
+            filled = _filled(names, arguments, values)
             arrays = _extents(kernel, filled)
             description.arrays = arrays
             description.array_count = len(arrays)
@@ -214,10 +222,11 @@ def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def _filled(arguments: Sequence[Argument], values: Sequence[Any]) -> list[Any]:
-    """The arguments with each slot replaced by its value."""
-    remaining = iter(values)
-    return [next(remaining, None) if isinstance(argument, Slot) else argument for argument in arguments]
+def _filled(names: Sequence[str], arguments: dict[str, Argument], values: Sequence[Any]) -> list[Any]:
+    """The arguments in the order of the parameters, each slot replaced by its value."""
+    slots = [name for name, argument in arguments.items() if isinstance(argument, Slot)]
+    filled = arguments | dict.fromkeys(slots) | dict(zip(slots, values, strict=False))
+    return [filled[name] for name in names]
 
 
 def _bounds(array: np.ndarray) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from emulator import EmulatorLauncher
 from numpy.typing import NDArray
+from support.kernel_arguments import by_name
 from support.requirements import require_emulator, require_gpu
 
 from gpuback._cuda.device import CudaLauncher
@@ -24,6 +25,7 @@ from gpuback._cuda.launch import LaunchPlan, Variant
 pytestmark = pytest.mark.gpu
 
 FOLDER = Path(__file__).parent / "kernels"
+SOURCE = "ptx_functions.cu"
 TILES = 200  # products of each kind of data
 i32, u16, u32, f32, f64 = np.int32, np.uint16, np.uint32, np.float32, np.float64
 
@@ -38,7 +40,7 @@ def on_gpu() -> Callable[..., list[NDArray]]:
 
     def run(entry: str, *arguments: Any, grid: int = 1, block: int = 32, shared_bytes: int = 4096) -> list[NDArray]:
         given = [cupy.asarray(x) if isinstance(x, np.ndarray) else x for x in arguments]
-        launcher.bind(plan(entry, grid, block, shared_bytes), given)()
+        launcher.bind(plan(entry, grid, block, shared_bytes), **by_name(FOLDER / SOURCE, entry, given))()
         return [cupy.asnumpy(x) for x in given if not isinstance(x, np.generic)]
 
     return run
@@ -54,7 +56,7 @@ def on_cpu() -> Callable[..., list[NDArray]]:
     ) -> list[NDArray]:
         given = [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
         launcher = EmulatorLauncher(folder=FOLDER, **choices)
-        launcher.bind(plan(entry, grid, block, shared_bytes), given)()
+        launcher.bind(plan(entry, grid, block, shared_bytes), **by_name(FOLDER / SOURCE, entry, given))()
         return [x for x in given if isinstance(x, np.ndarray)]
 
     return run
@@ -67,7 +69,7 @@ def on_both(on_gpu: Any, on_cpu: Any) -> Callable[..., Iterator[tuple[NDArray, N
 
 
 def plan(entry: str, grid: int, block: int, shared_bytes: int) -> LaunchPlan:
-    return LaunchPlan(Variant("ptx_functions.cu", entry), grid, block, shared_bytes)
+    return LaunchPlan(Variant(SOURCE, entry), grid, block, shared_bytes)
 
 
 def assert_same_bits(results: Any) -> None:

@@ -15,10 +15,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from emulator import EmulationError, EmulatorLauncher, GuardedNumpy, StrictNumpy
-from emulator.build import EMULATOR, CompileError, kernel_library
+from emulator.build import EMULATOR, KERNELS, CompileError, entry_points, kernel_library
+from support.kernel_arguments import by_name
 from support.requirements import require_emulator
 
 from gpuback._cuda.launch import LaunchPlan, Slot, Variant
+from gpuback._cuda.sources import flatten, parameter_names
+from gpuback._gates.variants import every_kernel
 
 require_emulator()
 
@@ -34,7 +37,8 @@ SOURCES = {
 def run(entry, *arguments, grid=1, block=32, shared_bytes=4096, **choices):
     """Launches a kernel of selftest*.cu and returns the launcher."""
     launcher = EmulatorLauncher(folder=EMULATOR, **choices)
-    launcher.bind(LaunchPlan(variant(entry), grid, block, shared_bytes), arguments)()
+    named = by_name(EMULATOR / SOURCES[entry], entry, arguments) if entry in SOURCES else {}
+    launcher.bind(LaunchPlan(variant(entry), grid, block, shared_bytes), **named)()
     return launcher
 
 
@@ -118,7 +122,7 @@ def test_order_of_threads_and_blocks():
 def test_random_launches_differ_from_each_other():
     launcher = EmulatorLauncher("random", folder=EMULATOR)
     counter, thread_of = np.zeros(1, u32), np.zeros(64, i32)
-    launch = launcher.bind(LaunchPlan(variant("order_of_arrival"), 1, 64), [counter, thread_of])
+    launch = launcher.bind(LaunchPlan(variant("order_of_arrival"), 1, 64), counter=counter, thread_of=thread_of)
     seen = set()
     for _ in range(3):
         counter[...] = 0
@@ -173,10 +177,11 @@ def test_scalars_and_slots(checked):
     launcher = EmulatorLauncher(folder=EMULATOR, checked=checked)
     out, other = np.zeros(1), np.zeros(1)
     plan = LaunchPlan(variant("scalars"), 1, 1)
-    launch = launcher.bind(plan, [Slot(), i32(-1), u32(2**31), Slot(f32), f64(0.125), Slot(np.int64)])
-    launch(out, 0.5, 2**40)
+    # Slots take values in the order in which they are given, whatever the order of the kernel's parameters.
+    launch = launcher.bind(plan, e=Slot(np.int64), out=Slot(), a=i32(-1), b=u32(2**31), c=Slot(f32), d=f64(0.125))
+    launch(2**40, out, 0.5)
     assert out[0] == -1 + 2**31 + 0.5 + 0.125 + 2**40
-    launch(other, 1.5, 0)
+    launch(0, other, 1.5)
     assert other[0] == -1 + 2**31 + 1.5 + 0.125
 
 
@@ -198,6 +203,31 @@ def test_arguments_that_the_kernel_would_misread_are_refused(position, argument,
         run("scalars", *arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "got none; missing: out, divisor; unknown: none"),
+        ({"out": None}, "got out; missing: divisor; unknown: none"),
+        ({"out": None, "divider": i32(2)}, "got out, divider; missing: divisor; unknown: divider"),
+        ({"out": None, "divisor": i32(2), "n": i32(1)}, "got out, divisor, n; missing: none; unknown: n"),
+    ],
+)
+def test_names_that_the_kernel_does_not_have_are_refused(arguments, message):
+    launcher = EmulatorLauncher(folder=EMULATOR)
+    with pytest.raises(TypeError, match=f"selftest.cu divides: expected the arguments out, divisor; {message}"):
+        launcher.bind(LaunchPlan(variant("divides"), 1, 1), **arguments)
+
+
+def test_a_gpu_and_the_emulator_know_parameters_by_the_same_names():
+    """One reads the KERNEL lines of a flat source, the other lets g++ expand their macros."""
+    variants = {(kernel.variant.source, kernel.variant.entry): kernel.variant for kernel in every_kernel()}
+    expanded = {}
+    for (source, entry), which in variants.items():
+        if source not in expanded:
+            expanded[source] = entry_points(KERNELS / source, which.defines, (9, 0))
+        assert parameter_names(flatten(source), entry) == expanded[source][entry]
+
+
 def test_choices_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="order 'sorted': expected one of fifo, lifo, random"):
         EmulatorLauncher("sorted")
@@ -208,8 +238,6 @@ def test_choices_that_do_not_exist_are_refused():
 
 
 def test_plans_beyond_the_device_are_refused():
-    with pytest.raises(TypeError, match="0 arguments for the parameters out, divisor"):
-        run("divides")
     with pytest.raises(ValueError, match="has no KERNEL missing"):
         run("missing")
     with pytest.raises(ValueError, match="232449 bytes of shared memory"):
@@ -606,7 +634,7 @@ def test_guarded_arrays_give_their_memory_back():
 def test_a_record_repeats_launches_with_the_arguments_they_had(checked):
     total, other = np.zeros((), i32), np.zeros((), i32)
     launcher = EmulatorLauncher(folder=EMULATOR, checked=checked)
-    launch = launcher.bind(LaunchPlan(variant("early_exit"), 1, 128, 512), [Slot(), Slot(i32)])
+    launch = launcher.bind(LaunchPlan(variant("early_exit"), 1, 128, 512), sum=Slot(), n=Slot(i32))
 
     def work():
         assert launcher.capturing()
@@ -627,7 +655,7 @@ def test_a_record_keeps_neither_arrays_nor_launches_alive():
     for lost in ("array", "launch"):
         launcher = EmulatorLauncher(folder=EMULATOR)
         kept = {"array": np.zeros((), i32)}
-        kept["launch"] = launcher.bind(LaunchPlan(variant("early_exit"), 1, 64, 256), [Slot(), i32(5)])
+        kept["launch"] = launcher.bind(LaunchPlan(variant("early_exit"), 1, 64, 256), sum=Slot(), n=i32(5))
         replay = launcher.record(lambda kept=kept: kept["launch"](kept["array"]))
         replay()
         del kept[lost]
@@ -653,7 +681,7 @@ def test_while_launches_are_recorded_nothing_else_may_be_done():
 def test_other_threads_go_on_while_one_records():
     total = np.zeros((), i32)
     launcher = EmulatorLauncher(folder=EMULATOR)
-    launch = launcher.bind(LaunchPlan(variant("early_exit"), 1, 64, 256), [total, i32(5)])
+    launch = launcher.bind(LaunchPlan(variant("early_exit"), 1, 64, 256), sum=total, n=i32(5))
 
     def work():
         thread = threading.Thread(target=launch)
@@ -673,7 +701,7 @@ def test_counts():
     x, y, more = np.zeros((64, 4), f32), np.zeros((64, 4), f32), np.zeros(4, f32)
     total = np.zeros((), i32)
     launcher = EmulatorLauncher(folder=EMULATOR, checked=True)
-    launch = launcher.bind(LaunchPlan(variant("counted"), 1, 64, 1024), [x, y, total, more])
+    launch = launcher.bind(LaunchPlan(variant("counted"), 1, 64, 1024), x=x, y=y, sum=total, more=more)
     launch()
     launch()
     counts = launcher.counts

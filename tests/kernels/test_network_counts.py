@@ -1,5 +1,6 @@
 """What a step of a narrow network moves, counted by the emulator on the plan for an H200: samples come once, θ once for
-each block and once for the update, and nothing that a slab computes leaves a block, or, in two launches, but once.
+each block and once for the update, and nothing that a batch tile computes leaves a block, or, in two
+launches, but once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from support.kernel_networks import DTYPES, Network
 from support.requirements import require_emulator
 
 from gpuback import SGD, Adam, TrainStep
-from gpuback._backends.cuda.network_plans import SumsPlan, whole
+from gpuback._backends.cuda.network_layout import round_up_16
+from gpuback._backends.cuda.network_plans import SumsPlan
 from gpuback._network.inputs import as_batch
 
 require_emulator()
@@ -79,10 +81,10 @@ FEW = ("hyper", "state", "mean_loss")
 def check_few(counts: Counts, sums: SumsPlan) -> None:
     """Every lane that makes updates holds the hyper-parameters; a warp fetches them in one go."""
     for name in ("hyper", "state"):
-        assert counts.bytes_read[name] <= 8 * 11 * 32 * (sums.pieces + 1 + 8 * 16)
+        assert counts.bytes_read[name] <= 8 * 11 * 32 * (sums.fragments + 1 + 8 * 16)
     assert counts.bytes_written["state"] <= 64 and counts.bytes_written["mean_loss"] == 4
     assert set(moved(counts.atomics)) == {"counters"}
-    assert counts.atomics["counters"] <= 3 * 8 * 4 * sums.split.splits * sums.pieces
+    assert counts.atomics["counters"] <= 3 * 8 * 4 * sums.split.splits * sums.fragments
 
 
 @pytest.mark.parametrize("sizes, batch_size, optimizer, clips", STEPS)
@@ -91,7 +93,7 @@ def test_one_launch(sizes, batch_size, optimizer, clips):
     assert launches == (["fused_step", "sgd"] if clips else ["fused_step"])
     blocks, splits = plan.launch.grid, plan.sums.split.splits
     assert blocks == splits <= 132 and plan.sums.split.rows_per_split == max(128, batch_size // 128)
-    assert plan.rows == (128 if sizes == SEVEN_OF_64 else 256)
+    assert plan.tile_b == (128 if sizes == SEVEN_OF_64 else 256)
     partials = partial_results(sizes, plan.sums, 16)
     state = {"first_state": 4 * n, "second_state": 4 * n} if optimizer == "Adam" else {}
     kept = {"gradient": 4 * n} if clips else {}
@@ -110,7 +112,7 @@ def test_one_launch(sizes, batch_size, optimizer, clips):
         "theta": 4 * n,
         "partials": partials,
         "losses": 8 * splits,
-        "squares": 8 * plan.sums.pieces,
+        "squares": 8 * plan.sums.fragments,
         **state,
         **kept,
     }
@@ -122,10 +124,10 @@ def test_two_launches(sizes, batch_size, optimizer, clips):
     """Every h and da, rows of whole 16, is written once and read once, and what g' is computed from once more."""
     counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "two")
     assert launches == ["fused_passes", "fused_weight_gradients_64"] + ["sgd"] * clips
-    chain, sums = plan.chain, plan.weights.sums
-    assert chain.all_weights
+    passes, sums = plan.passes, plan.weight_gradients.sums
+    assert passes.all_weights
     rows_of_h, rows_of_da, rows_of_sources = (
-        2 * batch_size * sum(map(whole, widths)) for widths in (sizes[:-1], sizes[1:], sizes[1:-1])
+        2 * batch_size * sum(map(round_up_16, widths)) for widths in (sizes[:-1], sizes[1:], sizes[1:-1])
     )
     partials = partial_results(sizes, sums, 32)
     state = {"first_state": 4 * n, "second_state": 4 * n} if optimizer == "Adam" else {}
@@ -133,11 +135,11 @@ def test_two_launches(sizes, batch_size, optimizer, clips):
     assert moved(counts.bytes_read, *FEW) == {
         "x_bi": 4 * batch_size * sizes[0],
         "labels_b": 8 * batch_size * LANES_OF_A_ROW,
-        "theta": 4 * n * chain.launch.grid + 4 * n,
-        "layout": 48 * len(sizes) * (chain.launch.grid + plan.weights.launch.grid),
+        "theta": 4 * n * passes.launch.grid + 4 * n,
+        "layout": 48 * len(sizes) * (passes.launch.grid + plan.weight_gradients.launch.grid),
         "workspace": rows_of_h + rows_of_da + rows_of_sources,
         "partials": partials,
-        "losses": 8 * chain.split.splits,
+        "losses": 8 * passes.split.splits,
         **({"squares": 8 * sums.slots} if clips else {}),
         **state,
         **kept,
@@ -146,8 +148,8 @@ def test_two_launches(sizes, batch_size, optimizer, clips):
         "theta": 4 * n,
         "workspace": rows_of_h + rows_of_da,
         "partials": partials,
-        "losses": 8 * chain.split.splits,
-        "squares": 8 * sums.pieces,
+        "losses": 8 * passes.split.splits,
+        "squares": 8 * sums.fragments,
         **state,
         **kept,
     }

@@ -23,8 +23,8 @@ from support.requirements import require_emulator
 import gpuback
 from gpuback import SGD, Adam, TrainStep
 from gpuback._backends.cuda import network_plans, split_k
-from gpuback._backends.cuda.fused_network import possible_plan
-from gpuback._backends.cuda.network_plans import StepPlan
+from gpuback._backends.cuda.network_layout import round_up_16
+from gpuback._backends.cuda.network_plans import StepPlan, possible_fused_plan
 from gpuback._backends.cuda.split_k import SplitK
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._cuda.launch import LaunchPlan
@@ -202,17 +202,17 @@ def test_sums_over_the_batch_keep_the_contract_of_one_operation(dtype, activatio
 def written_rows(net: gpuback.MLP, network: Network) -> tuple[list[NDArray], list[NDArray]]:
     """Each layer's h_{k-1} and da_k, as two launches have left them in the workspace."""
     (passes,), batch_size = net._pool._free, network.batch_size
-    plan, scale = passes._plan.chain, net.architecture.precision.gradient_scale(batch_size)
+    plan, scale = passes._plan.passes, net.architecture.precision.gradient_scale(batch_size)
 
-    def rows(k: int, number: int) -> NDArray:
-        first, width = int(plan.layout[k, number]), network.sizes[k]
-        whole = network_plans.whole(width)
-        flat = passes._workspace[first * batch_size : (first + whole) * batch_size].astype(np.float64)
-        assert not flat.reshape(batch_size, whole)[:, width:].any()  # what pads them is 0
-        return flat.reshape(batch_size, whole)[:, :width]
+    def rows(name: str, k: int) -> NDArray:
+        first, width = int(plan.layout[name][k]), network.sizes[k]
+        padded = round_up_16(width)
+        flat = passes._workspace[first * batch_size : (first + padded) * batch_size].astype(np.float64)
+        assert not flat.reshape(batch_size, padded)[:, width:].any()
+        return flat.reshape(batch_size, padded)[:, :width]
 
     depth = len(network.sizes) - 1
-    return [rows(k, 9) for k in range(depth)], [rows(k + 1, 11) / scale for k in range(depth)]
+    return [rows("row_h", k) for k in range(depth)], [rows("row_da", k + 1) / scale for k in range(depth)]
 
 
 # ---- Integers
@@ -294,7 +294,7 @@ def test_a_variant_in_every_schedule_and_on_every_device(form, network, quick):
 class Planner(EmulatorLauncher):
     """Notes which variants it is asked for, and launches nothing."""
 
-    def bind(self, plan: LaunchPlan, arguments: Any) -> Any:
+    def bind(self, plan: LaunchPlan, /, **arguments: Any) -> Any:
         self.variants.add(plan.variant)
         return lambda *values: None
 
@@ -310,11 +310,11 @@ def test_no_variant_is_left_out():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [320, 448])
-def test_how_long_chains_are_cut_into_slabs_changes_no_bit(rows, dtype, monkeypatch):
-    """Chains of more than 128 rows, which otherwise come with batches of thousands; slabs begin anywhere in them."""
+def test_how_long_splits_are_cut_into_batch_tiles_changes_no_bit(rows, dtype, monkeypatch):
+    """Splits of more than 128 rows, which otherwise come with batches of thousands; tiles begin anywhere in them."""
     monkeypatch.setattr(split_k, "narrow_split", lambda size: SplitK(-(-size // rows), rows))
     monkeypatch.setattr(split_k, "split_batch", lambda size, *_: SplitK(-(-size // rows), rows))
-    for plan in (network_plans.step_plan, network_plans.chain_plan, network_plans.weights_plan):
+    for plan in (network_plans.step_plan, network_plans.passes_plan, network_plans.weight_gradients_plan):
         monkeypatch.setattr(network_plans, plan.__name__, plan.__wrapped__)
     network = Network((17, 40, 16, 5), 700, dtype, ("relu", "gelu"), weighted=True)
     for form in ("whole", "two"):
@@ -323,7 +323,7 @@ def test_how_long_chains_are_cut_into_slabs_changes_no_bit(rows, dtype, monkeypa
             limits = replace(H200, shared_bytes=shared_bytes, multiprocessors=2)
             net = network.on(EmulatorLauncher(limits=limits), form)
             plan = (
-                possible_plan(net.architecture, 700, limits)
+                possible_fused_plan(net.architecture, 700, limits)
                 if form == "whole"
                 else two_launches(net.architecture, 700, limits)
             )
@@ -333,6 +333,6 @@ def test_how_long_chains_are_cut_into_slabs_changes_no_bit(rows, dtype, monkeypa
             expected = network.expected(net)
             hold("loss", loss, expected.loss)
             hold_gradients(net, gradients.theta, gradients.inputs, expected)
-            cut = plan.rows if form == "whole" else (plan.chain.rows, plan.weights.rows)
+            cut = plan.tile_b if form == "whole" else (plan.passes.tile_b, plan.weight_gradients.tile_b)
             found[cut] = loss.tobytes(), gradients.theta.tobytes(), gradients.inputs.tobytes()
         assert len(found) > 1 and len(set(found.values())) == 1

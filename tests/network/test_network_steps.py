@@ -273,11 +273,11 @@ def test_an_input_that_becomes_infinite_as_it_is_rounded_to_tf32(form):
     np.testing.assert_array_equal(net.theta, before)
 
 
-# ---- What a slab's rows do not change
+# ---- What the rows of a batch tile do not change
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_chains_losses_are_added_one_by_one_however_it_is_cut_into_slabs(form, monkeypatch):
+def test_the_losses_of_a_split_are_added_one_by_one_whatever_its_batch_tiles(form, monkeypatch):
     monkeypatch.setattr(split_k, "WORK_TILES_WANTED", 1)  # one split of several batch tiles
     weight = np.zeros(256, np.float32)
     weight[[0, 64, 128, 192]] = 2.0**60, 1, -(2.0**60), 1  # of one thread's rows; only from left to right is the sum 1
@@ -286,8 +286,8 @@ def test_a_chains_losses_are_added_one_by_one_however_it_is_cut_into_slabs(form,
     for limits in (H200, replace(H200, shared_bytes=66_000)):
         net = network_on(EmulatorLauncher(limits=limits), (64,) * 4, form, dtype="bfloat16")
         loss, _ = net.value_and_grad(np.ones((256, 64)), np.zeros(256, int), sample_weight=weight)
-        (passes,) = net._pool._free
-        rows.add((passes._plan if form == "whole" else passes._plan.chain).rows)
+        (passes,) = net._passes.values()
+        rows.add((passes._plan if form == "whole" else passes._plan.passes).tile_b)
         results.add(loss.tobytes())
         assert loss > 0
     clear_plans()
@@ -295,5 +295,5 @@ def test_a_chains_losses_are_added_one_by_one_however_it_is_cut_into_slabs(form,
 
 
 def clear_plans() -> None:
-    for plan in (network_plans.step_plan, network_plans.chain_plan, network_plans.weights_plan):
+    for plan in (network_plans.step_plan, network_plans.passes_plan, network_plans.weight_gradients_plan):
         plan.cache_clear()

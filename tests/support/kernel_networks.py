@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import gpuback._backends.registry
 from gpuback import MLP, Gradients
 from gpuback._backends.cuda import network_plans
-from gpuback._backends.cuda.fused_network import StepPlan, TwoLaunches, possible_plan
+from gpuback._backends.cuda.network_plans import Refusal, StepPlan, TwoLaunches, possible_fused_plan
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._core.architecture import Architecture
@@ -38,22 +38,22 @@ DTYPES = {
 class WholeOps(CudaOps):
     """Whole networks also where they are faster layer by layer."""
 
-    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
-        return possible_plan(architecture, batch_size, self.launcher.limits)
+    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | Refusal:
+        return possible_fused_plan(architecture, batch_size, self.launcher.limits)
 
 
 class TwoLaunchOps(CudaOps):
     """Two launches also where registers hold all sums."""
 
-    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
+    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | Refusal:
         return two_launches(architecture, batch_size, self.launcher.limits)
 
 
 def two_launches(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> TwoLaunches:
-    chain = network_plans.chain_plan(architecture, batch_size, limits, backward=True)
-    weights = network_plans.weights_plan(architecture, batch_size, limits)
-    assert not isinstance(chain, str) and not isinstance(weights, str)
-    return TwoLaunches(chain, weights)
+    passes = network_plans.passes_plan(architecture, batch_size, limits, backward=True)
+    weight_gradients = network_plans.weight_gradients_plan(architecture, batch_size, limits)
+    assert not isinstance(passes, Refusal) and not isinstance(weight_gradients, Refusal)
+    return TwoLaunches(passes, weight_gradients)
 
 
 def ops_on(launcher: EmulatorLauncher, form: str = "whole") -> CudaOps:

@@ -52,7 +52,7 @@ class CudaArrays:
         return run
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array, not yet written to.
+        """Make an array that nothing is written to yet.
 
         Raises:
             DeviceMemoryError: the device has no room for it.
@@ -67,15 +67,15 @@ class CudaArrays:
             ) from error
 
     def padded(self, rows: int, columns: int, dtype: np.dtype[Any]) -> Array:
-        """A matrix whose rows start at multiples of 16 bytes."""
+        """Make a matrix whose rows start at multiples of 16 bytes."""
         return self.empty((rows, pitch_for(columns, dtype)), dtype)[:, :columns]
 
     def scalar(self, value: Array | float, dtype: np.dtype[Any]) -> Array:
-        """A 0-d array: the loss itself, which every step makes anew."""
+        """Return the value itself: a 0-d array, which every step makes anew."""
         return value
 
     def copy_for_display(self, array: Array, dtype: np.dtype[Any], factor: float = 1.0) -> Array:
-        """A fresh C-ordered copy in `dtype`, times a power of two; by way of the host, to look at."""
+        """Return a fresh C-ordered copy in `dtype`, times a power of two; by way of the host."""
         copy = np.array(self.to_numpy(array), dtype, order="C")
         return self.xp.asarray(copy * copy.dtype.type(factor))
 
@@ -92,12 +92,12 @@ class CudaArrays:
         return array if isinstance(array, np.ndarray) else self.xp.asnumpy(array)
 
     def to_array(self, value: ArrayLike, what: str) -> Array:
-        """Real numbers of any kind as an array, of whatever dtype, where they are: for a look before `asarray`."""
+        """Return real numbers of any kind as an array of any dtype, where they are: for checks before `asarray`."""
         array = self._on_device(value, what)
         return as_host_array(value, None, what) if array is None else array
 
     def _on_device(self, value: ArrayLike, what: str) -> Array | None:
-        """An array in a GPU's memory; None for data on the host."""
+        """Return an array in a GPU's memory; None for data on the host."""
         if isinstance(value, np.ndarray):
             return None
         if isinstance(value, self.xp.ndarray):
@@ -107,7 +107,7 @@ class CudaArrays:
         return None
 
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
-        """Real numbers of any kind as a C-contiguous array of `dtype` on this device; data on the host are copied.
+        """Return real numbers of any kind as a C-contiguous array of `dtype` on this device; copy data on the host.
 
         Raises:
             DeviceError: an array on another device.
@@ -127,21 +127,20 @@ class CudaArrays:
         return self._converted(array, dtype, what)
 
     def _converted(self, array: Array, dtype: np.dtype[Any], what: str) -> Array:
-        """Floats by way of the host: CuPy's own conversions take subnormal numbers for 0. Integers on the device."""
+        """Convert floats on the host, since CuPy takes subnormal numbers for 0, and integers on the device."""
         if array.dtype.kind in "biu":
             return self.xp.ascontiguousarray(array.astype(dtype))
         return self.xp.asarray(as_host_array(self.to_numpy(array), dtype, what))
 
     def any_outside(self, array: Array, highest: int) -> bool:
-        """Whether an element lies outside 0 … highest, if that is seen on the host.
+        """Say whether an element of an array on the host lies outside 0 … highest.
 
-        Data on the GPU are not looked at, which would mean to wait for it: the kernels turn a label that is out of
-        range into NaN.
+        Data on the GPU are not read, since that would wait for it. There a label out of range makes NaN.
         """
         return isinstance(array, np.ndarray) and bool(array.min() < 0 or array.max() > highest)
 
     def _require_aligned(self, array: Array | None) -> None:
-        """GPUs read a number only at a multiple of its size."""
+        """Refuse an array whose numbers do not lie at multiples of their size, where GPUs read them."""
         if array is not None and not isinstance(array, np.ndarray):
             address = self.launcher.address(array)
             if address % array.itemsize:
@@ -151,7 +150,7 @@ class CudaArrays:
                 )
 
     def _row_contiguous(self, array: Array | None) -> Array | None:
-        """A matrix whose rows are contiguous and lie one after the other: itself, or a copy."""
+        """Return a matrix with contiguous rows that do not overlap: itself, or a copy."""
         if array is None or (
             array.strides[1] == array.itemsize
             and array.strides[0] >= array.shape[1] * array.itemsize
@@ -161,7 +160,7 @@ class CudaArrays:
         return self.xp.ascontiguousarray(array)
 
     def may_overlap(self, array: Array, other: Array) -> bool:
-        """Whether two arrays may share memory: whether the bytes from the first to the last of each do."""
+        """Say whether two arrays may share memory: whether their ranges of bytes overlap."""
         first, after = self._byte_range(array)
         other_first, other_after = self._byte_range(other)
         return first < other_after and other_first < after
@@ -177,11 +176,11 @@ class CudaArrays:
 
 
 def pitch_of(matrix: Array) -> np.int32:
-    """Elements from one row to the next."""
+    """Count the elements from one row to the next."""
     return np.int32(matrix.strides[0] // matrix.itemsize if len(matrix) > 1 else matrix.shape[1])
 
 
 def pitch_for(columns: int, dtype: np.dtype[Any]) -> int:
-    """The smallest number of elements, no fewer than `columns`, that fills whole 16 bytes."""
+    """Round `columns` up to a whole number of 16 bytes."""
     width = 16 // dtype.itemsize
     return round_up(columns, width)

@@ -1,62 +1,34 @@
-"""The passes of a narrow network on CUDA, a launch or two each: what `Backprop` does layer by layer.
+"""The passes of a narrow network on CUDA in a launch or two, in place of `Backprop`'s layer by layer.
 
-In one launch (kernels/network/fused_step.cu) or two (fused_passes.cu) go forward pass, loss, backward pass and, in a
-step of training, the optimizer's update. Clipping needs the gradient's norm first, and is one launch more.
+One launch (network/fused_step.cu) or two (network/fused_passes.cu, network/fused_weight_gradients.cu) make the forward
+pass, the loss, the backward pass and, in training, the optimizer's update. Clipping needs the gradient's norm first,
+which takes one launch more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from gpuback._backends.cuda import network_plans
-from gpuback._backends.cuda.arguments import labels_and_targets, output_id
+from gpuback._backends.cuda.arguments import ints, labels_and_targets, output_id
 from gpuback._backends.cuda.arrays import CudaArrays
-from gpuback._backends.cuda.network_plans import ChainPlan, StepPlan, SumsPlan, WeightsPlan
+from gpuback._backends.cuda.network_plans import PassesPlan, StepPlan, TwoLaunches, WeightGradientsPlan
 from gpuback._backends.cuda.updates import CudaUpdate
 from gpuback._core.architecture import Architecture
 from gpuback._core.gradients import Gradients
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Argument, DeviceLimits, Launch, Slot
+from gpuback._cuda.launch import Argument, Launch, Slot
 
 KEEP_GRADIENT, DECIDE = 0, 1
-"""What the kernels do with a gradient, besides the optimizers' steps: keep it; keep it and settle whether there is a
-step. As in kernels/network/reduce_and_step.cuh."""
+"""What the kernels do with a gradient, other than an optimizer's step: keep it; keep it and decide whether there is a
+step. As in kernels/network_totals.cuh."""
 
 OUTPUTS, LOSS, GRADIENTS = 0, 1, 2
 """What `fused_passes` is asked for."""
-
-
-class TwoLaunches(NamedTuple):
-    """The plans of a step in two launches."""
-
-    chain: ChainPlan
-    weights: WeightsPlan
-
-
-def gradient_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | TwoLaunches | str:
-    """How a narrow network's step is launched; or, in words, why it goes layer by layer."""
-    plan = possible_plan(architecture, batch_size, limits)
-    rows = plan.rows if isinstance(plan, StepPlan) else None
-    return plan if isinstance(plan, str) else network_plans.drawback(architecture, rows) or plan
-
-
-def possible_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits) -> StepPlan | TwoLaunches | str:
-    """How a narrow network's step could be launched, whether or not that is the fastest."""
-    reason = network_plans.refusal(architecture, limits)
-    if reason is not None:
-        return reason
-    step = network_plans.step_plan(architecture, batch_size, limits)
-    if isinstance(step, StepPlan):
-        return step
-    chain = network_plans.chain_plan(architecture, batch_size, limits, backward=True)
-    weights = network_plans.weights_plan(architecture, batch_size, limits)
-    if isinstance(chain, str) or isinstance(weights, str):
-        return chain if isinstance(chain, str) else str(weights)
-    return TwoLaunches(chain, weights)
 
 
 class CudaFusedNetwork:
@@ -80,29 +52,30 @@ class CudaFusedNetwork:
         self._divisor, self._factor = total(batch_size / scale), total(1.0 / scale)
         self._steps: WeakKeyDictionary[CudaUpdate, dict[bool, Callable[..., None]]] = WeakKeyDictionary()
         limits, xp = arrays.launcher.limits, arrays.xp
-        self._depth = _int(len(architecture.sizes) - 1)
+        self._depth = len(architecture.sizes) - 1
         if not need_gradient:
-            forward = network_plans.chain_plan(architecture, batch_size, limits, backward=False)
-            assert isinstance(forward, ChainPlan)  # what has room for the backward pass has it without
+            forward = network_plans.passes_plan(architecture, batch_size, limits, backward=False)
+            assert isinstance(forward, PassesPlan)  # what has room for the backward pass has it without
             self._losses = arrays.empty(forward.split.splits, np.dtype(np.float64))
             self._counters = xp.zeros(network_plans.COUNTERS, np.uint32)
             self._forward = {
-                wanted: self._bind_chain(forward, xp.asarray(forward.layout), wanted, None)
+                wanted: self._bind_passes(forward, xp.asarray(forward.layout.view(np.int32)), wanted, None)
                 for wanted in (OUTPUTS, LOSS)
             }
             return
-        plans = (plan,) if isinstance(plan, StepPlan) else plan
-        self._layout = xp.asarray(plans[0].layout)
-        sums, splits = plans[-1].sums, plans[-1].sums.split.splits
+        if isinstance(plan, StepPlan):
+            layout, sums, splits = plan.layout, plan.sums, plan.sums.split.splits
+        else:
+            layout, sums, splits = plan.passes.layout, plan.weight_gradients.sums, plan.passes.split.splits
+        self._layout = xp.asarray(layout.view(np.int32))
         self._partials = arrays.empty(sums.partials, precision.accumulator)
         self._squares, self._counters = xp.zeros(sums.slots, np.float64), xp.zeros(sums.counters, np.uint32)
-        if isinstance(plan, TwoLaunches):
-            splits = plan.chain.split.splits
-            self._workspace = arrays.empty(plan.chain.columns * batch_size, precision.operand)
         self._losses = arrays.empty(splits, np.dtype(np.float64))
         if isinstance(plan, TwoLaunches):
-            self._chain = self._bind_chain(plan.chain, self._layout, GRADIENTS, self._workspace)
-        self._gradient = self._bind_step(KEEP_GRADIENT, [None, None, None, None])
+            self._workspace = arrays.empty(plan.passes.columns * batch_size, precision.operand)
+            self._passes = self._bind_passes(plan.passes, self._layout, GRADIENTS, self._workspace)
+        no_optimizer = dict.fromkeys(("first_state", "second_state", "hyper", "state"))
+        self._gradient = self._bind_step(KEEP_GRADIENT, no_optimizer)
 
     def forward(self, x: Array, out: Array) -> None:
         """out = ŷ, (B, n_L)."""
@@ -117,7 +90,7 @@ class CudaFusedNetwork:
     def value_and_grad(
         self, x: Array, y: Array, weight: Array | None, gradients: Gradients, *, accumulate: bool = False
     ) -> Array:
-        """The loss; its gradients into (or, accumulating, onto) `gradients`, ∂loss/∂x too if there is room for it."""
+        """Return the loss; write or add its gradients to `gradients`, ∂loss/∂x too if it has an array for it."""
         mean = self._fresh_loss()
         self._gradient(x, y, weight, gradients.theta, accumulate, gradients.inputs, mean)
         return mean
@@ -125,7 +98,7 @@ class CudaFusedNetwork:
     def step(
         self, x: Array, y: Array, weight: Array | None, gradient: Array, update: CudaUpdate, clips: bool, loss: Array
     ) -> None:
-        """A step of training by the hyper-parameters that lie on the device; nothing but launches.
+        """Make a step of training by the hyper-parameters on the device. It only launches.
 
         Args:
             x, y, weight: the batch.
@@ -137,7 +110,9 @@ class CudaFusedNetwork:
         launches = self._steps.setdefault(update, {})
         if clips not in launches:
             kind = DECIDE if clips else update.kernel_id
-            launches[clips] = self._bind_step(kind, [*update.moments, update.hyper, update.state])
+            first, second = update.moments
+            state = {"first_state": first, "second_state": second, "hyper": update.hyper, "state": update.state}
+            launches[clips] = self._bind_step(kind, state)
         launches[clips](x, y, weight, gradient, False, None, loss)
         if clips:
             update.launch_step(gradient)
@@ -145,70 +120,88 @@ class CudaFusedNetwork:
     def _fresh_loss(self) -> Array:
         return self._arrays.empty((), self._architecture.precision.accumulator)
 
-    def _loss_options(self) -> list[Argument]:
-        architecture = self._architecture
-        return [_int(architecture.loss_row.kernel_id), _int(output_id(architecture.output)), self._divisor]
+    def _batch(self) -> dict[str, Argument]:
+        """Describe a batch, with slots for the samples, labels, targets and weights."""
+        slots = {name: Slot() for name in ("x_bi", "labels_b", "targets_bj", "weight_b")}
+        return slots | ints(layers=self._depth, n_batch=self._batch_size)
 
-    def _bind_chain(self, plan: ChainPlan, layout: Array, wanted: int, workspace: Array | None) -> Launch:
-        """A function of the samples, labels, targets, weights, ŷ, dx and the mean loss."""
-        batch = [Slot(), Slot(), Slot(), Slot(), _int(self._batch_size)]
+    def _loss_options(self) -> dict[str, Argument]:
+        architecture = self._architecture
+        loss, output = architecture.loss_row.kernel_id, output_id(architecture.output)
+        return ints(loss=loss, output=output) | {"divisor": self._divisor}
+
+    def _bind_passes(self, plan: PassesPlan, layout: Array, wanted: int, workspace: Array | None) -> Launch:
+        """Bind a function of the samples, labels, targets, weights, ŷ, dx and the mean loss."""
         return self._arrays.launcher.bind(
             plan.launch,
-            [
-                *(layout, self._depth, _int(plan.all_weights), *batch, _int(wanted)),
-                *(
-                    *self._loss_options(),
-                    self._factor,
-                    _int(plan.rows),
-                    _int(plan.split.rows_per_split),
-                    _int(plan.split.splits),
-                ),
-                self._theta,
-                *(Slot(), Slot(), Slot(), workspace, self._losses, self._counters),
-            ],
+            layout=layout,
+            theta=self._theta,
+            **self._batch(),
+            **self._loss_options(),
+            out_bj=Slot(),
+            dx_bi=Slot(),
+            mean_loss=Slot(),
+            factor=self._factor,
+            **ints(all_weights=plan.all_weights, wanted=wanted, tile_b=plan.tile_b),
+            **ints(rows_per_split=plan.split.rows_per_split, n_splits=plan.split.splits),
+            workspace=workspace,
+            losses=self._losses,
+            counters=self._counters,
         )
 
-    def _bind_step(self, kind: int, state: list[Array | None]) -> Callable[..., None]:
-        """A function of the samples, targets, weights, the gradient, accumulate, dx and the mean loss."""
+    def _bind_step(self, kind: int, state: dict[str, Array | None]) -> Callable[..., None]:
+        """Bind a function of the samples, targets, weights, the gradient, accumulate, dx and the mean loss."""
         plan, bind = self._plan, self._arrays.launcher.bind
-        update = [self._theta, _int(self._theta.size), _int(kind), *state, Slot(), Slot(np.int32), self._factor]
+        update: dict[str, Argument] = {
+            "layout": self._layout,
+            "theta": self._theta,
+            **ints(n_parameters=self._theta.size, optimizer=kind),
+            **state,
+            "gradient": Slot(),
+            "accumulate": Slot(np.int32),
+            "factor": self._factor,
+        }
         if isinstance(plan, StepPlan):
-            batch = [Slot(), Slot(), Slot(), Slot(), _int(self._batch_size)]
             launch = bind(
                 plan.launch,
-                [
-                    *(self._layout, self._depth, *batch, *self._loss_options()),
-                    *(_int(plan.rows), *_split(plan.sums), *update, Slot(), Slot()),
-                    *(self._partials, self._losses, self._squares, self._counters, _int(plan.sums.pieces)),
-                ],
+                **self._batch(),
+                **self._loss_options(),
+                **update,
+                dx_bi=Slot(),
+                mean_loss=Slot(),
+                **self._sums(plan),
             )
 
             def run(x: Array, y: Array, weight: Array | None, *outputs: Any) -> None:
                 launch(x, *labels_and_targets(y), weight, *outputs)
 
             return run
-        chain, weights = self._chain, plan.weights
+        passes = self._passes
         add_up = bind(
-            weights.launch,
-            [
-                *(self._layout, self._depth, self._workspace, _int(self._batch_size)),
-                *(_int(weights.rows), *_split(weights.sums), *update, Slot(), self._partials, self._losses),
-                *(_int(plan.chain.split.splits), self._squares, self._counters, _int(weights.sums.pieces)),
-            ],
+            plan.weight_gradients.launch,
+            **ints(layers=self._depth, n_batch=self._batch_size, loss_count=plan.passes.split.splits),
+            workspace=self._workspace,
+            **update,
+            mean_loss=Slot(),
+            **self._sums(plan.weight_gradients),
         )
 
         def run_both(
             x: Array, y: Array, weight: Array | None, gradient: Array, accumulate: bool, dx: Array | None, loss: Array
         ) -> None:
-            chain(x, *labels_and_targets(y), weight, None, dx, None)
+            passes(x, *labels_and_targets(y), weight, None, dx, None)
             add_up(gradient, accumulate, loss)
 
         return run_both
 
-
-def _split(sums: SumsPlan) -> list[Argument]:
-    return [_int(sums.split.rows_per_split), _int(sums.split.splits), _int(sums.split.group_size)]
-
-
-def _int(value: int) -> np.int32:
-    return np.int32(value)
+    def _sums(self, plan: StepPlan | WeightGradientsPlan) -> dict[str, Argument]:
+        """Describe the split of sums over the batch, and their workspace."""
+        split = plan.sums.split
+        return {
+            **ints(tile_b=plan.tile_b, n_fragments=plan.sums.fragments),
+            **ints(rows_per_split=split.rows_per_split, n_splits=split.splits, group_size=split.group_size),
+            "partials": self._partials,
+            "losses": self._losses,
+            "squares": self._squares,
+            "counters": self._counters,
+        }

@@ -62,12 +62,12 @@ class LayerPlan:
 
 
 def simt_shared(real: str, tile: int) -> int:
-    """Bytes of shared memory of a tile without tensor cores."""
+    """Count the bytes of shared memory of a tile without tensor cores."""
     return (8 if real == "double" else 4) * (tile * tile + 2 * 16 * 2 * (tile + 4))
 
 
 def mma_shared(operand: str, tile: int) -> int:
-    """Bytes of shared memory of a tile on tensor cores."""
+    """Count the bytes of shared memory of a tile on tensor cores."""
     size = 4 if operand == "float" else 2
     step = 64 // size
     upright, flat = tile * (step + 8), step * (tile + 8)
@@ -107,7 +107,7 @@ class NarrowTile:
 
 
 def narrow_tile_choices(operand: str, max_out: int, max_in: int) -> list[NarrowTile]:
-    """From deep to shallow: the first that has room in shared memory is taken."""
+    """List tiles from the largest to the smallest; the first that fits into shared memory is taken."""
     size = 4 if operand == "float" else 2
     if max_out == max_in == 64:
         return [NarrowTile(64, 64, 256 // size, 3), NarrowTile(64, 64, 128 // size, 3)]
@@ -128,7 +128,7 @@ def _require_tensor_cores(precision: Precision, limits: DeviceLimits) -> None:
 def layer_plan(
     batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, *, need_da_prev: bool = True
 ) -> LayerPlan:
-    """How to run a layer's backward pass: dW, db and, if needed, da of the layer below.
+    """Plan a layer's backward pass: dW, db and, if needed, da of the layer below.
 
     Raises:
         BackendError: the device cannot run such products.
@@ -145,7 +145,7 @@ def layer_plan(
 
 @functools.cache
 def delta_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits) -> LayerPlan:
-    """How to run da of the layer below by itself: a layer's backward pass without a split of dW, tile by tile.
+    """Plan da of the layer below by itself: a layer's backward pass without dW.
 
     Raises:
         BackendError: the device cannot run such products.
@@ -169,14 +169,14 @@ def delta_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, lim
 
 
 def _per_lane(of_dw: int, fragments: int) -> int:
-    """Numbers that a lane brings to a reduction: its part of dW, and two of db for each row of fragments."""
+    """Count the numbers that a lane brings to a reduction: its part of dW, and two of db for each row of fragments."""
     return of_dw + round_up(2 * fragments, 4)
 
 
 def _narrow_layer(
     batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits
 ) -> LayerPlan | None:
-    """One block to a split; None where shared memory has no room for it."""
+    """Plan a block for each split; None where shared memory has no room for it."""
     operand = operand_name(precision)
     max_out, max_in = (64 if width <= 64 else 128 for width in (n_out, n_in))
     choices = narrow_tile_choices(operand, max_out, max_in)
@@ -196,7 +196,7 @@ def _narrow_layer(
 
 
 def _mma_tile(batch_size: int, n_out: int, n_in: int) -> tuple[int, SplitK]:
-    """The larger tile if it makes work tiles enough, else the smaller one; and the split of the batch with it."""
+    """Choose the larger tile if it makes work tiles enough, else the smaller one; split the batch for it."""
     for tile in (128, 64):
         tiles_o, tiles_i = ceil_div(n_out, tile), ceil_div(n_in, tile)
         if max(n_out, n_in) <= NARROW:  # where only the device keeps a layer from `layer_mma_narrow`: the same bits
@@ -255,29 +255,29 @@ def _simt_layer(
 
 
 def simt_tiles(real: str) -> tuple[int, ...]:
-    """The tiles that there are without tensor cores."""
+    """List the tiles that there are without tensor cores."""
     return (64,) if real == "double" else (128, 64)
 
 
 def _simt_tile(real: str, narrowest: int, rows: int, columns: int) -> int:
-    """For so many rows and columns of da or of a forward pass."""
+    """Choose a tile for so many rows and columns of da or of a forward pass."""
     enough = ceil_div(rows, 128) * ceil_div(columns, 128) >= SIMT_LARGE_TILES_WANTED
     return 128 if narrowest > 64 and enough and 128 in simt_tiles(real) else 64
 
 
 def mma_variant(entry: str, operand: str, tile: int) -> Variant:
-    """A kernel of large tiles on tensor cores."""
+    """Name a kernel of large tiles on tensor cores."""
     return Variant("layer/layer_mma.cu", entry, (f"Element={operand}", f"TILE={tile}"), tensor_cores=True)
 
 
 def simt_variant(entry: str, real: str, tile: int) -> Variant:
-    """A kernel without tensor cores."""
+    """Name a kernel without tensor cores."""
     return Variant("layer/layer_simt.cu", entry, (f"Accum={real}", f"TILE={tile}"))
 
 
 @functools.cache
 def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits) -> LaunchPlan:
-    """How to run a layer's forward pass: one block to a tile of the output.
+    """Plan a layer's forward pass: one block to a tile of the output.
 
     Raises:
         BackendError: the device cannot run such products.

@@ -10,45 +10,33 @@ launches come from outside, so that NumPy arrays and the emulator can stand in f
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gpuback._backends.cuda import layer_plans, row_plans
-from gpuback._backends.cuda.arguments import activation_id, labels_and_targets, output_id
-from gpuback._backends.cuda.arrays import pitch_for, pitch_of
+from gpuback._backends.cuda.arguments import ints, labels_and_targets, matrices, output_id
+from gpuback._backends.cuda.arrays import pitch_for
 from gpuback._backends.cuda.formats import real_of, uses_tensor_cores
-from gpuback._backends.cuda.fused_network import CudaFusedNetwork, TwoLaunches, gradient_plan
-from gpuback._backends.cuda.network_plans import StepPlan, step_plan
+from gpuback._backends.cuda.fused_network import CudaFusedNetwork
+from gpuback._backends.cuda.layers import CudaLayers
+from gpuback._backends.cuda.network_plans import Refusal, StepPlan, TwoLaunches, fused_plan, step_plan
 from gpuback._backends.cuda.per_sample import CudaPerSample
 from gpuback._backends.cuda.updates import AdamUpdate, CudaLossScale, SGDUpdate
 from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace
 from gpuback._backends.numpy.threads import ThreadPool
-from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.integers import ceil_div
 from gpuback._core.losses import Loss
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
-
-CACHED_LAUNCHES = 64
-"""For how many shapes `fused_backward` keeps its launch, on each thread."""
+from gpuback._cuda.launch import Launcher, Slot
 
 
-class _LaunchCache(threading.local):
-    """The launches of `layer_backward` by shape, the oldest first. A bound launch is for one thread at a time."""
-
-    def __init__(self) -> None:
-        self.launches: dict[Any, tuple[Launch, layer_plans.LayerPlan]] = {}
-
-
-class CudaOps(CudaPerSample):
+class CudaOps(CudaLayers, CudaPerSample):
     """Every operation on CuPy arrays of one device.
 
     Args:
@@ -69,7 +57,6 @@ class CudaOps(CudaPerSample):
     ) -> None:
         super().__init__(xp, launcher, name=name, device=device)
         self._fuse_networks = fuse_networks
-        self._launch_cache = _LaunchCache()
 
     def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> CudaWorkspace:
         return CudaWorkspace(self, rows, sizes, precision)
@@ -77,7 +64,7 @@ class CudaOps(CudaPerSample):
     def plan_blocks(
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
     ) -> tuple[int, ThreadPool]:
-        """The whole batch at once."""
+        """Take the whole batch as one block."""
         return batch_size, ThreadPool(1, blas_alone=False)
 
     # Passes
@@ -85,7 +72,7 @@ class CudaOps(CudaPerSample):
     def bind_weights(
         self, theta: Array, layout: Layout, precision: Precision
     ) -> tuple[list[Array], Callable[[], object]]:
-        """Each W as products read it: on tensor cores a padded copy in the operands' format, all made by one launch."""
+        """Bind each W as products read it: on tensor cores a padded copy in the operands' format, all by one launch."""
         if not uses_tensor_cores(precision):
             return list(layout.split(theta)[0]), _nothing
         table, row, place = [], 0, 0
@@ -99,18 +86,26 @@ class CudaOps(CudaPerSample):
             flat[place : place + n_out * pitch].reshape(n_out, pitch)[:, :n_in]
             for (n_in, n_out), (_, _, _, place, pitch) in zip(layout.shapes, table, strict=False)
         ]
-        arguments = [theta, flat, self.xp.asarray(table, np.int64), _int(len(layout.shapes))]
-        return copies, self.launcher.bind(row_plans.copy_plan("copy_weights", row, precision), arguments)
+        launch = self.launcher.bind(
+            row_plans.copy_plan("copy_weights", row, precision),
+            theta=theta,
+            copies=flat,
+            table=self.xp.asarray(table, np.int64),
+            **ints(layers=len(layout.shapes)),
+        )
+        return copies, launch
 
     def bind_load(self, width: int, precision: Precision, workspace: CudaBuffers) -> Callable[[Array], Array]:
-        """A function from the samples to the h_0 that products read: rounded to the operands' dtype."""
+        """Bind a function from the samples to h_0, rounded to the operands' dtype."""
         if not precision.sixteen_bit:
             return _itself
         h_0 = workspace.hidden(width)
         rows = workspace.rows
         launch = self.launcher.bind(
             row_plans.copy_plan("copy_rows", rows, precision),
-            [Slot(), _int(width), h_0, pitch_of(h_0), _int(rows), _int(width)],
+            x_bi=Slot(),
+            **matrices(out_bi=h_0),
+            **ints(x_pitch=width, n_batch=rows, n=width),
         )
 
         def load(x: Array) -> Array:
@@ -119,50 +114,30 @@ class CudaOps(CudaPerSample):
 
         return load
 
-    def bind_forward(
-        self, W: Array, b: Array, h: Array, a: Array | None, activation: Activation | None, workspace: CudaWorkspace
-    ) -> Callable[[Array], None]:
-        """h = g(a), a = h_prev Wᵀ + b, in one launch; see `NumpyOps.bind_forward`."""
-        precision, (n_out, n_in) = workspace.precision, W.shape
-        plan = layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits)
-        tensor_cores = uses_tensor_cores(precision)
-        kind = activation_id(activation)
-        launches: dict[np.int32, Launch] = {}
-
-        def forward(h_prev: Array) -> None:
-            pitch = pitch_of(h_prev)
-            launch = launches.get(pitch)
-            if launch is None:
-                out = [h, pitch_of(h)] + ([_int(activation is None)] if tensor_cores else [])
-                kept = [a, _int(0) if a is None else pitch_of(a)]
-                shape = [_int(len(h)), _int(n_out), _int(n_in), _int(kind)]
-                launch = self.launcher.bind(plan, [Slot(), pitch, W, pitch_of(W), b, *kept, *out, *shape])
-                launches[pitch] = launch
-            launch(h_prev)
-
-        return forward
-
     def bind_loss(
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: CudaWorkspace
     ) -> Callable[..., Array]:
-        """The mean over the batch of w_b ℓ_b, a 0-d array, and da = w_b ∂ℓ_b/∂a_b / divisor, as a function of y and w,
-        and of where the mean goes: a fresh array, if that is not given.
+        """Bind da = w_b ∂ℓ_b/∂a_b / divisor and the mean over the batch of w_b ℓ_b.
 
         A label that is out of range makes its loss and its row of da NaN.
+
+        Returns:
+            A function of y, w and an array for the mean, by default a fresh one; it returns the mean, a 0-d array.
         """
         precision, (rows, width) = workspace.precision, a.shape
         total: Any = precision.accumulator.type
         plan = row_plans.loss_plan(rows, precision)
         launch = self.launcher.bind(
             plan,
-            [
-                *(a, pitch_of(a)),
-                *(Slot(), Slot(), Slot()),  # labels, targets, weight
-                *(da, pitch_of(da)),
-                Slot(),  # the mean loss
-                *(_int(rows), _int(width), _int(loss.kernel_id), _int(output_id(output)), total(divisor)),
-                *(self.xp.empty(plan.grid, np.float64), workspace.counters),
-            ],
+            **matrices(a_bj=a, da_bj=da),
+            labels_b=Slot(),
+            targets_bj=Slot(),
+            weight_b=Slot(),
+            mean_loss=Slot(),
+            **ints(n_batch=rows, n=width, loss=loss.kernel_id, output=output_id(output)),
+            divisor=total(divisor),
+            partials=self.xp.empty(plan.grid, np.float64),
+            arrivals=workspace.counters,
         )
 
         def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
@@ -174,19 +149,21 @@ class CudaOps(CudaPerSample):
         return loss_and_delta
 
     def mean_loss(self, parts: list[Array], batch_size: int) -> Array:
-        """The batch's loss, which `bind_loss` gave for the batch as one block."""
+        """Return the loss of the batch, which is one block."""
         (mean,) = parts
         return mean
 
     def bind_mean_of_blocks(
         self, rows: int, batch_size: int, dtype: np.dtype[Any]
     ) -> tuple[list[Array], Callable[[list[Any]], Array]]:
-        """See `gpuback._backends.protocol.Ops`: one launch."""
+        """Bind the mean of blocks' losses as one launch; see `gpuback._backends.protocol.Ops`."""
         blocks = ceil_div(batch_size, rows)
         means = self.xp.empty(blocks, dtype)
         launch = self.launcher.bind(
             row_plans.vector_plan("mean_of_blocks", 1, real_of(dtype)),
-            [means, _int(blocks), _int(rows), _int(batch_size), Slot()],
+            means=means,
+            mean=Slot(),
+            **ints(n_blocks=blocks, rows=rows, n_batch=batch_size),
         )
 
         def mean(parts: list[Any]) -> Array:
@@ -197,149 +174,14 @@ class CudaOps(CudaPerSample):
         return [means[i : i + 1].reshape(()) for i in range(blocks)], mean
 
     def bind_output(self, name: str, a: Array, workspace: CudaWorkspace) -> Callable[[Array], object]:
-        """out = ŷ = O(a), as a function of out."""
+        """Bind out = ŷ = O(a) as a function of out."""
         rows, width = a.shape
         return self.launcher.bind(
             row_plans.output_plan(rows, workspace.precision),
-            [a, pitch_of(a), Slot(), _int(width), _int(rows), _int(width), _int(output_id(name))],
+            **matrices(a_bj=a),
+            out_bj=Slot(),
+            **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
         )
-
-    def bind_backward(
-        self,
-        da: Array,
-        W: Array,
-        da_prev: Array | None,
-        activation_prev: Activation | None,
-        source_prev: Array | None,
-        scale: float,
-        workspace: CudaWorkspace,
-    ) -> Callable[[Array, Array, Array, bool], None]:
-        """dW, db and da_prev in one launch; see `NumpyOps.bind_backward`."""
-        precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
-        plan = layer_plans.layer_plan(
-            rows, n_out, n_in, precision, self.launcher.limits, need_da_prev=da_prev is not None
-        )
-        launches: dict[np.int32, Launch] = {}
-
-        def bind(h_pitch: np.int32) -> Launch:
-            return self._bind_layer(
-                plan,
-                precision,
-                (rows, n_out, n_in),
-                [*_rows(da), Slot(), h_pitch, *_rows(W), *_rows(source_prev), *_rows(da_prev)],
-                prev_as_sums=da_prev is not None and da_prev.dtype == precision.accumulator,
-                activation=activation_id(activation_prev),
-                prev_factor=1.0 / scale if activation_prev is None else 1.0,
-                factor=1.0 / scale,
-                workspace=[workspace.partials, workspace.counters, workspace.tickets],
-            )
-
-        def backward(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
-            pitch = pitch_of(h_prev)
-            launch = launches.get(pitch)
-            if launch is None:
-                launch = launches[pitch] = bind(pitch)
-            launch(h_prev, dW, db, accumulate)
-
-        return backward
-
-    def bind_delta(
-        self,
-        da: Array,
-        W: Array,
-        da_prev: Array,
-        activation_prev: Activation,
-        source_prev: Array,
-        workspace: CudaWorkspace,
-    ) -> Callable[[], object]:
-        """da_prev by itself, as dW's launch without a work tile of dW; see `NumpyOps.bind_delta`."""
-        precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
-        launch = self._bind_layer(
-            layer_plans.delta_plan(rows, n_out, n_in, precision, self.launcher.limits),
-            precision,
-            (rows, n_out, n_in),
-            [*_rows(da), *_rows(None), *_rows(W), *_rows(source_prev), *_rows(da_prev)],
-            prev_as_sums=False,
-            activation=activation_prev.kernel_id,
-            prev_factor=1.0,
-            factor=1.0,
-            workspace=[None, None, workspace.tickets],
-        )
-        return partial(launch, None, None, False)
-
-    def _bind_layer(
-        self,
-        plan: layer_plans.LayerPlan,
-        precision: Precision,
-        shape: tuple[int, int, int],
-        matrices: list[Argument],
-        *,
-        prev_as_sums: bool,
-        activation: int,
-        prev_factor: float,
-        factor: float,
-        workspace: list[Argument],
-    ) -> Launch:
-        """The launch of a layer's backward pass, with slots for dW, db and accumulate, and those among its `matrices`.
-
-        Those are da, h, W, source and da_prev, each with its pitch.
-        """
-        total: Any = precision.accumulator.type
-        flag = [_int(prev_as_sums)] if uses_tensor_cores(precision) else []
-        split = [_int(plan.split.splits), _int(plan.split.group_size), _int(plan.split.rows_per_split)]
-        return self.launcher.bind(
-            plan.launch,
-            [
-                *(*matrices, *flag, Slot(), Slot(), *map(_int, shape), _int(activation)),
-                *(total(prev_factor), total(factor), Slot(np.int32)),
-                *(*split, *(workspace if plan.persistent else workspace[:-1])),
-            ],
-        )
-
-    def layer_backward(
-        self,
-        da: Array,
-        h_prev: Array,
-        W: Array,
-        source: Array | None,
-        activation_prev: Activation,
-        precision: Precision,
-        dW: Array,
-        db: Array,
-        da_prev: Array | None,
-        accumulate: bool,
-    ) -> None:
-        """`gpuback.fused_backward`, its arguments checked. A shape's launch is kept for the next call."""
-        for array in (da, h_prev, W, source, dW, db, da_prev):
-            self._require_aligned(array)
-        da, h_prev, W, source = (self._row_contiguous(array) for array in (da, h_prev, W, source))
-        pitches = [None if array is None else pitch_of(array) for array in (da, h_prev, W, source, da_prev)]
-        key = (len(da), *W.shape, precision, activation_prev.name, *pitches)
-        launches = self._launch_cache.launches
-        if key not in launches:
-            if len(launches) >= CACHED_LAUNCHES:
-                launches.pop(next(iter(launches)))
-            need = da_prev is not None
-            plan = layer_plans.layer_plan(len(da), *W.shape, precision, self.launcher.limits, need_da_prev=need)
-            matrices = [x for pitch in pitches for x in ([None, _int(0)] if pitch is None else [Slot(), pitch])]
-            launch = self._bind_layer(
-                plan,
-                precision,
-                (len(da), *W.shape),
-                matrices,
-                prev_as_sums=False,
-                activation=activation_prev.kernel_id,
-                prev_factor=1.0,
-                factor=1.0,
-                workspace=[Slot(), Slot(), Slot()],
-            )
-            launches[key] = launch, plan
-        launch, plan = launches[key]
-        # Fresh for each call: calls on different streams may be under way together.
-        partials = self.empty(plan.partials, precision.accumulator)
-        counters = self.xp.zeros(plan.counters + 1, np.uint32)
-        given = [array for array in (da, h_prev, W, source, da_prev) if array is not None]
-        launch(*given, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.persistent else []))
 
     # Updates
 
@@ -357,16 +199,16 @@ class CudaOps(CudaPerSample):
         need_gradient: bool = True,
         need_input_grad: bool = False,
     ) -> CudaFusedNetwork | None:
-        """The passes of a narrow network, a launch or two each; None for others."""
+        """Return the passes of a narrow network, a launch or two each; None for others."""
         plan = self._network_plan(architecture, batch_size)
-        if isinstance(plan, str):
+        if isinstance(plan, Refusal):
             return None
         return CudaFusedNetwork(self, architecture, theta, plan, (batch_size, need_gradient, need_input_grad))
 
-    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | str:
+    def _network_plan(self, architecture: Architecture, batch_size: int) -> StepPlan | TwoLaunches | Refusal:
         if not self._fuse_networks:
-            return "so this backend was asked to"
-        return gradient_plan(architecture, batch_size, self.launcher.limits)
+            return Refusal("so this backend was asked to")
+        return fused_plan(architecture, batch_size, self.launcher.limits)
 
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
         return SGDUpdate(self.xp, self.launcher, theta, velocity, steps)
@@ -380,63 +222,49 @@ class CudaOps(CudaPerSample):
         return CudaLossScale(self, initial, growth_interval, n_parameters, dtype)
 
     def norm(self, array: Array) -> float:
-        """√Σ x², without overflow or underflow on the way; waits for it."""
+        """Compute √Σ x² without overflow or underflow on the way, and wait for it."""
         plan = row_plans.vector_plan("vector_norm", array.size, real_of(array.dtype))
         result = self.xp.empty((), np.float64)
         partials, arrivals = self.xp.empty(3 * plan.grid, np.float64), self.xp.zeros(1, np.uint32)
-        self.launcher.bind(plan, [array, np.int64(array.size), result, partials, arrivals])()
+        workspace = {"partials": partials, "arrivals": arrivals}
+        self.launcher.bind(plan, x=array, n=np.int64(array.size), result=result, **workspace)()
         return float(result)
 
     def all_finite(self, array: Array) -> bool:
-        """Whether no element is infinite or NaN."""
+        """Say whether no element is infinite or NaN."""
         return math.isfinite(self.norm(array)) or bool(np.isfinite(self.to_numpy(array)).all())
 
-    # In words
+    # Explanations
 
     def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str]:
-        """The launches of a whole step, none if it goes layer by layer; and why so."""
+        """List the launches of a fused step, none if it goes layer by layer; and say why."""
         plan = self._network_plan(architecture, batch_size)
-        if isinstance(plan, str):
-            return [], plan
+        if isinstance(plan, Refusal):
+            return [], plan.reason
         if isinstance(plan, StepPlan):
-            one = f"fused_step, {plan.launch.grid} blocks, batch tiles of {plan.rows} rows, {plan.sums.split}"
-            return [one], "a block has room for all weights, and its registers for the sums of all gradients"
-        chain, weights = plan
-        kept = "all weights" if chain.all_weights else "one layer's weights"
-        both = [
-            f"fused_passes, {chain.launch.grid} blocks, batch tiles of {chain.rows} rows beside {kept}, {chain.split}",
-            f"{weights.launch.variant.entry}, {weights.launch.grid} blocks, for each layer {weights.sums.split}",
-        ]
-        return both, str(step_plan(architecture, batch_size, self.launcher.limits))
+            return plan.in_words, "a block has room for all weights, and its registers for the sums of all gradients"
+        step = step_plan(architecture, batch_size, self.launcher.limits)
+        return plan.in_words, step.reason if isinstance(step, Refusal) else "so this backend was asked to"
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
-        """What runs a layer's forward pass."""
+        """Name the kernel of a layer's forward pass."""
         plan = layer_plans.forward_plan(batch_size, n_out, n_in, precision, self.launcher.limits)
         return f"{plan.variant.entry}, {plan.grid} blocks"
 
     def explain_backward(
         self, batch_size: int, n_out: int, n_in: int, precision: Precision, *, need_da_prev: bool
     ) -> str:
-        """What runs a layer's backward pass."""
+        """Name the kernel of a layer's backward pass."""
         plan = layer_plans.layer_plan(
             batch_size, n_out, n_in, precision, self.launcher.limits, need_da_prev=need_da_prev
         )
         return f"{plan.launch.variant.entry}, {plan.why}"
 
 
-def _int(value: int) -> np.int32:
-    return np.int32(value)
-
-
-def _rows(matrix: Array | None) -> list[Argument]:
-    """A matrix as kernels take it: where it begins, and its pitch."""
-    return [None, _int(0)] if matrix is None else [matrix, pitch_of(matrix)]
-
-
 def _nothing() -> None:
-    """What there is to do where nothing is rounded."""
+    """Do nothing: no operand is rounded."""
 
 
 def _itself(array: Array) -> Array:
-    """What products read where nothing is rounded."""
+    """Return the array: no operand is rounded."""
     return array

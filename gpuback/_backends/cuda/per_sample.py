@@ -1,4 +1,4 @@
-"""What CUDA says of each sample by itself: the operations of `NumpyPerSample` as launches of per_sample.cu."""
+"""Per-sample gradients on CUDA: the operations of `NumpyPerSample` as launches of kernels/per_sample.cuh."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuback._backends.cuda import row_plans
+from gpuback._backends.cuda.arguments import ints, matrices
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
 from gpuback._backends.cuda.workspace import CudaBuffers
 from gpuback._core.typing import Array
@@ -14,19 +15,23 @@ from gpuback._cuda.launch import Slot
 
 
 class CudaPerSample(CudaArrays):
-    """The operations of a backend on each sample by itself."""
+    """The operations on the gradients of single samples."""
 
     def bind_add_norms(
         self, da: Array, norms: Array, workspace: CudaBuffers
     ) -> Callable[[Array, bool, Array | None], None]:
-        """norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)); see `NumpyPerSample.bind_add_norms`."""
+        """Bind norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)); see `NumpyPerSample.bind_add_norms`."""
         rows, n_out = da.shape
         launch = self.launcher.bind(
             row_plans.per_sample_plan("add_norms", rows, workspace.precision),
-            [
-                *(da, pitch_of(da), Slot(), Slot(np.int32), norms, Slot(), Slot(np.int32)),
-                *(np.int32(rows), np.int32(n_out), Slot(np.int32)),
-            ],
+            **matrices(da_bo=da),
+            h_bi=Slot(),
+            h_pitch=Slot(np.int32),
+            norms_b=norms,
+            out_b=Slot(),
+            first=Slot(np.int32),
+            n_in=Slot(np.int32),
+            **ints(n_batch=rows, n_out=n_out),
         )
 
         def add_norms(h_prev: Array, first: bool, out: Array | None) -> None:
@@ -35,22 +40,30 @@ class CudaPerSample(CudaArrays):
         return add_norms
 
     def bind_clip(self, da: Array, norms: Array, factor: float, workspace: CudaBuffers) -> Callable[[float], None]:
-        """da_b *= factor min(1, max_norm / norms_b); see `NumpyPerSample.bind_clip`."""
+        """Bind da_b *= factor min(1, max_norm / norms_b); see `NumpyPerSample.bind_clip`."""
         rows, n_out = da.shape
         return self.launcher.bind(
             row_plans.per_sample_plan("clip_rows", rows, workspace.precision),
-            [da, pitch_of(da), norms, Slot(np.float64), np.float64(factor), np.int32(rows), np.int32(n_out)],
+            **matrices(da_bo=da),
+            norms_b=norms,
+            max_norm=Slot(np.float64),
+            factor=np.float64(factor),
+            **ints(n_batch=rows, n_out=n_out),
         )
 
     def bind_outer(self, da: Array, workspace: CudaBuffers) -> Callable[[Array, Array, Array], None]:
-        """dW_b = da_b h_prev_bᵀ, db_b = da_b; the samples' gradients lie one after the other in one matrix."""
+        """Bind dW_b = da_b h_prev_bᵀ, db_b = da_b; the samples' gradients lie one after the other in one matrix."""
         rows, n_out = da.shape
         launch = self.launcher.bind(
             row_plans.per_sample_plan("outer_rows", rows * n_out, workspace.precision),
-            [
-                *(da, pitch_of(da), Slot(), Slot(np.int32), Slot(), Slot(), Slot(np.int64)),
-                *(np.int32(rows), np.int32(n_out), Slot(np.int32)),
-            ],
+            **matrices(da_bo=da),
+            h_bi=Slot(),
+            h_pitch=Slot(np.int32),
+            dw_boi=Slot(),
+            db_bo=Slot(),
+            stride=Slot(np.int64),
+            n_in=Slot(np.int32),
+            **ints(n_batch=rows, n_out=n_out),
         )
 
         def outer(h_prev: Array, dW: Array, db: Array) -> None:

@@ -40,7 +40,7 @@ LONGEST_EXACT_SUM = 2**31
 
 
 def _row_blocks(rows: int) -> int:
-    """Eight rows to a block at a time."""
+    """Count the blocks: eight rows to a block at a time."""
     return min(ceil_div(rows, 8), LARGEST_ROW_GRID)
 
 
@@ -49,19 +49,19 @@ def _row_variant(source: str, entry: str, precision: Precision) -> Variant:
 
 
 def loss_plan(batch_size: int, precision: Precision) -> LaunchPlan:
-    """The output layer: each row's loss and da, and the mean loss."""
+    """Plan each row's loss and da, and the mean loss."""
     variant = _row_variant("elementwise/losses.cu", "loss_rows", precision)
     return LaunchPlan(variant, _row_blocks(batch_size), THREADS, 8 * 8)
 
 
 def output_plan(batch_size: int, precision: Precision) -> LaunchPlan:
-    """The network's output ŷ from its pre-activations."""
+    """Plan the network's output ŷ from its pre-activations."""
     variant = _row_variant("elementwise/losses.cu", "output_rows", precision)
     return LaunchPlan(variant, _row_blocks(batch_size), THREADS)
 
 
 def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision: Precision) -> LaunchPlan:
-    """Copies in the operands' format."""
+    """Plan copies in the operands' format."""
     variant = _row_variant("elementwise/copies.cu", entry, precision)
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
@@ -71,13 +71,13 @@ PerSampleEntry = Literal["add_norms", "clip_rows", "outer_rows"]
 
 
 def per_sample_plan(entry: PerSampleEntry, rows: int, precision: Precision) -> LaunchPlan:
-    """A warp to each of so many rows: samples, or samples' units."""
+    """Plan a warp for each of so many rows: samples, or samples' units."""
     variant = _row_variant("elementwise/per_sample.cu", entry, precision)
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
 def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
-    """Kernels over flat vectors: four numbers a thread at a time.
+    """Plan a kernel over a flat vector: four numbers a thread at a time.
 
     Raises:
         ShapeError: more terms than add up exactly.
@@ -114,7 +114,7 @@ COLUMNS_OF_A_WARP, ROWS_OF_A_BLOCK = 256, 64
 
 
 def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision) -> LaunchPlan:
-    """A kernel over a matrix of so many rows and columns, a warp to a piece of a row. No grid changes a bit."""
+    """Plan a kernel over a matrix, a warp to a part of a row. The grid changes no bit."""
     operand = f"Element={operand_name(precision)}"
     if entry in ("largest_of_rows", "largest_of_columns", "split_operands"):
         variant = Variant("exact/split_operands.cu", entry, (operand,))
@@ -133,6 +133,6 @@ def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision)
 def exact_row_plan(
     entry: Literal["exact_loss_rows", "exact_output_rows"], rows: int, precision: Precision
 ) -> LaunchPlan:
-    """The output layer: each row's loss and da, or ŷ."""
+    """Plan each row's loss and da, or ŷ."""
     variant = Variant("exact/exact_losses.cu", entry, (f"Element={operand_name(precision)}", *elementary.DEFINES))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)

@@ -48,11 +48,11 @@ class SplitK:
 
 
 def split_batch(batch_size: int, wanted: int, smallest: int, largest: int) -> SplitK:
-    """About `wanted` splits of a multiple of 64 rows, within limits."""
+    """Cut a batch into about `wanted` splits of a multiple of 64 rows, within limits."""
     rows = round_up(min(max(ceil_div(batch_size, wanted), smallest), largest), 64)
     return SplitK(ceil_div(batch_size, rows), rows)
 
 
 def narrow_split(batch_size: int) -> SplitK:
-    """How a narrow layer's sums over the batch are cut."""
+    """Cut a narrow layer's sums over the batch."""
     return split_batch(batch_size, WORK_TILES_WANTED, NARROW_SMALLEST_SPLIT, LARGEST_SPLIT)

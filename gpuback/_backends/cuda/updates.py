@@ -17,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from gpuback._backends.cuda import row_plans
+from gpuback._backends.cuda.arguments import ints
 from gpuback._backends.cuda.arrays import CudaArrays
 from gpuback._backends.cuda.formats import Real, real_of
 from gpuback._backends.numpy.updates import beta_powers
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
+from gpuback._cuda.launch import Launch, Launcher, Slot
 
 STATE = ("steps", "diverged_at", "apply", "prescales", "factor", "beta_power_1", "beta_power_2")
 """The numbers on the device, in the order of kernels/common/optimizer_formulas.cuh; float64."""
@@ -30,13 +31,14 @@ HYPER_PARAMETERS = (
     *("learning_rate", "weight_decay", "momentum", "nesterov"),
     *("beta_1", "beta_2", "eps", "decoupled", "clip_norm", "halt"),
 )
-"""What the host writes there, in that order; float64. What an optimizer has none of is 0, and so is no clipping."""
+"""The numbers that the host writes there, in this order; float64. Those that an optimizer
+lacks are 0, and so is no clipping."""
 
 NEVER = -1.0
 
 
 def bind_exact_sum(xp: Any, launcher: Launcher, length: int) -> Callable[[Array, Array, float], None]:
-    """A function of `values` (length,), float64, `out` (), float32, and a divisor: out = Σ values / divisor.
+    """Bind out = Σ values / divisor, a function of `values` (length,), float64, `out` (), float32, and the divisor.
 
     The sum is `exact_sums.exact_sum`'s, the quotient is rounded to float64 and then to float32; of all NaN
     it is the one with bits 0x7fc00000. Nothing waits for it.
@@ -51,7 +53,7 @@ def bind_exact_sum(xp: Any, launcher: Launcher, length: int) -> Callable[[Array,
 
 
 def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: Real, result: Array) -> Callable[..., None]:
-    """A function of a vector that writes `gpuback._core.exact_sums.norm` of it to `result` (), float64."""
+    """Bind a function of a vector that writes its `gpuback._core.exact_sums.norm` to `result` (), float64."""
     find_largest, add = _bind_exact(xp, launcher, real, length, result=result, squares=True)
 
     def write_norm(vector: Array) -> None:
@@ -64,17 +66,23 @@ def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: Real, result
 def _bind_exact(
     xp: Any, launcher: Launcher, real: Real, length: int, *, result: Array | None, squares: bool
 ) -> tuple[Launch, Launch]:
-    """The two launches, as functions of the vector, and of the vector, a divisor and where the quotient goes."""
+    """Bind the two launches: functions of the vector, and of the vector, a divisor and where the quotient goes."""
     first, second = (row_plans.vector_plan(entry, length, real) for entry in ("largest", "exact_sum"))
-    greatest, partials, arrivals = (
-        xp.empty((), np.float64),
-        xp.empty(3 * second.grid, np.float64),
-        xp.zeros(1, np.uint32),
+    greatest, n = xp.empty((), np.float64), np.int64(length)
+    workspace = {"partials": xp.empty(3 * second.grid, np.float64), "arrivals": xp.zeros(1, np.uint32)}
+    find_largest = launcher.bind(first, x=Slot(), n=n, result=greatest, **workspace)
+    add = launcher.bind(
+        second,
+        x=Slot(),
+        n=n,
+        greatest=greatest,
+        **ints(squares=squares),
+        divisor=Slot(np.float64),
+        result=result,
+        quotient=Slot(),
+        **workspace,
     )
-    n = np.int64(length)
-    find_largest = launcher.bind(first, [Slot(), n, greatest, partials, arrivals])
-    options = [np.int32(squares), Slot(np.float64), result, Slot()]
-    return find_largest, launcher.bind(second, [Slot(), n, greatest, *options, partials, arrivals])
+    return find_largest, add
 
 
 class CudaUpdate(ABC):
@@ -110,19 +118,30 @@ class CudaUpdate(ABC):
         self._overwritten = False  # by a graph of the user's, which writes whenever it runs
         self._write = launcher.bind(
             row_plans.vector_plan("set_hyper_parameters", 1, self._real),
-            [*[Slot(np.float64)] * len(HYPER_PARAMETERS), self.hyper],
+            **{name: Slot(np.float64) for name in HYPER_PARAMETERS},
+            hyper=self.hyper,
         )
         norm = xp.empty((), np.float64) if exact_norm else None
         self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._real, norm)
         plan = row_plans.vector_plan("begin_step", theta.size, self._real)
-        workspace = xp.empty(3 * plan.grid, np.float64), xp.zeros(1, np.uint32)
-        arguments = [Slot(), np.int64(theta.size), Slot(), norm, self.hyper, self.state, *workspace]
-        self._begin = launcher.bind(plan, arguments)  # a function of the gradient and the loss
+        self._begin = launcher.bind(  # a function of the gradient and the loss
+            plan,
+            gradient=Slot(),
+            n=np.int64(theta.size),
+            loss=Slot(),
+            norm=norm,
+            hyper=self.hyper,
+            state=self.state,
+            partials=xp.empty(3 * plan.grid, np.float64),
+            arrivals=xp.zeros(1, np.uint32),
+        )
 
-    def _bind(self, entry: Literal["sgd", "adam"], arguments: list[Argument]) -> Launch:
-        """The update's launch, as a function of the gradient."""
+    def _bind(self, entry: Literal["sgd", "adam"], **moments: Array | None) -> Launch:
+        """Bind the update as a function of the gradient."""
         plan, n = row_plans.vector_plan(entry, self._theta.size, self._real), np.int64(self._theta.size)
-        return self._launcher.bind(plan, [*arguments, Slot(), n, self.hyper, self.state])
+        return self._launcher.bind(
+            plan, theta=self._theta, **moments, gradient=Slot(), n=n, hyper=self.hyper, state=self.state
+        )
 
     def _put(self, name: str, value: float) -> None:
         self.state[STATE.index(name)] = value
@@ -143,7 +162,7 @@ class CudaUpdate(ABC):
         self._put("diverged_at", NEVER if value is None else value)
 
     def on_invalid(self, *what: Any) -> None:
-        return  # the kernels settle NaN themselves
+        return  # the kernels see NaN themselves
 
     def poll_diverged(self) -> int | None:
         state = self._poll_state()
@@ -173,12 +192,12 @@ class CudaUpdate(ABC):
         self.launch(gradient, loss)
 
     def launch(self, gradient: Array, loss: Array | None) -> None:
-        """One update by the hyper-parameters that lie on the device; nothing but launches."""
+        """Make one update by the hyper-parameters on the device. It only launches."""
         self._begin(gradient, loss)
         self.launch_step(gradient)
 
     def launch_step(self, gradient: Array) -> None:
-        """The second half of an update, by what has been decided in `state`."""
+        """Make the second half of an update, as `state` has decided."""
         self._step(gradient)
 
     def write_hyper(
@@ -194,7 +213,7 @@ class CudaUpdate(ABC):
         clip_norm: float | None = None,
         stop_after_nonfinite: bool = False,
     ) -> None:
-        """Brings what lies on the device up to date: one launch if something has changed, else nothing."""
+        """Bring the hyper-parameters on the device up to date: one launch if something has changed, else none."""
         first = learning_rate, weight_decay, momentum, nesterov
         numbers = *first, *betas, eps, decoupled, clip_norm or 0.0, stop_after_nonfinite
         packed = _PACKED(*numbers)
@@ -225,7 +244,7 @@ class SGDUpdate(CudaUpdate):
     ) -> None:
         super().__init__(xp, launcher, theta, steps, exact_norm)
         self.moments = velocity, None
-        self._step = self._bind("sgd", [theta, velocity])
+        self._step = self._bind("sgd", velocity=velocity)
 
 
 class AdamUpdate(CudaUpdate):
@@ -247,7 +266,7 @@ class AdamUpdate(CudaUpdate):
         super().__init__(xp, launcher, theta, steps, exact_norm)
         self._steps_before = steps
         self.moments = first_moment, second_moment
-        self._step = self._bind("adam", [theta, first_moment, second_moment])
+        self._step = self._bind("adam", first_moment=first_moment, second_moment=second_moment)
 
     def write_hyper(self, *, betas: tuple[float, float], **others: Any) -> None:  # type: ignore[override]
         super().write_hyper(betas=betas, **others)
@@ -275,16 +294,25 @@ class CudaLossScale:
         self, arrays: CudaArrays, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
     ) -> None:
         self._arrays, self._dtype, self._real = arrays, dtype, real_of(dtype)
-        self._numbers = arrays.xp.zeros(3, np.float64)  # in the order of `Scaling` in kernels/elementwise/loss_scaling.cu
+        # In the order of `Scaling` in kernels/elementwise/loss_scaling.cu
+        self._numbers = arrays.xp.zeros(3, np.float64)
         self.state = initial, 0, 0
         self._weights = arrays.empty(0, dtype)
         bind, plan = arrays.launcher.bind, row_plans.vector_plan
         self._unscale = bind(
             plan("unscale", n_parameters, self._real),
-            [Slot(), np.int64(n_parameters), Slot(), Slot(), self._numbers],
+            gradient=Slot(),
+            n=np.int64(n_parameters),
+            loss=Slot(),
+            unscaled_loss=Slot(),
+            scaling=self._numbers,
         )
-        interval = np.float64(growth_interval)
-        self._conclude = bind(plan("update_scale", 1, self._real), [Slot(), interval, self._numbers])
+        self._update_scale = bind(
+            plan("update_scale", 1, self._real),
+            state=Slot(),
+            growth_interval=np.float64(growth_interval),
+            scaling=self._numbers,
+        )
 
     @property
     def state(self) -> tuple[float, int, int]:
@@ -301,7 +329,7 @@ class CudaLossScale:
             self._weights = self._arrays.empty(batch_size, self._dtype)
             plan = row_plans.vector_plan("scale_weights", batch_size, self._real)
             self._scale_weights = self._arrays.launcher.bind(
-                plan, [Slot(), Slot(np.int64), self._numbers, self._weights]
+                plan, weight_b=Slot(), n_batch=Slot(np.int64), scaling=self._numbers, out_b=self._weights
             )
         self._scale_weights(weight, batch_size)
         return self._weights[:batch_size]
@@ -312,4 +340,4 @@ class CudaLossScale:
         return unscaled
 
     def update(self, update: CudaUpdate) -> None:
-        self._conclude(update.state)
+        self._update_scale(update.state)

@@ -13,7 +13,7 @@ from gpuback._core.typing import Array
 
 
 class CudaBuffers:
-    """Room for the layers' activations and their gradients."""
+    """Buffers for the layers' activations and their gradients."""
 
     def __init__(self, arrays: CudaArrays, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
         self._arrays = arrays
@@ -23,19 +23,19 @@ class CudaBuffers:
         self._deltas = [arrays.empty(rows * pitch, precision.operand) for _ in range(2)]
 
     def hidden(self, width: int) -> Array:
-        """A buffer of its own for a hidden layer, (rows, width)."""
+        """Make a buffer for a hidden layer, (rows, width)."""
         return self._arrays.padded(self.rows, width, self.precision.operand)
 
     def output(self, width: int) -> Array:
-        """The output layer's pre-activations, (rows, width)."""
+        """Make a buffer for the output layer's pre-activations, (rows, width)."""
         return self._arrays.empty((self.rows, width), self.precision.accumulator)
 
     def output_delta(self, output: Array) -> Array:
-        """The buffer for da_L."""
+        """Make a buffer for da_L."""
         return self.hidden(output.shape[1])
 
     def delta(self, layer: int, width: int) -> Array:
-        """The buffer for a layer's da. Layers take two in turn: da_k is done with when da_{k−1} is.
+        """Return the buffer for a layer's da. Layers take two in turn: da_k is done with when da_{k−1} is.
 
         At the network's input it is ∂loss/∂x, of the sums' dtype.
         """
@@ -46,7 +46,7 @@ class CudaBuffers:
 
 
 class CudaWorkspace(CudaBuffers):
-    """Those, and what the fused kernels need to add up over blocks."""
+    """Buffers, and workspace for sums over blocks."""
 
     def __init__(self, arrays: CudaArrays, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
         layers = [
@@ -57,4 +57,4 @@ class CudaWorkspace(CudaBuffers):
         super().__init__(arrays, rows, sizes, precision)
         self.partials = arrays.empty(max(plan.partials for plan in layers), precision.accumulator)
         self.counters = arrays.xp.zeros(max(plan.counters for plan in layers), np.uint32)
-        self.tickets = arrays.xp.zeros(1, np.uint32)
+        self.next_tile = arrays.xp.zeros(1, np.uint32)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.cuda import row_plans
-from gpuback._backends.cuda.arguments import activation_id, labels_and_targets, output_id
+from gpuback._backends.cuda.arguments import activation_id, ints, labels_and_targets, matrices, output_id
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
 from gpuback._backends.cuda.formats import real_of
 from gpuback._backends.cuda.ops import CudaOps
@@ -26,7 +26,7 @@ from gpuback._core.activations import Activation
 from gpuback._core.losses import Loss
 from gpuback._core.precision import Precision
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
+from gpuback._cuda.launch import Launch, Launcher, Slot
 
 FEWEST_ROWS, SLICES_AT_ONCE = 1024, 1 << 24
 """Rows of a batch that are split at a time are at least so many, and as many as slices of so many elements hold: 256 MB
@@ -70,19 +70,19 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleCudaBuffers
     ) -> Callable[..., Array]:
-        """See `CudaOps.bind_loss`: the rows' losses in float64, then their exact sum over B, rounded to float32."""
+        """Bind the rows' losses in float64 and their exact sum over B, rounded to float32; see `CudaOps.bind_loss`."""
         loss_rule(loss, output)
         rows, width = a.shape
         losses = self.xp.empty(rows, np.float64)
         launch = self.launcher.bind(
             row_plans.exact_row_plan("exact_loss_rows", rows, workspace.precision),
-            [
-                *(a, pitch_of(a)),
-                *(Slot(), Slot(), Slot()),  # labels, targets, weight
-                *(da, pitch_of(da), losses),
-                *map(np.int32, (rows, width, loss.kernel_id, output_id(output))),
-                np.float64(divisor),
-            ],
+            **matrices(a_bj=a, da_bj=da),
+            labels_b=Slot(),
+            targets_bj=Slot(),
+            weight_b=Slot(),
+            losses_b=losses,
+            **ints(n_batch=rows, n=width, loss=loss.kernel_id, output=output_id(output)),
+            divisor=np.float64(divisor),
         )
         write_sum = bind_exact_sum(self.xp, self.launcher, rows)
 
@@ -98,11 +98,13 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
     def bind_output(  # type: ignore[override]
         self, name: str, a: Array, workspace: ReproducibleCudaBuffers
     ) -> Callable[[Array], object]:
-        """out = ŷ = O(a), as a function of out."""
+        """Bind out = ŷ = O(a) as a function of out."""
         rows, width = a.shape
         return self.launcher.bind(
             row_plans.exact_row_plan("exact_output_rows", rows, workspace.precision),
-            [a, pitch_of(a), Slot(), *map(np.int32, (width, rows, width, output_id(name)))],
+            **matrices(a_bj=a),
+            out_bj=Slot(),
+            **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
         )
 
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
@@ -112,7 +114,7 @@ class ReproducibleCudaOps(ExactPasses, CudaOps):
         return AdamUpdate(self.xp, self.launcher, theta, first_moment, second_moment, steps, exact_norm=True)
 
     def norm(self, array: Array) -> float:
-        """√Σ x², exact but for its roundings; waits for it."""
+        """Compute √Σ x², exact but for its roundings, and wait for it."""
         result = self.xp.empty((), np.float64)
         bind_exact_norm(self.xp, self.launcher, array.size, real_of(array.dtype), result)(array)
         return float(result)
@@ -138,20 +140,43 @@ class ReproducibleCudaBuffers(CudaBuffers):
         self.slices = SliceBuffers(CudaPieces(arrays, precision, multiply), rows, sizes)
 
 
-_POINTER, _INT, _REAL = Slot(), Slot(np.int32), Slot(np.float64)
-_MATRIX = (_POINTER, _INT)
-_PRODUCT = (_POINTER, _POINTER, _INT, _POINTER, _POINTER, _INT)
-_ARGUMENTS: dict[row_plans.ExactEntry, tuple[Argument, ...]] = {
-    "largest_of_rows": (*_MATRIX, _POINTER),
-    "largest_of_columns": (*_MATRIX, _POINTER),
-    "split_operands": (*_MATRIX, _POINTER, _INT, _INT, *_MATRIX, *_MATRIX),
-    "accumulate": (_POINTER, _POINTER),
-    "add_block": (_POINTER, _POINTER, _POINTER, _POINTER, _INT),
-    "finish_forward": (*_PRODUCT, _POINTER, *_MATRIX, *_MATRIX, _INT, _INT),
-    "finish_delta": (*_PRODUCT, *_MATRIX, _REAL, *_MATRIX, _INT, _INT),
-    "finish_gradient": (*_PRODUCT, _REAL, *_MATRIX, _INT),
+_PARAMETERS: dict[row_plans.ExactEntry, tuple[str, str]] = {
+    "largest_of_rows": ("x_rc x_pitch largest_r", "rows columns"),
+    "largest_of_columns": ("x_rc x_pitch largest_c", "rows columns"),
+    "split_operands": (
+        "x_rc x_pitch largest by_columns bits first_rc first_pitch second_rc second_pitch",
+        "rows columns",
+    ),
+    "accumulate": ("addend total", "rows columns"),
+    "add_block": ("p q p_total q_total first", "rows columns"),
+    "finish_forward": (
+        "p_bo q_bo are_int64 largest_b largest_o bits bias_o a_bo a_pitch h_bo h_pitch is_float32 activation",
+        "n_batch n_out",
+    ),
+    "finish_delta": (
+        "p_bi q_bi are_int64 largest_b largest_i bits source_bi source_pitch factor da_prev_bi da_prev_pitch "
+        "is_float32 activation",
+        "n_batch n_in",
+    ),
+    "finish_gradient": (
+        "p_oi q_oi are_int64 largest_o largest_i bits factor out_oi out_pitch accumulate",
+        "n_out n_in",
+    ),
 }
-"""What each kernel takes, up to the rows and columns that it goes over."""
+"""What each kernel is given at a launch, in this order; and what it calls the rows and columns that it goes over."""
+
+_INTS = {"by_columns", "bits", "first", "are_int64", "is_float32", "activation", "accumulate"}
+
+
+def _slots(names: str) -> dict[str, Slot]:
+    return {name: Slot(_scalar_of(name)) for name in names.split()}
+
+
+def _scalar_of(name: str) -> type[np.generic] | None:
+    """Return the type of a scalar parameter; None for a pointer."""
+    if name == "factor":
+        return np.float64
+    return np.int32 if name in _INTS or name.endswith("_pitch") else None
 
 
 class CudaPieces:
@@ -197,13 +222,13 @@ class CudaPieces:
         self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
     ) -> None:
         launch = self._launch("finish_forward", sums.p.shape)
-        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _as_sums(h), activation_id(g))
+        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _is_float32(h), activation_id(g))
 
     def finish_delta(
         self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
     ) -> None:
         launch = self._launch("finish_delta", sums.p.shape)
-        out = *_matrix(da_prev), _as_sums(da_prev)
+        out = *_matrix(da_prev), _is_float32(da_prev)
         launch(*_product(sums, scales), *_matrix(None if g is None else source), factor, *out, activation_id(g))
 
     def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
@@ -215,20 +240,22 @@ class CudaPieces:
         launch = self._launches.get(key)
         if launch is None:
             plan = row_plans.exact_plan(*key, self._precision)
-            launch = self._launches[key] = self._launcher.bind(plan, [*_ARGUMENTS[entry], *map(np.int32, shape)])
+            names, sizes = _PARAMETERS[entry]
+            numbers = ints(**dict(zip(sizes.split(), shape, strict=True)))
+            launch = self._launches[key] = self._launcher.bind(plan, **_slots(names), **numbers)
         return launch
 
 
 def _matrix(matrix: Array | None) -> tuple[Array | None, int]:
-    """Where it begins, and its pitch."""
+    """Return where a matrix begins, and its pitch."""
     return (None, 0) if matrix is None else (matrix, int(pitch_of(matrix)))
 
 
 def _product(sums: Sums, scales: Scales) -> tuple[Any, ...]:
-    """P, Q, whether they are int64, and of what they are multiples."""
+    """Return P, Q, whether they are int64, and the scales that they are multiples of."""
     return *sums, sums.p.dtype == np.int64, *scales
 
 
-def _as_sums(out: Array) -> bool:
-    """Whether a result is stored in the sums' dtype."""
+def _is_float32(out: Array) -> bool:
+    """Say whether a result is stored in the sums' dtype."""
     return bool(out.dtype == np.float32)

@@ -1,0 +1,225 @@
+"""The passes of a layer on CUDA, a launch each: forward, backward, and a delta by itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpuback._backends.cuda import layer_plans
+from gpuback._backends.cuda.arguments import activation_id, ints, matrices, pitch_name
+from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
+from gpuback._backends.cuda.formats import uses_tensor_cores
+from gpuback._backends.cuda.workspace import CudaWorkspace
+from gpuback._core.activations import Activation
+from gpuback._core.precision import Precision
+from gpuback._core.typing import Array
+from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
+
+CACHED_LAUNCHES = 64
+"""For how many shapes `fused_backward` keeps its launch, on each thread."""
+
+
+class _LaunchCache(threading.local):
+    """The launches of `layer_backward` by shape, the oldest first. A bound launch is for one thread at a time."""
+
+    def __init__(self) -> None:
+        self.launches: dict[Any, tuple[Launch, layer_plans.LayerPlan]] = {}
+
+
+class CudaLayers(CudaArrays):
+    """The passes of a layer; see `NumpyOps`."""
+
+    def __init__(
+        self,
+        xp: Any,
+        launcher: Launcher,
+        *,
+        name: str = "cupy",
+        device: AbstractContextManager[object] | None = None,
+    ) -> None:
+        super().__init__(xp, launcher, name=name, device=device)
+        self._launch_cache = _LaunchCache()
+
+    def bind_forward(
+        self, W: Array, b: Array, h: Array, a: Array | None, activation: Activation | None, workspace: CudaWorkspace
+    ) -> Callable[[Array], None]:
+        """Bind h = g(a), a = h_prev Wᵀ + b, in one launch; see `NumpyOps.bind_forward`."""
+        precision, (n_out, n_in) = workspace.precision, W.shape
+        plan = layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits)
+        tensor_cores = uses_tensor_cores(precision)
+        launches: dict[np.int32, Launch] = {}
+
+        def forward(h_prev: Array) -> None:
+            pitch = pitch_of(h_prev)
+            launch = launches.get(pitch)
+            if launch is None:
+                launch = launches[pitch] = self.launcher.bind(
+                    plan,
+                    h_bi=Slot(),
+                    h_pitch=pitch,
+                    bias_o=b,
+                    **matrices(w_oi=W, a_bo=a, out_bo=h),
+                    **ints(n_batch=len(h), n_out=n_out, n_in=n_in, activation=activation_id(activation)),
+                    **(ints(out_is_float32=activation is None) if tensor_cores else {}),
+                )
+            launch(h_prev)
+
+        return forward
+
+    def bind_backward(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array | None,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
+        workspace: CudaWorkspace,
+    ) -> Callable[[Array, Array, Array, bool], None]:
+        """Bind dW, db and da_prev in one launch; see `NumpyOps.bind_backward`."""
+        precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
+        plan = layer_plans.layer_plan(
+            rows, n_out, n_in, precision, self.launcher.limits, need_da_prev=da_prev is not None
+        )
+        launches: dict[np.int32, Launch] = {}
+
+        def bind(h_pitch: np.int32) -> Launch:
+            return self._bind_layer(
+                plan,
+                precision,
+                (rows, n_out, n_in),
+                {"h_bi": Slot(), "h_pitch": h_pitch}
+                | matrices(da_bo=da, w_oi=W, source_bi=source_prev, da_prev_bi=da_prev),
+                {"partials": workspace.partials, "arrivals": workspace.counters, "next_tile": workspace.next_tile},
+                da_prev_is_float32=da_prev is not None and da_prev.dtype == precision.accumulator,
+                activation=activation_id(activation_prev),
+                da_prev_factor=1.0 / scale if activation_prev is None else 1.0,
+                factor=1.0 / scale,
+            )
+
+        def backward(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
+            pitch = pitch_of(h_prev)
+            launch = launches.get(pitch)
+            if launch is None:
+                launch = launches[pitch] = bind(pitch)
+            launch(h_prev, dW, db, accumulate)
+
+        return backward
+
+    def bind_delta(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array,
+        activation_prev: Activation,
+        source_prev: Array,
+        workspace: CudaWorkspace,
+    ) -> Callable[[], object]:
+        """Bind da_prev by itself: the backward pass without work tiles of dW; see `NumpyOps.bind_delta`."""
+        precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
+        launch = self._bind_layer(
+            layer_plans.delta_plan(rows, n_out, n_in, precision, self.launcher.limits),
+            precision,
+            (rows, n_out, n_in),
+            matrices(da_bo=da, h_bi=None, w_oi=W, source_bi=source_prev, da_prev_bi=da_prev),
+            {"partials": None, "arrivals": None, "next_tile": workspace.next_tile},
+            activation=activation_prev.kernel_id,
+        )
+        return partial(launch, None, None, False)
+
+    def _bind_layer(
+        self,
+        plan: layer_plans.LayerPlan,
+        precision: Precision,
+        shape: tuple[int, int, int],
+        given: dict[str, Argument],
+        workspace: dict[str, Argument],
+        *,
+        activation: int,
+        da_prev_is_float32: bool = False,
+        da_prev_factor: float = 1.0,
+        factor: float = 1.0,
+    ) -> Launch:
+        """Bind a layer's backward pass.
+
+        Args:
+            plan, precision, shape: of the layer; the shape is (B, n_out, n_in).
+            given: da, h, W, source and da_prev, each with its pitch.
+            workspace: for sums over the batch and, in persistent kernels, for the next tile.
+            activation: the layer below's, by its number.
+            da_prev_is_float32: da_prev is stored in the accumulator's format.
+            da_prev_factor, factor: of da_prev at the network's input, and of dW and db.
+
+        Returns:
+            A function of the Slots in `given`, of dW, db and accumulate, and of the Slots in `workspace`.
+        """
+        rows, n_out, n_in = shape
+        total: Any = precision.accumulator.type
+        if uses_tensor_cores(precision):
+            given = given | ints(da_prev_is_float32=da_prev_is_float32)
+        if not plan.persistent:
+            workspace = {name: array for name, array in workspace.items() if name != "next_tile"}
+        split = plan.split
+        return self.launcher.bind(
+            plan.launch,
+            **given,
+            dw_oi=Slot(),
+            db_o=Slot(),
+            accumulate=Slot(np.int32),
+            **ints(n_batch=rows, n_out=n_out, n_in=n_in, activation=activation),
+            da_prev_factor=total(da_prev_factor),
+            factor=total(factor),
+            **ints(n_splits=split.splits, group_size=split.group_size, rows_per_split=split.rows_per_split),
+            **workspace,
+        )
+
+    def layer_backward(
+        self,
+        da: Array,
+        h_prev: Array,
+        W: Array,
+        source: Array | None,
+        activation_prev: Activation,
+        precision: Precision,
+        dW: Array,
+        db: Array,
+        da_prev: Array | None,
+        accumulate: bool,
+    ) -> None:
+        """Run `gpuback.fused_backward` on checked arguments. The launch of a shape is cached for the next call."""
+        for array in (da, h_prev, W, source, dW, db, da_prev):
+            self._require_aligned(array)
+        da, h_prev, W, source = (self._row_contiguous(array) for array in (da, h_prev, W, source))
+        operands = da, h_prev, W, source, da_prev
+        pitches = [None if array is None else pitch_of(array) for array in operands]
+        shape = len(da), *W.shape
+        key = *shape, precision, activation_prev.name, *pitches
+        launches = self._launch_cache.launches
+        if key not in launches:
+            if len(launches) >= CACHED_LAUNCHES:
+                launches.pop(next(iter(launches)))
+            need = da_prev is not None
+            plan = layer_plans.layer_plan(*shape, precision, self.launcher.limits, need_da_prev=need)
+            given: dict[str, Argument] = {}
+            for name, pitch in zip(("da_bo", "h_bi", "w_oi", "source_bi", "da_prev_bi"), pitches, strict=True):
+                given |= matrices(**{name: None}) if pitch is None else {name: Slot(), pitch_name(name): pitch}
+            launch = self._bind_layer(
+                plan,
+                precision,
+                shape,
+                given,
+                {"partials": Slot(), "arrivals": Slot(), "next_tile": Slot()},
+                activation=activation_prev.kernel_id,
+            )
+            launches[key] = launch, plan
+        launch, plan = launches[key]
+        # Fresh for each call: calls on different streams may be under way together.
+        partials = self.empty(plan.partials, precision.accumulator)
+        counters = self.xp.zeros(plan.counters + 1, np.uint32)
+        arrays = [array for array in operands if array is not None]
+        launch(*arrays, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.persistent else []))
