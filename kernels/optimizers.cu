@@ -10,7 +10,7 @@
 // `mean_of_blocks` comes before them where a batch goes through the network in blocks: it makes one loss of the blocks'.
 //
 // `scale_weights`, `unscale` and `settle_scale` are a dynamic loss scale: a power of two that is put into the samples' weights, taken
-// out of gradient and loss before `begin_step`, and settled after it by whether there was a step (gpuback/_backends/numpy/loss_scale.py).
+// out of gradient and loss before `begin_step`, and settled after it by whether there was a step (gpuback/_backends/numpy/updates.py).
 //
 // Variants: REAL (float or double). 256 threads.
 #include "block_sum.cuh"

@@ -36,7 +36,7 @@ from gpuback._core.typing import Array
 SCRATCH = 4
 """How many arrays a function works in, beside `out`."""
 
-CHUNK = 1 << 14
+ELEMENTS_AT_ONCE = 1 << 14
 """Elements that `apply` goes over at a time."""
 
 Scratch = tuple[Array, ...]
@@ -491,12 +491,12 @@ def apply(function: Function, x: Array) -> Array:
     given = np.ascontiguousarray(x).reshape(-1)
     result = np.empty(np.shape(x), np.float32)
     flat = result.reshape(-1)
-    buffers = np.empty((1 + SCRATCH, min(CHUNK, given.size)))
+    buffers = np.empty((1 + SCRATCH, min(ELEMENTS_AT_ONCE, given.size)))
     with np.errstate(all="ignore"):
-        for start in range(0, given.size, CHUNK):
-            part = given[start : start + CHUNK]
+        for start in range(0, given.size, ELEMENTS_AT_ONCE):
+            part = given[start : start + ELEMENTS_AT_ONCE]
             values, *scratch = buffers[:, : part.size]
             np.copyto(values, part)
             function(values, values, tuple(scratch))
-            store(values, flat[start : start + CHUNK])
+            store(values, flat[start : start + ELEMENTS_AT_ONCE])
     return result

@@ -1,4 +1,4 @@
-"""θ as one flat buffer, and what lies where in it: θ = (W_1, b_1, …, W_L, b_L), each W_k row by row."""
+"""θ and ∇θ as flat buffers, and where each layer lies in them: θ = (W_1, b_1, …, W_L, b_L), each W_k row by row."""
 
 from __future__ import annotations
 
@@ -51,6 +51,23 @@ class Layout:
             weights.append(flat[..., start:end].reshape(*flat.shape[:-1], n_out, n_in))
             biases.append(flat[..., end : end + n_out])
         return tuple(weights), tuple(biases)
+
+
+@dataclass
+class Gradients:
+    """∂loss/∂θ: for each part of a network, an array of that part's shape.
+
+    Attributes:
+        theta: (n_parameters,) the whole gradient, in θ's order and dtype.
+        weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`. They count from 0 as tuples do: weights[0]
+            is ∇W_1. `MLP.per_sample_grad` puts an axis of B samples in front of `theta`, `weights` and `biases`.
+        inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.
+    """
+
+    theta: Array
+    weights: tuple[Array, ...]
+    biases: tuple[Array, ...]
+    inputs: Array | None = None
 
 
 def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | None) -> NDArray[np.float64]:

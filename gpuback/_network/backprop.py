@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
-from gpuback._core.gradients import Gradients
+from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array
 
 Result = TypeVar("Result")

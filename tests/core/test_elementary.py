@@ -353,7 +353,7 @@ def test_results_do_not_depend_on_how_numbers_lie(name: str) -> None:
 
 @each_function
 def test_apply_takes_any_shape_and_goes_over_it_in_chunks(name: str) -> None:
-    x = many_numbers(seed=3)[: 2 * elementary.CHUNK + 5]
+    x = many_numbers(seed=3)[: 2 * elementary.ELEMENTS_AT_ONCE + 5]
     values = wide(name, x)
     stored = np.empty_like(x)
     store(values, stored)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import gpuback
 from gpuback._backends.numpy.ops import NumpyOps
-from gpuback._backends.numpy.threads import ThreadPool
+from gpuback._core.threads import ThreadPool
 from gpuback.testing import tolerance
 
 pytestmark = pytest.mark.on_each_backend(layers=True)

@@ -16,7 +16,7 @@ from gpuback._backends.cuda import network_plans
 from gpuback._backends.cuda.network_plans import ChainPlan, StepPlan, SumsPlan, WeightsPlan
 from gpuback._backends.cuda.updates import CudaUpdate
 from gpuback._core.architecture import Architecture
-from gpuback._core.gradients import Gradients
+from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument, DeviceLimits, Launch, Slot
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class CudaLossScale:
-    """See `protocol.LossScale` and `numpy.loss_scale`. The host waits for nothing but to read `state`.
+    """See `protocol.LossScale` and `NumpyLossScale`. The host waits for nothing but to read `state`.
 
     Args:
         ops: whose arrays and kernels these are.

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._backends import dlpack
 from gpuback._backends.cuda import plans
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork, TwoLaunches, gradient_plan
 from gpuback._backends.cuda.loss_scale import CudaLossScale
@@ -27,13 +26,13 @@ from gpuback._backends.cuda.network_plans import StepPlan, step_plan
 from gpuback._backends.cuda.per_sample import CudaPerSample
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate
 from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace, pitch_for, pitch_of
-from gpuback._backends.host_arrays import as_host_array, is_real
-from gpuback._backends.numpy.threads import ThreadPool
+from gpuback._backends.inputs import DLPACK_CUDA, as_host_array, dlpack_device, from_dlpack, is_real
 from gpuback._core.activations import ACTIVATIONS, Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.losses import Loss
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
+from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._cuda.launch import Argument, Launch, Launcher, Slot
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
@@ -500,8 +499,8 @@ class CudaOps(CudaPerSample):
             return None
         if isinstance(value, self.xp.ndarray):
             return value
-        if hasattr(value, "__dlpack__") and dlpack.device_of(value, what)[0] in dlpack.CUDA:
-            return dlpack.taken(value, what, self.xp.from_dlpack)
+        if hasattr(value, "__dlpack__") and dlpack_device(value, what)[0] in DLPACK_CUDA:
+            return from_dlpack(value, what, self.xp.from_dlpack)
         return None
 
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:

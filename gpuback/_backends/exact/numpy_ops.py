@@ -18,18 +18,18 @@ from gpuback._backends.exact.layers import ExactPasses, Multiply, loss_rule
 from gpuback._backends.exact.losses import softmax
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
-from gpuback._backends.numpy.per_sample import ReproducibleNumpyRows
-from gpuback._backends.numpy.threads import ThreadPool
-from gpuback._backends.numpy.workspace import Workspace
+from gpuback._backends.numpy.per_sample import ReproducibleNumpyPerSample
+from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.activations import Activation
 from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, store
 from gpuback._core.exact_sums import exact_sum
 from gpuback._core.losses import Loss
 from gpuback._core.precision import Precision
 from gpuback._core.scratch import aligned_empty
+from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
 
-CHUNK = 1 << 14
+ELEMENTS_AT_ONCE = 1 << 14
 """Elements that element-by-element work goes over at a time: a handful of float64 arrays of them stay in cache."""
 
 SLICES_IN_CACHE = 1 << 18
@@ -39,7 +39,7 @@ FEWEST_ROWS = 1024
 """Products of fewer rows than these run below BLAS's full rate."""
 
 
-class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
+class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyPerSample, NumpyOps):
     """Every operation on NumPy arrays, with bits that another backend has as well.
 
     Args:
@@ -101,7 +101,7 @@ class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
 
         return None, mean
 
-    def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[Array], object]:
+    def bind_output(self, name: str, a: Array, workspace: NumpyWorkspace) -> Callable[[Array], object]:
         def apply(out: Array) -> None:
             for rows in _row_chunks(len(a), a.shape[1]):
                 values = a[rows].astype(np.float64)
@@ -127,7 +127,7 @@ def rows_at_once(widest: int) -> int:
     return min(BLOCK, max(FEWEST_ROWS, SLICES_IN_CACHE // widest))
 
 
-class ReproducibleWorkspace(Workspace):
+class ReproducibleWorkspace(NumpyWorkspace):
     """The buffers of one network for one batch size; the output layer's are C-ordered."""
 
     def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply) -> None:
@@ -150,7 +150,7 @@ class NumpyPieces:
     def __init__(self, widest: int, precision: Precision, multiply: Multiply) -> None:
         self._multiply = multiply
         self._precision = precision
-        size = max(CHUNK, widest)
+        size = max(ELEMENTS_AT_ONCE, widest)
         self._double = [np.empty(size) for _ in range(1 + SCRATCH)]
         self._slope = np.empty(size)
         self._single = np.empty(size, np.float32)
@@ -258,8 +258,8 @@ class NumpyPieces:
 
 
 def _row_chunks(rows: int, width: int) -> Iterator[slice]:
-    """Rows 0 … `rows`, as many at a time as `CHUNK` elements hold."""
-    at_once = max(1, CHUNK // width)
+    """Rows 0 … `rows`, as many at a time as `ELEMENTS_AT_ONCE` elements hold."""
+    at_once = max(1, ELEMENTS_AT_ONCE // width)
     return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
 
 

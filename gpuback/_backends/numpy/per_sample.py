@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpuback._backends.numpy.workspace import Workspace
+from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.elementary import CANONICAL_NAN
 from gpuback._core.typing import Array
 
-CHUNK = 1 << 15
+WIDENED_AT_ONCE = 1 << 15
 """Numbers that are widened to float64 at a time, and stay in cache."""
 
 MOST_SCALED = 1000
@@ -29,7 +29,7 @@ class NumpyPerSample:
     """The operations of a backend on each sample by itself."""
 
     def bind_add_norms(
-        self, da: Array, norms: Array, workspace: Workspace
+        self, da: Array, norms: Array, workspace: NumpyWorkspace
     ) -> Callable[[Array, bool, Array | None], None]:
         """norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)), as a function (h_prev, first, out).
 
@@ -65,7 +65,7 @@ class NumpyPerSample:
             np.matmul(wide[:, None, :], wide[:, :, None], out=squares[rows, None, None])
         return _root(squares, more)
 
-    def bind_clip(self, da: Array, norms: Array, factor: float, workspace: Workspace) -> Callable[[float], None]:
+    def bind_clip(self, da: Array, norms: Array, factor: float, workspace: NumpyWorkspace) -> Callable[[float], None]:
         """da_b *= factor min(1, max_norm / norms_b), as a function of max_norm: NaN where the norm is not finite.
 
         Args:
@@ -85,7 +85,7 @@ class NumpyPerSample:
 
         return clip
 
-    def bind_outer(self, da: Array, workspace: Workspace) -> Callable[[Array, Array, Array], None]:
+    def bind_outer(self, da: Array, workspace: NumpyWorkspace) -> Callable[[Array, Array, Array], None]:
         """dW_b = da_b h_prev_bᵀ, db_b = da_b, as a function of h_prev (rows, nI), dW (rows, nO, nI), db (rows, nO)."""
 
         def outer(h_prev: Array, dW: Array, db: Array) -> None:
@@ -99,7 +99,7 @@ LANES, LANE_CHAIN = 32, 64
 """In a fixed order a row's squares are added as a warp of the GPU does: 32 sums of every 32nd, 64 terms at a time."""
 
 
-class ReproducibleNumpyRows(NumpyPerSample):
+class ReproducibleNumpyPerSample(NumpyPerSample):
     """Those with sums in the order of kernels/per_sample.cuh."""
 
     def _row_norms(self, x: Array, more: float) -> Array:
@@ -121,7 +121,7 @@ class ReproducibleNumpyRows(NumpyPerSample):
             squares[rows] = total[:, 0]
         return _root(squares, more)
 
-    def bind_outer(self, da: Array, workspace: Workspace) -> Callable[[Array, Array, Array], None]:
+    def bind_outer(self, da: Array, workspace: NumpyWorkspace) -> Callable[[Array, Array, Array], None]:
         """With the one zero and the one NaN that results of products have."""
         plain = super().bind_outer(da, workspace)
 
@@ -136,7 +136,7 @@ class ReproducibleNumpyRows(NumpyPerSample):
 
 def _in_float64(x: Array, width: int) -> Iterator[tuple[slice, Array]]:
     """A few rows of x at a time, and room for so many columns of them."""
-    at_once = max(1, CHUNK // width)
+    at_once = max(1, WIDENED_AT_ONCE // width)
     room = np.empty((min(at_once, len(x)), width))
     for start in range(0, len(x), at_once):
         rows = slice(start, min(start + at_once, len(x)))

@@ -10,14 +10,14 @@ from typing import Literal
 import numpy as np
 
 from gpuback._core.precision import Precision, round_to_tf32
-from gpuback._core.scratch import Room, Scratch, aligned_empty
+from gpuback._core.scratch import Scratch, ScratchPool, aligned_empty
 from gpuback._core.typing import Array
 
 CLASS_FIRST = 32
 """Output layers up to this wide keep each class contiguous, so that sums over the classes are vector operations."""
 
 
-class Workspace:
+class NumpyWorkspace:
     """The buffers that the layers of one block of rows share; each is made when something is first bound to it."""
 
     def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
@@ -25,7 +25,7 @@ class Workspace:
         self._precision = precision
         self._sizes = sizes
         self._widest = rows * max(sizes)
-        self._room = Room(self._widest, precision.accumulator)
+        self._pool = ScratchPool(self._widest, precision.accumulator)
 
     @cached_property
     def _rounded(self) -> Array:
@@ -41,7 +41,7 @@ class Workspace:
 
     @cached_property
     def gradient(self) -> Array:
-        """Room for one layer's dW."""
+        """ScratchPool for one layer's dW."""
         return aligned_empty(max(n_in * n_out for n_in, n_out in pairwise(self._sizes)), self._precision.accumulator)
 
     def hidden(self, width: int) -> Array:
@@ -65,11 +65,11 @@ class Workspace:
 
     def scratch_like(self, array: Array) -> Scratch:
         """Scratch of an array's shape and memory order."""
-        return Scratch(array, self._room)
+        return Scratch(array, self._pool)
 
     def c_ordered(self, array: Array) -> Array:
         """Where a product bound for `array` is written: itself, or scratch if it is Fortran-ordered, which is slow."""
-        return array if array.flags.c_contiguous else self._room.one[: array.size].reshape(array.shape)
+        return array if array.flags.c_contiguous else self._pool.a[: array.size].reshape(array.shape)
 
     def bind_round(self, array: Array) -> Callable[[], object] | None:
         """A function that rounds `array` to the operands' dtype in place; None for 32 and 64 bits."""
@@ -89,7 +89,7 @@ class Workspace:
         if not self._precision.tf32:
             return None
         size = shape[0] * shape[1]
-        copy, nan = self._products[which][:size].reshape(shape), self._room.mask[:size].reshape(shape)
+        copy, nan = self._products[which][:size].reshape(shape), self._pool.mask[:size].reshape(shape)
 
         def rounded(array: Array) -> Array:
             np.copyto(copy, array)
