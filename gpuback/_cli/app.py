@@ -12,9 +12,8 @@ import typer
 
 import gpuback
 from gpuback import datasets
-from gpuback._cli import machine, report, show
+from gpuback._cli import FAILED, machine, report, show
 from gpuback._cli import options as o
-from gpuback._cli.main import FAILED
 from gpuback._cli.predict import load, predict_for
 from gpuback._cli.tasks import default_loss, looks_like_regression
 from gpuback._cli.train import Files, train_network

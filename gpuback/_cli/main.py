@@ -9,11 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE
 from gpuback.errors import DivergedError, GpubackError
-
-FAILED, USAGE = 1, 2
-INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13
-"""As shells report a process that SIGINT or SIGPIPE has ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
