@@ -1,6 +1,6 @@
 // exp, log, tanh, the activations and their slopes as fixed sequences of IEEE operations in float64: operation by
-// operation what gpuback/_core/elementary.py does, which says why and how, and whose DEFINES are the coefficients. Results
-// have the bits that NumPy's have; of NaN that is so when it is stored.
+// operation what gpuback/_core/elementary.py does, which says why and how. gpuback/_cuda/coefficients.py defines the
+// coefficients. Results have the bits that NumPy's have; of NaN that is so when it is stored.
 #pragma once
 #include "activations.cuh"
 #include "rounded.cuh"

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from gpuback._core import elementary
 from gpuback._core.activations import ACTIVATIONS
-from gpuback._core.elementary import DEFINES, FORWARD, SCRATCH, SLOPE, Function, apply, store
+from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, Function, apply, store
 from gpuback._core.scratch import Scratch
+from gpuback._cuda.coefficients import COEFFICIENTS
 from gpuback._cuda.compiler import title
 from gpuback._cuda.launch import Launcher, LaunchPlan, Variant
 
@@ -288,7 +289,7 @@ def digest(name: str) -> str:
 
 def test_the_coefficients_are_these() -> None:
     """The last bit of a small coefficient is seen in one result of thousands only."""
-    assert hashlib.sha1(" ".join(DEFINES).encode()).hexdigest()[:12] == "739d05055e3a"
+    assert hashlib.sha1(" ".join(COEFFICIENTS).encode()).hexdigest()[:12] == "739d05055e3a"
 
 
 @each_function
@@ -426,7 +427,7 @@ def assert_kernel_has_these_bits(launcher: Launcher, name: str, given: Callable,
         function, activation = (5 if name.endswith("'") else 4), ACTIVATIONS[name.rstrip("'")].kernel_id
     doubles, singles = given(np.full(x.size, 7.0)), given(np.full(x.size, 7, np.float32))
     arguments = [doubles, singles, given(x), np.int32(function), np.int32(activation), np.int32(x.size)]
-    launcher.bind(LaunchPlan(Variant("elementary.cu", "elementary", DEFINES), 64, 64), arguments)()
+    launcher.bind(LaunchPlan(Variant("elementary.cu", "elementary", COEFFICIENTS), 64, 64), arguments)()
     expected = wide(name, x)
     assert same_bits(taken(doubles), expected)
     stored = np.empty_like(x)
@@ -452,4 +453,6 @@ def test_a_gpu_has_the_same_bits(name: str) -> None:
 
 
 def test_titles_leave_the_coefficients_out() -> None:
-    assert title(Variant("combine.cu", "combine", ("OPERAND=float", *DEFINES))) == "combine.cu combine OPERAND=float"
+    assert (
+        title(Variant("combine.cu", "combine", ("OPERAND=float", *COEFFICIENTS))) == "combine.cu combine OPERAND=float"
+    )

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpuback._core import elementary
 from gpuback._core.precision import Precision
+from gpuback._cuda.coefficients import COEFFICIENTS
 from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
 from gpuback.errors import BackendError, ShapeError
 
@@ -444,7 +444,7 @@ def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision)
     if entry in ("largest_of_rows", "largest_of_columns", "split"):
         variant = Variant("split.cu", entry, (operand,))
     else:
-        variant = Variant("combine.cu", entry, (operand, *elementary.DEFINES))
+        variant = Variant("combine.cu", entry, (operand, *COEFFICIENTS))
     if entry == "largest_of_rows":
         blocks = _row_blocks(rows)
     elif entry == "largest_of_columns":
@@ -459,5 +459,5 @@ def exact_row_plan(
     entry: Literal["exact_loss_rows", "exact_output_rows"], rows: int, precision: Precision
 ) -> LaunchPlan:
     """The output layer: each row's loss and da, or ŷ."""
-    variant = Variant("exact_losses.cu", entry, (f"OPERAND={_operand(precision)}", *elementary.DEFINES))
+    variant = Variant("exact_losses.cu", entry, (f"OPERAND={_operand(precision)}", *COEFFICIENTS))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)

@@ -17,7 +17,7 @@ from gpuback._backends.cuda import plans
 from gpuback._backends.cuda.ops import IDENTITY, CudaOps, output_id
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
 from gpuback._backends.cuda.workspace import CudaBuffers, pitch_of
-from gpuback._backends.exact.layers import ExactPasses, Multiply, loss_rule
+from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._core.activations import Activation
 from gpuback._core.losses import Loss
@@ -30,7 +30,7 @@ FEWEST_ROWS, SLICES_AT_ONCE = 1024, 1 << 24
 of them. More do not make cuBLAS faster."""
 
 
-class ReproducibleCudaOps(ExactPasses, CudaOps):
+class ReproducibleCudaOps(ExactLayers, CudaOps):
     """Every operation on CuPy arrays of one device, with the bits of `ReproducibleNumpyOps`.
 
     Args:
@@ -133,7 +133,7 @@ class ReproducibleCudaBuffers(CudaBuffers):
         self, ops: CudaOps, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply
     ) -> None:
         super().__init__(ops, rows, sizes, precision)
-        self.slices = SliceBuffers(CudaPieces(ops, precision, multiply), rows, sizes)
+        self.slices = SliceBuffers(CudaExactBackend(ops, precision, multiply), rows, sizes)
 
 
 _POINTER, _INT, _REAL = Slot(), Slot(np.int32), Slot(np.float64)
@@ -152,8 +152,8 @@ _ARGUMENTS: dict[plans.ExactEntry, tuple[Argument, ...]] = {
 """What each kernel takes, up to the rows and columns that it goes over."""
 
 
-class CudaPieces:
-    """`gpuback._backends.exact.products.Pieces` on CUDA. A launch is laid out once for each kernel and shape.
+class CudaExactBackend:
+    """`gpuback._backends.exact.products.ExactBackend` on CUDA. A launch is laid out once for each kernel and shape.
 
     Args:
         ops: whose arrays and kernels these are.
@@ -162,12 +162,14 @@ class CudaPieces:
     """
 
     def __init__(self, ops: CudaOps, precision: Precision, multiply: Multiply) -> None:
-        self._launcher, self._precision, self._multiply = ops.launcher, precision, multiply
+        self._ops, self._launcher, self._precision, self._multiply = ops, ops.launcher, precision, multiply
         self._launches: dict[tuple[plans.ExactEntry, int, int], Launch] = {}
-        self.empty = ops.empty
 
     def rows_at_once(self, widest: int) -> int:
         return min(BLOCK, max(FEWEST_ROWS, SLICES_AT_ONCE // widest))
+
+    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return self._ops.empty(shape, dtype)
 
     def largest_of_rows(self, x: Array, largest: Array) -> None:
         self._launch("largest_of_rows", x.shape)(*_matrix(x), largest)
