@@ -1,4 +1,4 @@
-"""What users pass as numbers, taken as a backend's arrays: arrays, nested sequences, anything with `__dlpack__`.
+"""Users' numbers as a backend's arrays, from arrays, nested sequences and anything with `__dlpack__`.
 
 DLPack shares an array's memory between libraries without a copy.
 """
@@ -20,7 +20,7 @@ DLPACK_CUDA = (2, 13)
 """DLPack's numbers for a CUDA device's memory: its own, and managed memory."""
 
 DLPACK_ERRORS = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
-"""What exporters and importers raise: libraries agree on no kind of error."""
+"""The errors that exporters and importers raise: libraries agree on no kind."""
 
 
 def as_host_array(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:

@@ -14,7 +14,7 @@ from gpuback.errors import DivergedError, GpubackError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         arguments: what follows the program's name; by default, what the user typed.
@@ -66,7 +66,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _complain(problem: object, code: int) -> int:
-    """Prints the one line and returns the code."""
+    """Print the one line and return the code."""
     message = str(problem)
     if isinstance(problem, OSError) and problem.strerror:
         message = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror

@@ -34,7 +34,7 @@ from gpuback._core.activations import LEAKY_SLOPE
 from gpuback._core.typing import Array
 
 SCRATCH = 4
-"""How many arrays a function works in, beside `out`."""
+"""The number of scratch arrays that a function works in, beside `out`."""
 
 ELEMENTS_AT_ONCE = 1 << 14
 """Elements that `apply` goes over at a time."""
@@ -60,7 +60,7 @@ SOFTPLUS_COEFFICIENTS = (
 """The same for |f| ≤ ⅓, to 8·10⁻¹⁴."""
 
 EXP_LIMIT = 700.0
-"""Of what is larger in size, the exponential is that of ± this: far outside float32, while 2^k is a normal number."""
+"""Arguments of exponentials are limited to ± this: results are then far outside float32, and 2^k is still normal."""
 
 LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
 
@@ -99,7 +99,7 @@ def _polynomial(x: Array, coefficients: tuple[float, ...], out: Array) -> None:
 
 
 def _exponential(scratch: Buffers) -> None:
-    """Of x in scratch[0], |x| ≤ `EXP_LIMIT`: r, 2^k, nothing of use, and C in the four arrays.
+    """Reduce x, in scratch[0] and within ± `EXP_LIMIT`: leave r, 2^k, an array that is free, and C in scratch.
 
     k and 2^k by the magic number; k ln 2 is rounded, which costs e^x at most 1.5·10⁻¹⁶ |x|, and nothing where k = 0.
     """
@@ -116,7 +116,7 @@ def _exponential(scratch: Buffers) -> None:
 
 
 def _fraction(scratch: Buffers) -> tuple[Array, Array]:
-    """Of what `_exponential` leaves: N = 2^k (C + r) and D = C − r. They take the places of nothing of use and of C."""
+    """Compute N = 2^k (C + r) and D = C − r after `_exponential`, in the places of the free array and of C."""
     r, power, numerator, denominator = scratch
     np.add(denominator, r, out=numerator)
     np.multiply(numerator, power, out=numerator)
@@ -125,7 +125,7 @@ def _fraction(scratch: Buffers) -> tuple[Array, Array]:
 
 
 def _fraction_less_1(scratch: Buffers) -> tuple[Array, Array]:
-    """Of what `_exponential` leaves: N − D, as (2^k + 1) r − (1 − 2^k) C, and D."""
+    """Compute N − D, as (2^k + 1) r − (1 − 2^k) C, and D after `_exponential`."""
     r, power, rest, c = scratch
     np.subtract(1.0, power, out=rest)
     np.multiply(rest, c, out=rest)
@@ -137,7 +137,7 @@ def _fraction_less_1(scratch: Buffers) -> tuple[Array, Array]:
 
 
 def _times_sigmoid(x: Array, least: float, out: Array, scratch: Buffers) -> None:
-    """Of what `_exponential` leaves: out = max(x, least) N/(D + N). A product with `least` is 0 in float32."""
+    """Compute out = max(x, least) N/(D + N) after `_exponential`. A product with `least` is 0 in float32."""
     numerator, denominator = _fraction(scratch)
     np.add(denominator, numerator, out=denominator)
     np.divide(numerator, denominator, out=numerator)
@@ -146,7 +146,7 @@ def _times_sigmoid(x: Array, least: float, out: Array, scratch: Buffers) -> None
 
 
 def _sigmoids(scratch: Buffers) -> tuple[Array, Array, Array, Array]:
-    """Of what `_exponential` leaves: s = N/(D + N), 1 − s = D/(D + N), and two arrays that are free."""
+    """Compute s = N/(D + N) and 1 − s = D/(D + N) after `_exponential`; return these and two arrays that are free."""
     numerator, denominator = _fraction(scratch)
     free, inverse, *_ = scratch
     np.add(denominator, numerator, out=inverse)
@@ -281,7 +281,7 @@ def _finish_log(x: Array, pole: float, out: Array, scratch: Buffers) -> None:
 
 
 def _as_mask(scratch: Array) -> Array:
-    """The memory of a scratch array as booleans, one for each of its numbers."""
+    """View the memory of a scratch array as booleans, one for each of its numbers."""
     return scratch.reshape(-1).view(np.bool_)[: scratch.size].reshape(scratch.shape)
 
 
@@ -291,25 +291,25 @@ def _as_mask(scratch: Array) -> Array:
 
 
 def identity(a: Array, out: Array, scratch: Buffers) -> None:
-    """a."""
+    """out = a."""
     if out is not a:
         np.copyto(out, a)
 
 
 def relu(a: Array, out: Array, scratch: Buffers) -> None:
-    """max(a, 0), never −0."""
+    """out = max(a, 0), never −0."""
     np.clip(a, 0.0, math.inf, out=out)
     np.add(out, 0.0, out=out)
 
 
 def leaky_relu(a: Array, out: Array, scratch: Buffers) -> None:
-    """max(a, 0.01 a)."""
+    """out = max(a, 0.01 a)."""
     np.multiply(a, LEAKY_SLOPE, out=scratch[0])
     np.maximum(a, scratch[0], out=out)
 
 
 def elu(a: Array, out: Array, scratch: Buffers) -> None:
-    """max(a, expm1(min(a, 0))), never −0."""
+    """out = max(a, expm1(min(a, 0))), never −0."""
     np.clip(a, -EXP_LIMIT, 0.0, out=scratch[0])
     _exponential(scratch)
     numerator, denominator = _fraction_less_1(scratch)
@@ -319,7 +319,7 @@ def elu(a: Array, out: Array, scratch: Buffers) -> None:
 
 
 def gelu(a: Array, out: Array, scratch: Buffers) -> None:
-    """a sigmoid(u), u = 2√(2/π)(a + 0.044715 a³), with u of an a within ± `GELU_LIMIT`."""
+    """out = a sigmoid(u), u = 2√(2/π)(a + 0.044715 a³); for u, a is limited to ± `GELU_LIMIT`."""
     _gelu_argument(a, scratch)
     _exponential(scratch)
     _times_sigmoid(a, -GELU_LIMIT, out, scratch)
@@ -336,7 +336,7 @@ def _gelu_argument(a: Array, scratch: Buffers) -> None:
 
 
 def silu(a: Array, out: Array, scratch: Buffers) -> None:
-    """a sigmoid(a)."""
+    """out = a sigmoid(a)."""
     np.clip(a, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
     _exponential(scratch)
     _times_sigmoid(a, -EXP_LIMIT, out, scratch)
@@ -457,7 +457,7 @@ def store(x: Array, out: Array) -> None:
 
 
 def apply(function: Function, x: Array) -> Array:
-    """A fresh float32 array of x's shape: the function of x, rounded once.
+    """Return the function of x, rounded once, as a fresh float32 array of x's shape.
 
     Args:
         function: one of this module's.

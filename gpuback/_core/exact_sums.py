@@ -29,7 +29,7 @@ import numpy as np
 from gpuback._core.typing import Array
 
 TERMS_AT_ONCE = 1 << 14
-"""How many terms are cut at a time: more than that might not add up exactly, and would not stay in the cache."""
+"""The number of terms that are cut at a time: more might not add up exactly, and would not stay in the cache."""
 
 UPPER, LOWER = 38, 25
 """Bits of the two parts that a term is cut into."""

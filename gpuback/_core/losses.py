@@ -94,7 +94,7 @@ class Softmax:
 
 
 def _constant(value: float, like: Array) -> Array:
-    """A number as an array of no axes, which ufuncs take up faster than Python's."""
+    """Make an array without axes of a number: ufuncs start faster on it than on a Python number."""
     return np.array(value, like.dtype)
 
 

@@ -41,9 +41,9 @@ class Layout:
         return starts
 
     def split(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """Views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,).
+        """Return views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,).
 
-        Of several such arrays, (B, n_parameters), those of each: (B, nO, nI) and (B, nO).
+        An array (B, n_parameters) gives views (B, nO, nI) and (B, nO).
         """
         weights, biases = [], []
         for start, (n_in, n_out) in zip(self.weight_starts, self.shapes, strict=True):
@@ -71,7 +71,7 @@ class Gradients:
 
 
 def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | None) -> NDArray[np.float64]:
-    """θ before training: weights uniform on ±limit, biases 0.
+    """Draw θ before training: weights uniform on ±limit, biases 0.
 
     limit = √(6/nI) for rectifiers (He et al., 2015), √(6/(nI + nO)) for the rest (Glorot and Bengio, 2010), by the
     activation that follows the layer. The numbers are PCG64's raw 64-bit output, whose top 53 bits are a multiple of
@@ -103,12 +103,12 @@ def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | N
 
 
 def uniform(bits: np.random.PCG64, count: int) -> NDArray[np.float64]:
-    """`count` numbers on [0, 1), from the top 53 bits of PCG64's raw output."""
+    """Draw `count` numbers on [0, 1), from the top 53 bits of PCG64's raw output."""
     raw: NDArray[np.uint64] = bits.random_raw(count)
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(length: int, *key: int) -> NDArray[np.intp]:
-    """A shuffled 0, …, length − 1 that depends on the key alone: the order of PCG64's raw numbers, ties by position."""
+    """Shuffle 0, …, length − 1 by the key alone: into the order of PCG64's raw numbers, ties by position."""
     raw: Any = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
     return np.argsort(raw, kind="stable")

@@ -120,13 +120,13 @@ class ExactBackend(Protocol):
     def finish_forward(
         self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
     ) -> None:
-        """a = C + b, rounded once; h = g(a), or a itself without g; see `Ops.bind_forward`."""
+        """Write a = C + b, rounded once, and h = g(a), or h = a without g; see `Ops.bind_forward`."""
         ...
 
     def finish_delta(
         self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
     ) -> None:
-        """da_prev = C ⊙ g'(source), or factor C without g; factor is a power of two."""
+        """Write da_prev = C ⊙ g'(source), or factor C without g; factor is a power of two."""
         ...
 
     def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:

@@ -1,4 +1,4 @@
-"""What suits this machine's caches, cores and BLAS: the size of blocks, when to use threads, how to multiply."""
+"""Choices by this machine's caches, cores and BLAS: the size of blocks, when to use threads, how to multiply."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpuback._core.precision import Precision
 from gpuback._core.threads import ThreadPool, blas_cores, blas_threads
 
 BLOCK_BYTES = 1 << 21
-"""How much of a batch's activations is worked on at a time: what stays in a core's second- and third-level caches."""
+"""The bytes of activations that a block works on: they stay in a core's second- and third-level caches."""
 
 WORTH_THREADS = 2e8
 """A step with more floating-point operations than this (2 ms of one core) is worth starting threads for."""
