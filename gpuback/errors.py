@@ -1,4 +1,4 @@
-"""What gpuback raises. Every error is a `GpubackError` and also the built-in kind that NumPy would have raised.
+"""The errors of gpuback. Every one is a `GpubackError` and also the built-in kind that NumPy would have raised.
 
 A message names what was expected, what came and, where there is one, the remedy.
 """
@@ -87,14 +87,14 @@ class DivergedError(GpubackError, FloatingPointError):
 
 
 def require_known(kind: str, name: object, known: Iterable[str]) -> None:
-    """Raises `unknown_name` unless `name` is one of the known ones."""
+    """Raise `unknown_name` unless `name` is one of the known ones."""
     names = list(known)
     if not isinstance(name, str) or name not in names:
         raise unknown_name(kind, name, names)
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> OptionError:
-    """The error for a name that is in no table, with the nearest known name as a suggestion."""
+    """Make the error for a name that is in no table, with the nearest known name as a suggestion."""
     names = sorted(known)
     nearest = difflib.get_close_matches(str(name).lower(), names, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
@@ -102,7 +102,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> OptionError:
 
 
 def missing_extra(package: str, purpose: str, extra: str) -> MissingExtraError:
-    """The error for an optional package that is not installed."""
+    """Make the error for an optional package that is not installed."""
     return MissingExtraError(
         f"{purpose} needs {package}, which is not installed: pip install '.[{extra}]' in gpuback's source tree"
     )

@@ -51,7 +51,7 @@ IN_FLOAT32: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def to_onnx(net: MLP, path: PathLike, *, opset: int = DEFAULT_OPSET) -> None:
-    """Writes x ↦ ŷ as an ONNX model: input `x` (batch, n_0), output `y` (batch, n_L), any batch size, in θ's dtype.
+    """Write x ↦ ŷ as an ONNX model: input `x` (batch, n_0), output `y` (batch, n_L), any batch size, in θ's dtype.
 
     What a layer reads and computes has the name that it has in gpuback's equations: `W_1`, `b_1`, `a_1`, `h_1`, … A
     network of 16 bits keeps its numbers: weights are stored in its format, in half the space, `x` and every h_k are
@@ -140,7 +140,7 @@ class _Graph:
         self._sixteen_bit = operand in ("bfloat16", "float16")
 
     def node(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """An operator; the name of what it computes."""
+        """Add an operator; return the name of its result."""
         name = name or f"{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
@@ -154,7 +154,7 @@ class _Graph:
         return self.constant(np.array(value, self._total), f"number_{len(self.constants)}")
 
     def weights(self, W: NDArray[Any], name: str) -> str:
-        """W as products read it: stored in the operands' format."""
+        """Store W in the operands' format; return the name under which products read it."""
         if not self._sixteen_bit:
             return self.constant(W, name)
         with np.errstate(over="ignore"):
@@ -162,7 +162,7 @@ class _Graph:
         return self.node("Cast", stored, name=f"{name}.float32", to=TensorProto.FLOAT)
 
     def rounded(self, value: str) -> str:
-        """A value rounded to the operands' format, in θ's."""
+        """Round a value to the operands' format; return the name of the result, which has θ's dtype."""
         if not self._sixteen_bit:
             return value
         low = self.node("Cast", value, name=f"{value}.{self._operand}", to=TYPES[self._operand])

@@ -19,7 +19,7 @@ from gpuback._core.validation import count, in_range
 from gpuback.errors import OptionError
 
 Rate: TypeAlias = Callable[[int], float]
-"""What a schedule is to whoever uses it: the learning rate of step t."""
+"""A schedule as optimizers call it: a function from the step number t to the learning rate."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,7 +123,7 @@ def warmup(schedule: Rate, steps: int) -> Schedule:
 
 
 def checked(schedule: Rate) -> Rate:
-    """The schedule itself.
+    """Return the schedule itself.
 
     Raises:
         OptionError: it is no function.
@@ -137,7 +137,7 @@ def checked(schedule: Rate) -> Rate:
 
 
 def identity(schedule: Rate | None) -> str | None:
-    """What tells schedules apart in a checkpoint: the call that makes it; of a user's function, its name."""
+    """Name a schedule, for checkpoints: by the call that makes it, or by the name of a user's function."""
     if schedule is None or isinstance(schedule, Schedule):
         return None if schedule is None else repr(schedule)
     if isinstance(schedule, partial):

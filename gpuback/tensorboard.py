@@ -26,7 +26,7 @@ Metric = Callable[[MLP], "float | Array"]
 
 
 def logger(folder: PathLike, *, metrics: Mapping[str, Metric] | None = None) -> Callback:
-    """A callback that writes loss, validation loss and learning rate after each epoch, epochs counted from 1.
+    """Make a callback that writes loss, validation loss and learning rate after each epoch, epochs counted from 1.
 
     One run of `fit` writes to one folder. A resumed run goes on there: what an earlier process has logged beyond the
     checkpoint is hidden by the epochs that are trained again. Other than that each curve is `History`'s.
@@ -65,7 +65,7 @@ def logger(folder: PathLike, *, metrics: Mapping[str, Metric] | None = None) -> 
 
 
 def _opened(folder: PathLike, first_epoch: int) -> EventsWriter:
-    """A new file of events in the folder; TensorBoard forgets what earlier ones have of this epoch and later ones.
+    """Start a new file of events; TensorBoard forgets what earlier files have of this epoch and later ones.
 
     Files are read in the order of their names, which begin with the second: what follows keeps them apart within one.
     """

@@ -31,7 +31,7 @@ def tolerance(
     allow_tf32: bool = False,
     any_data: bool = False,
 ) -> NDArray[Any]:
-    """How far a sum of products may lie from its exact value C.
+    """Return how far a sum of products may lie from its exact value C.
 
         |C − exact| ≤ 4 u √K · (|A||B|) + u_out |exact|
 
@@ -68,7 +68,7 @@ def tolerance(
 
 
 def fingerprint(what: MLP | Gradients | Array) -> str:
-    """A short hash of an array's bits, or of the θ of a network or of gradients: what has the same is equal to the bit.
+    """Hash an array's bits, or those of the θ of a network or of gradients; equal fingerprints mean equal bits.
 
     With `MLP(..., reproducible=True)` a fingerprint that a GPU has produced can be asserted where there is none.
 
@@ -107,7 +107,7 @@ def random_array(
     scale: float = 1.0,
     dtype: object = "float64",
 ) -> NDArray[Any]:
-    """Data that find different bugs.
+    """Make test data; each kind finds different bugs.
 
     Args:
         rng: NumPy's generator.

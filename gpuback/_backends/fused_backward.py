@@ -128,7 +128,7 @@ def _output(
     dtype: np.dtype[Any],
     named: dict[str, Array | None],
 ) -> Array:
-    """The array to write a result to: the caller's, once it is known to fit and to overlap no other, or a fresh one."""
+    """Return the array to write a result to: a fresh one, or the caller's, which has to fit and to overlap no other."""
     if array is None:
         return ops.empty(shape, dtype)
     _require(array, name, shape, dtype)

@@ -52,7 +52,7 @@ def _numpy_ops(reproducible: bool) -> Ops:
 
 
 def _cupy_ops(reproducible: bool) -> Ops:
-    """On CuPy's current device."""
+    """Make the backend of CuPy's current device."""
     import cupy
 
     return _cupy_ops_on(cupy.cuda.runtime.getDevice(), reproducible)
@@ -85,16 +85,16 @@ BACKENDS = {"numpy": Backend(_numpy_ops, _numpy_status), "cupy": Backend(_cupy_o
 
 
 def backends() -> dict[str, BackendStatus]:
-    """Every backend that gpuback knows, whether this machine can use it, and why or why not."""
+    """List every backend that gpuback knows, whether this machine can use it, and why or why not."""
     return {name: backend.status() for name, backend in BACKENDS.items()}
 
 
 def ops_for(name: str, *, reproducible: bool = False) -> Ops:
-    """The backend of that name; "auto" is the fastest that can be used here.
+    """Return the backend of that name; "auto" is the fastest that can be used here.
 
     Args:
         name: of the backend.
-        reproducible: its operations that give the same bits as every other backend's.
+        reproducible: whether results have the same bits as on every other backend.
 
     Raises:
         OptionError: an unknown name.
@@ -110,7 +110,7 @@ def ops_for(name: str, *, reproducible: bool = False) -> Ops:
 
 
 def ops_of(arrays: dict[str, Array]) -> Ops:
-    """The backend that all arrays belong to.
+    """Return the backend that all arrays belong to.
 
     Raises:
         DtypeError: something that is no array.
@@ -141,7 +141,7 @@ NUMPY_HOME, CUPY_HOME = "numpy.ndarray", "cupy.ndarray on device"
 
 
 def _home(array: Array) -> str:
-    """Where an array lives, in words."""
+    """Say in words where an array lives."""
     if isinstance(array, np.ndarray):
         return NUMPY_HOME
     kind = f"{type(array).__module__.partition('.')[0]}.{type(array).__name__}"

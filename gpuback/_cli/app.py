@@ -12,9 +12,8 @@ import typer
 
 import gpuback
 from gpuback import datasets
-from gpuback._cli import machine, report, show
+from gpuback._cli import FAILED, machine, report, show
 from gpuback._cli import options as o
-from gpuback._cli.main import FAILED
 from gpuback._cli.predict import load, predict_for
 from gpuback._cli.tasks import default_loss, looks_like_regression
 from gpuback._cli.train import Files, train_network
@@ -34,7 +33,7 @@ app = typer.Typer(
 
 
 def deferred(command: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
-    """Leaves only the parsing to typer.
+    """Leave only the parsing to typer.
 
     The command runs when typer has returned, so that its errors, Ctrl-C and broken pipes reach `_cli.main.main` as
     they are.
@@ -48,7 +47,7 @@ def deferred(command: Callable[..., int | None]) -> Callable[..., Callable[[], i
 
 
 def show_version(wanted: bool) -> None:
-    """The option --version."""
+    """Print the version, for the option --version."""
     if wanted:
         print(f"gpuback {gpuback.__version__}")
         raise typer.Exit
@@ -229,12 +228,12 @@ def info(as_json: o.Json = False) -> None:
 
 
 def warn(line: str) -> None:
-    """Says on stderr what the user should know."""
+    """Print a warning on stderr."""
     print(f"gpuback: {line}", file=sys.stderr)
 
 
 def widths(text: str, option: str) -> tuple[int, ...]:
-    """The widths in "128,64"; none in "none"."""
+    """Read the widths in "128,64"; none in "none"."""
     if text.strip().lower() == "none":
         return ()
     parts = [part.strip() for part in text.split(",")]
@@ -244,19 +243,19 @@ def widths(text: str, option: str) -> tuple[int, ...]:
 
 
 def names(text: str | None) -> str | list[str] | None:
-    """The names in "relu,tanh"; "relu" itself."""
+    """Read the names in "relu,tanh"; return "relu" itself."""
     return [name.strip() for name in text.split(",")] if text and "," in text else text
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """Those that were given; the others keep the defaults of whatever they are for."""
+    """Drop the options that are None, so that the callee's defaults hold."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def make_optimizer(
     name: str, learning_rate: float | None, momentum: float | None, nesterov: bool, weight_decay: float | None
 ) -> Optimizer:
-    """The optimizer of that name; None stands for its own default.
+    """Make the optimizer of that name; None stands for its own default.
 
     Raises:
         OptionError: an unknown name, or a hyper-parameter that it does not have.

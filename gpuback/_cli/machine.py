@@ -1,4 +1,4 @@
-"""What this machine brings to a computation: versions, processor, and the BLAS that NumPy's matrix products run on.
+"""This machine: versions, processor, and the BLAS that NumPy's matrix products run on.
 
 Every function takes what it interprets as arguments; `survey` collects that from the running system.
 """
@@ -83,7 +83,7 @@ class Machine:
 
 
 def survey() -> Machine:
-    """This machine."""
+    """Describe this machine."""
     config = _numpy_config()
     processor = cpu_of(
         _content("/proc/cpuinfo"),
@@ -113,7 +113,7 @@ def versions_of(lookup: Callable[[str], str] = importlib.metadata.version) -> di
 def cpu_of(
     cpuinfo: str, *, fallback_model: str, fallback_simd: Iterable[str], cores: int, usable_cores: int | None
 ) -> Cpu:
-    """The processor that /proc/cpuinfo's text describes; the fallbacks serve where there is no such file."""
+    """Read the processor out of /proc/cpuinfo's text; use the fallbacks where there is no such file."""
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():
         name, _, value = line.partition(":")
@@ -124,7 +124,7 @@ def cpu_of(
 
 
 def blas_of(pools: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Blas:
-    """The BLAS that NumPy uses.
+    """Find the BLAS that NumPy uses.
 
     Args:
         pools: what `threadpoolctl.threadpool_info` returned, NumPy's library before those loaded later; may be empty.
@@ -140,7 +140,7 @@ def blas_of(pools: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Bl
 
 
 def advice_for(processor: Cpu, blas: Blas) -> str | None:
-    """What to set where OpenBLAS leaves AVX-512 unused, as it does on processors that it does not know."""
+    """Advise what to set where OpenBLAS leaves AVX-512 unused, as it does on processors that it does not know."""
     if not processor.has_avx512 or "openblas" not in (blas.library or "") or blas.kernel in (None, *AVX512_KERNELS):
         return None
     return (

@@ -9,15 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE
 from gpuback.errors import DivergedError, GpubackError
-
-FAILED, USAGE = 1, 2
-INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13
-"""As shells report a process that SIGINT or SIGPIPE has ended."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         arguments: what follows the program's name; by default, what the user typed.
@@ -69,7 +66,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _complain(problem: object, code: int) -> int:
-    """Prints the one line and returns the code."""
+    """Print the one line and return the code."""
     message = str(problem)
     if isinstance(problem, OSError) and problem.strerror:
         message = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror

@@ -24,7 +24,7 @@ CHECKED_SIZES = "5,7,6,3"
 
 
 def option(*names: str, panel: str, help: str, default: str | bool = True, **more: Any) -> Any:
-    """An option of one of the help's panels; `default` says in words what the signature's None stands for."""
+    """Make an option of one of the help's panels; `default` says in words what the signature's None stands for."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
 
 

@@ -18,7 +18,7 @@ from gpuback.errors import OptionError, ShapeError
 
 
 def load(source: str, *, target: str | None, labels: str | None, no_target: bool) -> Dataset:
-    """The data to predict for; with `no_target`, a .csv file all of whose columns are features, and y is empty."""
+    """Load the data to predict for; with `no_target`, all columns of a .csv file are features, and y is empty."""
     if not no_target:
         return datasets.load(source, target=target, labels=labels)
     if target is not None or labels is not None:
@@ -32,7 +32,7 @@ def load(source: str, *, target: str | None, labels: str | None, no_target: bool
 
 @dataclass(frozen=True, eq=False)  # a comparison of arrays has no single truth value
 class Prediction:
-    """What a network says of a data set.
+    """A network's answers for a data set.
 
     Attributes:
         outputs: (N, n_L).
@@ -45,7 +45,7 @@ class Prediction:
     score: Score | None
 
     def as_csv(self) -> str:
-        """A header row, then a row for each sample; numbers have all digits that tell them from their neighbours."""
+        """Write a header row, then a row for each sample; numbers have all digits that tell neighbours apart."""
         columns = [f"{'output' if self.labels is None else 'p'}{j}" for j in range(self.outputs.shape[1])]
         rows = self.outputs.astype(str)
         if self.labels is not None:
@@ -56,7 +56,7 @@ class Prediction:
         return text.getvalue()
 
     def as_document(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """Return the answers for JSON."""
         document: dict[str, Any] = {}
         if self.labels is None:
             document["outputs"] = self.outputs.tolist()
@@ -68,7 +68,7 @@ class Prediction:
 
 
 def predict_for(net: MLP, data: Dataset, *, score: bool) -> Prediction:
-    """The network's answers for a data set, scored against its targets if wanted.
+    """Compute the network's answers for a data set, scored against its targets if wanted.
 
     Raises:
         ShapeError: the data have another number of features than the network takes.

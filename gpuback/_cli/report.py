@@ -1,4 +1,4 @@
-"""What there is to say about results: rows for a table, and documents for JSON."""
+"""Results as rows of a table and as JSON documents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def backend_reason(asked_for: str, used: str) -> str:
 
 
 def train_rows(result: Result, backend: str, files: Files) -> Rows:
-    """The table of a training run."""
+    """Make the table of a training run."""
     net, history, data = result.net, result.history, result.data
     architecture = net.architecture
     chain = " → ".join(f"{size:,}" for size in net.sizes)
@@ -59,7 +59,7 @@ def train_rows(result: Result, backend: str, files: Files) -> Rows:
 
 
 def train_document(result: Result, backend: str, files: Files, optimizer: Optimizer, seed: int) -> dict[str, Any]:
-    """The same and more, for JSON."""
+    """Make the JSON document of a training run, which says more than the table."""
     net, history = result.net, result.history
     return {
         "gpuback": gpuback.__version__,
@@ -86,7 +86,7 @@ def train_document(result: Result, backend: str, files: Files, optimizer: Optimi
 
 
 def check_rows(report: GradientReport) -> Rows:
-    """The table of a gradient check."""
+    """Make the table of a gradient check."""
     return [
         (
             row.block,
@@ -104,7 +104,7 @@ CHECK_HEADER = ("block", "formula error", "limit", "rounding error", "limit", ""
 
 
 def check_document(net: gpuback.MLP, report: GradientReport) -> dict[str, Any]:
-    """The same, for JSON."""
+    """Make the JSON document of a gradient check."""
     return {
         "network": net.architecture.as_options(),
         "passed": report.passed,
@@ -124,7 +124,7 @@ def check_document(net: gpuback.MLP, report: GradientReport) -> dict[str, Any]:
 
 
 def info_rows(machine: Machine) -> Rows:
-    """The table of `gpuback info`."""
+    """Make the table of `gpuback info`."""
     cpu, blas = machine.cpu, machine.blas
     missing = {True: "not installed (optional)", False: "not installed"}
     unknown = "unknown to threadpoolctl"
@@ -146,7 +146,7 @@ def info_rows(machine: Machine) -> Rows:
 
 
 def info_document(machine: Machine) -> dict[str, Any]:
-    """The same, for JSON; null is what is unknown or not installed."""
+    """Make the JSON document of `gpuback info`; null stands for what is unknown or not installed."""
     cpu, blas = machine.cpu, machine.blas
     return {
         "versions": dict(machine.versions),

@@ -1,4 +1,4 @@
-"""How results look: tables, JSON, and the plot of a learning curve."""
+"""Output: tables, JSON, and the plot of a learning curve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpuback.errors import missing_extra
 def print_table(
     rows: Iterable[Sequence[str]], *, title: str | None = None, header: Sequence[str] = (), right: Sequence[int] = ()
 ) -> None:
-    """Prints a table on stdout: with lines, and fitted to the window, on a terminal; plain elsewhere.
+    """Print a table on stdout: with lines, and fitted to the window, on a terminal; plain elsewhere.
 
     Args:
         rows: the first column is the heading of its row.
@@ -54,7 +54,7 @@ def print_table(
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Prints `json_line` on stdout."""
+    """Print `json_line` on stdout."""
     sys.stdout.write(json_line(document))
 
 
@@ -91,7 +91,7 @@ def require_matplotlib() -> None:
 
 
 def plot(path: str, result: Result) -> None:
-    """Writes the learning curve to a PNG file."""
+    """Write the learning curve to a PNG file."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter, MaxNLocator
 

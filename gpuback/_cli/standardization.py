@@ -30,7 +30,7 @@ class Standardization:
 
     @classmethod
     def of_features(cls, x: Array) -> Standardization:
-        """The mean and standard deviation of each column of x (N, n).
+        """Measure the mean and standard deviation of each column of x (N, n).
 
         A column that never varies gets σ = ∞, so that it is 0 in training and multiplied by 0 afterwards. With σ = 1
         its weights, which training never touches, would act on whatever other value turns up later, and a large one (a
@@ -40,7 +40,7 @@ class Standardization:
 
     @classmethod
     def of_targets(cls, y: Array) -> Standardization:
-        """The mean and standard deviation of each column of y (N, n); σ = 1 where a column never varies."""
+        """Measure the mean and standard deviation of each column of y (N, n); σ = 1 where a column never varies."""
         return cls._of(y, 1.0)
 
     @classmethod
@@ -62,7 +62,7 @@ class Standardization:
         return z
 
     def coarsest(self, values: Array, unit_roundoff: float) -> tuple[int, float]:
-        """The column that loses most when values are rounded before they are standardized.
+        """Find the column that loses most when values are rounded before they are standardized.
 
         Args:
             values: (N, n) raw values.
@@ -82,7 +82,7 @@ def _column_sums(values: Array) -> NDArray[np.float64]:
 
 
 def fold(net: MLP, features: Standardization, targets: Standardization | None = None) -> None:
-    """Turns a network of standardized features (and targets) into the same function of raw ones, in place.
+    """Turn a network of standardized features (and targets) into the same function of raw ones, in place.
 
         first layer   W ← W/σ,     b ← b − W μ/σ
         last layer    W ← σ_y W,   b ← σ_y b + μ_y       if the targets were standardized

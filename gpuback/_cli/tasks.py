@@ -1,4 +1,4 @@
-"""What is to be learnt: a data set's targets as a loss takes them, and how good a network's outputs are."""
+"""The task to learn: a data set's targets as a loss takes them, and how good a network's outputs are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpuback.errors import DataError, OptionError, ShapeError, require_known
 
 
 class Task(NamedTuple):
-    """What a network is trained for.
+    """The task that a network is trained for.
 
     Attributes:
         kind: "classification" or "regression".
@@ -29,12 +29,12 @@ class Task(NamedTuple):
 
 
 def default_loss(data: Dataset) -> str:
-    """The loss for those who name none."""
+    """Choose the loss where the user names none."""
     return "cross_entropy" if data.task == "classification" else "squared_error"
 
 
 def task_of(data: Dataset, loss: str) -> Task:
-    """The task that a data set and a loss make together.
+    """Make the task of a data set and a loss.
 
     Labels stay labels for cross_entropy. For binary_cross_entropy two classes are one output, the probability of class
     1, and more are one-hot rows. For squared_error they are one-hot rows, unless the data `looks_like_regression`.
@@ -64,7 +64,7 @@ def task_of(data: Dataset, loss: str) -> Task:
 
 
 def looks_like_regression(data: Dataset) -> bool:
-    """Whether whole-number targets take more than √N different values, too many to learn each from its few samples."""
+    """Tell whether whole-number targets take more than √N different values: too few samples each to learn classes."""
     return data.task == "classification" and len(np.unique(data.y)) > math.sqrt(len(data.y))
 
 
@@ -86,18 +86,18 @@ def require_range(x: Array, dtype: np.dtype[Any], data: Dataset) -> None:
 
 
 class Score(NamedTuple):
-    """How good outputs are: "accuracy" or "R²", and its value; None where it is not defined."""
+    """The quality of outputs: "accuracy" or "R²", and its value; None where it is not defined."""
 
     name: str
     value: float | None
 
     def as_document(self) -> dict[str, float | None]:
-        """The same, for JSON, under a key that every keyboard has."""
+        """Return the score for JSON, under a key that every keyboard has."""
         return {"accuracy" if self.name == "accuracy" else "r2": self.value}
 
 
 def score_of(loss: str, outputs: Array, y: Array) -> Score:
-    """The accuracy of a classifier, or R² of a regression, averaged over its outputs.
+    """Compute the accuracy of a classifier, or R² of a regression, averaged over its outputs.
 
     Args:
         loss: the network's.
@@ -121,5 +121,5 @@ def score_of(loss: str, outputs: Array, y: Array) -> Score:
 
 
 def predicted_labels(outputs: Array) -> Array:
-    """The class each row of outputs (N, width) speaks for; a single output is the probability of class 1."""
+    """Return the most probable class of each row of outputs (N, width); a single output is that of class 1."""
     return (outputs[:, 0] > 0.5).astype(np.intp) if outputs.shape[1] == 1 else outputs.argmax(axis=1)

@@ -33,14 +33,14 @@ NOTICEABLE_ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Files:
-    """Where a run writes."""
+    """The files that a run writes."""
 
     model: str
     plot: str | None
     checkpoint: str | None
 
     def check(self, inputs: Sequence[str]) -> None:
-        """Finds out before training what would fail after it.
+        """Find out before training what would fail after it.
 
         Args:
             inputs: files that must not be overwritten.

@@ -1,1 +1,1 @@
-"""What is computed: tables of functions, number formats, θ and files. Knows no backend."""
+"""The mathematics and its data: tables of functions, number formats, sums, θ, files, threads. Knows no backend."""

@@ -79,13 +79,13 @@ def relu_backward(dh: Array, h: Array, scratch: Scratch) -> None:
 
 def leaky_relu(a: Array, h: Array, scratch: Scratch) -> None:
     """h = a where a > 0, else 0.01 a."""
-    np.multiply(a, LEAKY_SLOPE, out=scratch.one)
-    np.maximum(a, scratch.one, out=h)
+    np.multiply(a, LEAKY_SLOPE, out=scratch.a)
+    np.maximum(a, scratch.a, out=h)
 
 
 def leaky_relu_backward(dh: Array, h: Array, scratch: Scratch) -> None:
     """g' = 1 where h > 0, else 0.01."""
-    slope = scratch.one
+    slope = scratch.a
     np.greater(h, 0, out=slope)
     np.maximum(slope, LEAKY_SLOPE, out=slope)
     np.multiply(dh, slope, out=dh)
@@ -93,7 +93,7 @@ def leaky_relu_backward(dh: Array, h: Array, scratch: Scratch) -> None:
 
 def elu(a: Array, h: Array, scratch: Scratch) -> None:
     """h = a where a > 0, else e^a − 1."""
-    below = scratch.one
+    below = scratch.a
     np.minimum(a, scratch.zeros, out=below)
     np.expm1(below, out=below)
     np.maximum(a, scratch.zeros, out=h)
@@ -102,7 +102,7 @@ def elu(a: Array, h: Array, scratch: Scratch) -> None:
 
 def elu_backward(dh: Array, h: Array, scratch: Scratch) -> None:
     """g' = 1 where h > 0, else h + 1 = e^a."""
-    slope = scratch.one
+    slope = scratch.a
     np.minimum(h, scratch.zeros, out=slope)
     np.add(slope, 1, out=slope)
     np.multiply(dh, slope, out=dh)
@@ -110,7 +110,7 @@ def elu_backward(dh: Array, h: Array, scratch: Scratch) -> None:
 
 def sigmoid(a: Array, h: Array, scratch: Scratch) -> None:
     """h = 1/(1 + e^−a), as e^min(a,0) / (1 + e^−|a|), which neither overflows nor cancels."""
-    denominator = scratch.one
+    denominator = scratch.a
     np.abs(a, out=denominator)
     np.negative(denominator, out=denominator)
     np.exp(denominator, out=denominator)
@@ -122,7 +122,7 @@ def sigmoid(a: Array, h: Array, scratch: Scratch) -> None:
 
 def sigmoid_backward(dh: Array, h: Array, scratch: Scratch) -> None:
     """g' = h (1 − h)."""
-    slope = scratch.one
+    slope = scratch.a
     np.subtract(1, h, out=slope)
     np.multiply(slope, h, out=slope)
     np.multiply(dh, slope, out=dh)
@@ -135,7 +135,7 @@ def tanh(a: Array, h: Array, scratch: Scratch) -> None:
 
 def tanh_backward(dh: Array, h: Array, scratch: Scratch) -> None:
     """g' = 1 − h²."""
-    slope = scratch.one
+    slope = scratch.a
     np.multiply(h, h, out=slope)
     np.subtract(1, slope, out=slope)
     np.multiply(dh, slope, out=dh)
@@ -143,7 +143,7 @@ def tanh_backward(dh: Array, h: Array, scratch: Scratch) -> None:
 
 def softplus(a: Array, h: Array, scratch: Scratch) -> None:
     """h = log(1 + e^a), as max(a, 0) + log1p(e^−|a|), which neither overflows nor cancels."""
-    tail = scratch.one
+    tail = scratch.a
     np.abs(a, out=tail)
     np.negative(tail, out=tail)
     np.exp(tail, out=tail)
@@ -154,7 +154,7 @@ def softplus(a: Array, h: Array, scratch: Scratch) -> None:
 
 def softplus_backward(dh: Array, h: Array, scratch: Scratch) -> None:
     """g' = sigmoid(a) = 1 − e^−h = −expm1(−h)."""
-    slope = scratch.one
+    slope = scratch.a
     np.negative(h, out=slope)
     np.expm1(slope, out=slope)
     np.negative(slope, out=slope)
@@ -173,7 +173,7 @@ def gelu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
 
     1 − s is sigmoid(−u), whose rounding error stays small beside it when a u' multiplies it.
     """
-    slope, s = scratch.one, scratch.other
+    slope, s = scratch.a, scratch.b
     _gelu_argument(a, s)
     sigmoid(s, s, scratch)
     np.multiply(dh, s, out=dh)
@@ -207,7 +207,7 @@ def silu(a: Array, h: Array, scratch: Scratch) -> None:
 
 def silu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
     """g' = s (1 + a (1 − s)), with s = sigmoid(a) and 1 − s = sigmoid(−a)."""
-    slope, s = scratch.one, scratch.other
+    slope, s = scratch.a, scratch.b
     sigmoid(a, s, scratch)
     np.multiply(dh, s, out=dh)
     np.negative(a, out=s)
@@ -220,8 +220,8 @@ def silu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
 
 def _times_a(a: Array, h: Array, scratch: Scratch) -> None:
     """h ← h·a where h is the sigmoid that goes to 0 faster than a to −∞."""
-    np.maximum(a, -SATURATED, out=scratch.one)
-    np.multiply(h, scratch.one, out=h)
+    np.maximum(a, -SATURATED, out=scratch.a)
+    np.multiply(h, scratch.a, out=h)
 
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -1,4 +1,4 @@
-"""What a network is, without its numbers: widths, functions, loss and precision, checked once and never changed."""
+"""A network without its numbers: widths, functions, loss and precision, checked once and never changed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Architecture:
         allow_tf32: bool = False,
         reproducible: bool = False,
     ) -> Architecture:
-        """Checks what a user asked for and fills in the defaults.
+        """Check what a user asked for and fill in the defaults.
 
         Raises:
             OptionError: an unknown name, an output function that the loss does not go with, allow_tf32 without float32,
@@ -73,7 +73,7 @@ class Architecture:
         return cls(widths, names, output, loss, precision)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle: the fields, without what was derived from them and cached."""
+        """Return the fields for copy and pickle, without the cached values derived from them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
@@ -89,7 +89,7 @@ class Architecture:
         return LOSSES[self.loss]
 
     def as_options(self) -> dict[str, Any]:
-        """The keyword arguments of `create` that make this architecture again; all of them can be written as JSON."""
+        """Return the keyword arguments of `create` that make this architecture again, as JSON can hold them."""
         return {
             "sizes": list(self.sizes),
             "activation": list(self.activations),
@@ -102,7 +102,7 @@ class Architecture:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Architecture:
-        """The inverse of `as_options`."""
+        """Make the architecture that `as_options` described."""
         return cls.create(**options)
 
 

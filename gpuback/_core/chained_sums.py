@@ -13,20 +13,20 @@ import numpy as np
 
 from gpuback._core.typing import Array
 
-SHORT = 13
+ONE_CHAIN = 13
 """Up to here one chain is short enough: K + 1 ≤ 4√K."""
 
-UNSHARED = 9000
+BLAS_ONE_THREAD = 9000
 """Numbers in a matrix up to which no BLAS was seen to share a vector's product with it between threads."""
 
 
 def chain_length(terms: int) -> int:
-    """A power of two within a factor √2 of √terms, so that ℓ + K/ℓ ≤ 2.2 √K."""
+    """Return a power of two within a factor √2 of √terms, so that ℓ + K/ℓ ≤ 2.2 √K."""
     return 1 << (terms.bit_length() // 2)
 
 
 def bind_sum_columns(x: Array) -> Callable[[Array], object]:
-    """A function that writes x's sum over the first axis, out_n = Σ_k x_kn, each time it is called.
+    """Return a function that writes x's sum over the first axis, out_n = Σ_k x_kn, each time it is called.
 
     Chains are vector-matrix products with ones: those run at the speed of memory where `np.sum` over the first axis of
     a narrow array does not, and however BLAS orders a product's terms, no chain is longer than ℓ.
@@ -40,7 +40,7 @@ def bind_sum_columns(x: Array) -> Callable[[Array], object]:
     terms, width = x.shape
     if not x.flags.c_contiguous:
         return _bind_sum_of_contiguous(x.T)
-    if terms <= SHORT:
+    if terms <= ONE_CHAIN:
         return _bind_chain(x)
     length = chain_length(terms)
     chains = terms // length
@@ -49,7 +49,7 @@ def bind_sum_columns(x: Array) -> Callable[[Array], object]:
     partials = np.empty((chains + has_tail, width), x.dtype)
     add_up = _bind_chain(partials)
     ones = np.ones(length, x.dtype)
-    if chains * length * width <= UNSHARED:  # chains side by side, each takes every `chains`-th row
+    if chains * length * width <= BLAS_ONE_THREAD:  # chains side by side, each takes every `chains`-th row
         body, body_sums = x[: chains * length].reshape(length, chains * width), partials[:chains].reshape(-1)
     else:
         body, body_sums = x[: chains * length].reshape(chains, length, width), partials[:chains]
@@ -65,18 +65,18 @@ def bind_sum_columns(x: Array) -> Callable[[Array], object]:
 
 
 def _bind_chain(x: Array) -> Callable[[Array], object]:
-    """Sums over the first axis of a C-contiguous array, each in one chain."""
-    if x.size > UNSHARED:
+    """Sum over the first axis of a C-contiguous array, each column in one chain."""
+    if x.size > BLAS_ONE_THREAD:
         return lambda out: np.add.reduce(x, axis=0, out=out)
     return partial(np.ones(len(x), x.dtype).dot, x)
 
 
 def _bind_sum_of_contiguous(rows: Array) -> Callable[[Array], object]:
-    """Sums over the second axis of a C-contiguous array (n, K)."""
+    """Sum over the second axis of a C-contiguous array (n, K)."""
     width, terms = rows.shape
     length = chain_length(terms)
     chains = terms // length
-    if rows.size > UNSHARED or chains * length < terms:
+    if rows.size > BLAS_ONE_THREAD or chains * length < terms:
         return lambda out: np.add.reduce(rows, axis=1, out=out)  # pairwise, 8 chains to a block of 128
     partials, ones, others = (
         np.empty((width, chains), rows.dtype),
@@ -93,5 +93,5 @@ def _bind_sum_of_contiguous(rows: Array) -> Callable[[Array], object]:
 
 
 def bind_sum_rows(x: Array) -> Callable[[Array], object]:
-    """A function that writes x's sum over the second axis, out_k = Σ_n x_kn, each time it is called."""
+    """Return a function that writes x's sum over the second axis, out_k = Σ_n x_kn, each time it is called."""
     return bind_sum_columns(x.T)

@@ -3,8 +3,8 @@
 Why: how `exp` comes to its bits is nobody's promise. NumPy's differ by CPU (AVX2, AVX-512, NEON), by NumPy's version
 and by C library, and CUDA's are others again. Yet + − × ÷ in float64 have the same bits on every machine that follows
 IEEE 754, and so has whatever is made of nothing else: here of these four, comparisons, and shifts and masks of a
-number's bits. `kernels/exact/elementary.cuh` has the same sequences in CUDA, none contracted to fma; the coefficients
-of both stand here (`DEFINES`). Another operation, order or coefficient, and results have other bits.
+number's bits. `kernels/exact/elementary.cuh` is the same sequences in CUDA, none of them contracted to fma, with the
+same coefficients (`gpuback/_cuda/coefficients.py`). Another operation, order or coefficient gives other bits.
 
 How well: the relative error is below 2·10⁻¹² for all x of which the result, in float32, is neither 0 nor infinite. A
 result that is rounded once (`store`) is within 0.5001 ulp of float32, for tiny and for subnormal x, too, and where
@@ -34,13 +34,13 @@ from gpuback._core.activations import LEAKY_SLOPE
 from gpuback._core.typing import Array
 
 SCRATCH = 4
-"""How many arrays a function works in, beside `out`."""
+"""The number of scratch arrays that a function works in, beside `out`."""
 
-CHUNK = 1 << 14
+ELEMENTS_AT_ONCE = 1 << 14
 """Elements that `apply` goes over at a time."""
 
-Scratch = tuple[Array, ...]
-Function = Callable[[Array, Array, Scratch], None]
+Buffers = tuple[Array, ...]
+Function = Callable[[Array, Array, Buffers], None]
 
 # Polynomials, the lowest coefficient first: exact, as results of tiny x need it. Given that, the others are minimax, of
 # the smallest possible relative error.
@@ -60,7 +60,7 @@ SOFTPLUS_COEFFICIENTS = (
 """The same for |f| ≤ ⅓, to 8·10⁻¹⁴."""
 
 EXP_LIMIT = 700.0
-"""Of what is larger in size, the exponential is that of ± this: far outside float32, while 2^k is a normal number."""
+"""Arguments of exponentials are limited to ± this: results are then far outside float32, and 2^k is still normal."""
 
 LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
 
@@ -85,31 +85,6 @@ GELU_LIMIT = 20.0
 """Past this |a|, gelu's sigmoid is 0 or 1 (e^−603 off) for good; u stays within `EXP_LIMIT`."""
 
 
-def _macro(name: str, *values: float) -> str:
-    return f"{name}={','.join(x.hex() if isinstance(x, float) else f'{x}ll' for x in values)}"
-
-
-DEFINES = (
-    _macro("EXP_COEFFICIENTS", *EXP_COEFFICIENTS),
-    _macro("LOG_COEFFICIENTS", *LOG_COEFFICIENTS),
-    _macro("SOFTPLUS_COEFFICIENTS", *SOFTPLUS_COEFFICIENTS),
-    _macro("EXP_LIMIT", EXP_LIMIT),
-    _macro("LOG2_E", LOG2_E),
-    _macro("LN_2", LN_2),
-    _macro("EXP_MAGIC", EXP_MAGIC),
-    _macro("EXPONENT_SHIFT", EXPONENT_SHIFT),
-    _macro("EXPONENT_MASK", EXPONENT_MASK),
-    _macro("SQRT_2_BITS", SQRT_2_BITS),
-    _macro("MINUS_LN_2_SCALED", MINUS_LN_2_SCALED),
-    _macro("GELU_LINEAR", GELU_LINEAR),
-    _macro("GELU_CUBIC", GELU_CUBIC),
-    _macro("GELU_CUBIC_SLOPE", GELU_CUBIC_SLOPE),
-    _macro("GELU_LIMIT", GELU_LIMIT),
-    _macro("LEAKY_SLOPE", LEAKY_SLOPE),
-)
-"""Macros for the variants of kernels that include `elementary.cuh`."""
-
-
 # --- what several functions need
 
 
@@ -123,8 +98,8 @@ def _polynomial(x: Array, coefficients: tuple[float, ...], out: Array) -> None:
     np.add(out, first, out=out)
 
 
-def _exponential(scratch: Scratch) -> None:
-    """Of x in scratch[0], |x| ≤ `EXP_LIMIT`: r, 2^k, nothing of use, and C in the four arrays.
+def _exponential(scratch: Buffers) -> None:
+    """Reduce x, in scratch[0] and within ± `EXP_LIMIT`: leave r, 2^k, an array that is free, and C in scratch.
 
     k and 2^k by the magic number; k ln 2 is rounded, which costs e^x at most 1.5·10⁻¹⁶ |x|, and nothing where k = 0.
     """
@@ -140,8 +115,8 @@ def _exponential(scratch: Scratch) -> None:
     _polynomial(square, EXP_COEFFICIENTS, c)
 
 
-def _fraction(scratch: Scratch) -> tuple[Array, Array]:
-    """Of what `_exponential` leaves: N = 2^k (C + r) and D = C − r. They take the places of nothing of use and of C."""
+def _fraction(scratch: Buffers) -> tuple[Array, Array]:
+    """Compute N = 2^k (C + r) and D = C − r after `_exponential`, in the places of the free array and of C."""
     r, power, numerator, denominator = scratch
     np.add(denominator, r, out=numerator)
     np.multiply(numerator, power, out=numerator)
@@ -149,8 +124,8 @@ def _fraction(scratch: Scratch) -> tuple[Array, Array]:
     return numerator, denominator
 
 
-def _fraction_less_1(scratch: Scratch) -> tuple[Array, Array]:
-    """Of what `_exponential` leaves: N − D, as (2^k + 1) r − (1 − 2^k) C, and D."""
+def _fraction_less_1(scratch: Buffers) -> tuple[Array, Array]:
+    """Compute N − D, as (2^k + 1) r − (1 − 2^k) C, and D after `_exponential`."""
     r, power, rest, c = scratch
     np.subtract(1.0, power, out=rest)
     np.multiply(rest, c, out=rest)
@@ -161,8 +136,8 @@ def _fraction_less_1(scratch: Scratch) -> tuple[Array, Array]:
     return power, c
 
 
-def _times_sigmoid(x: Array, least: float, out: Array, scratch: Scratch) -> None:
-    """Of what `_exponential` leaves: out = max(x, least) N/(D + N). A product with `least` is 0 in float32."""
+def _times_sigmoid(x: Array, least: float, out: Array, scratch: Buffers) -> None:
+    """Compute out = max(x, least) N/(D + N) after `_exponential`. A product with `least` is 0 in float32."""
     numerator, denominator = _fraction(scratch)
     np.add(denominator, numerator, out=denominator)
     np.divide(numerator, denominator, out=numerator)
@@ -170,8 +145,8 @@ def _times_sigmoid(x: Array, least: float, out: Array, scratch: Scratch) -> None
     np.multiply(denominator, numerator, out=out)
 
 
-def _sigmoids(scratch: Scratch) -> tuple[Array, Array, Array, Array]:
-    """Of what `_exponential` leaves: s = N/(D + N), 1 − s = D/(D + N), and two arrays that are free."""
+def _sigmoids(scratch: Buffers) -> tuple[Array, Array, Array, Array]:
+    """Compute s = N/(D + N) and 1 − s = D/(D + N) after `_exponential`; return these and two arrays that are free."""
     numerator, denominator = _fraction(scratch)
     free, inverse, *_ = scratch
     np.add(denominator, numerator, out=inverse)
@@ -184,7 +159,7 @@ def _sigmoids(scratch: Scratch) -> tuple[Array, Array, Array, Array]:
 # --- exponentials
 
 
-def exp(x: Array, out: Array, scratch: Scratch) -> None:
+def exp(x: Array, out: Array, scratch: Buffers) -> None:
     """e^x = N/D."""
     np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
     _exponential(scratch)
@@ -192,7 +167,7 @@ def exp(x: Array, out: Array, scratch: Scratch) -> None:
     np.divide(numerator, denominator, out=out)
 
 
-def expm1(x: Array, out: Array, scratch: Scratch) -> None:
+def expm1(x: Array, out: Array, scratch: Buffers) -> None:
     """e^x − 1 = ((2^k + 1) r − (1 − 2^k) C)/(C − r): where k = 0 this is 2r/(C − r), with all digits of a tiny r."""
     np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
     _exponential(scratch)
@@ -200,7 +175,7 @@ def expm1(x: Array, out: Array, scratch: Scratch) -> None:
     np.divide(numerator, denominator, out=out)
 
 
-def tanh(x: Array, out: Array, scratch: Scratch) -> None:
+def tanh(x: Array, out: Array, scratch: Buffers) -> None:
     """(e^2x − 1)/(e^2x + 1) = ((2^k + 1) r − (1 − 2^k) C)/((2^k + 1) C − (1 − 2^k) r), with k, r and C of 2x."""
     r, power, rest, c = scratch
     np.add(x, x, out=r)
@@ -217,7 +192,7 @@ def tanh(x: Array, out: Array, scratch: Scratch) -> None:
     np.divide(c, r, out=out)
 
 
-def sigmoid(x: Array, out: Array, scratch: Scratch) -> None:
+def sigmoid(x: Array, out: Array, scratch: Buffers) -> None:
     """1/(1 + e^−x) = N/(D + N): on neither side of 0 does anything cancel."""
     np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
     _exponential(scratch)
@@ -226,7 +201,7 @@ def sigmoid(x: Array, out: Array, scratch: Scratch) -> None:
     np.divide(numerator, denominator, out=out)
 
 
-def softplus(x: Array, out: Array, scratch: Scratch) -> None:
+def softplus(x: Array, out: Array, scratch: Buffers) -> None:
     """log(1 + e^x) = max(x, 0) + log(1 + e), e = e^−|x|, and log(1 + e) = 2 artanh f, f = e/(2 + e) ≤ ⅓.
 
     With N and D of e^|x|, f = D/(2N + D).
@@ -249,7 +224,7 @@ def softplus(x: Array, out: Array, scratch: Scratch) -> None:
 # --- logarithms
 
 
-def log(x: Array, out: Array, scratch: Scratch) -> None:
+def log(x: Array, out: Array, scratch: Buffers) -> None:
     """log x = k ln 2 + 2 artanh f, with x = 2^k m, √½ < m ≤ √2, and f = (m − 1)/(m + 1). x is not subnormal."""
     minus_k, m, f, _ = scratch
     _split(x, minus_k, m)
@@ -259,7 +234,7 @@ def log(x: Array, out: Array, scratch: Scratch) -> None:
     _finish_log(x, 0.0, out, scratch)
 
 
-def log1p(x: Array, out: Array, scratch: Scratch) -> None:
+def log1p(x: Array, out: Array, scratch: Buffers) -> None:
     """log(1 + x) as log of 1 + x, but that f = x/(x + 2) where k = 0: x has digits there that 1 + x has not."""
     minus_k, m, f, sum_ = scratch
     np.add(x, 1.0, out=sum_)
@@ -282,7 +257,7 @@ def _split(x: Array, minus_k: Array, m: Array) -> None:
     np.copyto(minus_k, integer, casting="unsafe")
 
 
-def _finish_log(x: Array, pole: float, out: Array, scratch: Scratch) -> None:
+def _finish_log(x: Array, pole: float, out: Array, scratch: Buffers) -> None:
     """k ln 2 + 2 artanh f; −∞ where x is the pole, NaN below it, ∞ where x is."""
     minus_k, polynomial, f, square = scratch
     np.multiply(f, f, out=square)
@@ -306,7 +281,7 @@ def _finish_log(x: Array, pole: float, out: Array, scratch: Scratch) -> None:
 
 
 def _as_mask(scratch: Array) -> Array:
-    """The memory of a scratch array as booleans, one for each of its numbers."""
+    """View the memory of a scratch array as booleans, one for each of its numbers."""
     return scratch.reshape(-1).view(np.bool_)[: scratch.size].reshape(scratch.shape)
 
 
@@ -315,26 +290,26 @@ def _as_mask(scratch: Array) -> Array:
 # Which zero np.maximum(−0, +0) gives depends on the CPU. Where that could be seen, +0 is added: −0 + 0 = +0.
 
 
-def identity(a: Array, out: Array, scratch: Scratch) -> None:
-    """a."""
+def identity(a: Array, out: Array, scratch: Buffers) -> None:
+    """out = a."""
     if out is not a:
         np.copyto(out, a)
 
 
-def relu(a: Array, out: Array, scratch: Scratch) -> None:
-    """max(a, 0), never −0."""
+def relu(a: Array, out: Array, scratch: Buffers) -> None:
+    """out = max(a, 0), never −0."""
     np.clip(a, 0.0, math.inf, out=out)
     np.add(out, 0.0, out=out)
 
 
-def leaky_relu(a: Array, out: Array, scratch: Scratch) -> None:
-    """max(a, 0.01 a)."""
+def leaky_relu(a: Array, out: Array, scratch: Buffers) -> None:
+    """out = max(a, 0.01 a)."""
     np.multiply(a, LEAKY_SLOPE, out=scratch[0])
     np.maximum(a, scratch[0], out=out)
 
 
-def elu(a: Array, out: Array, scratch: Scratch) -> None:
-    """max(a, expm1(min(a, 0))), never −0."""
+def elu(a: Array, out: Array, scratch: Buffers) -> None:
+    """out = max(a, expm1(min(a, 0))), never −0."""
     np.clip(a, -EXP_LIMIT, 0.0, out=scratch[0])
     _exponential(scratch)
     numerator, denominator = _fraction_less_1(scratch)
@@ -343,14 +318,14 @@ def elu(a: Array, out: Array, scratch: Scratch) -> None:
     np.add(out, 0.0, out=out)
 
 
-def gelu(a: Array, out: Array, scratch: Scratch) -> None:
-    """a sigmoid(u), u = 2√(2/π)(a + 0.044715 a³), with u of an a within ± `GELU_LIMIT`."""
+def gelu(a: Array, out: Array, scratch: Buffers) -> None:
+    """out = a sigmoid(u), u = 2√(2/π)(a + 0.044715 a³); for u, a is limited to ± `GELU_LIMIT`."""
     _gelu_argument(a, scratch)
     _exponential(scratch)
     _times_sigmoid(a, -GELU_LIMIT, out, scratch)
 
 
-def _gelu_argument(a: Array, scratch: Scratch) -> None:
+def _gelu_argument(a: Array, scratch: Buffers) -> None:
     """u in scratch[0]."""
     u, square, *_ = scratch
     np.clip(a, -GELU_LIMIT, GELU_LIMIT, out=u)
@@ -360,8 +335,8 @@ def _gelu_argument(a: Array, scratch: Scratch) -> None:
     np.multiply(u, square, out=u)
 
 
-def silu(a: Array, out: Array, scratch: Scratch) -> None:
-    """a sigmoid(a)."""
+def silu(a: Array, out: Array, scratch: Buffers) -> None:
+    """out = a sigmoid(a)."""
     np.clip(a, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
     _exponential(scratch)
     _times_sigmoid(a, -EXP_LIMIT, out, scratch)
@@ -370,48 +345,48 @@ def silu(a: Array, out: Array, scratch: Scratch) -> None:
 # --- slopes g': from h = g(a), but of gelu and silu from a. At a kink it is the derivative from the left.
 
 
-def identity_slope(h: Array, out: Array, scratch: Scratch) -> None:
+def identity_slope(h: Array, out: Array, scratch: Buffers) -> None:
     """1, of NaN as well."""
     out.fill(1.0)
 
 
-def relu_slope(h: Array, out: Array, scratch: Scratch) -> None:
+def relu_slope(h: Array, out: Array, scratch: Buffers) -> None:
     """1 where h > 0, else 0, of NaN as well."""
     np.greater(h, 0.0, out=out)
 
 
-def leaky_relu_slope(h: Array, out: Array, scratch: Scratch) -> None:
+def leaky_relu_slope(h: Array, out: Array, scratch: Buffers) -> None:
     """1 where h > 0, else 0.01, of NaN as well."""
     np.greater(h, 0.0, out=out)
     np.clip(out, LEAKY_SLOPE, 1.0, out=out)
 
 
-def elu_slope(h: Array, out: Array, scratch: Scratch) -> None:
+def elu_slope(h: Array, out: Array, scratch: Buffers) -> None:
     """1 where h > 0, else h + 1, as min(h, 0) + 1."""
     np.clip(h, -math.inf, 0.0, out=out)
     np.add(out, 1.0, out=out)
 
 
-def sigmoid_slope(h: Array, out: Array, scratch: Scratch) -> None:
+def sigmoid_slope(h: Array, out: Array, scratch: Buffers) -> None:
     """(1 − h) h."""
     np.subtract(1.0, h, out=scratch[0])
     np.multiply(scratch[0], h, out=out)
 
 
-def tanh_slope(h: Array, out: Array, scratch: Scratch) -> None:
+def tanh_slope(h: Array, out: Array, scratch: Buffers) -> None:
     """1 − h²."""
     np.multiply(h, h, out=out)
     np.subtract(1.0, out, out=out)
 
 
-def softplus_slope(h: Array, out: Array, scratch: Scratch) -> None:
+def softplus_slope(h: Array, out: Array, scratch: Buffers) -> None:
     """−expm1(−h)."""
     np.negative(h, out=out)
     expm1(out, out, scratch)
     np.negative(out, out=out)
 
 
-def gelu_slope(a: Array, out: Array, scratch: Scratch) -> None:
+def gelu_slope(a: Array, out: Array, scratch: Buffers) -> None:
     """s (1 + a u' (1 − s)), s = sigmoid(u), u' = 2√(2/π)(1 + 3·0.044715 a²), of an a within ± `GELU_LIMIT`."""
     _gelu_argument(a, scratch)
     _exponential(scratch)
@@ -424,7 +399,7 @@ def gelu_slope(a: Array, out: Array, scratch: Scratch) -> None:
     _finish_slope(term, one_less_s, s, out)
 
 
-def silu_slope(a: Array, out: Array, scratch: Scratch) -> None:
+def silu_slope(a: Array, out: Array, scratch: Buffers) -> None:
     """s (1 + a (1 − s)), s = sigmoid(a), of an a within ± `EXP_LIMIT`."""
     np.clip(a, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
     _exponential(scratch)
@@ -482,7 +457,7 @@ def store(x: Array, out: Array) -> None:
 
 
 def apply(function: Function, x: Array) -> Array:
-    """A fresh float32 array of x's shape: the function of x, rounded once.
+    """Return the function of x, rounded once, as a fresh float32 array of x's shape.
 
     Args:
         function: one of this module's.
@@ -491,12 +466,12 @@ def apply(function: Function, x: Array) -> Array:
     given = np.ascontiguousarray(x).reshape(-1)
     result = np.empty(np.shape(x), np.float32)
     flat = result.reshape(-1)
-    buffers = np.empty((1 + SCRATCH, min(CHUNK, given.size)))
+    buffers = np.empty((1 + SCRATCH, min(ELEMENTS_AT_ONCE, given.size)))
     with np.errstate(all="ignore"):
-        for start in range(0, given.size, CHUNK):
-            part = given[start : start + CHUNK]
+        for start in range(0, given.size, ELEMENTS_AT_ONCE):
+            part = given[start : start + ELEMENTS_AT_ONCE]
             values, *scratch = buffers[:, : part.size]
             np.copyto(values, part)
             function(values, values, tuple(scratch))
-            store(values, flat[start : start + CHUNK])
+            store(values, flat[start : start + ELEMENTS_AT_ONCE])
     return result

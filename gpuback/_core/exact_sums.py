@@ -10,10 +10,10 @@ with V, an integer, rounded to float64 once. A square is float64's: exact for x 
 
 Why V is exact. A term t, smaller than 1, is cut: u = 2³⁸ t, l = rint(u), r = 2²⁵ (u − l). Nothing is rounded but l:
 factors are powers of two, and u − l is a multiple of u's last bit and not longer than u. So 2²⁵ l + rint(r) is 2⁶³ t
-rounded to an integer (ties to even too, for 2²⁵ l is even). The l are integers up to 2³⁸: `CHUNK` = 2¹⁴ of them add
-up to 2⁵² at most, and float64 adds integers exactly, in any order, as long as every sum is below 2⁵³. So do the
-rint(r), up to 2²⁴ each. The chunks' sums are added as Python's integers. kernels/exact/exact_sums.cu cuts a term into
-three limbs of 21 bits, whose sums are exact for up to 2³¹ terms, and gets the same V.
+rounded to an integer (ties to even too, for 2²⁵ l is even). The l are integers up to 2³⁸: `TERMS_AT_ONCE` = 2¹⁴ of them
+add up to 2⁵² at most, and float64 adds integers exactly, in any order, as long as every sum is below 2⁵³. So do the
+rint(r), up to 2²⁴ each. The sums of so many terms are added as Python's integers. kernels/exact/exact_sums.cu cuts each
+term into three limbs of 21 bits, whose sums are exact for up to 2³¹ terms, and gets the same V.
 
 Error. Each term is off by 2⁻⁶⁴ 2ᵉ ≤ 2⁻⁶³ max|x| at most: the sum by n 2⁻⁶³ max|x|, and by the rounding of V. For the
 norm, Σ (x 2⁻ᵉ)² ≥ ¼ makes that n 2⁻⁶³ of the result, and the roundings of V, of the root and (in float64) of the
@@ -28,8 +28,8 @@ import numpy as np
 
 from gpuback._core.typing import Array
 
-CHUNK = 1 << 14
-"""How many terms are cut at a time: more than that might not add up exactly, and would not stay in the cache."""
+TERMS_AT_ONCE = 1 << 14
+"""The number of terms that are cut at a time: more might not add up exactly, and would not stay in the cache."""
 
 UPPER, LOWER = 38, 25
 """Bits of the two parts that a term is cut into."""
@@ -63,10 +63,10 @@ def _total(array: Array, exponent: int, *, squares: bool) -> float:
     """2⁻⁶³ V, rounded once."""
     scale = UPPER // 2 - exponent if squares else UPPER - exponent
     halves = (2.0 ** (scale // 2), 2.0 ** (scale - scale // 2))  # float64 may not hold 2**scale itself
-    scratch = np.empty((2, min(CHUNK, len(array))))
+    scratch = np.empty((2, min(TERMS_AT_ONCE, len(array))))
     total = 0
-    for start in range(0, len(array), CHUNK):
-        part = array[start : start + CHUNK]
+    for start in range(0, len(array), TERMS_AT_ONCE):
+        part = array[start : start + TERMS_AT_ONCE]
         rest, limb = scratch[:, : len(part)]
         np.copyto(rest, part)
         for half in halves:

@@ -94,7 +94,7 @@ class Softmax:
 
 
 def _constant(value: float, like: Array) -> Array:
-    """A number as an array of no axes, which ufuncs take up faster than Python's."""
+    """Make an array without axes of a number: ufuncs start faster on it than on a Python number."""
     return np.array(value, like.dtype)
 
 
@@ -104,7 +104,7 @@ def softmax_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: fl
     With z = a − max a and s = Σ_j e^z_j, −log ŷ_j = log s − z_j, which is never negative: logits of ±10⁴ are harmless.
     """
     of_labels = _of_labels(a, losses, Softmax(a, a, divisor), divisor)
-    of_probabilities = _of_probabilities(a, losses, Softmax(a, a), scratch.one, divisor)
+    of_probabilities = _of_probabilities(a, losses, Softmax(a, a), scratch.a, divisor)
 
     def run(y: Array) -> None:
         if y.ndim == 1:
@@ -173,7 +173,7 @@ def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch, divi
     Term j is (max(a, 0) − a y) + log1p(e^−|a|): no logarithm of a number that has rounded to 0 or 1, and where the
     first part is 0 (y is 0 or 1, and a says so) the second is all there is.
     """
-    term, other = scratch.one, scratch.other
+    term, other = scratch.a, scratch.b
     sum_terms = bind_sum_rows(term)
 
     def run(y: Array) -> None:
@@ -195,7 +195,7 @@ def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch, divi
 
 def identity_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
     """ℓ = ½ Σ_j (a_j − y_j)²; ∂ℓ/∂a = a − y."""
-    half_squares = _bind_half_squares(a, losses, scratch.one)
+    half_squares = _bind_half_squares(a, losses, scratch.a)
 
     def run(y: Array) -> None:
         np.subtract(a, y, out=a)
@@ -211,7 +211,7 @@ def elementwise_squared_error(name: str) -> Build:
 
     def build(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
         outputs = np.empty_like(a)
-        half_squares = _bind_half_squares(a, losses, scratch.one)
+        half_squares = _bind_half_squares(a, losses, scratch.a)
 
         def run(y: Array) -> None:
             activation.forward(a, outputs, scratch)
@@ -230,11 +230,11 @@ def softmax_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: fl
 
     The Jacobian is diag(ŷ) − ŷ ŷᵀ, so with r = ŷ − y, ∂ℓ/∂a = ŷ ⊙ (r − Σ_j r_j ŷ_j).
     """
-    outputs, product = np.empty_like(a), scratch.one
+    outputs, product = np.empty_like(a), scratch.a
     dot = np.empty_like(losses)
     softmax = Softmax(a, outputs)
     sum_product = bind_sum_rows(product)
-    half_squares = _bind_half_squares(a, losses, scratch.one)
+    half_squares = _bind_half_squares(a, losses, scratch.a)
 
     def run(y: Array) -> None:
         softmax.shift()

@@ -1,4 +1,4 @@
-"""θ as one flat buffer, and what lies where in it: θ = (W_1, b_1, …, W_L, b_L), each W_k row by row."""
+"""θ and ∇θ as flat buffers, and where each layer lies in them: θ = (W_1, b_1, …, W_L, b_L), each W_k row by row."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Layout:
         return starts
 
     def split(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """Views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,).
+        """Return views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,).
 
-        Of several such arrays, (B, n_parameters), those of each: (B, nO, nI) and (B, nO).
+        An array (B, n_parameters) gives views (B, nO, nI) and (B, nO).
         """
         weights, biases = [], []
         for start, (n_in, n_out) in zip(self.weight_starts, self.shapes, strict=True):
@@ -53,8 +53,25 @@ class Layout:
         return tuple(weights), tuple(biases)
 
 
+@dataclass
+class Gradients:
+    """∂loss/∂θ: for each part of a network, an array of that part's shape.
+
+    Attributes:
+        theta: (n_parameters,) the whole gradient, in θ's order and dtype.
+        weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`. They count from 0 as tuples do: weights[0]
+            is ∇W_1. `MLP.per_sample_grad` puts an axis of B samples in front of `theta`, `weights` and `biases`.
+        inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.
+    """
+
+    theta: Array
+    weights: tuple[Array, ...]
+    biases: tuple[Array, ...]
+    inputs: Array | None = None
+
+
 def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | None) -> NDArray[np.float64]:
-    """θ before training: weights uniform on ±limit, biases 0.
+    """Draw θ before training: weights uniform on ±limit, biases 0.
 
     limit = √(6/nI) for rectifiers (He et al., 2015), √(6/(nI + nO)) for the rest (Glorot and Bengio, 2010), by the
     activation that follows the layer. The numbers are PCG64's raw 64-bit output, whose top 53 bits are a multiple of
@@ -86,12 +103,12 @@ def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | N
 
 
 def uniform(bits: np.random.PCG64, count: int) -> NDArray[np.float64]:
-    """`count` numbers on [0, 1), from the top 53 bits of PCG64's raw output."""
+    """Draw `count` numbers on [0, 1), from the top 53 bits of PCG64's raw output."""
     raw: NDArray[np.uint64] = bits.random_raw(count)
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(length: int, *key: int) -> NDArray[np.intp]:
-    """A shuffled 0, …, length − 1 that depends on the key alone: the order of PCG64's raw numbers, ties by position."""
+    """Shuffle 0, …, length − 1 by the key alone: into the order of PCG64's raw numbers, ties by position."""
     raw: Any = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
     return np.argsort(raw, kind="stable")

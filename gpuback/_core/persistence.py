@@ -103,12 +103,12 @@ def read(path: PathLike, *, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def _temporary_prefix(target: str) -> str:
-    """What temporary files for a target begin with. Its own name is left out: it may be as long as names can be."""
+    """Return the prefix of a target's temporary files. It leaves out the target's name, which may be of any length."""
     return f".gpuback-{hashlib.sha256(os.path.basename(target).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}-"
 
 
 def remove_leftovers(path: PathLike) -> None:
-    """Removes the temporary files that writers of `path` left behind which were killed before they had renamed them."""
+    """Remove the temporary files of `path` that writers left behind when they were killed."""
     target = os.path.realpath(path)
     prefix = _temporary_prefix(target)
     for name in os.listdir(os.path.dirname(target)):
@@ -130,7 +130,7 @@ def _is_running(process: int) -> bool:
 
 
 def require_folder(path: PathLike) -> str:
-    """The folder that a file at `path` lies in, for finding out before long work whether it can be written.
+    """Return the folder of a file at `path`, which has to be writable; a check before long work.
 
     Raises:
         MissingFolderError: there is no such folder.
@@ -149,7 +149,7 @@ def require_folder(path: PathLike) -> str:
 
 @contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends, or vanishes if the block raises.
+    """Open a binary file that takes the place of `path` when the block ends, or vanishes if the block raises.
 
     The permission bits are those that `open(path, "wb")` would leave; a symbolic link stays and what it points to is
     replaced.
@@ -214,7 +214,7 @@ def _checked_header(path: str, header: Mapping[str, str], kind: str) -> tuple[st
 
 
 def _damage(path: str) -> str:
-    """What is wrong with a file that safetensors refused, in the reader's terms: bytes expected, bytes found."""
+    """Say what is wrong with a file that safetensors refused, in the reader's terms: bytes expected, bytes found."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(9)

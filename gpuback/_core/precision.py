@@ -1,4 +1,4 @@
-"""What a network's dtype means: what products multiply, and what sums, parameters and gradients are kept in.
+"""The meaning of a network's dtype: the format of products' operands, and that of sums, parameters and gradients.
 
 | dtype    | operands of products      | θ, ∇θ, sums |
 |----------|---------------------------|-------------|
@@ -51,7 +51,7 @@ class Precision:
 
     @classmethod
     def of(cls, dtype: object, *, allow_tf32: bool = False, reproducible: bool = False) -> Precision:
-        """The precision for a dtype's name or NumPy type.
+        """Make the precision for a dtype's name or NumPy type.
 
         Raises:
             OptionError: an unknown name, `allow_tf32` with anything but float32, `reproducible` with float64 or
@@ -83,7 +83,7 @@ class Precision:
         return self.operand.itemsize == 2
 
     def gradient_scale(self, batch_size: int) -> float:
-        """The power of two that da carries through the backward pass: 2^⌈log₂B⌉ for float16, else 1.
+        """Return the power of two that da carries through the backward pass: 2^⌈log₂B⌉ for float16, else 1.
 
         A mean over 65536 samples divides each da by 65536, below what float16 can hold; the factor undoes that and
         leaves again, exactly, where dW and db are summed in float32.
@@ -92,7 +92,7 @@ class Precision:
 
 
 def dtype_name(dtype: object) -> str:
-    """The table's name for a dtype given as a name or a NumPy type."""
+    """Look up the name of a dtype given as a name or a NumPy type."""
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise unknown_name("dtype", dtype, DTYPES)

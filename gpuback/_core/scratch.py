@@ -1,4 +1,4 @@
-"""Memory that functions over whole arrays write to between their operands and their results; functions bound to it."""
+"""Scratch memory for functions over whole arrays, and functions bound to their operands ahead of time."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ CACHE_LINE = 64
 
 
 def aligned_empty(shape: int | tuple[int, ...], dtype: np.dtype[Any], order: Literal["C", "F"] = "C") -> NDArray[Any]:
-    """`np.empty`, at the start of a cache line."""
+    """Do what `np.empty` does, but start at a cache line."""
     n_bytes = math.prod((shape,) if isinstance(shape, int) else shape) * dtype.itemsize
     raw = np.empty(n_bytes + CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % CACHE_LINE
     return raw[start : start + n_bytes].view(dtype).reshape(shape, order=order)
 
 
-class Room:
-    """Memory for the scratch of several arrays that are worked on one after the other; made when first used.
+class ScratchPool:
+    """Memory for the scratch of several arrays that are worked on one after the other; made on first use.
 
     Args:
-        size: numbers in the largest of them.
+        size: numbers in the largest of the arrays.
+        dtype: of the arrays.
     """
 
     def __init__(self, size: int, dtype: np.dtype[Any]) -> None:
         self._size, self._dtype = size, dtype
 
     @cached_property
-    def one(self) -> Array:
+    def a(self) -> Array:
         return aligned_empty(self._size, self._dtype)
 
     @cached_property
-    def other(self) -> Array:
+    def b(self) -> Array:
         return aligned_empty(self._size, self._dtype)
 
     @cached_property
@@ -55,43 +56,43 @@ class Room:
 
 
 class Scratch:
-    """What functions of an array need beside it, each of its shape and memory order.
+    """Buffers for functions of an array `like`, each of its shape and memory order.
 
     Attributes:
-        one, other: to write to.
+        a, b: to write to, of `like`'s dtype.
         mask: of booleans, to write to.
         zeros: read only. NumPy's maximum of two arrays is two to three times as fast as that of an array and a number.
     """
 
-    def __init__(self, like: Array, room: Room | None = None) -> None:
+    def __init__(self, like: Array, pool: ScratchPool | None = None) -> None:
         self._shape, self._size = like.shape, like.size
         self._order: Literal["C", "F"] = "C" if like.flags.c_contiguous else "F"
-        self._room = room or Room(like.size, like.dtype)
+        self._pool = pool or ScratchPool(like.size, like.dtype)
 
     @cached_property
-    def one(self) -> Array:
-        return self._shaped(self._room.one)
+    def a(self) -> Array:
+        return self._shaped(self._pool.a)
 
     @cached_property
-    def other(self) -> Array:
-        return self._shaped(self._room.other)
+    def b(self) -> Array:
+        return self._shaped(self._pool.b)
 
     @cached_property
     def mask(self) -> Array:
-        return self._shaped(self._room.mask)
+        return self._shaped(self._pool.mask)
 
     @cached_property
     def zeros(self) -> Array:
-        return self._shaped(self._room.zeros)
+        return self._shaped(self._pool.zeros)
 
     def _shaped(self, flat: Array) -> Array:
         return flat[: self._size].reshape(self._shape, order=self._order)
 
 
 def bind(ufunc: np.ufunc, *operands: Array, out: Array) -> Callable[[], object]:
-    """ufunc(*operands, out=out), as a function of nothing.
+    """Return a function without arguments that runs ufunc(*operands, out=out).
 
-    With small arrays a ufunc takes more time to start than to compute: bound ahead, with `out` by position, it starts
-    in 0.22 instead of 0.30 µs. (NumPy's maximum and minimum want `out` by name.)
+    On small arrays a ufunc takes longer to start than to compute. Bound ahead, with `out` by position, it starts in
+    0.22 instead of 0.30 µs. (NumPy's maximum and minimum want `out` by name.)
     """
     return partial(ufunc, *operands, out)

@@ -9,6 +9,6 @@ Array: TypeAlias = Any
 """An array of a backend: `numpy.ndarray` or `cupy.ndarray`. Which one is known only at run time."""
 
 ArrayLike: TypeAlias = Any
-"""What users may pass: arrays, nested sequences of numbers, anything with `__dlpack__`."""
+"""Anything that users may pass as numbers: arrays, nested sequences of numbers, anything with `__dlpack__`."""
 
 PathLike: TypeAlias = str | os.PathLike[str]

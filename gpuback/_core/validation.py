@@ -10,12 +10,12 @@ from gpuback.errors import OptionError
 
 
 def number(value: object) -> float:
-    """`value` as Python's float, in which NumPy computes at the array's precision; NaN for what is not a number."""
+    """Return `value` as Python's float, with which NumPy computes at the array's precision; NaN for no number."""
     return float(value) if isinstance(value, (int, float, np.integer, np.floating)) else math.nan
 
 
 def in_range(name: str, value: float, lowest: float, below: float = math.inf) -> float:
-    """`value` as a float if lowest ≤ value < below."""
+    """Return `value` as a float; raise OptionError unless lowest ≤ value < below."""
     checked = number(value)
     if not lowest <= checked < below:
         upper = "" if below == math.inf else f" and < {below:g}"
@@ -24,7 +24,7 @@ def in_range(name: str, value: float, lowest: float, below: float = math.inf) ->
 
 
 def positive(name: str, value: float) -> float:
-    """`value` as a float if 0 < value < ∞."""
+    """Return `value` as a float; raise OptionError unless 0 < value < ∞."""
     checked = number(value)
     if not 0.0 < checked < math.inf:
         raise OptionError(f"{name}: expected a finite number > 0, got {value!r}")
@@ -32,12 +32,12 @@ def positive(name: str, value: float) -> float:
 
 
 def count(name: str, value: object, lowest: int = 1, alternative: str = "") -> int:
-    """`value` as an int if it is a whole number ≥ lowest. `alternative`: what else the caller takes, in words."""
+    """Return `value` as an int; raise OptionError unless it is ≥ lowest. `alternative` names what else may be given."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < lowest:
         raise OptionError(f"{name}: expected an integer ≥ {lowest}{alternative}, got {value!r}")
     return int(value)
 
 
 def count_or_none(name: str, value: object, lowest: int = 1) -> int | None:
-    """Likewise, or None."""
+    """Do the same as `count`, but let None pass."""
     return None if value is None else count(name, value, lowest, " or None")

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from gpuback._core.elementary import DEFINES as COEFFICIENTS
 from gpuback._cuda import cache
+from gpuback._cuda.coefficients import COEFFICIENTS
 from gpuback._cuda.cubin import complete, parameter_sizes
 from gpuback._cuda.launch import Variant
 from gpuback._cuda.sources import flatten

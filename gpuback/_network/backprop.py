@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from gpuback._backends.protocol import FusedNetwork, Ops
 from gpuback._core.architecture import Architecture
-from gpuback._core.gradients import Gradients
+from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array
 from gpuback._network.layers import Block, BoundNetwork
 from gpuback._network.tasks import Result, Tasks

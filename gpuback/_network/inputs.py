@@ -6,7 +6,7 @@ import numpy as np
 
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
-from gpuback._core.gradients import Gradients
+from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
 from gpuback.errors import DtypeError, LabelError, OptionError, ShapeError
 

@@ -14,7 +14,7 @@ from gpuback._backends.protocol import Ops
 from gpuback._backends.registry import ops_for
 from gpuback._core import persistence
 from gpuback._core.architecture import Architecture
-from gpuback._core.gradients import Gradients as Gradients
+from gpuback._core.parameters import Gradients as Gradients
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
-from gpuback._backends.numpy.threads import ThreadPool
 from gpuback._core.integers import ceil_div
+from gpuback._core.threads import ThreadPool
 from gpuback._network.layers import BoundNetwork
 
 Result = TypeVar("Result")

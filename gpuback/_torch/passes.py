@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpuback._backends.numpy.threads import ThreadPool, blas_threads
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
 from gpuback._core.precision import DTYPES, Precision
+from gpuback._core.threads import ThreadPool, blas_threads
 from gpuback._core.typing import Array
 from gpuback._network.layers import BoundNetwork, Layers
 from gpuback._network.pool import Pool

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from gpuback import schedules
-from gpuback._backends.numpy.loss_scale import SMALLEST_SCALE
+from gpuback._backends.protocol import SMALLEST_SCALE
 from gpuback._core.integers import ceil_div
 from gpuback._core.parameters import permutation
 from gpuback._core.typing import Array, ArrayLike, PathLike

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from gpuback._backends.protocol import GraphCapture, Ops
-from gpuback._core.gradients import Gradients
+from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array
 from gpuback._network.backprop import Backprop
 from gpuback._training.optimizers import Optimizer

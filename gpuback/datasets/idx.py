@@ -121,7 +121,7 @@ def _read_stream(path: str, file: io.BufferedIOBase) -> np.ndarray:
 
 
 def _read_up_to(file: io.BufferedIOBase, n_bytes: int) -> bytearray:
-    """The next n bytes, or fewer at the file's end; what n claims is not believed until the bytes are there."""
+    """Read the next n bytes, or fewer at the file's end. A false n costs no memory: bytes are read piece by piece."""
     data = bytearray()
     while chunk := file.read(min(_READ_BYTES, n_bytes - len(data))):
         data += chunk

@@ -66,7 +66,7 @@ def read_csv(path: str, target: str | None) -> Table:
 
 
 def read_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays `x` and `y` of an .npz file, as stored; other arrays in it are not read."""
+    """Read the arrays `x` and `y` of an .npz file, as stored; other arrays in it are not read."""
     where = path
     arrays = []
     with open(path, "rb") as file:
@@ -90,7 +90,7 @@ def read_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decoded_lines(path: str, file: BinaryIO) -> Iterator[str]:
-    """Decoding line by line costs little and knows the line that is not UTF-8."""
+    """Decode line by line, which costs little and finds the line that is not UTF-8."""
     encoding = "utf-8-sig"  # a byte order mark can only stand at the start of the first line
     for number, line in enumerate(file, start=1):
         try:
@@ -164,7 +164,7 @@ def _numbered_rows(path: str, reader: Reader, width: int) -> Iterator[tuple[int,
 
 
 def _parsed(path: str, header: list[str], lines: tuple[int, ...], rows: tuple[list[str], ...]) -> np.ndarray:
-    """The cells as float64; only where that fails is the cell at fault looked for."""
+    """Parse the cells as float64; only if that fails, look for the cell at fault."""
     try:
         values = np.array(rows, dtype=np.float64)
     except ValueError:

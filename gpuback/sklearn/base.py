@@ -1,4 +1,4 @@
-"""What the two estimators share: fitting, epoch by epoch, as scikit-learn does it, and what a fit leaves behind."""
+"""The base class of both estimators: fitting, epoch by epoch, as scikit-learn does it, and the fitted attributes."""
 
 from __future__ import annotations
 
@@ -64,19 +64,19 @@ class BaseMLP(Parameters, ABC):
 
     @abstractmethod
     def _checked(self, X: ArrayLike, y: ArrayLike, *, reset: bool, incremental: bool) -> tuple[Any, Any, Any]:
-        """X, y as predictions look, and y as the network's targets; settles what the outputs are, if `reset`."""
+        """Check X and y; return X, y as predictions look, and y as targets. `reset` decides what the outputs are."""
 
     @abstractmethod
     def _output(self, targets: Any) -> tuple[int, str]:
-        """How many outputs, and their function in scikit-learn's words."""
+        """Return the number of outputs, and their function in scikit-learn's words."""
 
     @abstractmethod
     def _predictions(self, outputs: Any) -> Any:
-        """What `predict` returns for the network's outputs."""
+        """Turn the network's outputs into predictions."""
 
     @abstractmethod
     def _score(self, y: Any, predictions: Any, sample_weight: Any) -> float:
-        """The validation score."""
+        """Compute the validation score."""
 
     # Fitting
 
@@ -145,7 +145,7 @@ class BaseMLP(Parameters, ABC):
         )
 
     def _initialise(self, architecture: Architecture, random: np.random.RandomState) -> None:
-        """A fresh network with the very numbers that scikit-learn draws, and nothing seen so far."""
+        """Make a fresh network with the very numbers that scikit-learn draws, and reset the fitted attributes."""
         self._net = MLP(**architecture.as_options(), backend=self.backend, seed=0)
         theta = np.empty(self._net.n_parameters)
         weights, biases = architecture.layout.split(theta)
@@ -162,14 +162,14 @@ class BaseMLP(Parameters, ABC):
         self.loss_curve_ = []
 
     def _start_watching(self) -> None:
-        """What stopping goes by, the loss or the validation score, is nothing yet."""
+        """Reset the records that stopping goes by: losses or validation scores."""
         self.best_loss_ = None if self.early_stopping else math.inf
         self.validation_scores_ = [] if self.early_stopping else None
         self.best_validation_score_ = -math.inf if self.early_stopping else None
         self._best_theta = self._net.ops.to_numpy(self._net.theta).copy() if self.early_stopping else None
 
     def _hold_out(self, X: Any, y: Any, targets: Any, weight: Any, random: Any) -> tuple[Any, tuple[Any, ...] | None]:
-        """The rows to train on, and X, y and weights to validate on: those that scikit-learn takes."""
+        """Choose the rows to train on, and X, y and weights to validate on, as scikit-learn does."""
         if not self.early_stopping:
             return slice(None), None
         stratify = targets if self.out_activation_ == "logistic" and self.n_outputs_ == 1 else None
@@ -225,14 +225,14 @@ class BaseMLP(Parameters, ABC):
             )
 
     def _note_loss(self) -> bool:
-        """Whether the loss is the best so far by more than tol; NaN counts as better, as in scikit-learn."""
+        """Tell whether the loss is the best so far by more than tol; NaN counts as better, as in scikit-learn."""
         assert self.best_loss_ is not None
         improved = not self.loss_ > self.best_loss_ - self.tol
         self.best_loss_ = self.loss_ if self.loss_ < self.best_loss_ else self.best_loss_
         return improved
 
     def _note_score(self, X: Any, y: Any, sample_weight: Any) -> bool:
-        """Whether the validation score is the best so far by tol or more; the best θ is kept."""
+        """Tell whether the validation score is the best so far by tol or more; keep the best θ."""
         assert self.validation_scores_ is not None
         assert self.best_validation_score_ is not None
         outputs = self._net.ops.to_numpy(self._net.forward(X))
@@ -251,14 +251,14 @@ class BaseMLP(Parameters, ABC):
     # What has been fitted
 
     def _outputs(self, X: ArrayLike) -> NDArray[Any]:
-        """The network's outputs on the host, (n_samples, n_outputs), in the dtype that X and θ have in common."""
+        """Compute the outputs on the host, (n_samples, n_outputs), in the dtype that X and θ have in common."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False)
         outputs: NDArray[Any] = self._net.ops.to_numpy(self._net.forward(X))
         return outputs.astype(np.result_type(X, outputs), copy=False)
 
     def predict(self, X: ArrayLike) -> Any:
-        """The predictions for X, (n_samples,) or (n_samples, n_outputs)."""
+        """Predict for X, (n_samples,) or (n_samples, n_outputs)."""
         return self._predictions(self._outputs(X))
 
     @property
@@ -305,7 +305,7 @@ class BaseMLP(Parameters, ABC):
         return hasattr(self, "_net")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copy and pickle: in host arrays, so that backend="auto" is settled anew where it is loaded."""
+        """Return the state in host arrays, for copy and pickle: backend="auto" is decided anew where it is loaded."""
         state = dict(super().__getstate__())
         if "_net" in state:
             state["_net"] = self._net.to("numpy")

@@ -14,7 +14,7 @@ from gpuback.sklearn.parameters import LOSSES, gpuback_activation
 
 
 def from_sklearn(estimator: object, *, backend: str = "auto", dtype: object = None) -> MLP:
-    """A network that computes what a fitted multilayer perceptron does.
+    """Make a network that computes what a fitted multilayer perceptron does.
 
     ŷ is what `predict_proba` of a multiclass or multilabel classifier and `predict` of a regressor return; of a binary
     classifier it is the one sigmoid output, the probability of classes_[1]. The loss is the estimator's: cross_entropy,

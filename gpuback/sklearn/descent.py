@@ -62,7 +62,7 @@ class Descent:
 
     @classmethod
     def restored(cls, net: MLP, portable: Mapping[str, Any]) -> Descent:
-        """The one that `portable` speaks of, going on with `net`."""
+        """Make the descent that `portable` describes, to go on with `net`."""
         descent = cls(net, portable["parameters"])
         descent.steps = portable["steps"]
         descent._optimizer.learning_rate = portable["learning_rate"]
@@ -70,7 +70,7 @@ class Descent:
         return descent
 
     def epoch(self, batches: TrainingSet, order: NDArray[np.intp] | None, alpha: float) -> float:
-        """A step on each batch; the mean of their losses, each counted as often as it has samples."""
+        """Make a step on each batch; return the mean of their losses, weighted by their numbers of samples."""
         net, gradients, regression = self._net, self._gradients, self._net.architecture.output == "identity"
         outputs = net.sizes[-1] if regression else 1
         losses, penalties, counts = [], [], []
@@ -105,13 +105,13 @@ class Descent:
         self._optimizer.step(self._net, self._gradients)
 
     def end_epoch(self, samples_seen: int) -> None:
-        """What the schedule says after an epoch."""
+        """Set the learning rate by the schedule, after an epoch."""
         p = self._parameters
         if p["solver"] == "sgd" and p["learning_rate"] == "invscaling":
             self._set_rate(float(p["learning_rate_init"]) / (samples_seen + 1) ** float(p["power_t"]))
 
     def stops(self, message: str, verbose: bool) -> bool:
-        """Whether training stops, now that it improves no longer; if not, the learning rate is divided by 5."""
+        """Tell whether training stops, now that it no longer improves; if not, divide the learning rate by 5."""
         adaptive = self._parameters["solver"] == "sgd" and self._parameters["learning_rate"] == "adaptive"
         rate = self._optimizer.learning_rate
         if not adaptive or rate <= SMALLEST_RATE:

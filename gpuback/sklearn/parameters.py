@@ -87,7 +87,7 @@ def gpuback_activation(name: str) -> str:
 
 
 def layer_widths(hidden_layer_sizes: Any) -> list[int]:
-    """The hidden layers' widths from one number or a sequence of them.
+    """Read the hidden layers' widths from one number or a sequence of them.
 
     Raises:
         OptionError: a width is not an integer ≥ 1.
@@ -103,7 +103,7 @@ def layer_widths(hidden_layer_sizes: Any) -> list[int]:
 
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Raises OptionError, a ValueError, if a parameter is outside what scikit-learn and gpuback can both do."""
+    """Raise OptionError, a ValueError, if a parameter is outside what scikit-learn and gpuback can both do."""
     if parameters["solver"] == "lbfgs":
         raise OptionError(
             "solver: gpuback has 'adam' and 'sgd' and no 'lbfgs', which works on all samples at once in float64; "

@@ -24,9 +24,9 @@ from gpuback._backends.cuda import row_plans
 from gpuback._backends.cuda.arguments import ints, matrices, output_id
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.exact import products as exact_products
-from gpuback._backends.exact.cuda_ops import CudaPieces, ReproducibleCudaOps
+from gpuback._backends.exact.cuda_ops import CudaExactBackend, ReproducibleCudaOps
 from gpuback._backends.exact.losses import RULES, softmax
-from gpuback._backends.exact.numpy_ops import NumpyPieces, ReproducibleNumpyOps
+from gpuback._backends.exact.numpy_ops import NumpyExactBackend, ReproducibleNumpyOps
 from gpuback._backends.exact.products import Scales, Sums
 from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._core import elementary
@@ -35,6 +35,7 @@ from gpuback._core.losses import LOSSES
 from gpuback._core.precision import Precision
 from gpuback._cuda import compiler
 from gpuback._cuda import cublas as blas
+from gpuback._cuda.coefficients import COEFFICIENTS
 from gpuback._cuda.launch import DeviceLimits
 from gpuback._cuda.sources import flatten
 from gpuback._gates.variants import every_kernel
@@ -93,29 +94,29 @@ def copied(array: Any) -> Any:
     return result
 
 
-class Pieces:
-    """NumPy's pieces, and CUDA's as the checking emulator runs them."""
+class ExactBackends:
+    """NumPy's, and CUDA's as the checking emulator runs it."""
 
     def __init__(self, dtype: str, **choices: Any) -> None:
         self.precision = Precision.of(dtype, reproducible=True)
-        self.numpy = NumpyPieces(512, self.precision, np.dot)
+        self.numpy = NumpyExactBackend(512, self.precision, np.dot)
         ops = CudaOps(GuardedNumpy(), EmulatorLauncher(**({"checked": True} | choices)))
-        self.cuda = CudaPieces(ops, self.precision, np.dot)
+        self.cuda = CudaExactBackend(ops, self.precision, np.dot)
 
     def operand(self, x: Any, layout: str = "padded") -> Any:
         return laid_out(x.astype(self.precision.operand), layout)
 
 
-# ---- Pieces
+# ---- ExactBackends
 
 
 def check_split(dtype: str, shape: tuple[int, int], kind: str, direction: str, layout: str, **choices: Any) -> None:
-    pieces, x = Pieces(dtype, **choices), numbers(shape, kind, dtype)
+    both, x = ExactBackends(dtype, **choices), numbers(shape, kind, dtype)
     length = shape[direction == "columns"]
     largest, found = np.empty(length, np.float32), empty(length, np.float32)
-    operand = pieces.operand(x, layout)
-    getattr(pieces.numpy, f"largest_of_{direction}")(x, largest)
-    getattr(pieces.cuda, f"largest_of_{direction}")(operand, found)
+    operand = both.operand(x, layout)
+    getattr(both.numpy, f"largest_of_{direction}")(x, largest)
+    getattr(both.cuda, f"largest_of_{direction}")(operand, found)
     finite = np.isfinite(largest)
     np.testing.assert_array_equal(np.isfinite(found), finite)
     np.testing.assert_array_equal(found[finite], largest[finite])
@@ -124,8 +125,8 @@ def check_split(dtype: str, shape: tuple[int, int], kind: str, direction: str, l
     expected = np.empty((2, *shape))
     slices = empty((shape[0], 2 * shape[1] + 3), np.float64)
     parts = slices[:, : shape[1]], slices[:, shape[1] + 3 :]
-    getattr(pieces.numpy, f"split_{direction}")(x, largest, terms, *expected)
-    getattr(pieces.cuda, f"split_{direction}")(operand, found, terms, *parts)
+    getattr(both.numpy, f"split_{direction}")(x, largest, terms, *expected)
+    getattr(both.cuda, f"split_{direction}")(operand, found, terms, *parts)
     np.testing.assert_array_equal(np.stack(parts), expected)
 
 
@@ -146,14 +147,14 @@ def test_slices_in_every_schedule(order, resident, monkeypatch):
 
 def test_sums_of_blocks_are_added():
     rng = np.random.default_rng(0)
-    pieces, shape = Pieces("float32"), (9, 37)
+    both, shape = ExactBackends("float32"), (9, 37)
     blocks = rng.integers(-(2**52), 2**52, (3, 2, *shape)).astype(np.float64)
     totals = Sums(*(empty(shape, np.int64) for _ in range(2)))
     for index, block in enumerate(blocks):
-        pieces.cuda.add(Sums(*(copied(part) for part in block)), totals, first=index == 0)
+        both.cuda.add(Sums(*(copied(part) for part in block)), totals, first=index == 0)
     np.testing.assert_array_equal(np.stack(totals), blocks.astype(np.int64).sum(axis=0))
     total = copied(blocks[0, 0])
-    pieces.cuda.accumulate(copied(blocks[1, 0] / 2), total)
+    both.cuda.accumulate(copied(blocks[1, 0] / 2), total)
     np.testing.assert_array_equal(total, blocks[0, 0] + blocks[1, 0] / 2)
 
 
@@ -191,19 +192,19 @@ def products(dtype: str) -> Iterator[tuple[Sums, Scales, str]]:
 
 
 def check_forward(dtype: str, g: Activation | None, **choices: Any) -> None:
-    pieces = Pieces(dtype, **choices)
+    both = ExactBackends(dtype, **choices)
     for sums, scales, layout in products(dtype):
         shape = sums.p.shape
         b = np.random.default_rng(0).standard_normal(shape[1]).astype(np.float32)
         keeps = g is not None and (g.derivative_from == "a" or shape[0] % 2 == 1)
         h, a = np.empty(shape, np.float32), np.empty(shape, np.float32) if keeps else None
-        pieces.numpy.finish_forward(sums, scales, b, a, h, g)
-        out = pieces.operand(np.zeros(shape), layout) if g else empty(shape, np.float32)
-        kept = pieces.operand(np.zeros(shape), layout) if keeps else None
-        pieces.cuda.finish_forward(*on_device(sums, scales), copied(b), kept, out, g)
+        both.numpy.finish_forward(sums, scales, b, a, h, g)
+        out = both.operand(np.zeros(shape), layout) if g else empty(shape, np.float32)
+        kept = both.operand(np.zeros(shape), layout) if keeps else None
+        both.cuda.finish_forward(*on_device(sums, scales), copied(b), kept, out, g)
         assert bits(out) == bits(h)
         if keeps:  # NumPy keeps what g' does not read in float32
-            assert bits(kept) == bits(a.astype(pieces.precision.operand))
+            assert bits(kept) == bits(a.astype(both.precision.operand))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -213,14 +214,14 @@ def test_pre_activations_and_activations(name, dtype):
 
 
 def check_delta(dtype: str, g: Activation | None, **choices: Any) -> None:
-    pieces = Pieces(dtype, **choices)
+    both = ExactBackends(dtype, **choices)
     for sums, scales, layout in products(dtype):
         shape, factor = sums.p.shape, 1.0 if g else 2.0**-7
         source = numbers(shape, "special", dtype)
         da_prev = np.empty(shape, np.float32)
-        pieces.numpy.finish_delta(sums, scales, source, g, factor, da_prev)
-        out = pieces.operand(np.zeros(shape), layout) if g else empty(shape, np.float32)
-        pieces.cuda.finish_delta(*on_device(sums, scales), pieces.operand(source, layout), g, factor, out)
+        both.numpy.finish_delta(sums, scales, source, g, factor, da_prev)
+        out = both.operand(np.zeros(shape), layout) if g else empty(shape, np.float32)
+        both.cuda.finish_delta(*on_device(sums, scales), both.operand(source, layout), g, factor, out)
         assert bits(out) == bits(da_prev)
 
 
@@ -233,12 +234,12 @@ def test_deltas(name, dtype):
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("factor", [1.0, 2.0**-7])
 def test_gradients(factor, accumulate):
-    pieces = Pieces("float32")
+    both = ExactBackends("float32")
     for sums, scales, layout in products("float32"):
         before = numbers(sums.p.shape, "special", "float32")
         expected, out = before.copy(), laid_out(before, layout)
-        pieces.numpy.finish_gradient(sums, scales, factor, expected, accumulate)
-        pieces.cuda.finish_gradient(*on_device(sums, scales), factor, out, accumulate)
+        both.numpy.finish_gradient(sums, scales, factor, expected, accumulate)
+        both.cuda.finish_gradient(*on_device(sums, scales), factor, out, accumulate)
         assert bits(out) == bits(expected)
 
 
@@ -373,8 +374,8 @@ def test_traces(dtype):
 @pytest.mark.parametrize("at_once, block", [(7, 16), (64, 5), (1, 8192)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_of_several_blocks(at_once, block, dtype, monkeypatch):
-    for pieces in (NumpyPieces, CudaPieces):
-        monkeypatch.setattr(pieces, "rows_at_once", lambda self, widest: at_once)
+    for backend in (NumpyExactBackend, CudaExactBackend):
+        monkeypatch.setattr(backend, "rows_at_once", lambda self, widest: at_once)
     monkeypatch.setattr(exact_products, "BLOCK", block)
     numpy_net, net = twins(EmulatorLauncher(checked=True), (9, 21, 4), dtype=dtype, activation="silu")
     x, y = random_batch(net, 23)
@@ -518,7 +519,7 @@ def contractible(source: str, folder: Any = None, entry: str = "") -> list[str]:
     nvrtc, _ = compiler.load_nvrtc()
     program = nvrtc.createProgram(flatten(source, folder), source, (), ())
     options = [option for option in compiler.OPTIONS if not option.startswith("--ptxas")]
-    defines = [f"-D{define}" for define in ("Element=bfloat16", "Accum=float", *elementary.DEFINES)]
+    defines = [f"-D{define}" for define in ("Element=bfloat16", "Accum=float", *COEFFICIENTS)]
     nvrtc.compileProgram(program, ("-arch=compute_90", *options, *defines))
     code = nvrtc.getPTX(program)
     nvrtc.destroyProgram(program)

@@ -23,7 +23,7 @@ from support.reference_bits import core_types
 import gpuback
 import gpuback.testing
 from gpuback import datasets
-from gpuback._cli import machine
+from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE, machine
 from gpuback._cli import main as cli
 from gpuback._cli.standardization import Standardization
 from gpuback._network.mlp import MLP
@@ -272,7 +272,7 @@ def test_resuming_reaches_the_same_bits(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
     for other in (["--seed", 1], ["--no-standardize"], ["--held-out", 0.21], ["--patience", 5], ["--hidden", 9]):
         ran = train("other", 9, "--checkpoint", "state", "--resume", *other)
-        assert_one_line(ran, cli.USAGE)
+        assert_one_line(ran, USAGE)
         assert "another run" in ran.err
     assert not (tmp_path / "other").exists()
 
@@ -352,7 +352,7 @@ def test_check_passes(run: Run, options: tuple[object, ...]) -> None:
 def test_check_of_a_saved_model(run: Run) -> None:
     MLP((3, 4, 2), activation="silu", seed=0).save("net")
     assert "W2" in succeeded(run("check", "net")).out
-    assert_one_line(run("check", "net", "--sizes", "3,2"), cli.USAGE)
+    assert_one_line(run("check", "net", "--sizes", "3,2"), USAGE)
 
 
 def test_check_fails_where_a_gradient_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +444,7 @@ def test_bad_usage(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ar
     monkeypatch.chdir(tmp_path)
     MLP((4, 3), seed=0).save("net")
     ran = run(*arguments.split())
-    assert_one_line(ran, cli.USAGE)
+    assert_one_line(ran, USAGE)
     assert said in ran.err
     assert os.listdir(tmp_path) == ["net"]
 
@@ -454,27 +454,27 @@ def test_data_are_never_overwritten(run: Run, tmp_path: Path) -> None:
     small_csv(path)
     content = path.read_bytes()
     for option in ("--model", "--plot", "--checkpoint"):
-        assert_one_line(run("train", "things.csv", option, path), cli.USAGE)
+        assert_one_line(run("train", "things.csv", option, path), USAGE)
     assert path.read_bytes() == content
 
 
 def test_features_beyond_the_dtype(run: Run, tmp_path: Path) -> None:
     np.savez(tmp_path / "far.npz", x=1e4 * np.arange(12.0)[:, None], y=np.arange(12) % 2)
     ran = run("train", "far.npz", "--dtype", "float16")
-    assert_one_line(ran, cli.USAGE)
+    assert_one_line(ran, USAGE)
     assert "float16" in ran.err
     MLP((1, 2), dtype="float16", seed=0).save("net")
-    assert_one_line(run("predict", "net", "far.npz"), cli.USAGE)
+    assert_one_line(run("predict", "net", "far.npz"), USAGE)
 
 
 def test_one_class_is_no_task(run: Run, tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", x=np.ones((5, 2)), y=np.zeros(5, int))
-    assert_one_line(run("train", "one.npz"), cli.USAGE)
+    assert_one_line(run("train", "one.npz"), USAGE)
 
 
 def test_divergence(run: Run, tmp_path: Path) -> None:
     ran = run("train", "wine", "--learning-rate", "1e30")
-    assert_one_line(ran, cli.FAILED)
+    assert_one_line(ran, FAILED)
     assert "--learning-rate" in ran.err
     assert os.listdir(tmp_path) == []
 
@@ -486,7 +486,7 @@ def test_a_full_disk_leaves_no_half_file(run: Run, tmp_path: Path, monkeypatch: 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert_one_line(run("train", "iris", "--epochs", 1), cli.USAGE)
+    assert_one_line(run("train", "iris", "--epochs", 1), USAGE)
     assert os.listdir(tmp_path) == ["iris.safetensors"]
     assert (tmp_path / "iris.safetensors").read_text() == "an earlier one"
 
@@ -499,7 +499,7 @@ def test_a_plot_that_fails_leaves_the_earlier_one(run: Run, tmp_path: Path, monk
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(Figure, "savefig", fail)
-    assert_one_line(run("train", "iris", "--epochs", 1), cli.USAGE)
+    assert_one_line(run("train", "iris", "--epochs", 1), USAGE)
     assert sorted(os.listdir(tmp_path)) == ["iris.png", "iris.safetensors"]
     assert (tmp_path / "iris.png").read_text() == "an earlier one"
 
@@ -508,7 +508,7 @@ def test_a_plot_that_fails_leaves_the_earlier_one(run: Run, tmp_path: Path, monk
 def test_without_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     ran = run("info")
-    assert_one_line(ran, cli.USAGE)
+    assert_one_line(ran, USAGE)
     assert missing in ran.err
     assert "pip install '.[cli]'" in ran.err
 
@@ -519,7 +519,7 @@ def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     ran = succeeded(run("train", "iris", "--epochs", 1))
     assert "matplotlib" in ran.err
     assert os.listdir(tmp_path) == ["iris.safetensors"]
-    assert_one_line(run("train", "iris", "--epochs", 1, "--plot", "curve.png"), cli.USAGE)
+    assert_one_line(run("train", "iris", "--epochs", 1, "--plot", "curve.png"), USAGE)
 
 
 def test_interruption(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,7 +527,7 @@ def test_interruption(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpuback, "fit", interrupted)
-    assert run("train", "iris") == (cli.INTERRUPTED, "", "gpuback: interrupted\n")
+    assert run("train", "iris") == (INTERRUPTED, "", "gpuback: interrupted\n")
 
 
 # on terminals, in pipes
@@ -565,7 +565,7 @@ def test_ctrl_c_and_a_closed_pipe(tmp_path: Path) -> None:
     predicting = start("predict", "net", "digits", folder=tmp_path)
     assert predicting.stdout is not None
     predicting.stdout.close()
-    assert predicting.wait(60) == cli.BROKEN_PIPE
+    assert predicting.wait(60) == BROKEN_PIPE
     assert predicting.stderr is not None
     with predicting.stderr:
         assert predicting.stderr.read() == ""
@@ -575,7 +575,7 @@ def test_ctrl_c_and_a_closed_pipe(tmp_path: Path) -> None:
         time.sleep(0.05)
     training.send_signal(signal.SIGINT)
     assert training.communicate(timeout=60) == ("", "gpuback: interrupted\n")
-    assert training.returncode == cli.INTERRUPTED
+    assert training.returncode == INTERRUPTED
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "state"]
 
 

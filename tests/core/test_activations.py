@@ -99,8 +99,8 @@ def g_limit(name: str, a: NDArray, dtype: str) -> NDArray:
 
 def filled_scratch(a: NDArray) -> Scratch:
     scratch = Scratch(a)
-    scratch.one.fill(45)
-    scratch.other.fill(67)
+    scratch.a.fill(45)
+    scratch.b.fill(67)
     return scratch
 
 

@@ -23,8 +23,9 @@ from support.requirements import require_emulator, require_gpu
 
 from gpuback._core import elementary
 from gpuback._core.activations import ACTIVATIONS
-from gpuback._core.elementary import DEFINES, FORWARD, SCRATCH, SLOPE, Function, apply, store
+from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, Function, apply, store
 from gpuback._core.scratch import Scratch
+from gpuback._cuda.coefficients import COEFFICIENTS
 from gpuback._cuda.compiler import title
 from gpuback._cuda.launch import Launcher, LaunchPlan, Variant
 
@@ -287,7 +288,7 @@ def digest(name: str) -> str:
 
 def test_the_coefficients_are_these() -> None:
     """The last bit of a small coefficient is seen in one result of thousands only."""
-    assert hashlib.sha1(" ".join(DEFINES).encode()).hexdigest()[:12] == "739d05055e3a"
+    assert hashlib.sha1(" ".join(COEFFICIENTS).encode()).hexdigest()[:12] == "739d05055e3a"
 
 
 @each_function
@@ -352,7 +353,7 @@ def test_results_do_not_depend_on_how_numbers_lie(name: str) -> None:
 
 @each_function
 def test_apply_takes_any_shape_and_goes_over_it_in_chunks(name: str) -> None:
-    x = many_numbers(seed=3)[: 2 * elementary.CHUNK + 5]
+    x = many_numbers(seed=3)[: 2 * elementary.ELEMENTS_AT_ONCE + 5]
     values = wide(name, x)
     stored = np.empty_like(x)
     store(values, stored)
@@ -425,7 +426,7 @@ def assert_kernel_has_these_bits(launcher: Launcher, name: str, given: Callable,
         function, activation = (5 if name.endswith("'") else 4), ACTIVATIONS[name.rstrip("'")].kernel_id
     doubles, singles = given(np.full(x.size, 7.0)), given(np.full(x.size, 7, np.float32))
     which = {"function": np.int32(function), "activation": np.int32(activation), "n": np.int32(x.size)}
-    plan = LaunchPlan(Variant("elementary.cu", "elementary", DEFINES), 64, 64)
+    plan = LaunchPlan(Variant("elementary.cu", "elementary", COEFFICIENTS), 64, 64)
     launcher.bind(plan, wide=doubles, narrow=singles, x=given(x), **which)()
     expected = wide(name, x)
     assert same_bits(taken(doubles), expected)
@@ -452,4 +453,4 @@ def test_a_gpu_has_the_same_bits(name: str) -> None:
 
 
 def test_titles_leave_the_coefficients_out() -> None:
-    assert title(Variant("combine.cu", "combine", ("Element=float", *DEFINES))) == "combine.cu combine Element=float"
+    assert title(Variant("a.cu", "entry", ("Element=float", *COEFFICIENTS))) == "a.cu entry Element=float"

@@ -30,7 +30,7 @@ from support.oracle import (
 
 import gpuback
 from gpuback._backends.numpy.ops import NumpyOps
-from gpuback._backends.numpy.threads import ThreadPool
+from gpuback._core.threads import ThreadPool
 from gpuback.testing import tolerance
 
 pytestmark = pytest.mark.on_each_backend(layers=True)

@@ -144,9 +144,9 @@ def test_wide_layers_go_tile_by_tile(dtype):
 @each_dtype
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_blocks_and_threads(threads, dtype, monkeypatch):
-    monkeypatch.setattr(gpuback._backends.numpy.ops, "BLOCK_BYTES", 300 * 8 * 21)
-    monkeypatch.setattr(gpuback._backends.numpy.ops, "WORTH_SHARING", 0 if threads > 1 else math.inf)
-    monkeypatch.setattr(gpuback._backends.numpy.ops, "blas_threads", lambda: threads)
+    monkeypatch.setattr(gpuback._backends.numpy.plans, "BLOCK_BYTES", 300 * 8 * 21)
+    monkeypatch.setattr(gpuback._backends.numpy.plans, "WORTH_THREADS", 0 if threads > 1 else math.inf)
+    monkeypatch.setattr(gpuback._backends.numpy.plans, "blas_threads", lambda: threads)
     net = MLP([7, 9, 5], activation="gelu", seed=3, **DTYPES[dtype])
     check(net, *random_batch(net, 1901), None, dtype)
 

@@ -18,7 +18,7 @@ import gpuback
 from gpuback import MLP, SGD, Adam, TrainStep
 from gpuback._backends.exact import products as exact_products
 from gpuback._backends.exact.losses import RULES, row_sums
-from gpuback._backends.exact.numpy_ops import NumpyPieces, ReproducibleNumpyOps
+from gpuback._backends.exact.numpy_ops import NumpyExactBackend, ReproducibleNumpyOps
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.losses import LOSSES
 from gpuback._training.optimizers import Optimizer
@@ -123,8 +123,8 @@ def test_how_products_are_cut_does_not_matter(at_once, block, monkeypatch):
     net = network((9, 11, 10, 4))
     x, y = random_batch(net, 41)
     expected = gradient_bits(net, x, y, need_input_grad=True)
-    pieces = type(net.ops.workspace(1, net.sizes, net.architecture.precision).slices.pieces)
-    monkeypatch.setattr(pieces, "rows_at_once", lambda self, widest: at_once)
+    backend = type(net.ops.workspace(1, net.sizes, net.architecture.precision).slices.backend)
+    monkeypatch.setattr(backend, "rows_at_once", lambda self, widest: at_once)
     monkeypatch.setattr(exact_products, "BLOCK", block)
     monkeypatch.setattr(exact_products, "slice_bits", SLICE_BITS)  # bits follow from the contract's block
     net._pool.clear()
@@ -178,10 +178,10 @@ def test_no_sum_is_ever_rounded(terms):
 )
 def test_slices_are_whole_and_leave_out_little(values, bits_of_a_slice):
     x = np.array([values], np.float32)
-    pieces = NumpyPieces(x.shape[1], network().architecture.precision, np.dot)
+    backend = NumpyExactBackend(x.shape[1], network().architecture.precision, np.dot)
     largest, first, second = np.empty(1, np.float32), np.empty(x.shape), np.empty(x.shape)
-    pieces.largest_of_rows(x, largest)
-    pieces.split_rows(x, largest, bits_of_a_slice, first, second)
+    backend.largest_of_rows(x, largest)
+    backend.split_rows(x, largest, bits_of_a_slice, first, second)
     assert (first == np.rint(first)).all() and (second == np.rint(second)).all()
     assert np.abs(first).max() <= 2**bits_of_a_slice and np.abs(second).max() <= 2 ** (bits_of_a_slice - 1)
     top = float(largest[0])

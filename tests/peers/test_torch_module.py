@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.numpy.ops import NumpyOps
-from gpuback._backends.numpy.threads import ThreadPool
+from gpuback._core.threads import ThreadPool
 from gpuback._network.pool import KEPT_BUFFERS
 from gpuback._torch import devices, passes
 from gpuback.errors import ConversionError, DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpuback import MLP, SGD, Adam, AdamW
-from gpuback._backends.numpy.updates import CHUNK
+from gpuback._backends.numpy.updates import PARAMETERS_AT_ONCE
 from gpuback.errors import GpubackError, OptionError, ShapeError
 
 pytestmark = pytest.mark.on_each_backend
@@ -169,7 +169,9 @@ def test_sixty_steps_follow_the_textbook(
     assert_follows(kind, textbook, [rate] * STEPS, options, length, dtype)
 
 
-@pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 233])
+@pytest.mark.parametrize(
+    "length", [PARAMETERS_AT_ONCE - 1, PARAMETERS_AT_ONCE, PARAMETERS_AT_ONCE + 1, 2 * PARAMETERS_AT_ONCE + 233]
+)
 @each_algorithm
 def test_every_parameter_of_a_long_theta_is_treated_alike(
     kind: Any, textbook: Textbook, rate: float, options: Any, length: int
@@ -237,9 +239,9 @@ def test_nesterov_by_hand() -> None:
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.5}, {"momentum": 0.5, "nesterov": True}])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.25])
 def test_small_integers_and_powers_of_two_are_exact(options: Any, weight_decay: float) -> None:
-    net = network(CHUNK + 1)
-    gradients = np.random.default_rng(0).integers(-3, 4, (4, CHUNK + 1))
-    net.theta[:] = np.arange(CHUNK + 1) % 7 - 3
+    net = network(PARAMETERS_AT_ONCE + 1)
+    gradients = np.random.default_rng(0).integers(-3, 4, (4, PARAMETERS_AT_ONCE + 1))
+    net.theta[:] = np.arange(PARAMETERS_AT_ONCE + 1) % 7 - 3
     start = Rounded(net.theta, 0.0, 0.0)
     rounded = [Rounded(g, 0.0, 0.0) for g in gradients]
     expected = textbook_sgd(start, rounded, [0.5] * 4, weight_decay=weight_decay, **options)

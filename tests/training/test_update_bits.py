@@ -19,7 +19,7 @@ from gpuback._backends.cuda import updates as cuda_updates
 from gpuback._backends.cuda.formats import real_of
 from gpuback._backends.numpy import ops as numpy_ops
 from gpuback._backends.numpy import updates as numpy_updates
-from gpuback._core.exact_sums import CHUNK, exact_sum, norm
+from gpuback._core.exact_sums import TERMS_AT_ONCE, exact_sum, norm
 from gpuback.errors import ShapeError
 
 require_emulator()
@@ -288,7 +288,7 @@ def halfway() -> np.ndarray:
 def test_a_sum_is_rounded_once() -> None:
     rng = np.random.default_rng(0)
     integers = rng.integers(-(2**62), 2**62, 5000) >> 10  # of 52 bits, the lowest of which is worth 2⁻⁶²
-    for x in (halfway(), -halfway(), np.ldexp(integers.astype(np.float64), -62), np.full(3 * CHUNK + 5, 0.1)):
+    for x in (halfway(), -halfway(), np.ldexp(integers.astype(np.float64), -62), np.full(3 * TERMS_AT_ONCE + 5, 0.1)):
         wanted = math.fsum(x)
         assert exact_sum(x) == wanted
         assert raw_sum(x) == wanted

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._backends import dlpack
-from gpuback._backends.host_arrays import as_host_array, is_real
+from gpuback._backends.inputs import DLPACK_CUDA, as_host_array, dlpack_device, from_dlpack, is_real
 from gpuback._core.integers import round_up
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._cuda.launch import Launcher
@@ -102,8 +101,8 @@ class CudaArrays:
             return None
         if isinstance(value, self.xp.ndarray):
             return value
-        if hasattr(value, "__dlpack__") and dlpack.device_of(value, what)[0] in dlpack.CUDA:
-            return dlpack.taken(value, what, self.xp.from_dlpack)
+        if hasattr(value, "__dlpack__") and dlpack_device(value, what)[0] in DLPACK_CUDA:
+            return from_dlpack(value, what, self.xp.from_dlpack)
         return None
 
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:

@@ -19,7 +19,7 @@ from gpuback._backends.cuda.arrays import CudaArrays
 from gpuback._backends.cuda.network_plans import PassesPlan, StepPlan, TwoLaunches, WeightGradientsPlan
 from gpuback._backends.cuda.updates import CudaUpdate
 from gpuback._core.architecture import Architecture
-from gpuback._core.gradients import Gradients
+from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument, Launch, Slot
 

@@ -26,12 +26,12 @@ from gpuback._backends.cuda.network_plans import Refusal, StepPlan, TwoLaunches,
 from gpuback._backends.cuda.per_sample import CudaPerSample
 from gpuback._backends.cuda.updates import AdamUpdate, CudaLossScale, SGDUpdate
 from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace
-from gpuback._backends.numpy.threads import ThreadPool
 from gpuback._core.architecture import Architecture
 from gpuback._core.integers import ceil_div
 from gpuback._core.losses import Loss
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
+from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Launcher, Slot
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Literal
 
 from gpuback._backends.cuda.formats import Real, accumulator_name, operand_name
-from gpuback._core import elementary
 from gpuback._core.integers import ceil_div
 from gpuback._core.precision import Precision
+from gpuback._cuda.coefficients import COEFFICIENTS
 from gpuback._cuda.launch import LaunchPlan, Variant
 from gpuback.errors import ShapeError
 
@@ -119,7 +119,7 @@ def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision)
     if entry in ("largest_of_rows", "largest_of_columns", "split_operands"):
         variant = Variant("exact/split_operands.cu", entry, (operand,))
     else:
-        variant = Variant("exact/combine_products.cu", entry, (operand, *elementary.DEFINES))
+        variant = Variant("exact/combine_products.cu", entry, (operand, *COEFFICIENTS))
     if entry == "largest_of_rows":
         blocks = _row_blocks(rows)
     elif entry == "largest_of_columns":
@@ -134,5 +134,5 @@ def exact_row_plan(
     entry: Literal["exact_loss_rows", "exact_output_rows"], rows: int, precision: Precision
 ) -> LaunchPlan:
     """Plan each row's loss and da, or ŷ."""
-    variant = Variant("exact/exact_losses.cu", entry, (f"Element={operand_name(precision)}", *elementary.DEFINES))
+    variant = Variant("exact/exact_losses.cu", entry, (f"Element={operand_name(precision)}", *COEFFICIENTS))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)

@@ -20,7 +20,7 @@ from gpuback._backends.cuda.formats import real_of
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
 from gpuback._backends.cuda.workspace import CudaBuffers
-from gpuback._backends.exact.layers import ExactPasses, Multiply, loss_rule
+from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._core.activations import Activation
 from gpuback._core.losses import Loss
@@ -33,7 +33,7 @@ FEWEST_ROWS, SLICES_AT_ONCE = 1024, 1 << 24
 of them. More do not make cuBLAS faster."""
 
 
-class ReproducibleCudaOps(ExactPasses, CudaOps):
+class ReproducibleCudaOps(ExactLayers, CudaOps):
     """Every operation on CuPy arrays of one device, with the bits of `ReproducibleNumpyOps`.
 
     Args:
@@ -137,7 +137,7 @@ class ReproducibleCudaBuffers(CudaBuffers):
         self, arrays: CudaArrays, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply
     ) -> None:
         super().__init__(arrays, rows, sizes, precision)
-        self.slices = SliceBuffers(CudaPieces(arrays, precision, multiply), rows, sizes)
+        self.slices = SliceBuffers(CudaExactBackend(arrays, precision, multiply), rows, sizes)
 
 
 _PARAMETERS: dict[row_plans.ExactEntry, tuple[str, str]] = {
@@ -179,8 +179,8 @@ def _scalar_of(name: str) -> type[np.generic] | None:
     return np.int32 if name in _INTS or name.endswith("_pitch") else None
 
 
-class CudaPieces:
-    """`gpuback._backends.exact.products.Pieces` on CUDA. A launch is laid out once for each kernel and shape.
+class CudaExactBackend:
+    """`gpuback._backends.exact.products.ExactBackend` on CUDA. A launch is laid out once for each kernel and shape.
 
     Args:
         arrays: the device's, and what runs kernels.
@@ -189,12 +189,14 @@ class CudaPieces:
     """
 
     def __init__(self, arrays: CudaArrays, precision: Precision, multiply: Multiply) -> None:
-        self._launcher, self._precision, self._multiply = arrays.launcher, precision, multiply
+        self._arrays, self._precision, self._multiply = arrays, precision, multiply
         self._launches: dict[tuple[row_plans.ExactEntry, int, int], Launch] = {}
-        self.empty = arrays.empty
 
     def rows_at_once(self, widest: int) -> int:
         return min(BLOCK, max(FEWEST_ROWS, SLICES_AT_ONCE // widest))
+
+    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        return self._arrays.empty(shape, dtype)
 
     def largest_of_rows(self, x: Array, largest: Array) -> None:
         self._launch("largest_of_rows", x.shape)(*_matrix(x), largest)
@@ -242,7 +244,7 @@ class CudaPieces:
             plan = row_plans.exact_plan(*key, self._precision)
             names, sizes = _PARAMETERS[entry]
             numbers = ints(**dict(zip(sizes.split(), shape, strict=True)))
-            launch = self._launches[key] = self._launcher.bind(plan, **_slots(names), **numbers)
+            launch = self._launches[key] = self._arrays.launcher.bind(plan, **_slots(names), **numbers)
         return launch
 
 

@@ -1,11 +1,11 @@
-"""What the backends share with `reproducible=True`: the passes of a layer, and what has no reproducible form."""
+"""The passes of a layer with `reproducible=True`, for every backend, and the check that a reproducible form exists."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from gpuback._backends.exact import products as exact_products
+from gpuback._backends.exact import products
 from gpuback._backends.exact.losses import RULES, Rule
 from gpuback._core.activations import Activation
 from gpuback._core.elementary import FORWARD, SLOPE
@@ -14,11 +14,11 @@ from gpuback._core.typing import Array
 from gpuback.errors import OptionError
 
 Multiply = Callable[[Array, Array, Array], object]
-"""(left, right, out): out = left right, of integers whose sums float64 holds exactly, added in whatever order."""
+"""(left, right, out): out = left right, of integers whose sums float64 holds exactly, added in any order."""
 
 
-class ExactPasses:
-    """The passes of a layer by exact products, in workspaces that hold `slices`; see `NumpyOps`."""
+class ExactLayers:
+    """The passes of a layer by exact products, in workspaces with `slices`; see `gpuback._backends.protocol.Ops`."""
 
     def bind_forward(
         self,
@@ -30,7 +30,7 @@ class ExactPasses:
         workspace: Any,
     ) -> Callable[[Array], None]:
         require_rule(activation)
-        return exact_products.bind_forward(workspace.slices, W, b, h, a, activation)
+        return products.bind_forward(workspace.slices, W, b, h, a, activation)
 
     def bind_backward(
         self,
@@ -43,7 +43,7 @@ class ExactPasses:
         workspace: Any,
     ) -> Callable[[Array, Array, Array, bool], None]:
         require_rule(activation_prev)
-        return exact_products.bind_backward(workspace.slices, da, W, da_prev, activation_prev, source_prev, scale)
+        return products.bind_backward(workspace.slices, da, W, da_prev, activation_prev, source_prev, scale)
 
     def bind_delta(
         self,
@@ -55,11 +55,11 @@ class ExactPasses:
         workspace: Any,
     ) -> Callable[[], None]:
         require_rule(activation_prev)
-        return exact_products.bind_delta(workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0)
+        return products.bind_delta(workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0)
 
 
 def loss_rule(loss: Loss, output: str) -> Rule:
-    """How a loss is computed.
+    """Return the rule that computes a loss.
 
     Raises:
         OptionError: it has no fixed sequence of operations.
@@ -73,7 +73,7 @@ def loss_rule(loss: Loss, output: str) -> Rule:
 
 
 def require_rule(activation: Activation | None) -> None:
-    """Refuses an activation of which there is no fixed sequence of operations."""
+    """Raise OptionError for an activation that has no fixed sequence of operations."""
     if activation is not None and not (activation.name in FORWARD and activation.name in SLOPE):
         raise OptionError(
             f"activation {activation.name!r} has no reproducible form: expected one of {', '.join(FORWARD)}"

@@ -16,11 +16,11 @@ from gpuback._core.typing import Array
 Rule = Callable[[Array, Array], tuple[Array, Array]]
 
 LANES = 32
-"""A row is added up in so many chains, every 32nd number to each, which are then added by halves."""
+"""The chains that a row is added up in: every 32nd number goes to the same one. The chains are then added by halves."""
 
 
 def row_sums(x: Array) -> Array:
-    """Σ_j x_rj, (R,): in chains over every 32nd column, then chain i + chain i + 16, i + 8, …, i + 1."""
+    """Return Σ_j x_rj, (R,): in chains over every 32nd column, then chain i + chain i + 16, i + 8, …, i + 1."""
     chains = np.zeros((len(x), LANES))
     for start in range(0, x.shape[1], LANES):
         part = x[:, start : start + LANES]
@@ -32,14 +32,14 @@ def row_sums(x: Array) -> Array:
 
 
 def evaluated(function: Function, x: Array) -> Array:
-    """An elementary function of an array, as a fresh one."""
+    """Apply an elementary function to an array; return a fresh one."""
     result = np.empty_like(x)
     function(x, result, tuple(np.empty_like(x) for _ in range(SCRATCH)))
     return result
 
 
 def softmax(a: Array) -> tuple[Array, Array, Array]:
-    """z = a − max_j a_j, ŷ = e^z / s, and s = Σ_j e^z_j (R, 1)."""
+    """Return z = a − max_j a_j, ŷ = e^z / s, and s = Σ_j e^z_j (R, 1)."""
     z = a - a.max(axis=1, keepdims=True)
     powers = evaluated(exp, z)
     total = row_sums(powers)[:, None]
@@ -56,8 +56,9 @@ def _softmax_cross_entropy(a: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _cross_entropy_of_labels(a: Array, y: Array) -> tuple[Array, Array]:
-    """With r = Σ_{j≠y} e^z_j: ℓ = log(r + e^z_y) − z_y, which is log(1 + r) where z_y is 0; ŷ_y − 1 = −r/(r + e^z_y).
-    Nothing cancels, however sure the prediction is.
+    """ℓ = log(r + e^z_y) − z_y with r = Σ_{j≠y} e^z_j, which is log(1 + r) where z_y is 0; ŷ_y − 1 = −r/(r + e^z_y).
+
+    No term cancels, however sure the prediction is.
     """
     own = np.arange(len(a)), y
     z = a - a.max(axis=1, keepdims=True)
@@ -72,7 +73,7 @@ def _cross_entropy_of_labels(a: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _sigmoid_binary_cross_entropy(a: Array, y: Array) -> tuple[Array, Array]:
-    """ŷ − y as (1 − y) sigmoid(a) − y sigmoid(−a), where nothing cancels for a y of 0 or 1."""
+    """∂ℓ/∂a = ŷ − y as (1 − y) sigmoid(a) − y sigmoid(−a): no term cancels for a y of 0 or 1."""
     terms = (np.where(a < 0, 0.0, a) - a * y) + evaluated(log1p, evaluated(exp, -np.abs(a)))
     sigmoid = FORWARD["sigmoid"]
     y = y.astype(np.float64)
@@ -101,4 +102,4 @@ RULES: dict[tuple[str, str], Rule] = {
     ("squared_error", "softmax"): _softmax_squared_error,
     **{("squared_error", name): _elementwise_squared_error(name) for name in ("identity", "sigmoid", "tanh")},
 }
-"""By loss and output function."""
+"""The rule of each pair of loss and output function."""

@@ -1,9 +1,8 @@
 """The NumPy backend with `reproducible=True`: the specification, to the bit, of what every backend computes then.
 
-Products are exact splits (`products.py`). What follows a product runs in float64 over a few rows at a
-time, which stay in cache, and is rounded once where it is stored: C to float32, a = C + b, h = g(a), da = dh ⊙ g' each
-to float32 and then, where the operands' dtype is a 16-bit one, to that. Nothing but IEEE + − × ÷ √ and comparisons
-decides any bit.
+Products are exact splits (`products.py`). The operations after a product run in float64 over a few rows at a time,
+which stay in cache. Each result is rounded once where it is stored: C to float32, a = C + b, h = g(a) and da = dh ⊙ g'
+to float32 and then, for 16-bit operands, to their dtype. Only IEEE + − × ÷ √ and comparisons decide any bit.
 """
 
 from __future__ import annotations
@@ -14,33 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from gpuback._backends.exact.layers import ExactPasses, Multiply, loss_rule
+from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule
 from gpuback._backends.exact.losses import softmax
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
-from gpuback._backends.numpy.per_sample import ReproducibleNumpyRows
-from gpuback._backends.numpy.threads import ThreadPool
-from gpuback._backends.numpy.workspace import Workspace
+from gpuback._backends.numpy.per_sample import ReproducibleNumpyPerSample
+from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.activations import Activation
 from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, store
 from gpuback._core.exact_sums import exact_sum
 from gpuback._core.losses import Loss
 from gpuback._core.precision import Precision
 from gpuback._core.scratch import aligned_empty
+from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
 
-CHUNK = 1 << 14
-"""Elements that element-by-element work goes over at a time: a handful of float64 arrays of them stay in cache."""
+ELEMENTS_AT_ONCE = 1 << 14
+"""Elements that elementwise operations process at a time: a few float64 arrays of them stay in cache."""
 
 SLICES_IN_CACHE = 1 << 18
-"""Elements of a batch that are split at a time, as far as rows × width can be that small."""
+"""Elements of a batch that are split at a time, where rows × width can be that small."""
 
 FEWEST_ROWS = 1024
 """Products of fewer rows than these run below BLAS's full rate."""
 
 
-class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
-    """Every operation on NumPy arrays, with bits that another backend has as well.
+class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
+    """Every operation on NumPy arrays, with the bits that all backends get.
 
     Args:
         multiply: (left, right, out) → None, out = left right of integers whose sums float64 holds exactly.
@@ -57,14 +56,14 @@ class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
     def plan_blocks(
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
     ) -> tuple[int, ThreadPool]:
-        """For a gradient the whole batch as one block: scales of dW's products belong to all of it."""
+        """Choose one block for a gradient: the scales of dW's products belong to the whole batch."""
         rows = batch_size if need_gradient else min(batch_size, rows_at_once(max(sizes)))
         return rows, ThreadPool(1, blas_alone=False)
 
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleWorkspace
     ) -> Callable[[Array, Array | None], Array]:
-        """w_b ℓ_b, (rows,) float64, and da = w_b ∂ℓ_b/∂a_b / divisor; see `NumpyOps.bind_loss`."""
+        """Return a function (y, weight) that returns w_b ℓ_b, (rows,) float64; see `Ops.bind_loss`."""
         rule, round_da = loss_rule(loss, output), workspace.bind_round(da)
 
         def loss_and_delta(y: Array, weight: Array | None) -> Array:
@@ -83,14 +82,17 @@ class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
         return loss_and_delta
 
     def mean_loss(self, parts: list[Array], batch_size: int) -> float:
-        """The batch's loss, rounded to float32."""
+        """Return the mean of the samples' losses: their exact sum / B, rounded to float32."""
         with np.errstate(all="ignore"):
             return float(np.float32(exact_sum(np.concatenate(parts)) / batch_size))
 
     def bind_mean_of_blocks(
         self, rows: int, batch_size: int, dtype: np.dtype[Any]
     ) -> tuple[None, Callable[[list[Any]], float]]:
-        """The mean of the blocks' losses, each rounded to float32, added up in float64 in their order and rounded."""
+        """Return the mean of the blocks' losses.
+
+        Each is rounded to float32. They are added up in float64 in their order, and the mean is rounded to float32.
+        """
 
         def mean(parts: list[Array]) -> float:
             total = 0.0
@@ -101,7 +103,7 @@ class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
 
         return None, mean
 
-    def bind_output(self, name: str, a: Array, workspace: Workspace) -> Callable[[Array], object]:
+    def bind_output(self, name: str, a: Array, workspace: NumpyWorkspace) -> Callable[[Array], object]:
         def apply(out: Array) -> None:
             for rows in _row_chunks(len(a), a.shape[1]):
                 values = a[rows].astype(np.float64)
@@ -123,23 +125,23 @@ class ReproducibleNumpyOps(ExactPasses, ReproducibleNumpyRows, NumpyOps):
 
 
 def rows_at_once(widest: int) -> int:
-    """How many rows of a batch are worked on at a time."""
+    """Return how many rows of a batch to work on at a time."""
     return min(BLOCK, max(FEWEST_ROWS, SLICES_IN_CACHE // widest))
 
 
-class ReproducibleWorkspace(Workspace):
+class ReproducibleWorkspace(NumpyWorkspace):
     """The buffers of one network for one batch size; the output layer's are C-ordered."""
 
     def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply) -> None:
         super().__init__(rows, sizes, precision)
-        self.slices = SliceBuffers(NumpyPieces(max(sizes), precision, multiply), rows, sizes)
+        self.slices = SliceBuffers(NumpyExactBackend(max(sizes), precision, multiply), rows, sizes)
 
     def output(self, width: int) -> Array:
         return self.hidden(width)
 
 
-class NumpyPieces:
-    """`gpuback._backends.exact.products.Pieces` on NumPy.
+class NumpyExactBackend:
+    """`gpuback._backends.exact.products.ExactBackend` on NumPy.
 
     Args:
         widest: the largest number of columns.
@@ -150,7 +152,7 @@ class NumpyPieces:
     def __init__(self, widest: int, precision: Precision, multiply: Multiply) -> None:
         self._multiply = multiply
         self._precision = precision
-        size = max(CHUNK, widest)
+        size = max(ELEMENTS_AT_ONCE, widest)
         self._double = [np.empty(size) for _ in range(1 + SCRATCH)]
         self._slope = np.empty(size)
         self._single = np.empty(size, np.float32)
@@ -199,11 +201,11 @@ class NumpyPieces:
         bias, pre_activation = b.astype(np.float64), h if a is None else a
         for rows, values in self._combined(sums, scales):
             np.add(values, bias, out=values)
-            pre = self._stored(values, pre_activation[rows], sixteen_bit=g is not None and g.derivative_from == "a")
+            pre = self._round_into(values, pre_activation[rows], sixteen_bit=g is not None and g.derivative_from == "a")
             if g is not None:
                 np.copyto(values, pre)
                 FORWARD[g.name](values, values, self._scratch(values))
-                self._stored(values, h[rows], sixteen_bit=True)
+                self._round_into(values, h[rows], sixteen_bit=True)
 
     def finish_delta(
         self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
@@ -211,13 +213,13 @@ class NumpyPieces:
         for rows, values in self._combined(sums, scales):
             if factor != 1.0:
                 np.multiply(values, factor, out=values)
-            delta = self._stored(values, da_prev[rows], sixteen_bit=False)
+            delta = self._round_into(values, da_prev[rows], sixteen_bit=False)
             if g is not None and source is not None:
                 slope = self._slope[: values.size].reshape(values.shape)
                 np.copyto(slope, source[rows])
                 SLOPE[g.name](slope, slope, self._scratch(values))
                 np.multiply(slope, delta, out=values)
-                self._stored(values, delta, sixteen_bit=True)
+                self._round_into(values, delta, sixteen_bit=True)
 
     def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
         for rows, values in self._combined(sums, scales):
@@ -225,13 +227,13 @@ class NumpyPieces:
                 np.multiply(values, factor, out=values)
             if accumulate:
                 addend = self._single[: values.size].reshape(values.shape)
-                np.add(self._stored(values, addend, sixteen_bit=False), out[rows], out=values)
+                np.add(self._round_into(values, addend, sixteen_bit=False), out[rows], out=values)
                 store(values, out[rows])
             else:
-                self._stored(values, out[rows], sixteen_bit=False)
+                self._round_into(values, out[rows], sixteen_bit=False)
 
     def _combined(self, sums: Sums, scales: Scales) -> Iterator[tuple[slice, Array]]:
-        """A few rows at a time of C = σ_i τ_j 2⁻²ˢ (P + 2⁻ˢ Q), in float64."""
+        """Compute C = σ_i τ_j 2⁻²ˢ (P + 2⁻ˢ Q) in float64, a few rows at a time."""
         height, width = sums.p.shape
         sigma = _power_of_two(scales.rows, -scales.bits)[:, None]
         tau = _power_of_two(scales.columns, -scales.bits)
@@ -246,8 +248,8 @@ class NumpyPieces:
     def _scratch(self, like: Array) -> tuple[Array, ...]:
         return tuple(flat[: like.size].reshape(like.shape) for flat in self._double[1:])
 
-    def _stored(self, values: Array, out: Array, *, sixteen_bit: bool) -> Array:
-        """`values` rounded to float32 with +0 added, and to the operands' dtype if that is a 16-bit one and wanted."""
+    def _round_into(self, values: Array, out: Array, *, sixteen_bit: bool) -> Array:
+        """Round `values` to float32, add +0 and, if `sixteen_bit`, round to a 16-bit operands' dtype; return `out`."""
         store(values, out)
         np.add(out, 0.0, out=out)
         if sixteen_bit and self._precision.sixteen_bit:
@@ -258,13 +260,13 @@ class NumpyPieces:
 
 
 def _row_chunks(rows: int, width: int) -> Iterator[slice]:
-    """Rows 0 … `rows`, as many at a time as `CHUNK` elements hold."""
-    at_once = max(1, CHUNK // width)
+    """Cut rows into slices of up to `ELEMENTS_AT_ONCE` elements."""
+    at_once = max(1, ELEMENTS_AT_ONCE // width)
     return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
 
 
 def _power_of_two(largest: Array, exponent: int, *, inverse: bool = False) -> Array:
-    """2^exponent σ or 2^exponent / σ, with σ the power of two just above `largest`; NaN where that is not finite."""
+    """Return 2^exponent σ or 2^exponent / σ, σ the power of two just above `largest`; NaN where that is not finite."""
     powers = np.frexp(largest)[1]
     result: Array = np.ldexp(1.0, (-powers if inverse else powers) + exponent)
     result[~np.isfinite(largest)] = math.nan

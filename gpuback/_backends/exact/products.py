@@ -28,7 +28,7 @@ below the middle term. 16-bit results are rounded once more.
 
 A row of A or a column of B that holds a NaN or an infinity makes every C of it NaN.
 
-`Pieces` is what a backend brings; the passes of a layer below put the pieces together.
+A backend brings the operations of `ExactBackend`. The `bind_…` functions below make the passes of a layer of them.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from gpuback._core.typing import Array
 from gpuback.errors import ShapeError
 
 BLOCK = 8192
-"""So many terms are added in float64."""
+"""The most terms that are added in float64."""
 
 LONGEST = 2**23 - 1
-"""So many terms are added at most, in blocks, as int64."""
+"""The most terms that a product may have: blocks of them are added as int64."""
 
 
 def slice_bits(terms: int) -> int:
-    """s: bits in a slice of the operands of a sum of K terms."""
+    """Return s, the bits in a slice of the operands of a sum of K terms."""
     return (53 - (min(terms, BLOCK) - 1).bit_length()) // 2
 
 
@@ -64,39 +64,48 @@ class Sums(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Of what P and Q are multiples: the largest magnitude in each row of A and in each column of B, float32, and s."""
+    """The scales of a product: the largest magnitude in each row of A and in each column of B, float32, and s."""
 
     rows: Array
     columns: Array
     bits: int
 
 
-class Pieces(Protocol):
-    """What a backend does with matrices and their slices, which are float64.
+class ExactBackend(Protocol):
+    """The operations of a backend on matrices and their slices; slices are float64.
 
-    A scale is told by the largest magnitude in its row or column, float32; σ = 1 where that is 0, NaN where it is not
-    finite.
+    A scale is given by the largest magnitude in its row or column, float32: σ is the power of two just above it, 1
+    where it is 0, NaN where it is not finite.
     """
 
     def rows_at_once(self, widest: int) -> int:
-        """How many rows of a batch are split at a time, at most `BLOCK`."""
+        """Return how many rows of a batch to split at a time, at most `BLOCK`."""
         ...
 
-    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array: ...
+    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Make a C-contiguous array with any contents."""
+        ...
 
-    def largest_of_rows(self, x: Array, largest: Array) -> None: ...
+    def largest_of_rows(self, x: Array, largest: Array) -> None:
+        """largest_i = max_k |x_ik|, (M,) float32, of x (M, K)."""
+        ...
 
-    def largest_of_columns(self, x: Array, largest: Array) -> None: ...
+    def largest_of_columns(self, x: Array, largest: Array) -> None:
+        """largest_j = max_k |x_kj|, (N,) float32, of x (K, N)."""
+        ...
 
     def split_rows(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
-        """The slices of x by the scales of its rows."""
+        """first = a₁, second = a₂: the slices of x, of `bits` bits, by the scales of its rows."""
         ...
 
-    def split_columns(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None: ...
+    def split_columns(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
+        """first = b₁, second = b₂: the slices of x, of `bits` bits, by the scales of its columns."""
+        ...
 
     def multiply(self, left: Array, right: Array, out: Array) -> None:
-        """out = left right, of integers that float64 adds exactly, in whatever order. Operands may be transposed, and
-        their rows may be parts of longer ones.
+        """out = left right, of integers that float64 adds exactly, in whatever order.
+
+        Operands may be transposed, and their rows may be parts of longer ones.
         """
         ...
 
@@ -111,13 +120,13 @@ class Pieces(Protocol):
     def finish_forward(
         self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
     ) -> None:
-        """a = C + b, rounded once; h = g(a), or a itself without g; see `NumpyOps.bind_forward`."""
+        """Write a = C + b, rounded once, and h = g(a), or h = a without g; see `Ops.bind_forward`."""
         ...
 
     def finish_delta(
         self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
     ) -> None:
-        """da_prev = C ⊙ g'(source), or factor C without g; factor is a power of two."""
+        """Write da_prev = C ⊙ g'(source), or factor C without g; factor is a power of two."""
         ...
 
     def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
@@ -126,7 +135,7 @@ class Pieces(Protocol):
 
 
 class Slices(NamedTuple):
-    """What a matrix, or a part of it along K, was cut into: a₁ and a₂."""
+    """The slices a₁ and a₂ of a matrix, or of a part of it along K."""
 
     first: Array
     second: Array
@@ -139,17 +148,17 @@ class Slices(NamedTuple):
 Pair = TypeVar("Pair", Slices, Sums)
 
 
-class Room(Generic[Pair]):
-    """Memory for pairs of matrices. Views of it are made once; one that does not fit has memory of its own."""
+class PairPool(Generic[Pair]):
+    """Memory for pairs of matrices. Views of it are made once; a pair that does not fit gets memory of its own."""
 
-    def __init__(self, kind: type[Pair], pieces: Pieces, size: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, kind: type[Pair], backend: ExactBackend, size: int, dtype: np.dtype[Any]) -> None:
         self._kind: type[Pair] = kind
-        self._empty = partial(pieces.empty, dtype=dtype)
+        self._empty = partial(backend.empty, dtype=dtype)
         self._flats = [self._empty(size) for _ in range(2)]
         self._views: dict[tuple[int, int, int], Pair] = {}
 
     def __call__(self, rows: int, columns: int, start: int = 0) -> Pair:
-        """A pair of matrices, from a place on."""
+        """Return a pair of matrices that start at an offset."""
         key, end = (rows, columns, start), start + rows * columns
         if key not in self._views:
             flats = self._flats if end <= self._flats[0].size else [self._empty(end) for _ in range(2)]
@@ -158,7 +167,7 @@ class Room(Generic[Pair]):
 
 
 class SliceBuffers:
-    """What the products of one network share, for batches of up to so many rows.
+    """The buffers that the products of one network share, for batches of up to `rows` rows.
 
     Attributes:
         left, right: slices of the first and of the second operand.
@@ -166,7 +175,7 @@ class SliceBuffers:
         bias_sums, bias_totals: of db.
     """
 
-    def __init__(self, pieces: Pieces, rows: int, sizes: tuple[int, ...]) -> None:
+    def __init__(self, backend: ExactBackend, rows: int, sizes: tuple[int, ...]) -> None:
         for what, length in (("a batch", rows), ("layers", max(sizes))):
             if length > LONGEST:
                 unit = "rows" if length == rows else "units"
@@ -174,29 +183,29 @@ class SliceBuffers:
                     f"expected {what} of at most {LONGEST:,} {unit} with reproducible=True, whose sums are exact up to "
                     f"there, got {length:,}"
                 )
-        double, single, whole = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.int64)
+        double, single, int64 = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.int64)
         widest, of_weights = max(sizes), max(n_in * n_out for n_in, n_out in pairwise(sizes))
-        self.pieces = pieces
-        self.at_once = at_once = min(rows, pieces.rows_at_once(widest))
-        # A result as wide as the network's input is rare: its gradient. Room for that is made when it is wanted.
+        self.backend = backend
+        self.at_once = at_once = min(rows, backend.rows_at_once(widest))
+        # Only the input's gradient is as wide as the input, and it is rarely asked for: its memory is made on demand.
         product = max(at_once * max(sizes[1:]), of_weights)
         several_blocks = rows > at_once or max(sizes) > BLOCK
-        self.left = Room(Slices, pieces, at_once * widest, double)
-        self.right = Room(Slices, pieces, max(at_once * widest, of_weights), double)
-        self.sums = Room(Sums, pieces, product, double)
-        self.totals = Room(Sums, pieces, product if several_blocks else 0, whole)
-        self.bias_sums = Room(Sums, pieces, widest, double)
-        self.bias_totals = Room(Sums, pieces, widest, whole)
-        self.row_scales, self.column_scales = (pieces.empty(max(at_once, widest), single) for _ in range(2))
-        self.ones = pieces.empty((1, at_once), double)
+        self.left = PairPool(Slices, backend, at_once * widest, double)
+        self.right = PairPool(Slices, backend, max(at_once * widest, of_weights), double)
+        self.sums = PairPool(Sums, backend, product, double)
+        self.totals = PairPool(Sums, backend, product if several_blocks else 0, int64)
+        self.bias_sums = PairPool(Sums, backend, widest, double)
+        self.bias_totals = PairPool(Sums, backend, widest, int64)
+        self.row_scales, self.column_scales = (backend.empty(max(at_once, widest), single) for _ in range(2))
+        self.ones = backend.empty((1, at_once), double)
         self.ones.fill(1.0)
-        self._addend = pieces.empty(product, double)
+        self._addend = backend.empty(product, double)
 
     def bind_multiply(self, left: Slices, right: Slices, sums: Sums) -> Callable[[], None]:
-        """A function that computes P and Q of (M, K) times (K, N)."""
-        multiply, accumulate = self.pieces.multiply, self.pieces.accumulate
+        """Return a function that computes P and Q of (M, K) times (K, N)."""
+        multiply, accumulate = self.backend.multiply, self.backend.accumulate
         if sums.q.size > self._addend.size:
-            self._addend = self.pieces.empty(sums.q.size, np.dtype(np.float64))
+            self._addend = self.backend.empty(sums.q.size, np.dtype(np.float64))
         addend = self._addend[: sums.q.size].reshape(sums.q.shape)
 
         def run() -> None:
@@ -208,12 +217,12 @@ class SliceBuffers:
         return run
 
     def blocks_of_rows(self, rows: int) -> list[slice]:
-        """As many at a time as there is room for."""
+        """Cut a batch's rows into blocks that the buffers hold."""
         return [slice(start, min(start + self.at_once, rows)) for start in range(0, rows, self.at_once)]
 
 
 def _blocks(terms: int) -> list[slice]:
-    """Up to `BLOCK` terms at a time."""
+    """Cut a sum's terms into blocks of up to `BLOCK`."""
     return [slice(start, min(start + BLOCK, terms)) for start in range(0, terms, BLOCK)]
 
 
@@ -222,7 +231,7 @@ def _length(part: slice) -> int:
 
 
 def _rows(x: Array, part: slice) -> Array:
-    """Rows of a matrix: itself where they are all of it."""
+    """Return rows of a matrix: the matrix itself where they are all of it."""
     return x if x is None or _length(part) == len(x) else x[part]
 
 
@@ -233,10 +242,12 @@ def _columns(x: Array, part: slice) -> Array:
 def _bind_times_rows(
     buffers: SliceBuffers, rows: int, factors: list[Slices], terms: int, width: int, bits: int
 ) -> tuple[Callable[[Array], None], Sums, Array]:
-    """P and Q of x (rows, terms) times a matrix that is split already, block by block of K, as a function of x; where
-    it leaves them; and where it leaves the largest magnitudes in x's rows.
+    """Bind x (rows, terms) times a matrix that is split already, block by block of K.
+
+    Returns:
+        A function of x; P and Q, which it writes; and the largest magnitudes in x's rows, which it writes too.
     """
-    pieces, largest, sums = buffers.pieces, buffers.row_scales[:rows], buffers.sums(rows, width)
+    backend, largest, sums = buffers.backend, buffers.row_scales[:rows], buffers.sums(rows, width)
     result = buffers.totals(rows, width) if len(factors) > 1 else sums
     blocks = []
     for part, factor in zip(_blocks(terms), factors, strict=True):
@@ -244,12 +255,12 @@ def _bind_times_rows(
         blocks.append((part, left, buffers.bind_multiply(left, factor, sums)))
 
     def times_rows(x: Array) -> None:
-        pieces.largest_of_rows(x, largest)
+        backend.largest_of_rows(x, largest)
         for part, left, multiply in blocks:
-            pieces.split_rows(_columns(x, part), largest, bits, left.first, left.second)
+            backend.split_rows(_columns(x, part), largest, bits, left.first, left.second)
             multiply()
             if result is not sums:
-                pieces.add(sums, result, first=part.start == 0)
+                backend.add(sums, result, first=part.start == 0)
 
     return times_rows, result, largest
 
@@ -257,8 +268,8 @@ def _bind_times_rows(
 def bind_forward(
     buffers: SliceBuffers, W: Array, b: Array, h: Array, a: Array | None, g: Activation | None
 ) -> Callable[[Array], None]:
-    """h = g(a), a = h_prev Wᵀ + b, as a function of h_prev; see `NumpyOps.bind_forward`."""
-    pieces, (n_out, n_in) = buffers.pieces, W.shape
+    """Return a function of h_prev: h = g(a), a = h_prev Wᵀ + b; see `Ops.bind_forward`."""
+    backend, (n_out, n_in) = buffers.backend, W.shape
     bits, largest = slice_bits(n_in), buffers.column_scales[:n_out]
     weights = [(_columns(W, part), buffers.right(n_out, _length(part), n_out * part.start)) for part in _blocks(n_in)]
     factors = [slices.transposed for _, slices in weights]
@@ -268,12 +279,12 @@ def bind_forward(
         batch.append((rows, times_rows, sums, Scales(largest_h, largest, bits), _rows(a, rows), _rows(h, rows)))
 
     def forward(h_prev: Array) -> None:
-        pieces.largest_of_rows(W, largest)
+        backend.largest_of_rows(W, largest)
         for part, slices in weights:
-            pieces.split_rows(part, largest, bits, slices.first, slices.second)
+            backend.split_rows(part, largest, bits, slices.first, slices.second)
         for rows, times_rows, sums, scales, a_rows, h_rows in batch:
             times_rows(_rows(h_prev, rows))
-            pieces.finish_forward(sums, scales, b, a_rows, h_rows, g)
+            backend.finish_forward(sums, scales, b, a_rows, h_rows, g)
 
     return forward
 
@@ -287,9 +298,7 @@ def bind_backward(
     source: Array | None,
     scale: float,
 ) -> Callable[[Array, Array, Array, bool], None]:
-    """dW (+)= daᵀ h_prev / scale, db (+)= Σ_b da_b / scale, da_prev = (da W) ⊙ g', as a function (h_prev, dW, db,
-    accumulate); see `NumpyOps.bind_backward`.
-    """
+    """Return a function (h_prev, dW, db, accumulate) for a layer's backward pass; see `Ops.bind_backward`."""
     gradient = _bind_gradient(buffers, da, W.shape[1], 1.0 / scale)
     delta = None if da_prev is None else bind_delta(buffers, da, W, da_prev, g, source, 1.0 / scale)
 
@@ -304,14 +313,14 @@ def bind_backward(
 def _bind_gradient(
     buffers: SliceBuffers, da: Array, n_in: int, factor: float
 ) -> Callable[[Array, Array, Array, bool], None]:
-    """dW (+)= factor daᵀ h_prev, db (+)= factor Σ_b da_b.
+    """Return a function (h_prev, dW, db, accumulate): dW (+)= factor daᵀ h_prev, db (+)= factor Σ_b da_b.
 
     db is daᵀ times a column of ones, which needs no slices: with τ = 2ˢ its b₁ are 1 and its b₂ are 0.
     """
-    pieces, (batch_size, n_out) = buffers.pieces, da.shape
+    backend, (batch_size, n_out) = buffers.backend, da.shape
     bits = slice_bits(batch_size)
     largest_da, largest_h = buffers.row_scales[:n_out], buffers.column_scales[:n_in]
-    of_ones = pieces.empty(1, np.dtype(np.float32))
+    of_ones = backend.empty(1, np.dtype(np.float32))
     of_ones.fill(2.0 ** (bits - 1))
     scales, bias_scales = Scales(largest_da, largest_h, bits), Scales(largest_da, of_ones, bits)
     result = sums = buffers.sums(n_out, n_in)
@@ -327,19 +336,19 @@ def _bind_gradient(
         batch.append((rows, _rows(da, rows), left, right, buffers.ones[:, :count], multiply))
 
     def gradient(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
-        pieces.largest_of_columns(da, largest_da)
-        pieces.largest_of_columns(h_prev, largest_h)
+        backend.largest_of_columns(da, largest_da)
+        backend.largest_of_columns(h_prev, largest_h)
         for rows, da_rows, left, right, ones, multiply in batch:
-            pieces.split_columns(da_rows, largest_da, bits, left.first, left.second)
-            pieces.split_columns(_rows(h_prev, rows), largest_h, bits, right.first, right.second)
+            backend.split_columns(da_rows, largest_da, bits, left.first, left.second)
+            backend.split_columns(_rows(h_prev, rows), largest_h, bits, right.first, right.second)
             multiply()
-            pieces.multiply(ones, left.first, bias_sums.p)
-            pieces.multiply(ones, left.second, bias_sums.q)
+            backend.multiply(ones, left.first, bias_sums.p)
+            backend.multiply(ones, left.second, bias_sums.q)
             if result is not sums:
-                pieces.add(sums, result, first=rows.start == 0)
-                pieces.add(bias_sums, bias_result, first=rows.start == 0)
-        pieces.finish_gradient(result, scales, factor, dW, accumulate)
-        pieces.finish_gradient(bias_column, bias_scales, factor, db.reshape(n_out, 1), accumulate)
+                backend.add(sums, result, first=rows.start == 0)
+                backend.add(bias_sums, bias_result, first=rows.start == 0)
+        backend.finish_gradient(result, scales, factor, dW, accumulate)
+        backend.finish_gradient(bias_column, bias_scales, factor, db.reshape(n_out, 1), accumulate)
 
     return gradient
 
@@ -353,8 +362,8 @@ def bind_delta(
     source: Array | None,
     unscale: float,
 ) -> Callable[[], None]:
-    """da_prev = (da W) ⊙ g'(source), or without g unscale da W."""
-    pieces, (n_out, n_in), factor = buffers.pieces, W.shape, 1.0 if g else unscale
+    """Return a function without arguments: da_prev = (da W) ⊙ g'(source), or without g unscale da W."""
+    backend, (n_out, n_in), factor = buffers.backend, W.shape, 1.0 if g else unscale
     bits, largest = slice_bits(n_out), buffers.column_scales[:n_in]
     weights = [(_rows(W, part), buffers.right(_length(part), n_in, n_in * part.start)) for part in _blocks(n_out)]
     factors = [slices for _, slices in weights]
@@ -365,11 +374,11 @@ def bind_delta(
         batch.append((times_rows, _rows(da, rows), sums, scales, _rows(source, rows), _rows(da_prev, rows)))
 
     def delta() -> None:
-        pieces.largest_of_columns(W, largest)
+        backend.largest_of_columns(W, largest)
         for part, slices in weights:
-            pieces.split_columns(part, largest, bits, slices.first, slices.second)
+            backend.split_columns(part, largest, bits, slices.first, slices.second)
         for times_rows, da_rows, sums, scales, source_rows, da_prev_rows in batch:
             times_rows(da_rows)
-            pieces.finish_delta(sums, scales, source_rows, g, factor, da_prev_rows)
+            backend.finish_delta(sums, scales, source_rows, g, factor, da_prev_rows)
 
     return delta

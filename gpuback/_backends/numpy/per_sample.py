@@ -1,4 +1,4 @@
-"""What NumPy says of each sample by itself: the norm of its gradient, its clipping, its gradient written out.
+"""Per-sample gradients on NumPy: their norms, clipping, and the gradients written out.
 
 A sample's ∇W_k is the outer product of its da_k and its h_{k−1}, ∇b_k is its da_k, so that
 
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpuback._backends.numpy.workspace import Workspace
+from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.elementary import CANONICAL_NAN
 from gpuback._core.integers import round_up
 from gpuback._core.typing import Array
 
-CHUNK = 1 << 15
+WIDENED_AT_ONCE = 1 << 15
 """Numbers that are widened to float64 at a time, and stay in cache."""
 
 MOST_SCALED = 1000
@@ -30,16 +30,8 @@ class NumpyPerSample:
     """The operations of a backend on each sample by itself."""
 
     def bind_add_norms(
-        self, da: Array, norms: Array, workspace: Workspace
+        self, da: Array, norms: Array, workspace: NumpyWorkspace
     ) -> Callable[[Array, bool, Array | None], None]:
-        """norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)), as a function (h_prev, first, out).
-
-        Args:
-            da: (rows, nO) the gradients of a layer's pre-activations.
-            norms: (rows,) float64, updated; overwritten for the first layer.
-
-        h_prev is (rows, nI), `out` None or (rows,), where norms are written to as well, rounded.
-        """
         combine: Callable[[Array, Array], Array] = _root_of_squares
         row_norms = self._row_norms
         if da.dtype == np.float64:
@@ -59,21 +51,14 @@ class NumpyPerSample:
         return add_norms
 
     def _row_norms(self, x: Array, more: float) -> Array:
-        """√(Σ_j x_bj² + more) of float32, (rows,) float64."""
+        """Return √(Σ_j x_bj² + more), (rows,) float64, of x in float32."""
         squares = np.empty(len(x))
         for rows, wide in _in_float64(x, x.shape[1]):
             np.copyto(wide, x[rows])
             np.matmul(wide[:, None, :], wide[:, :, None], out=squares[rows, None, None])
         return _root(squares, more)
 
-    def bind_clip(self, da: Array, norms: Array, factor: float, workspace: Workspace) -> Callable[[float], None]:
-        """da_b *= factor min(1, max_norm / norms_b), as a function of max_norm: NaN where the norm is not finite.
-
-        Args:
-            da: (rows, nO), rounded to the operands' dtype.
-            norms: (rows,) float64.
-            factor: the same for all rows.
-        """
+    def bind_clip(self, da: Array, norms: Array, factor: float, workspace: NumpyWorkspace) -> Callable[[float], None]:
         round_da = workspace.bind_round(da)
 
         def clip(max_norm: float) -> None:
@@ -86,9 +71,7 @@ class NumpyPerSample:
 
         return clip
 
-    def bind_outer(self, da: Array, workspace: Workspace) -> Callable[[Array, Array, Array], None]:
-        """dW_b = da_b h_prev_bᵀ, db_b = da_b, as a function of h_prev (rows, nI), dW (rows, nO, nI), db (rows, nO)."""
-
+    def bind_outer(self, da: Array, workspace: NumpyWorkspace) -> Callable[[Array, Array, Array], None]:
         def outer(h_prev: Array, dW: Array, db: Array) -> None:
             np.multiply(da[:, :, None], h_prev[:, None, :], out=dW)
             np.copyto(db, da)
@@ -100,8 +83,8 @@ LANES, LANE_CHAIN = 32, 64
 """In a fixed order a row's squares are added as a warp of the GPU does: 32 sums of every 32nd, 64 terms at a time."""
 
 
-class ReproducibleNumpyRows(NumpyPerSample):
-    """Those with sums in the order of kernels/elementwise/per_sample.cu."""
+class ReproducibleNumpyPerSample(NumpyPerSample):
+    """The same with sums in the order of the CUDA kernels, to the bit."""
 
     def _row_norms(self, x: Array, more: float) -> Array:
         squares = np.empty(len(x))
@@ -122,8 +105,8 @@ class ReproducibleNumpyRows(NumpyPerSample):
             squares[rows] = total[:, 0]
         return _root(squares, more)
 
-    def bind_outer(self, da: Array, workspace: Workspace) -> Callable[[Array, Array, Array], None]:
-        """With the one zero and the one NaN that results of products have."""
+    def bind_outer(self, da: Array, workspace: NumpyWorkspace) -> Callable[[Array, Array, Array], None]:
+        """Return the plain function, followed by one that leaves one zero, +0, and one NaN, as products do."""
         plain = super().bind_outer(da, workspace)
 
         def outer(h_prev: Array, dW: Array, db: Array) -> None:
@@ -136,12 +119,12 @@ class ReproducibleNumpyRows(NumpyPerSample):
 
 
 def _in_float64(x: Array, width: int) -> Iterator[tuple[slice, Array]]:
-    """A few rows of x at a time, and room for so many columns of them."""
-    at_once = max(1, CHUNK // width)
-    room = np.empty((min(at_once, len(x)), width))
+    """Yield a few rows of x at a time, and a float64 buffer of as many rows and `width` columns."""
+    at_once = max(1, WIDENED_AT_ONCE // width)
+    wide = np.empty((min(at_once, len(x)), width))
     for start in range(0, len(x), at_once):
         rows = slice(start, min(start + at_once, len(x)))
-        yield rows, room[: rows.stop - start]
+        yield rows, wide[: rows.stop - start]
 
 
 def _root(squares: Array, more: float) -> Array:
@@ -154,7 +137,7 @@ def _root_of_squares(a: Array, b: Array) -> Array:
 
 
 def _scaled_row_norms(x: Array, more: float) -> Array:
-    """√(Σ_j x_bj² + more) of float64, more 0 or 1, without overflow or underflow on the way."""
+    """Return √(Σ_j x_bj² + more) of x in float64, more 0 or 1, without overflow or underflow on the way."""
     largest = np.maximum(np.abs(x).max(axis=1), more)
     exponents = np.clip(np.frexp(largest)[1], -MOST_SCALED, MOST_SCALED)
     scaled = x * np.ldexp(1.0, -exponents)[:, None]

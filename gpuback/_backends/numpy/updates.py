@@ -1,7 +1,8 @@
-"""The optimizers' updates on NumPy: one pass over θ, its gradient and the optimizer's state, in place.
+"""The optimizers' updates on NumPy, in place: one pass over θ, its gradient and the optimizer's state.
 
-Each is a fixed sequence of + − × ÷ √, rounded one by one in θ's dtype; hyper-parameters, and what is computed from them
-in float64, are rounded to it first. kernels/elementwise/optimizers.cu computes the same sequence: the same bits.
+Each update is a fixed sequence of + − × ÷ √, rounded one by one in θ's dtype. Hyper-parameters, and what is computed
+from them in float64, are rounded to that dtype first. kernels/elementwise/optimizers.cu runs the same sequence and so
+gets the same bits. The dynamic loss scale stands here too: it follows each update.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuback._core.exact_sums import norm as norm
+from gpuback._backends.protocol import LARGEST_SCALE, SMALLEST_SCALE
+from gpuback._core.exact_sums import norm
 from gpuback._core.scratch import aligned_empty, bind
 from gpuback._core.typing import Array
 
-CHUNK = 1 << 16
+PARAMETERS_AT_ONCE = 1 << 16
 """How many parameters an optimizer updates at a time, so that θ, ∇θ and its state pass through the cache once."""
 
 SMALLEST_FACTOR = 2.0**-100
@@ -25,37 +27,42 @@ SMALLEST_FACTOR = 2.0**-100
 
 
 def all_finite(array: Array) -> bool:
-    """Whether no element is infinite or NaN: the squares' sum tells at the speed of memory, unless it overflows."""
+    """Tell whether no element is infinite or NaN.
+
+    The sum of squares tells at the speed of memory, unless it overflows.
+    """
     return math.isfinite(array.dot(array)) or bool(np.isfinite(array).all())
 
 
 class NumpyUpdate(ABC):
-    """What the updates share: whether to make one, how many were made, by what the gradient is multiplied.
+    """One optimizer's update; see `gpuback._backends.protocol.Update`.
 
-    One thread makes them: BLAS's, which have just finished the gradient, spin for a while, and a second one of ours was
-    seen to gain nothing beside them.
+    θ is updated part by part, on one thread. BLAS's threads, which have just finished the gradient, spin for a while; a
+    second thread of ours gained nothing beside them when it was measured.
+
+    Attributes:
+        applied: whether the last call made an update.
     """
 
-    _count_of_numbers: int
-    """How many numbers the formulas contain."""
+    _Numbers: type[Any]
+    """A named tuple of the numbers in the formulas. The update reads them as arrays without axes, in θ's dtype."""
 
     def __init__(self, steps: int, theta: Array, *state: Array | None) -> None:
         self.steps = steps
         self.diverged_at: int | None = None
-        self.applied = False  # whether the last call made an update
+        self.applied = False
         self._arrays = [array for array in (theta, *state) if array is not None]
         self._invalid = False
-        self._numbers = np.zeros(self._count_of_numbers, theta.dtype)
         self._last_numbers: tuple[float, ...] | None = None
-        # Views without axes, which ufuncs take up sooner than NumPy's or Python's scalars.
-        numbers = [self._numbers[i, ...] for i in range(self._count_of_numbers)]
-        spare, other = (aligned_empty(min(CHUNK, len(theta)), theta.dtype) for _ in range(2))
+        self._number_values = np.zeros(len(self._Numbers._fields), theta.dtype)
+        # Ufuncs start sooner on views without axes than on NumPy's or Python's scalars.
+        numbers = self._Numbers(*(self._number_values[i, ...] for i in range(self._number_values.size)))
+        scratch = [aligned_empty(min(PARAMETERS_AT_ONCE, len(theta)), theta.dtype) for _ in range(2)]
         self._parts = []
-        for start in range(0, len(theta), CHUNK):
-            where = slice(start, min(start + CHUNK, len(theta)))
-            views = [None if array is None else array[where] for array in (theta, *state)]
-            scratch = [array[: where.stop - start] for array in (spare, other)]
-            self._parts.append((where, self._bind(*views, *scratch, *numbers)))
+        for start in range(0, len(theta), PARAMETERS_AT_ONCE):
+            part = slice(start, min(start + PARAMETERS_AT_ONCE, len(theta)))
+            views = [None if array is None else array[part] for array in (theta, *state)]
+            self._parts.append((part, self._bind(*views, *(array[: part.stop - start] for array in scratch), numbers)))
 
     def __call__(
         self,
@@ -81,38 +88,43 @@ class NumpyUpdate(ABC):
         self._invalid = False
         numbers = self._numbers_now(**hyper_parameters)
         if numbers != self._last_numbers:
-            self._numbers[:] = self._last_numbers = numbers
-        for where, update in self._parts:
-            update(gradient[where], factor)
+            self._number_values[:] = self._last_numbers = numbers
+        for part, update in self._parts:
+            update(gradient[part], factor)
         if self._invalid:
-            self._settle_nan()
+            self._canonicalise_nan()
 
     def on_invalid(self, *what: Any) -> None:
         self._invalid = True
 
-    def _settle_nan(self) -> None:
-        """∞ − ∞ and the like leave a NaN with the processor's bits: all get the one that other backends store."""
-        for array in self._arrays:
-            array[np.isnan(array)] = np.nan
-
     def poll_diverged(self) -> int | None:
         return self.diverged_at
 
+    def _canonicalise_nan(self) -> None:
+        """Replace every NaN by the one that other backends store: ∞ − ∞ leaves the processor's own bits."""
+        for array in self._arrays:
+            array[np.isnan(array)] = np.nan
+
     @abstractmethod
     def _numbers_now(self, **hyper_parameters: Any) -> tuple[float, ...]:
-        """What this step's formulas contain, computed in float64."""
+        """Compute this step's numbers in float64, in the order of `_Numbers`."""
 
     @abstractmethod
-    def _bind(self, *arrays_and_numbers: Any) -> Callable[[Array, float], None]:
-        """The update of some parameters, as a function of their gradient and the factor that it is multiplied by.
+    def _bind(self, theta: Array, *state_scratch_numbers: Any) -> Callable[[Array, float], None]:
+        """Bind the update of one part of θ.
 
         Args:
-            arrays_and_numbers: θ and the optimizer's state; two scratch arrays; the numbers, in θ's dtype.
+            theta: the part, (n,).
+            state_scratch_numbers: the same part of each array of the optimizer's state; two arrays (n,) to write to;
+                the numbers.
+
+        Returns:
+            A function of the part's gradient g (n,), which is read only, and of a factor c: it updates by c g.
         """
 
 
 def clip(gradient: Array, clip_norm: float) -> float:
-    """The factor that brings the gradient down to a norm of clip_norm.
+    """Return the factor that brings the gradient down to a norm of clip_norm.
 
     Where float32 cannot hold that factor, the gradient is scaled by a part of it here.
     """
@@ -129,12 +141,23 @@ def clip(gradient: Array, clip_norm: float) -> float:
     return factor
 
 
+class SGDNumbers(NamedTuple):
+    """η, μ, whether Nesterov's form is used (0 or 1), and λ."""
+
+    learning_rate: Any
+    momentum: Any
+    nesterov: Any
+    weight_decay: Any
+
+
 class SGDUpdate(NumpyUpdate):
-    """θ ← θ − η (v, or g + μv with Nesterov, or g without momentum), v ← μv + g, g = c ∇θ + λθ, with learning_rate η,
-    momentum μ, nesterov, weight_decay λ. Without weight decay nothing is added to c ∇θ, not even 0.
+    """θ ← θ − η d with g = c ∇θ + λθ and v ← μv + g.
+
+    The direction d is g without momentum, v with it, g + μv with Nesterov's. The hyper-parameters are learning_rate η,
+    momentum μ, nesterov and weight_decay λ. Without weight decay nothing is added to c ∇θ, not even 0.
     """
 
-    _count_of_numbers = 4
+    _Numbers = SGDNumbers
 
     def __init__(self, theta: Array, velocity: Array | None, steps: int) -> None:
         super().__init__(steps, theta, velocity)
@@ -145,37 +168,63 @@ class SGDUpdate(NumpyUpdate):
         return learning_rate, momentum, nesterov, weight_decay
 
     def _bind(
-        self, t: Array, v: Array | None, spare: Array, other: Array, rate: Any, keep: Any, nesterov: Any, decay: Any
+        self, theta: Array, v: Array | None, step: Array, term: Array, n: SGDNumbers
     ) -> Callable[[Array, float], None]:
+        learning_rate, momentum, nesterov, weight_decay = n
+
         def update(g: Array, factor: float) -> None:
             if factor != 1.0:
-                g = np.multiply(g, factor, out=spare)
-            if decay.item():
-                np.multiply(t, decay, out=other)
-                g = np.add(g, other, out=spare)
+                g = np.multiply(g, factor, out=step)
+            if weight_decay.item():
+                np.multiply(theta, weight_decay, out=term)
+                g = np.add(g, term, out=step)
             if v is not None:
-                np.multiply(v, keep, out=v)
+                np.multiply(v, momentum, out=v)
                 np.add(v, g, out=v)
                 if nesterov.item():
-                    np.multiply(v, keep, out=other)
-                    g = np.add(g, other, out=spare)
+                    np.multiply(v, momentum, out=term)
+                    g = np.add(g, term, out=step)
                 else:
                     g = v
-            np.multiply(g, rate, out=spare)
-            np.subtract(t, spare, out=t)
+            np.multiply(g, learning_rate, out=step)
+            np.subtract(theta, step, out=theta)
 
         return update
 
 
-class AdamUpdate(NumpyUpdate):
-    """m ← m + (1 − β₁)(g − m), v ← β₂v + (1 − β₂)g², θ ← θ − (η√c₂/c₁) (m / (√v + ε√c₂)), cᵢ = 1 − βᵢᵗ, g = c ∇θ, with
-    learning_rate η, betas, eps ε, weight_decay λ, decoupled.
+class AdamNumbers(NamedTuple):
+    """The numbers in Adam's formulas, with cᵢ = 1 − βᵢᵗ."""
 
-    Weight decay adds λθ to g, or (decoupled: AdamW) first shrinks θ by 1 − ηλ. βᵗ is by multiplication, which IEEE
-    fixes to the bit; a library's pow may vary.
+    rate: Any
+    """η √c₂ / c₁."""
+
+    gain_1: Any
+    """1 − β₁."""
+
+    beta_2: Any
+
+    gain_2: Any
+    """1 − β₂."""
+
+    eps: Any
+    """ε √c₂."""
+
+    weight_decay: Any
+    """λ, to be added to the gradient as λθ; 0 for AdamW."""
+
+    shrink: Any
+    """1 − ηλ, by which AdamW multiplies θ; 1 for Adam."""
+
+
+class AdamUpdate(NumpyUpdate):
+    """θ ← θ − (η√c₂/c₁) (m / (√v + ε√c₂)) with m ← m + (1 − β₁)(g − m), v ← β₂v + (1 − β₂)g², g = c ∇θ, cᵢ = 1 − βᵢᵗ.
+
+    The hyper-parameters are learning_rate η, betas, eps ε, weight_decay λ and decoupled. Weight decay adds λθ to g or,
+    decoupled (AdamW), first multiplies θ by 1 − ηλ. βᵗ is computed by multiplication, which IEEE 754 fixes to the bit;
+    a library's pow may vary.
     """
 
-    _count_of_numbers = 7
+    _Numbers = AdamNumbers
 
     def __init__(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> None:
         super().__init__(steps, theta, first_moment, second_moment)
@@ -198,43 +247,32 @@ class AdamUpdate(NumpyUpdate):
         return rate, 1.0 - betas[0], betas[1], 1.0 - betas[1], eps * root, decay, shrink
 
     def _bind(
-        self,
-        t: Array,
-        m: Array,
-        v: Array,
-        spare: Array,
-        other: Array,
-        rate: Any,
-        gain_1: Any,
-        keep_2: Any,
-        gain_2: Any,
-        epsilon: Any,
-        decay: Any,
-        shrink: Any,
+        self, theta: Array, m: Array, v: Array, step: Array, term: Array, n: AdamNumbers
     ) -> Callable[[Array, float], None]:
-        square = step = spare
+        difference, square = term, step  # the same memory: one array serves after the other
         operations = (
-            bind(np.multiply, other, gain_1, out=other),
-            bind(np.add, m, other, out=m),
-            bind(np.multiply, v, keep_2, out=v),
-            bind(np.multiply, square, gain_2, out=square),
-            bind(np.add, v, square, out=v),
+            bind(np.multiply, difference, n.gain_1, out=difference),
+            bind(np.add, m, difference, out=m),  # m + (1 − β₁)(g − m)
+            bind(np.multiply, v, n.beta_2, out=v),
+            bind(np.multiply, square, n.gain_2, out=square),
+            bind(np.add, v, square, out=v),  # β₂ v + (1 − β₂) g²
             bind(np.sqrt, v, out=step),
-            bind(np.add, step, epsilon, out=step),
+            bind(np.add, step, n.eps, out=step),
             bind(np.divide, m, step, out=step),
-            bind(np.multiply, step, rate, out=step),
-            bind(np.subtract, t, step, out=t),
+            bind(np.multiply, step, n.rate, out=step),
+            bind(np.subtract, theta, step, out=theta),  # θ − rate m / (√v + eps)
         )
+        weight_decay, shrink = n.weight_decay, n.shrink
 
         def update(g: Array, factor: float) -> None:
             if factor != 1.0:
-                g = np.multiply(g, factor, out=spare)
+                g = np.multiply(g, factor, out=step)
             if shrink.item() != 1.0:
-                np.multiply(t, shrink, out=t)
-            if decay.item():
-                np.multiply(t, decay, out=other)
-                g = np.add(g, other, out=spare)
-            np.subtract(g, m, out=other)
+                np.multiply(theta, shrink, out=theta)
+            if weight_decay.item():
+                np.multiply(theta, weight_decay, out=term)
+                g = np.add(g, term, out=step)
+            np.subtract(g, m, out=difference)
             np.multiply(g, g, out=square)
             for operation in operations:
                 operation()
@@ -243,8 +281,46 @@ class AdamUpdate(NumpyUpdate):
 
 
 def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
-    """(β₁ᵗ, β₂ᵗ) after so many steps."""
+    """Return (β₁ᵗ, β₂ᵗ) for t = steps, by t multiplications."""
     first, second = 1.0, 1.0
     for _ in range(steps):
         first, second = first * betas[0], second * betas[1]
     return first, second
+
+
+class NumpyLossScale:
+    """A dynamic loss scale; see `gpuback._backends.protocol.LossScale`."""
+
+    def __init__(self, initial: float, growth_interval: int, dtype: np.dtype[Any]) -> None:
+        self.state = initial, 0, 0
+        self._growth_interval, self._type = growth_interval, dtype.type
+        self._weights = np.empty(0, dtype)
+
+    @property
+    def state(self) -> tuple[float, int, int]:
+        return self._scale, self._good_steps, self._skipped
+
+    @state.setter
+    def state(self, value: tuple[float, int, int]) -> None:
+        self._scale, self._good_steps, self._skipped = value
+
+    def scale_weights(self, weight: Array | None, batch_size: int) -> Array:
+        if len(self._weights) < batch_size:
+            self._weights = np.empty(batch_size, self._weights.dtype)
+        weights = self._weights[:batch_size]
+        if weight is None:
+            weights.fill(self._scale)
+            return weights
+        return np.multiply(weight, self._type(self._scale), out=weights)
+
+    def unscale(self, gradient: Array, loss: float) -> float:
+        np.multiply(gradient, self._type(1.0 / self._scale), out=gradient)
+        return float(self._type(loss) * self._type(1.0 / self._scale))
+
+    def update(self, update: NumpyUpdate) -> None:
+        if not update.applied:
+            self.state = max(self._scale * 0.5, SMALLEST_SCALE), 0, self._skipped + 1
+        elif self._good_steps + 1 < self._growth_interval:
+            self._good_steps += 1
+        else:
+            self.state = min(self._scale * 2.0, LARGEST_SCALE), 0, self._skipped

@@ -1,4 +1,4 @@
-"""The buffers that the layers of one block of rows share on NumPy, and what rounds them to the operands' format."""
+"""The buffers that the layers of one block of rows share on NumPy, and how they are rounded to the operands' format."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Literal
 import numpy as np
 
 from gpuback._core.precision import Precision, round_to_tf32
-from gpuback._core.scratch import Room, Scratch, aligned_empty
+from gpuback._core.scratch import Scratch, ScratchPool, aligned_empty
 from gpuback._core.typing import Array
 
 CLASS_FIRST = 32
 """Output layers up to this wide keep each class contiguous, so that sums over the classes are vector operations."""
 
 
-class Workspace:
+class NumpyWorkspace:
     """The buffers that the layers of one block of rows share; each is made when something is first bound to it."""
 
     def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> None:
@@ -25,7 +25,7 @@ class Workspace:
         self._precision = precision
         self._sizes = sizes
         self._widest = rows * max(sizes)
-        self._room = Room(self._widest, precision.accumulator)
+        self._pool = ScratchPool(self._widest, precision.accumulator)
 
     @cached_property
     def _rounded(self) -> Array:
@@ -41,38 +41,38 @@ class Workspace:
 
     @cached_property
     def gradient(self) -> Array:
-        """Room for one layer's dW."""
+        """A buffer as large as the largest layer's dW."""
         return aligned_empty(max(n_in * n_out for n_in, n_out in pairwise(self._sizes)), self._precision.accumulator)
 
     def hidden(self, width: int) -> Array:
-        """A buffer of its own for a hidden layer, (rows, width)."""
+        """Make a buffer of its own for a hidden layer, (rows, width)."""
         return aligned_empty((self.rows, width), self._precision.accumulator)
 
     def output(self, width: int) -> Array:
-        """The output layer's buffer: pre-activations, then ŷ or da_L."""
+        """Make the output layer's buffer, for pre-activations and then ŷ or da_L."""
         order: Literal["C", "F"] = "F" if width <= CLASS_FIRST else "C"
         return aligned_empty((self.rows, width), self._precision.accumulator, order)
 
     def output_delta(self, output: Array) -> Array:
-        """The buffer for da_L: the output layer's own."""
+        """Return the buffer for da_L: the output layer's own."""
         return output
 
     def delta(self, layer: int, width: int) -> Array:
-        """The buffer for a layer's da. Hidden layers take two in turn: da_k is done with when da_{k−1} is."""
+        """Return the buffer for a layer's da; hidden layers take two in turn."""
         if layer == 0:
             return self.hidden(width)
         return self._deltas[layer % 2][: self.rows * width].reshape(self.rows, width)
 
     def scratch_like(self, array: Array) -> Scratch:
-        """Scratch of an array's shape and memory order."""
-        return Scratch(array, self._room)
+        """Return scratch of an array's shape and memory order."""
+        return Scratch(array, self._pool)
 
     def c_ordered(self, array: Array) -> Array:
-        """Where a product bound for `array` is written: itself, or scratch if it is Fortran-ordered, which is slow."""
-        return array if array.flags.c_contiguous else self._room.one[: array.size].reshape(array.shape)
+        """Return where to write a product for `array`: itself, or scratch if it is Fortran-ordered, which is slow."""
+        return array if array.flags.c_contiguous else self._pool.a[: array.size].reshape(array.shape)
 
     def bind_round(self, array: Array) -> Callable[[], object] | None:
-        """A function that rounds `array` to the operands' dtype in place; None for 32 and 64 bits."""
+        """Return a function that rounds `array` to the operands' dtype in place; None for 32 and 64 bits."""
         if not self._precision.sixteen_bit:
             return None
         flat = array.T.reshape(-1) if not array.flags.c_contiguous else array.reshape(-1)
@@ -85,11 +85,11 @@ class Workspace:
         return round_in_place
 
     def bind_product_operand(self, which: int, shape: tuple[int, ...]) -> Callable[[Array], Array] | None:
-        """A function from an array to what a product reads of it: a copy rounded to TF32 if allowed. Else None."""
+        """Return a function from an array to its copy rounded to TF32, which products read; None without TF32."""
         if not self._precision.tf32:
             return None
         size = shape[0] * shape[1]
-        copy, nan = self._products[which][:size].reshape(shape), self._room.mask[:size].reshape(shape)
+        copy, nan = self._products[which][:size].reshape(shape), self._pool.mask[:size].reshape(shape)
 
         def rounded(array: Array) -> Array:
             np.copyto(copy, array)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from gpuback import MLP, SGD, TrainStep
-from gpuback._backends.numpy import ops as numpy_ops
-from gpuback._backends.numpy import small_products
+from gpuback._backends.numpy import plans
 
 
 @pytest.mark.parametrize("transposed", [True, False])
@@ -15,7 +14,7 @@ from gpuback._backends.numpy import small_products
 def test_integers_come_out_exactly_either_way(
     transposed: bool, precision: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numpy_ops, "is_quicker_transposed", lambda *shape: transposed)
+    monkeypatch.setattr(plans, "is_quicker_transposed", lambda *shape: transposed)
     rng = np.random.default_rng(0)
     net = MLP([7, 5, 3], loss="squared_error", activation="relu", backend="numpy", **precision)
     net.theta[:] = rng.integers(-2, 3, net.n_parameters)
@@ -32,8 +31,8 @@ def test_integers_come_out_exactly_either_way(
 
 def test_small_products_of_avx512_kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def quicker(core: str, *shape: int) -> bool:
-        monkeypatch.setattr(small_products, "blas_cores", lambda: {core})
-        return small_products.is_quicker_transposed(*shape)
+        monkeypatch.setattr(plans, "blas_cores", lambda: {core})
+        return plans.is_quicker_transposed(*shape)
 
     assert quicker("skylakex", 64, 64, 64)
     assert quicker("cooperlake", 32, 96, 96)

@@ -10,9 +10,9 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 import gpuback
-from gpuback._backends.numpy import ops as numpy_ops
-from gpuback._backends.numpy import threads as team
-from gpuback._backends.numpy.threads import ThreadPool, side_by_side
+from gpuback._backends.numpy import plans
+from gpuback._core import threads
+from gpuback._core.threads import ThreadPool, side_by_side
 from gpuback.testing import random_batch, tolerance
 
 
@@ -27,12 +27,12 @@ def test_results_come_in_order_and_blas_is_alone_meanwhile():
     assert blas_settings() == before
 
 
-def test_a_team_of_one_leaves_blas_its_threads_unless_told():
+def test_a_pool_of_one_leaves_blas_its_threads_unless_told():
     assert ThreadPool(1, blas_alone=False).run(lambda index, worker: blas_settings(), 1) == [blas_settings()]
     assert ThreadPool(1, blas_alone=True).run(lambda index, worker: blas_settings(), 1) == [[1] * len(blas_settings())]
 
 
-def test_teams_in_several_threads_leave_blas_as_it_was():
+def test_pools_in_several_threads_leave_blas_as_it_was():
     before = blas_settings()
     barrier = threading.Barrier(4)
 
@@ -44,7 +44,7 @@ def test_teams_in_several_threads_leave_blas_as_it_was():
     assert blas_settings() == before
 
 
-def test_teams_of_other_threads_than_the_first_keep_blas_alone_too():
+def test_pools_of_other_threads_than_the_first_keep_blas_alone_too():
     before = blas_settings()
     seen = []
     for _ in range(2):
@@ -106,9 +106,9 @@ def test_after_an_error_nothing_new_is_begun():
 
 @pytest.fixture
 def three_threads(monkeypatch):
-    monkeypatch.setattr(numpy_ops, "blas_threads", lambda: 3)
-    monkeypatch.setattr(numpy_ops, "WORTH_SHARING", 0)
-    monkeypatch.setattr(numpy_ops, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(plans, "blas_threads", lambda: 3)
+    monkeypatch.setattr(plans, "WORTH_THREADS", 0)
+    monkeypatch.setattr(plans, "BLOCK_BYTES", 1 << 16)
 
 
 @pytest.mark.parametrize("batch_size", [1500, 4097])
@@ -117,9 +117,9 @@ def test_shared_out_gradients_are_those_of_the_whole_batch(three_threads, dtype,
     net = gpuback.MLP([5, 9, 8, 3], activation="tanh", dtype=dtype, seed=0)
     x, y = random_batch(net, batch_size)
     weight = np.random.default_rng(1).uniform(0, 2, batch_size)
-    counts, run = [], team.side_by_side
+    counts, run = [], threads.side_by_side
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(team, "side_by_side", lambda work, count: (counts.append(count), run(work, count))[1])
+        patch.setattr(threads, "side_by_side", lambda work, count: (counts.append(count), run(work, count))[1])
         loss, gradients = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
         outputs = net.forward(x)
     assert counts == [3, 3]
@@ -153,7 +153,7 @@ def test_accumulate_adds_the_whole_batch_once(three_threads):
 
 
 def test_little_work_is_not_shared(monkeypatch):
-    monkeypatch.setattr(team, "side_by_side", lambda work, count: pytest.fail("it was shared"))
+    monkeypatch.setattr(threads, "side_by_side", lambda work, count: pytest.fail("it was shared"))
     net = gpuback.MLP([5, 9, 3], seed=0)
     gpuback.TrainStep(net, gpuback.Adam())(*random_batch(net, 100))
 
@@ -181,6 +181,6 @@ def test_a_forked_process_has_threads_of_its_own():
 
 
 def test_without_a_known_blas_there_is_one_thread(monkeypatch):
-    monkeypatch.setattr(team, "_blas", lambda: ([], []))
-    assert team.blas_threads() == 1
+    monkeypatch.setattr(threads, "_blas", lambda: ([], []))
+    assert threads.blas_threads() == 1
     assert ThreadPool(2, blas_alone=True).run(lambda index, worker: index, 2) == [0, 1]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gpuback._core.chained_sums import SHORT, bind_sum_columns, bind_sum_rows, chain_length
+from gpuback._core.chained_sums import ONE_CHAIN, bind_sum_columns, bind_sum_rows, chain_length
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
 LENGTHS = [*range(1, 70), 100, 127, 128, 129, 255, 1000, 4095, 4097, 20_000, 65_537]
@@ -39,9 +39,9 @@ def assert_short_chains(x: NDArray, order: str) -> None:
 
 
 def test_no_chain_is_longer_than_four_roots_of_k() -> None:
-    """ℓ + K/ℓ ≤ 4√K, a remainder counting as one more chain; up to SHORT all is one chain, from zero."""
-    assert all(terms + 1 <= 4 * math.sqrt(terms) for terms in range(1, SHORT + 1))
-    lengths = [(terms, chain_length(terms)) for terms in range(SHORT + 1, 1_000_001)]
+    """ℓ + K/ℓ ≤ 4√K, a remainder counting as one more chain; up to ONE_CHAIN all is one chain, from zero."""
+    assert all(terms + 1 <= 4 * math.sqrt(terms) for terms in range(1, ONE_CHAIN + 1))
+    lengths = [(terms, chain_length(terms)) for terms in range(ONE_CHAIN + 1, 1_000_001)]
     terms, chain = np.array(lengths).T
     assert np.all(chain >= 1)
     assert np.all(chain + -(-terms // chain) <= 4 * np.sqrt(terms))

@@ -1,7 +1,7 @@
-"""Work on several cores: blocks of a batch side by side on threads of our own, with BLAS on one thread in each.
+"""Several cores: blocks of a batch run side by side on our own threads, with BLAS on one thread in each.
 
-Matrix products of narrow layers are too small for BLAS to share well, and everything between them runs on one core.
-Shared out by rows instead, products and all the rest use every core, and no thread waits for another until the end.
+Matrix products of narrow layers are too small for BLAS to divide well, and everything between them runs on one core.
+Divided by rows instead, products and all the rest use every core, and threads wait for each other only at the end.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class ThreadPool:
     """Runs tasks side by side.
 
     Args:
-        size: how many tasks there are at a time, at most.
-        blas_alone: whether BLAS keeps to one thread even while a single task runs; with several it always does. If not,
-            `run` does no more than to do the work.
+        size: the most workers, each of which runs one task at a time.
+        blas_alone: whether BLAS keeps to one thread even with a single worker; with several it always does. If it does
+            not, `run` only calls the work, task by task.
     """
 
     def __init__(self, size: int, blas_alone: bool) -> None:
@@ -34,9 +34,10 @@ class ThreadPool:
         self.blas_alone = blas_alone or size > 1
 
     def run(self, work: Callable[[int, int], Result], count: int) -> list[Result]:
-        """[work(0, m), …, work(count − 1, m)], where m says which worker of the team works on it: whoever is free.
+        """Return [work(0, w), …, work(count − 1, w)], where w is the number of the worker that ran the task.
 
-        What one of them raises is raised here, once all have ended; those not begun by then are left out.
+        A worker that is done takes the next task. If a task raises, no further ones are begun, and `run` raises the
+        error when all workers have ended.
         """
         if not self.blas_alone:
             return [work(index, 0) for index in range(count)]
@@ -49,7 +50,7 @@ class ThreadPool:
                     for index in indices:  # each comes out once, whichever thread asks
                         results[index] = work(index, worker)
             except BaseException:
-                list(indices)  # nobody takes what is left
+                list(indices)  # leaves none for the other workers
                 raise
 
         workers = min(self.size, count)
@@ -61,9 +62,9 @@ class ThreadPool:
 
 
 def side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
-    """[work(0), …, work(count − 1)], each on a thread of its own, the first on the caller's.
+    """Return [work(0), …, work(count − 1)], each run on a thread of its own, the first on the caller's.
 
-    What one of them raises is raised here, once all have ended.
+    An error in one of them is raised here, once all have ended.
     """
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
@@ -104,7 +105,7 @@ class _Helper:
         self._tasks.put(task)
 
     def wait(self) -> None:
-        """Returns when the task has ended."""
+        """Return when the task has ended."""
         self._ended.get()
         self.idle = True
 
@@ -121,7 +122,7 @@ _idle: list[_Helper] = []
 
 
 def _helper() -> _Helper:
-    """One that is idle, or a new one."""
+    """Take an idle helper, or make a new one."""
     try:
         return _idle.pop()
     except IndexError:
@@ -133,7 +134,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def blas_threads() -> int:
-    """How many threads BLAS uses when no team is at work; 1 if that cannot be found out."""
+    """Count the threads that BLAS uses when no `ThreadPool` is at work; 1 if that cannot be found out."""
     own, shared = _blas()
     with _lock:
         counts = _before if _inside else [library.threads() for library in shared]
@@ -142,7 +143,7 @@ def blas_threads() -> int:
 
 @functools.cache
 def blas_cores() -> set[str]:
-    """For which processors the OpenBLAS that is loaded has chosen its kernels, as it names them, in small letters."""
+    """Name the processors that the loaded OpenBLAS chose its kernels for, in OpenBLAS's words, in small letters."""
     libraries = ThreadpoolController().lib_controllers
     return {str(library.architecture).lower() for library in libraries if library.internal_api == "openblas"}
 
@@ -153,10 +154,10 @@ _before: list[int] = []
 
 
 class _OneBlasThread:
-    """A context: BLAS on one thread, at least for the calling one.
+    """A context in which BLAS runs on one thread, at least for the calling thread.
 
-    With OpenMP the number belongs to the thread. Otherwise it is the process's: the first thread to enter sets it, the
-    last to leave sets it back.
+    With OpenMP the number belongs to the thread. Otherwise it belongs to the process: the first thread to enter sets
+    it, the last to leave restores it.
     """
 
     def __enter__(self) -> None:
@@ -193,7 +194,7 @@ class _Library:
         return self._count() or 1
 
     def replace_threads(self, count: int) -> int:
-        """Sets it; what it was."""
+        """Set the number of threads and return the previous one."""
         before = self.threads()
         self.set_threads(count)
         return before
@@ -201,7 +202,7 @@ class _Library:
 
 @functools.cache
 def _blas() -> tuple[list[_Library], list[_Library]]:
-    """The BLAS libraries loaded with NumPy: those whose number of threads belongs to the thread, and the others."""
+    """Find the BLAS libraries loaded with NumPy: those with a number of threads for each thread, and the others."""
     own: list[_Library] = []
     shared: list[_Library] = []
     for library in ThreadpoolController().lib_controllers:
