@@ -21,7 +21,7 @@ from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._network.inputs import as_batch
 from gpuback._network.pool import KEPT_BUFFERS
-from gpuback._training import graph_replay as step_graphs
+from gpuback._training import graph_replay
 from gpuback.errors import BackendError, DivergedError
 from gpuback.testing import random_batch
 
@@ -73,7 +73,7 @@ class Twins:
         self.steps = [TrainStep(net, make_optimizer(), clip_norm=clip_norm) for net in nets]
 
     @property
-    def graphs(self) -> step_graphs.StepGraphs:
+    def graphs(self) -> graph_replay.StepGraphs:
         assert self.steps[1]._graphs is None
         graphs = self.steps[0]._graphs
         assert graphs is not None
@@ -324,7 +324,7 @@ def test_no_array_of_a_batch_is_taken_for_another(changed: int, launcher: Emulat
 def test_one_of_each_kind_and_large_ones_are_not_recorded(
     launcher: EmulatorLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step_graphs, "LARGEST_INPUTS", 10 * (7 * 4 + 8))
+    monkeypatch.setattr(graph_replay, "LARGEST_INPUTS", 10 * (7 * 4 + 8))
     twins = Twins(OPTIMIZERS["SGD"])
     for rows in (1, 2, 10, 10, 10, 11, 11, 11):
         twins.step(*twins.batch(rows))
@@ -334,17 +334,17 @@ def test_one_of_each_kind_and_large_ones_are_not_recorded(
 
 def test_records_are_limited_in_number_and_go_with_the_passes(launcher: EmulatorLauncher) -> None:
     twins = Twins(OPTIMIZERS["SGD"])
-    for rows in range(1, step_graphs.KEPT_GRAPHS + 4):
+    for rows in range(1, graph_replay.KEPT_GRAPHS + 4):
         twins.step(*twins.batch(rows))
         twins.step(*twins.batch(rows))
-    assert len(twins.graphs._steps) == step_graphs.KEPT_GRAPHS
+    assert len(twins.graphs._steps) == graph_replay.KEPT_GRAPHS
     gc.collect()
     alive = [record for record in twins.graphs._steps.values() if record.passes() is not None]
     assert len(alive) == KEPT_BUFFERS
     for _ in range(3):
         twins.step(*twins.batch(4))  # of passes that are made anew
     assert launcher.replays == 1
-    for rows in range(step_graphs.KEPT_GRAPHS + 1, step_graphs.KEPT_GRAPHS + 4):
+    for rows in range(graph_replay.KEPT_GRAPHS + 1, graph_replay.KEPT_GRAPHS + 4):
         twins.step(*twins.batch(rows))
     assert launcher.replays == 1 + 3
     twins.assert_equal()
