@@ -193,8 +193,8 @@ def make_passes(
     theta: Array,
     ops: Ops,
     batch_size: int,
-    need_gradient: bool = True,
-    need_input_grad: bool = False,
+    need_gradient: bool,
+    need_input_grad: bool,
     micro_batch_size: int | None = None,
 ) -> Passes:
     """Make a network's passes for one batch size: fused ones where the backend has them, else layer by layer."""

@@ -8,6 +8,7 @@ from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
+from gpuback._network.backprop import empty_gradients
 from gpuback.errors import DtypeError, LabelError, OptionError, ShapeError
 
 LABELS = np.dtype(np.intp)
@@ -96,13 +97,15 @@ def as_sample_weight(weight: ArrayLike, architecture: Architecture, batch_size: 
     return weights
 
 
-def as_gradients(out: Gradients, architecture: Architecture) -> Gradients:
-    """Return gradients that a caller wants written to, their parts as views into their `theta`.
+def as_gradients(out: Gradients | None, architecture: Architecture, ops: Ops) -> Gradients:
+    """Return gradients to write to: the caller's, checked, their parts as views into their `theta`; or fresh ones.
 
     Raises:
         ShapeError: they are no `Gradients`, or their `theta` has another shape or dtype than θ.
         OptionError: their `theta` is not contiguous, aligned and writeable.
     """
+    if out is None:
+        return empty_gradients(architecture, ops)
     layout, dtype = architecture.layout, architecture.precision.accumulator
     expected = (layout.n_parameters,)
     if not isinstance(out, Gradients) or out.theta.shape != expected or out.theta.dtype != dtype:

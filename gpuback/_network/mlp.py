@@ -18,7 +18,7 @@ from gpuback._core.parameters import Gradients as Gradients
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
-from gpuback._network.backprop import Passes, empty_gradients, make_passes
+from gpuback._network.backprop import Passes, make_passes
 from gpuback._network.explain import Explanation, explain
 from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
@@ -231,7 +231,7 @@ class MLP:
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         if accumulate and out is None:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
-        gradients = self._gradients_for(out)
+        gradients = as_gradients(out, self._architecture, self._ops)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
         passes = self._acquire(len(samples), need_input_grad=need_input_grad)
         with self._ops.scope():
@@ -291,7 +291,7 @@ class MLP:
         if max_norm == inf:
             return self.value_and_grad(x, y, sample_weight=sample_weight, out=out)
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
-        gradients = self._gradients_for(out)
+        gradients = as_gradients(out, self._architecture, self._ops)
         gradients.inputs = None
         scale = clip_scale(self._architecture.precision, len(samples), max_norm)
         with self._per_sample(len(samples), scale) as passes:
@@ -405,12 +405,6 @@ class MLP:
         with self._ops.scope():
             yield passes
         self._pool.release(passes)
-
-    def _gradients_for(self, out: Gradients | None) -> Gradients:
-        """Return `out`, checked, or fresh gradients."""
-        if out is None:
-            return empty_gradients(self._architecture, self._ops)
-        return as_gradients(out, self._architecture)
 
     def _scalar(self, value: Array | float) -> Array:
         return self._ops.scalar(value, self._theta.dtype)

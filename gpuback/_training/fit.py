@@ -220,7 +220,7 @@ def _train_epoch(
 
 
 def _require_scaled_steps(step: TrainStep, losses: list[float], epoch: int) -> None:
-    """Raise DivergedError if a loss was not finite, or gradients were not even at the smallest loss scale."""
+    """Raise DivergedError if a loss was not finite, or a gradient even at the smallest loss scale."""
     steps, state = step.optimizer.step_count, "steps that were not finite made no update"
     for batch, loss in enumerate(losses):
         if not math.isfinite(loss):

@@ -113,7 +113,8 @@ class TrainStep:
         optimizer._update.diverged_at = None
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         self.micro_batch_size = micro_batch_size
-        self._gradients = empty_gradients(net.architecture, net.ops)
+        self._architecture_and_ops = net.architecture, net.ops
+        self._gradients = empty_gradients(*self._architecture_and_ops)
         capture = net.ops.graph_capture
         self._graphs = None if capture is None else StepGraphs(net.ops, capture, self._gradients)
         self._in_scope = net.ops.bind_scope(lambda *_: optimizer._update.on_invalid())
@@ -139,9 +140,8 @@ class TrainStep:
         Returns:
             The loss before the update, a 0-d array on the network's backend.
         """
-        net = self.net
-        loss = self._step(*as_batch(x, y, sample_weight, net.architecture, net.ops))
-        return net.ops.scalar(loss, net.theta.dtype)
+        loss = self._step(*as_batch(x, y, sample_weight, *self._architecture_and_ops))
+        return self.net._scalar(loss)
 
     def _step(
         self, samples: Array, targets: Array, weight: Array | None, *, stop_after_nonfinite: bool = False
