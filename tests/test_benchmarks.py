@@ -17,7 +17,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.thorough
 def test_a_small_run_leaves_a_page_and_can_be_compared_with_itself(tmp_path):
     pytest.importorskip("typer")
     file = tmp_path / "small.json"
