@@ -80,17 +80,15 @@ def runtime_library() -> Path:
 def kernel_library(source: Path, defines: Sequence[str], capability: tuple[int, int], checked: bool) -> Path:
     """The shared library with all entry points of a kernel's source."""
     runtime = runtime_library()
-    flags = (*(_CHECKED_KERNEL if checked else _KERNEL), *_machine_flags(), *_preprocessor_flags(defines, capability))
+    flags = _flags(defines, capability, checked)
     # The runtime's name stands for all of the emulator's own headers and for the compiler.
     key = _hash(runtime.name, flags, *included_files(source, (KERNELS, EMULATOR)))
     library = cache_folder() / f"{source.stem}-{key}.so"
 
     def build(target: Path) -> None:
-        text = _preprocessed(source, flags)
-        for name, parameters in _entry_points(text):
-            names = " ".join(
-                re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip()
-            )
+        text = _preprocess(source, flags)
+        for name, parameters in _entry_points(text).items():
+            names = " ".join(parameters)
             exported = f'extern "C" __attribute__((visibility("default"))) const emulator::Entry emulator_entry_{name}'
             text += f'{exported} = emulator::make_entry<&{name}>("{names}");\n'
         with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
@@ -105,14 +103,15 @@ def kernel_library(source: Path, defines: Sequence[str], capability: tuple[int, 
     return library
 
 
-def entry_names(source: Path, defines: Sequence[str], capability: tuple[int, int]) -> list[str]:
-    """The names of a source's entry points."""
-    flags = (*_LANGUAGE, *_preprocessor_flags(defines, capability))
-    return [name for name, _ in _entry_points(_preprocessed(source, flags))]
+def entry_points(source: Path, defines: Sequence[str], capability: tuple[int, int]) -> dict[str, tuple[str, ...]]:
+    """The names of each entry point's parameters, as g++ preprocesses a kernel's source."""
+    return _entry_points(_preprocess(source, _flags(defines, capability, checked=False)))
 
 
-def _preprocessor_flags(defines: Sequence[str], capability: tuple[int, int]) -> tuple[str, ...]:
+def _flags(defines: Sequence[str], capability: tuple[int, int], checked: bool) -> tuple[str, ...]:
     return (
+        *(_CHECKED_KERNEL if checked else _KERNEL),
+        *_machine_flags(),
         "-DGPUBACK_EMULATOR",
         f"-D__CUDA_ARCH__={capability[0] * 100 + capability[1] * 10}",
         *(f"-D{define}" for define in defines),
@@ -121,13 +120,16 @@ def _preprocessor_flags(defines: Sequence[str], capability: tuple[int, int]) -> 
     )
 
 
-def _preprocessed(source: Path, flags: Sequence[str]) -> str:
+def _preprocess(source: Path, flags: Sequence[str]) -> str:
     return _finish(_start("g++", *flags, "-E", "-include", "entry.h", "-x", "c++", str(source), "-o", "-"))
 
 
-def _entry_points(text: str) -> list[tuple[str, str]]:
-    """Names and parameters."""
-    return _ENTRY.findall(re.sub(r"^#.*", "", text, flags=re.MULTILINE))
+def _entry_points(preprocessed: str) -> dict[str, tuple[str, ...]]:
+    found = _ENTRY.findall(re.sub(r"^#.*", "", preprocessed, flags=re.MULTILINE))
+    return {
+        name: tuple(re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip())
+        for name, parameters in found
+    }
 
 
 def included_files(source: Path, folders: Sequence[Path]) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher, GuardedNumpy
-from emulator.build import KERNELS, entry_names
+from emulator.build import KERNELS, entry_points
 from numpy.typing import NDArray
 from support.kernel_layers import A10, A100, EXACT_SOURCES, H200, PRECISIONS, Gradients, Layer, laid_out
 from support.requirements import require_emulator
@@ -136,7 +136,7 @@ def test_every_kernel_has_a_variant():
     defines_of = {variant.source: variant.defines for variant in variants}
     for source, defines in defines_of.items():
         asked_for = {variant.entry for variant in variants if variant.source == source}
-        assert set(entry_names(KERNELS / source, defines, (9, 0))) == asked_for
+        assert set(entry_points(KERNELS / source, defines, (9, 0))) == asked_for
 
 
 def test_no_variant_is_left_out():

@@ -297,7 +297,7 @@ def test_a_variant_in_every_schedule_and_on_every_device(form, network, quick):
 class Planner(EmulatorLauncher):
     """Notes which variants it is asked for, and launches nothing."""
 
-    def bind(self, plan: LaunchPlan, arguments: Any) -> Any:
+    def bind(self, plan: LaunchPlan, *_: Any, **__: Any) -> Any:
         self.variants.add(plan.variant)
         return lambda *values: None
 
