@@ -123,6 +123,7 @@ def test_long_sums_over_the_outputs(shape: tuple[int, int, int], kind: str, dtyp
     assert_right(case, *case.backward())
 
 
+@pytest.mark.thorough(first=1)
 @each_dtype
 @pytest.mark.parametrize("layout", ["C", "F", "every other", "broadcast"])
 @pytest.mark.parametrize("value", [0.1, 1 / 3])

@@ -422,6 +422,7 @@ def test_every_kernel_runs_in_every_schedule_and_none_is_left_out(monkeypatch):
     assert len(found) == len(DTYPES)
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tensor_cores_are_not_needed(dtype):
     numpy_net, net = twins(EmulatorLauncher(limits=NO_TENSOR_CORES), dtype=dtype)

@@ -103,6 +103,7 @@ def small_csv(path: Path, rows: int = 90) -> tuple[np.ndarray, np.ndarray]:
 # train
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.parametrize("core_type", ["Haswell", "SkylakeX"])
 def test_a_reproducible_run_comes_to_the_known_bits(core_type, tmp_path):
     """Standardization and folding included."""
@@ -553,6 +554,7 @@ def test_tables_are_plain_off_terminals(run: Run, monkeypatch: pytest.MonkeyPatc
     assert "│" in run("check").out
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
 def test_ctrl_c_and_a_closed_pipe(tmp_path: Path) -> None:
     """Both at once, since processes take their time to start."""

@@ -196,6 +196,7 @@ KINDS = {
 }
 
 
+@pytest.mark.thorough(first=3)
 @each_pair
 @each_order
 @each_dtype

@@ -147,6 +147,7 @@ def test_a_sound_kernel_has_no_fault_and_its_shared_memory_is_counted(kernels):
     assert rows[0].name == "shared FACTOR=2"
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_120"])
 def test_spills_and_stack_frames_are_faults(kernels, arch):
     require_gates(arch)
@@ -156,6 +157,7 @@ def test_spills_and_stack_frames_are_faults(kernels, arch):
     assert "256 bytes on the stack" in fault
 
 
+@pytest.mark.thorough(first=2)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120"])
 def test_a_tensor_core_kernel_must_have_matrix_instructions(kernels, arch):
     require_gates(arch)

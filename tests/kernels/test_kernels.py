@@ -151,8 +151,8 @@ def test_no_variant_is_left_out():
     rows = {kernel.variant for kernel in every_kernel() if kernel.variant.source not in others} - layers
     launcher = EmulatorLauncher(checked=True)
     for name in PRECISIONS:
-        train(launcher, name, Adam(0.01))
-        train(launcher, name, SGD(0.01))
+        train(launcher, name, Adam(0.01), (3, 5, 2))
+        train(launcher, name, SGD(0.01), (3, 5, 2))
     assert rows <= launcher.variants <= rows | layers
 
 

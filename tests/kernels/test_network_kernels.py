@@ -263,7 +263,7 @@ def variant_cases() -> Iterator[tuple[str, Network]]:
 VARIANT_CASES = list(variant_cases())
 
 
-def run_everything(launcher: EmulatorLauncher, form: str, network: Network) -> tuple[bytes, ...]:
+def run_everything(launcher: EmulatorLauncher, form: str, network: Network, quick: bool = False) -> tuple[bytes, ...]:
     """The bits of all that passes and steps of training give."""
     x, y, weight = network.batch()
     net = network.on(launcher, form)
@@ -272,7 +272,7 @@ def run_everything(launcher: EmulatorLauncher, form: str, network: Network) -> t
     results = [value, gradients.theta, net.forward(x), net.loss(x, y)]
     value, gradients = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
     results += [value, gradients.theta, gradients.inputs]
-    for optimizer, clip_norm in ((Adam(0.01), None), (SGD(0.01, 0.9), 0.1)):
+    for optimizer, clip_norm in [(Adam(0.01), None), (SGD(0.01, 0.9), 0.1)][quick:]:
         net = network.on(launcher, form)
         step = TrainStep(net, optimizer, clip_norm=clip_norm)
         results += [step(x, y, weight) for _ in range(2)]
@@ -284,7 +284,10 @@ def run_everything(launcher: EmulatorLauncher, form: str, network: Network) -> t
 def test_a_variant_in_every_schedule_and_on_every_device(form, network, quick):
     bits = {
         run_everything(
-            EmulatorLauncher(order, copies=copies, resident_blocks=resident, limits=limits, checked=True), form, network
+            EmulatorLauncher(order, copies=copies, resident_blocks=resident, limits=limits, checked=True),
+            form,
+            network,
+            quick,
         )
         for order, copies, resident, limits in (SCHEDULES[-1:] if quick else SCHEDULES)
     }
@@ -294,7 +297,7 @@ def test_a_variant_in_every_schedule_and_on_every_device(form, network, quick):
 class Planner(EmulatorLauncher):
     """Notes which variants it is asked for, and launches nothing."""
 
-    def bind(self, plan: LaunchPlan, /, **arguments: Any) -> Any:
+    def bind(self, plan: LaunchPlan, /, **_: Any) -> Any:
         self.variants.add(plan.variant)
         return lambda *values: None
 
@@ -303,7 +306,7 @@ def test_no_variant_is_left_out():
     """By the cases above."""
     planner = Planner()
     for form, network in VARIANT_CASES:
-        run_everything(planner, form, network)
+        run_everything(planner, form, network, quick=True)
     networks = {variant for variant in planner.variants if variant.source.startswith("network/")}
     assert networks == {kernel.variant for kernel in every_kernel() if kernel.variant.source.startswith("network/")}
 

@@ -231,6 +231,7 @@ def test_networks_of_small_integers_are_exact(activation: str, sizes: list[int],
     check_integer_network(activation, sizes, batch_size, dtype)
 
 
+@pytest.mark.thorough(first=1)
 @each_dtype
 @pytest.mark.parametrize("batch_size", [2048, pytest.param(32_768, marks=pytest.mark.numpy_only)])
 def test_a_large_batch_of_small_integers_is_exact(batch_size: int, dtype: str) -> None:
@@ -272,6 +273,7 @@ def test_value_and_grad_agrees_with_the_trace(network: str, dtype: str) -> None:
     np.testing.assert_allclose(case.net.loss(case.x, case.y), trace.loss, rtol=limit * size * 4)
 
 
+@pytest.mark.thorough
 @pytest.mark.numpy_only
 def test_a_batch_of_many_blocks_by_its_natural_size() -> None:
     """36 865 rows of a narrow network are several blocks."""
@@ -294,6 +296,7 @@ def test_a_batch_of_many_blocks_by_its_natural_size() -> None:
 LARGE = [pytest.param(size, marks=pytest.mark.numpy_only) for size in (65_535, 65_536, 65_537)]
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.parametrize("batch_size", [8191, *LARGE])
 def test_float16_loses_nothing_in_a_large_batch(batch_size: int) -> None:
     """A sample's da_L is some 1e-3/65536 here, below half of float16's smallest step of 6e-8: unscaled, it were 0."""

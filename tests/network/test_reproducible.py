@@ -337,6 +337,7 @@ def test_explain_says_what_it_costs():
     assert exact.bytes > 5 * plain.bytes
 
 
+@pytest.mark.thorough
 @pytest.mark.numpy_only
 def test_outputs_take_memory_for_a_part_of_the_batch_only():
     net = network((8, 64, 64, 3))

@@ -261,7 +261,7 @@ def test_more_parameters_than_a_file_holds(tmp_path: Path, monkeypatch: pytest.M
         to_onnx(network(), tmp_path / "model.onnx")
 
 
-def test_without_onnx_the_door_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importing_it_without_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.delitem(sys.modules, "gpuback.onnx")
     with pytest.raises(MissingExtraError, match=r"gpuback.onnx needs onnx.*pip install '\.\[onnx\]'"):

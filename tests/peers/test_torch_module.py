@@ -764,7 +764,7 @@ def test_cuda_without_cupy_says_what_is_missing(monkeypatch: pytest.MonkeyPatch)
         devices.ops_on.__wrapped__("cuda", 0)
 
 
-# --- the door
+# --- without PyTorch
 
 
 def test_gpuback_itself_imports_no_other_library() -> None:
@@ -772,7 +772,7 @@ def test_gpuback_itself_imports_no_other_library() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_without_pytorch_the_door_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importing_it_without_pytorch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "gpuback.torch")
     with pytest.raises(MissingExtraError, match=r"gpuback.torch needs PyTorch.*pip install '\.\[torch\]'"):

@@ -111,7 +111,7 @@ RUNS = [
 # --- interrupted and resumed
 
 
-@pytest.mark.thorough(first=6)
+@pytest.mark.thorough(first=3)
 @pytest.mark.parametrize("run", RUNS)
 def test_a_resumed_run_ends_in_the_same_bits(run: Any, file: Path) -> None:
     expected = train(None, **run)

@@ -58,6 +58,7 @@ def test_it_learns_three_clusters(dtype: str, options: Any) -> None:
     assert history.loss[-1] < 0.2 * history.loss[0]
 
 
+@pytest.mark.thorough(first=2)
 @pytest.mark.parametrize("optimizer", [SGD(0.1), SGD(0.05, 0.9, True), Adam(0.01), AdamW(0.01), None], ids=repr)
 def test_it_learns_iris(optimizer: Any) -> None:
     x, y = pytest.importorskip("sklearn.datasets").load_iris(return_X_y=True)

@@ -191,6 +191,7 @@ def test_a_shorter_gradient_is_left_to_the_bit(factor: float) -> None:
     np.testing.assert_array_equal(moved, gradient)
 
 
+@pytest.mark.thorough(first=1)
 def test_the_norm_is_over_all_of_theta_however_long() -> None:
     """Only the last parameter's gradient is not 0."""
     net = MLP([100_000, 1], loss="squared_error")
@@ -257,6 +258,7 @@ def test_a_narrow_network_allocates_less_than_a_number_per_row(precision: Any, o
     assert peak_of_a_step(step, 400_000) < CASTING_BUFFERS
 
 
+@pytest.mark.thorough(first=2)
 @each_precision
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
@@ -595,6 +597,7 @@ def large_batch_gradient() -> Any:
     return lambda: copy.deepcopy(net).value_and_grad(x, y)[1].theta.tobytes()
 
 
+@pytest.mark.thorough
 def test_bits_do_not_depend_on_which_thread_asks(large_batch_gradient: Any) -> None:
     gradients = {large_batch_gradient()}
     other = threading.Thread(target=lambda: gradients.add(large_batch_gradient()))
