@@ -36,8 +36,8 @@ CUPY_TF32=1 part parity 90 $pytest $workers tests/gpu/test_gpu_parity.py tests/g
 CUPY_TF32=1 part bits 50 $pytest $workers tests/gpu/test_gpu_reproducible.py tests/core/test_elementary.py -m gpu
 part benchmark 185 $python -m benchmarks --device cuda --seconds 165 --json "$OUT/benchmark.json" "$@"
 [[ " ${PARTS:-} " == *" benchmark "* ]] && PARTS="$PARTS report"
-plots=$($python -c 'import matplotlib' 2>/dev/null && printf '%s' "--plots $OUT")
-part report 30 $python -m benchmarks report "$OUT/benchmark.json" $plots
+plots=$($python -c 'import matplotlib' 2>/dev/null && echo yes)
+part report 30 $python -m benchmarks report "$OUT/benchmark.json" ${plots:+--plots "$OUT"}
 SECONDS_EACH=45 part sanitize 110 tests/gpu/kernels/sanitize.sh
 
 echo
