@@ -44,6 +44,9 @@ SECTIONS = {
     "Project": ["changelog.md", "contributing.md", "tests.md"],
 }
 
+IN_NAVIGATION = {"benchmarks.md": "Results", "benchmarks/running.md": "Running benchmarks"}
+"""Pages that the navigation does not call by their heading."""
+
 API: dict[str, dict[str, list[str]]] = {
     "networks": {"": ["MLP", "Gradients", "check_gradients", "GradientReport", "backends", "BackendStatus"]},
     "training": {
@@ -94,7 +97,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     placed = {page for pages in SECTIONS.values() for page in pages}
     here = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     outside = set(_outside().values())
-    sections = {name: [page for page in pages if page in outside or page in here] for name, pages in SECTIONS.items()}
+    sections = {
+        name: [{IN_NAVIGATION.get(page): page} for page in pages if page in outside or page in here]
+        for name, pages in SECTIONS.items()
+    }
     config.nav = [
         {"Getting started": "index.md"},
         {"How to": ["examples/README.md", *(page for page in here if page not in (*EXPLAINED, *placed))]},
