@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def ceil_div(number: int, divisor: int) -> int:
-    """⌈number / divisor⌉."""
+    """Return ⌈number / divisor⌉."""
     return -(-number // divisor)
 
 
 def round_up(number: int, unit: int) -> int:
-    """The smallest multiple of `unit` that is no smaller than `number`."""
+    """Return the smallest multiple of `unit` that is no smaller than `number`."""
     return ceil_div(number, unit) * unit

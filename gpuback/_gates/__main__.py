@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = None) -> int:
-    """The command. Returns its exit status: 0 if every kernel is sound."""
+    """Run the command; return its exit status, 0 if every kernel is sound."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if cases is None:
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
 
 
 def _pairs(cases: Sequence[Case], options: argparse.Namespace) -> list[tuple[Case, str]]:
-    """What is compiled for which architecture."""
+    """Choose what to compile for which architecture."""
     if options.arch:
         return [(case, arch) for case in cases for arch in options.arch.split(",")]
     if options.all:

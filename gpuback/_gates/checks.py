@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
 
 def name_of(variant: Variant) -> str:
-    """The kernel and the macros that tell its variants apart, such as "layer_simt Accum=float TILE=64"."""
+    """Name the kernel and the macros that tell its variants apart, such as "layer_simt Accum=float TILE=64"."""
     return " ".join((variant.entry, *choices(variant)))
 
 
@@ -88,7 +88,7 @@ def check(cases: Iterable[Case], archs: Iterable[str], *, folder: Path | None = 
 
 
 def sample(cases: Iterable[Case]) -> list[Case]:
-    """The first case and the last of each kernel."""
+    """Choose the first case and the last of each kernel."""
     by_kernel: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
         by_kernel.setdefault((case.variant.source, case.variant.entry), []).append(case)

@@ -22,7 +22,7 @@ _COMMANDS = {"nvdisasm": ("--print-code",), "cuobjdump": ("--dump-sass",)}
 
 
 def matrix_instructions(cubin: Path) -> dict[str, dict[str, int]]:
-    """Counts the matrix instructions of each kernel of a cubin. Kernels without any have an empty count.
+    """Count the matrix instructions of each kernel of a cubin. Kernels without any have an empty count.
 
     Counts are kept in the cache, by the cubin's content.
 
@@ -40,7 +40,7 @@ def matrix_instructions(cubin: Path) -> dict[str, dict[str, int]]:
 
 
 def count(listing: str) -> dict[str, dict[str, int]]:
-    """Counts them in a listing of nvdisasm or of cuobjdump."""
+    """Count them in a listing of nvdisasm or of cuobjdump."""
     kernels: dict[str, Counter[str]] = {}
     current: Counter[str] = Counter()
     for line in listing.splitlines():
@@ -52,7 +52,7 @@ def count(listing: str) -> dict[str, dict[str, int]]:
 
 
 def sass(cubin: Path, entry: str) -> str:
-    """The instructions of one kernel of a cubin, as the disassembler prints them.
+    """Return the instructions of one kernel of a cubin, as the disassembler prints them.
 
     Raises:
         BackendError: there is no disassembler, or it failed.
@@ -61,7 +61,7 @@ def sass(cubin: Path, entry: str) -> str:
 
 
 def section(listing: str, entry: str) -> str:
-    """The lines of one kernel in a listing of nvdisasm or of cuobjdump."""
+    """Return the lines of one kernel in a listing of nvdisasm or of cuobjdump."""
     lines: list[str] = []
     inside = False
     for line in listing.splitlines():
@@ -76,7 +76,7 @@ def section(listing: str, entry: str) -> str:
 
 @functools.cache
 def disassembler() -> tuple[str, ...]:
-    """The command that prints a cubin's instructions.
+    """Find the command that prints a cubin's instructions.
 
     Raises:
         BackendError: there is none.

@@ -55,7 +55,7 @@ class Occupancy(NamedTuple):
 
 
 def occupancy(arch: str, registers: int, threads: int, shared_bytes: int) -> Occupancy | None:
-    """The occupancy of blocks of so many threads, each with so many registers; None for an unknown architecture."""
+    """Compute the occupancy of blocks of `threads` threads; None for an unknown architecture."""
     number = int(re.sub(r"\D", "", arch))
     limits = LIMITS.get(number)
     if limits is None:

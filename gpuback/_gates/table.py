@@ -31,7 +31,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Prints a line for each row; with rich, if it is installed."""
+    """Print a line for each row; with rich, if it is installed."""
     cells = [_cells(row) for row in rows]
     try:
         from rich.console import Console
