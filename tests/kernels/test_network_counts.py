@@ -128,7 +128,7 @@ def test_two_launches(sizes, batch_size, optimizer, clips):
         2 * batch_size * sum(map(round_up_16, widths)) for widths in (sizes[:-1], sizes[1:], sizes[1:-1])
     )
     partials = partial_results(sizes, sums, 32)
-    state = {"first": 4 * n, "second": 4 * n} if optimizer == "Adam" else {}
+    state = {"first_state": 4 * n, "second_state": 4 * n} if optimizer == "Adam" else {}
     kept = {"gradient": 4 * n} if clips else {}
     assert moved(counts.bytes_read, *FEW) == {
         "x_bi": 4 * batch_size * sizes[0],
