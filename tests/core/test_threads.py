@@ -16,6 +16,12 @@ from gpuback._core.threads import ThreadPool, side_by_side
 from gpuback.testing import random_batch, tolerance
 
 
+@pytest.fixture(autouse=True)
+def _every_blas() -> None:
+    """Pools know the BLAS libraries that were loaded at their first use. Another test may have loaded SciPy's since."""
+    threads._blas.cache_clear()
+
+
 def blas_settings() -> list[int]:
     return [library.num_threads for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
 
