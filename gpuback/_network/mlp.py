@@ -91,7 +91,7 @@ class MLP:
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
-        self._pool = Pool()
+        self._pool, self._per_sample_pool = Pool(), Pool()
 
     @classmethod
     def _of(cls, architecture: Architecture, backend: str, theta: ArrayLike) -> MLP:
@@ -399,12 +399,12 @@ class MLP:
     @contextmanager
     def _per_sample(self, batch_size: int, clip_scale: float | None = None) -> Iterator[PerSample]:
         """Yield the per-sample passes for one batch size, in the scope that they run in."""
-        passes = self._pool.acquire((PerSample, batch_size, clip_scale))
+        passes = self._per_sample_pool.acquire((batch_size, clip_scale))
         if passes is None:
             passes = PerSample(self._architecture, self._theta, self._ops, batch_size, clip_scale)
         with self._ops.scope():
             yield passes
-        self._pool.release(passes)
+        self._per_sample_pool.release(passes)
 
     def _scalar(self, value: Array | float) -> Array:
         return self._ops.scalar(value, self._theta.dtype)

@@ -69,7 +69,7 @@ class PerSample(Blocks["PerSampleBlock"]):
     def __init__(
         self, architecture: Architecture, theta: Array, ops: Ops, batch_size: int, clip_scale: float | None
     ) -> None:
-        self.key = PerSample, batch_size, clip_scale
+        self.key = batch_size, clip_scale
         network = BoundNetwork.of(architecture, theta, ops)
 
         def block(rows: int) -> PerSampleBlock:

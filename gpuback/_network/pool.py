@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from typing import Any, Protocol
 
 KEPT_BUFFERS = 4
-"""How many sets of buffers a network keeps, e.g. for the batch sizes in use; one may be many megabytes."""
+"""How many sets of buffers a pool keeps, e.g. for the batch sizes in use; one may be many megabytes."""
 
 
 class Keyed(Protocol):

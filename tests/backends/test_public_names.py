@@ -122,16 +122,12 @@ USES: dict[str, Callable[[str], list[Any]]] = {
 }
 
 
-INTERNAL = {"passes", "take_passes", "keep_passes", "checked", "empty_gradients"}
-"""Methods of MLP that only gpuback calls."""
-
-
 def public_names() -> Iterator[str]:
     for name, value in vars(gpuback).items():
         if not name.startswith("_") and not inspect.ismodule(value):
             yield name
     for name, value in vars(gpuback.MLP).items():
-        if name.startswith("_") or name in INTERNAL:
+        if name.startswith("_"):
             continue
         if inspect.isfunction(value) or isinstance(value, classmethod):
             yield f"MLP.{name}"

@@ -119,6 +119,7 @@ def commit(folder: Path) -> None:
     git("-c", "user.name=x", "-c", "user.email=x", "commit", "-q", "-m", "x", folder=folder)
 
 
+@pytest.mark.thorough
 def test_a_slower_commit_is_found(repository: Path, tmp_path: Path) -> None:
     file = tmp_path / "both.json"
     done = run("compare", "--commits", "HEAD~1", "HEAD", "--sizes", "5-7-3:16", "--rounds", "6", "--json", str(file))

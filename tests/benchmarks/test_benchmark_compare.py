@@ -56,6 +56,7 @@ def misses(seed: int, tables: int, slow: Collection[int], **noise: Any) -> tuple
     return missed / (tables * len(slow)), sum(changes[-1].verdict != "slower" for changes in told) / tables
 
 
+@pytest.mark.thorough
 def test_runs_of_one_commit_differ_in_nothing() -> None:
     assert false_alarms(0, 100) < 0.02
 

@@ -46,6 +46,7 @@ def measured(case: Case) -> Row:
     return row
 
 
+@pytest.mark.thorough(first=3)
 @pytest.mark.parametrize("family", TINY)
 def test_a_row_of_each_family(fake: None, family: str) -> None:
     row = measured(TINY[family])

@@ -253,7 +253,7 @@ NETWORKS = [
 """Narrow ones in one launch and in two, and one that goes layer by layer."""
 
 
-@pytest.fixture(params=["whole", "layers"])
+@pytest.fixture(params=["fused_step", "layers"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Narrow networks as a whole, as ever, or layer by layer."""
     if request.param == "layers":

@@ -57,45 +57,53 @@ BARRIERS = {
     "behind the batch tile's samples": (
         "network/fused_step.cu",
         "__syncthreads();  // the batch tile's samples are there",
-        "whole",
+        "fused_step",
     ),
-    "behind a layer": ("network/fused_step.cu", "warp_rows.wait();", "whole"),
-    "behind a_L": ("network/fused_step.cu", "__syncthreads();  // a_L is complete", "whole"),
-    "behind da_L": ("network/fused_step.cu", "__syncthreads();  // da_L and losses are", "whole"),
+    "behind a layer": ("network/fused_step.cu", "warp_rows.wait();", "fused_step"),
+    "behind a_L": ("network/fused_step.cu", "__syncthreads();  // a_L is complete", "fused_step"),
+    "behind da_L": ("network/fused_step.cu", "__syncthreads();  // da_L and losses are", "fused_step"),
     "before da takes the place of h": (
         "network/fused_step.cu",
         "__syncthreads();  // nobody reads h_{k-1} any more",
-        "whole",
+        "fused_step",
     ),
-    "behind da": ("network/fused_step.cu", "__syncthreads();  // da_{k-1} is complete; behind", "whole"),
-    "behind theta": ("network/network_memory.cuh", "__syncthreads();  // everyone's part is there", "whole"),
+    "behind da": ("network/fused_step.cu", "__syncthreads();  // da_{k-1} is complete; behind", "fused_step"),
+    "behind theta": ("network/network_memory.cuh", "__syncthreads();  // everyone's part is there", "fused_step"),
     "behind the last of theta": (
         "network/network_memory.cuh",
         "__syncthreads();  // the batch tile's place is free",
-        "whole",
+        "fused_step",
     ),
     "behind a layer's inputs and weights": (
         "network/fused_passes.cu",
         "__syncthreads();  // the layer's inputs and",
-        "two",
+        "fused_passes",
     ),
     "before the places are used again": (
         "network/fused_passes.cu",
         "__syncthreads();  // nobody reads the layer's",
-        "two",
+        "fused_passes",
     ),
-    "behind da_L of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_L is complete", "two"),
-    "behind what g' is computed from": ("network/fused_passes.cu", "__syncthreads();  // it is there, and so", "two"),
-    "behind da of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_{k-1} is complete", "two"),
+    "behind da_L of two launches": ("network/fused_passes.cu", "__syncthreads();  // da_L is complete", "fused_passes"),
+    "behind what g' is computed from": (
+        "network/fused_passes.cu",
+        "__syncthreads();  // it is there, and so",
+        "fused_passes",
+    ),
+    "behind da of two launches": (
+        "network/fused_passes.cu",
+        "__syncthreads();  // da_{k-1} is complete",
+        "fused_passes",
+    ),
     "behind the circular buffers of two launches": (
         "network/fused_weight_gradients.cu",
         "__syncthreads();  // the circular buffers are done with",
-        "two",
+        "fused_passes",
     ),
     "behind a batch tile that has come": (
         "network/fused_weight_gradients.cu",
         "__syncthreads();  // the batch tile is there for everyone",
-        "two",
+        "fused_passes",
     ),
 }
 FOUND = {
@@ -106,47 +114,47 @@ FOUND = {
     "dropped barrier behind a batch tile that is added": Bug(
         "network/fused_weight_gradients.cu",
         [("__syncthreads();  // its place is free", "//")],
-        "two",
+        "fused_passes",
         SHARED,
         device=SMALLER,
     ),
     "a_L's place is narrowed too early": Bug(
-        "network/output_losses.cuh", [("__syncwarp();  // the other lanes have read theirs", "")], "whole", SHARED
+        "network/output_losses.cuh", [("__syncwarp();  // the other lanes have read theirs", "")], "fused_step", SHARED
     ),
     "dropped wait for what g' is computed from": Bug(
         "network/fused_passes.cu",
         [("cp_async_wait<0>();\n          __syncthreads();  // it is there", "__syncthreads();  // it is there")],
-        "two",
+        "fused_passes",
         "asynchronous copy",
     ),
     "dropped wait for a batch tile": Bug(
-        "network/fused_weight_gradients.cu", [("cp_async_wait<2>();", "")], "two", "asynchronous copy"
+        "network/fused_weight_gradients.cu", [("cp_async_wait<2>();", "")], "fused_passes", "asynchronous copy"
     ),
     "rows beyond the batch": Bug(
         "network/fused_step.cu",
         [("row1 = min(row0 + rows_per_split, n_batch)", "row1 = row0 + rows_per_split")],
-        "whole",
+        "fused_step",
         r"past the end of '(x_bi|labels_b)'",
     ),
     "rows beyond the batch in two launches": Bug(
         "network/fused_passes.cu",
         [("row1 = min(row0 + rows_per_split, n_batch);\n    if (", "row1 = row0 + rows_per_split;\n    if (")],
-        "two",
+        "fused_passes",
         r"past the end of '(x_bi|labels_b)'",
     ),
     "partial results that are not published": Bug(
-        "network/fused_step.cu", [("  publish();\n", "")], "whole", r"race .*: 'partials'"
+        "network/fused_step.cu", [("  publish();\n", "")], "fused_step", r"race .*: 'partials'"
     ),
     "partial results of two launches that are not published": Bug(
         "network/fused_weight_gradients.cu",
         [("      publish();\n      finish", "      finish")],
-        "two",
+        "fused_passes",
         r"race .*: 'partials'",
     ),
     "a column too many of theta": Bug(
         "network/reduce_and_step.cuh",
         [("if (r < P::ROWS && o < layer.n_out) body", "if (r < P::ROWS) body")],
-        "whole",
+        "fused_step",
         r"race|'gradient'",
     ),
 }
@@ -171,41 +179,41 @@ WRONG = {
     "a batch tile's last rows are left out": Bug(
         "network/weight_gradients.cuh",
         [("first < valid; first += BAND)", "first + BAND <= valid; first += BAND)")],
-        "whole",
+        "fused_step",
         "dW_. is off",
     ),
     "the bias is left out": Bug(
         "network/layer_passes.cuh",
         [("c[f][e] += b.at[e % 2];", "c[f][e] += 0 * b.at[e % 2];")],
-        "whole",
+        "fused_step",
         "off by",
     ),
     "sums of db by the wrong warps": Bug(
         "network/weight_gradients.cuh",
         [("valid, o0(), i0(), offset);", "valid, o0(), i0(), warp_index() % ACROSS * BAND);")],
-        "whole",
+        "fused_step",
         "db_. is off",
     ),
     "a tile's columns that are another warp's": Bug(
         "network/warp_products.cuh",
         [("if (pairs < COUNT) return", "if (2 * pairs < COUNT) return")],
-        "whole",
+        "fused_step",
         "off by",
         Network((64, 64, 3), 40),
     ),
     "g' of the wrong layer": Bug(
-        "network/layer_passes.cuh", [("k ? net[k - 1].activation", "k ? net[k].activation")], "whole", "off by"
+        "network/layer_passes.cuh", [("k ? net[k - 1].activation", "k ? net[k].activation")], "fused_step", "off by"
     ),
     "g' from h in place of a": Bug(
         "network/fused_passes.cu",
         [("net.pre_activations(k) ? net[k].row_a : net[k].row_h", "net[k].row_h")],
-        "two",
+        "fused_passes",
         "off by",
     ),
     "one split less": Bug(
         "network/fused_weight_gradients.cu",
         [("work < layers * results.splits.count;", "work < layers * results.splits.count - 1;")],
-        "two",
+        "fused_passes",
         "is off|together|nan",
     ),
 }
@@ -240,8 +248,8 @@ BY_ARRIVAL = {
 def test_bits_tell_sums_in_the_order_of_arrival(tmp_path):
     folder = planted(BY_ARRIVAL, tmp_path)
     schedules = [{"order": order, "resident_blocks": 1, "limits": H200} for order in ("fifo", "lifo", "random")]
-    assert len({run("whole", folder, **schedule) for schedule in schedules}) > 1
-    assert len({run("whole", KERNELS, **schedule) for schedule in schedules}) == 1
+    assert len({run("fused_step", folder, **schedule) for schedule in schedules}) > 1
+    assert len({run("fused_step", KERNELS, **schedule) for schedule in schedules}) == 1
 
 
 def step_is_made(folder: Path, form: str, place: tuple[int, float, float], **choices: Any) -> bool:
@@ -258,9 +266,9 @@ INFINITE_GRADIENT, INFINITE_LOSS = (7, 1e30, 1e12), (7, 1.0, 1e20)
 
 
 @pytest.mark.parametrize("form, source, note", [
-    ("whole", "network/fused_step.cu", "record_largest(results, OF_SUMS, most);"),
-    ("two", "network/fused_passes.cu", "record_largest(results, OF_INPUTS, most_inputs);"),
-    ("two", "network/fused_passes.cu", "record_largest(results, OF_SUMS, most_deltas);"),
+    ("fused_step", "network/fused_step.cu", "record_largest(results, OF_SUMS, most);"),
+    ("fused_passes", "network/fused_passes.cu", "record_largest(results, OF_INPUTS, most_inputs);"),
+    ("fused_passes", "network/fused_passes.cu", "record_largest(results, OF_SUMS, most_deltas);"),
 ])  # fmt: skip
 def test_a_step_that_is_made_shows_what_was_not_recorded(form, source, note, tmp_path):
     assert not step_is_made(KERNELS, form, INFINITE_GRADIENT)
@@ -279,10 +287,10 @@ def test_a_step_that_is_made_shows_a_dropped_barrier_before_the_arrival(tmp_path
     }
     dropped = {"network/fused_step.cu": [("__syncthreads();  // all of this split is recorded, and", "//")]}
     choices = {"order": "random", "resident_blocks": 3, "seed": 2}
-    assert not step_is_made(planted(slow, tmp_path / "slow"), "whole", INFINITE_LOSS, **choices)
-    assert step_is_made(planted(slow | dropped, tmp_path / "dropped"), "whole", INFINITE_LOSS, **choices)
+    assert not step_is_made(planted(slow, tmp_path / "slow"), "fused_step", INFINITE_LOSS, **choices)
+    assert step_is_made(planted(slow | dropped, tmp_path / "dropped"), "fused_step", INFINITE_LOSS, **choices)
 
 
 def test_without_a_bug_nothing_is_found():
-    for form in ("whole", "two"):
+    for form in ("fused_step", "fused_passes"):
         run(form, KERNELS, order="random", checked=True)

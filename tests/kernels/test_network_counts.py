@@ -89,7 +89,7 @@ def check_few(counts: Counts, sums: SumsPlan) -> None:
 
 @pytest.mark.parametrize("sizes, batch_size, optimizer, clips", STEPS)
 def test_one_launch(sizes, batch_size, optimizer, clips):
-    counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "whole")
+    counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "fused_step")
     assert launches == (["fused_step", "sgd"] if clips else ["fused_step"])
     blocks, splits = plan.launch.grid, plan.sums.split.splits
     assert blocks == splits <= 132 and plan.sums.split.rows_per_split == max(128, batch_size // 128)
@@ -122,7 +122,7 @@ def test_one_launch(sizes, batch_size, optimizer, clips):
 @pytest.mark.parametrize("sizes, batch_size, optimizer, clips", STEPS)
 def test_two_launches(sizes, batch_size, optimizer, clips):
     """Every h and da, rows of whole 16, is written once and read once, and what g' is computed from once more."""
-    counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "two")
+    counts, launches, plan, n = step_of(sizes, batch_size, optimizer, clips, "fused_passes")
     assert launches == ["fused_passes", "fused_weight_gradients_64"] + ["sgd"] * clips
     passes, sums = plan.passes, plan.weight_gradients.sums
     assert passes.all_weights
@@ -158,7 +158,7 @@ def test_two_launches(sizes, batch_size, optimizer, clips):
 
 def test_gelu_keeps_its_pre_activations_too():
     network, launcher = Network((64, 64, 64), 256, activation="gelu"), EmulatorLauncher(checked=True)
-    network.gradients(network.on(launcher, "two"))
+    network.gradients(network.on(launcher, "fused_passes"))
     assert launcher.counts.bytes_written["workspace"] == 2 * 256 * 64 * (2 + 2 + 1)
 
 
@@ -166,7 +166,7 @@ def test_gelu_keeps_its_pre_activations_too():
 
 
 @pytest.mark.parametrize("sizes", [(64,) * 4, (128,) * 3])
-@pytest.mark.parametrize("form", ["whole", "two"])
+@pytest.mark.parametrize("form", ["fused_step", "fused_passes"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_are_free_of_bank_conflicts(sizes, form, dtype):
     """In the 16-bit kernels a_L alone has many: as it is stored, rows padded for the da_L that takes its place. The

@@ -63,7 +63,7 @@ FIELDS = {
     "loss": LOSSES,
     "weighted": [False, True],
     "inputs": [False, True],
-    "form": ["whole", "two"],
+    "form": ["fused_step", "fused_passes"],
     "limits": [H200, SMALL],
 }
 
@@ -185,7 +185,7 @@ def test_sums_over_the_batch_keep_the_contract_of_one_operation(dtype, activatio
     """Two launches write down every da and h. One launch has computed the same ones, as dx and the loss show; both
     forms' dW and db are held to them."""
     network = Network((50, 64, 17, 64), 700, dtype, activation, weighted=True)
-    nets = [network.on(EmulatorLauncher("random"), form) for form in ("whole", "two")]
+    nets = [network.on(EmulatorLauncher("random"), form) for form in ("fused_step", "fused_passes")]
     results = [network.gradients(net, need_input_grad=True) for net in nets]
     assert len({(value.tobytes(), gradients.inputs.tobytes()) for value, gradients in results}) == 1
 
@@ -220,7 +220,7 @@ def written_rows(net: gpuback.MLP, network: Network) -> tuple[list[NDArray], lis
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["identity", "relu"])
-@pytest.mark.parametrize("form", ["whole", "two"])
+@pytest.mark.parametrize("form", ["fused_step", "fused_passes"])
 @pytest.mark.parametrize(
     "sizes, batch_size",
     [((1, 1), 1), ((5, 7, 6, 4), 32), ((2, 9, 8, 9, 35), 16), ((30, 3, 65), 64), ((3, 100, 2), 256)],
@@ -233,7 +233,7 @@ def test_networks_of_small_integers_are_exact(sizes, batch_size, form, activatio
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", ["whole", "two"])
+@pytest.mark.parametrize("form", ["fused_step", "fused_passes"])
 def test_a_large_batch_of_small_integers_is_exact(form, dtype):
     rng, batch_size = np.random.default_rng(0), 4096
     net = network_on(EmulatorLauncher(), (60, 100), form, loss="squared_error", **DTYPES[dtype])
@@ -251,13 +251,13 @@ def test_a_large_batch_of_small_integers_is_exact(form, dtype):
 def variant_cases() -> Iterator[tuple[str, Network]]:
     activations = ("gelu", "relu")
     for dtype in DTYPES:
-        yield "whole", Network((17, 32, 5, 30), 201, dtype, activations, rows=True, weighted=True)
-        yield "whole", Network((50, 64, 17, 3), 201, dtype, activations)
-        yield "two", Network((50, 64, 17, 3), 201, dtype, activations, weighted=True)
+        yield "fused_step", Network((17, 32, 5, 30), 201, dtype, activations, rows=True, weighted=True)
+        yield "fused_step", Network((50, 64, 17, 3), 201, dtype, activations)
+        yield "fused_passes", Network((50, 64, 17, 3), 201, dtype, activations, weighted=True)
         sizes = (70, 128) if dtype in ("float32", "tf32") else (70, 128, 9)
-        yield "whole", Network(sizes, 150, dtype, activations[: len(sizes) - 2], "binary_cross_entropy")
-        yield "two", Network((66, 40), 150, dtype, (), "squared_error", "softmax")
-    yield "two", Network((128, 100, 128, 64, 3), 140, "bfloat16", (*activations, "tanh"))
+        yield "fused_step", Network(sizes, 150, dtype, activations[: len(sizes) - 2], "binary_cross_entropy")
+        yield "fused_passes", Network((66, 40), 150, dtype, (), "squared_error", "softmax")
+    yield "fused_passes", Network((128, 100, 128, 64, 3), 140, "bfloat16", (*activations, "tanh"))
 
 
 VARIANT_CASES = list(variant_cases())
@@ -320,22 +320,22 @@ def test_how_long_splits_are_cut_into_batch_tiles_changes_no_bit(rows, dtype, mo
     for plan in (network_plans.step_plan, network_plans.passes_plan, network_plans.weight_gradients_plan):
         monkeypatch.setattr(network_plans, plan.__name__, plan.__wrapped__)
     network = Network((17, 40, 16, 5), 700, dtype, ("relu", "gelu"), weighted=True)
-    for form in ("whole", "two"):
+    for form in ("fused_step", "fused_passes"):
         found = {}
         for shared_bytes in (232_448, 101_376, 70_000, 56_000, 48_000, 42_000):
             limits = replace(H200, shared_bytes=shared_bytes, multiprocessors=2)
             net = network.on(EmulatorLauncher(limits=limits), form)
             plan = (
                 possible_fused_plan(net.architecture, 700, limits)
-                if form == "whole"
+                if form == "fused_step"
                 else two_launches(net.architecture, 700, limits)
             )
-            if form == "whole" and not isinstance(plan, StepPlan):
+            if form == "fused_step" and not isinstance(plan, StepPlan):
                 continue
             loss, gradients = network.gradients(net, need_input_grad=True)
             expected = network.expected(net)
             hold("loss", loss, expected.loss)
             hold_gradients(net, gradients.theta, gradients.inputs, expected)
-            cut = plan.tile_b if form == "whole" else (plan.passes.tile_b, plan.weight_gradients.tile_b)
+            cut = plan.tile_b if form == "fused_step" else (plan.passes.tile_b, plan.weight_gradients.tile_b)
             found[cut] = loss.tobytes(), gradients.theta.tobytes(), gradients.inputs.tobytes()
         assert len(found) > 1 and len(set(found.values())) == 1

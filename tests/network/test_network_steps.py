@@ -22,7 +22,7 @@ from gpuback._backends.cuda import network_plans, split_k
 
 require_emulator()
 
-FORMS = ["whole", "two"]
+FORMS = ["fused_step", "fused_passes"]
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "SGD": lambda: SGD(0.1),
     "momentum": lambda: SGD(0.1, 0.9),
@@ -52,7 +52,8 @@ def counters_are_zero(net: MLP) -> bool:
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize(
-    "form, dtype", [("whole", "float32"), ("two", "tf32"), ("whole", "bfloat16"), ("two", "float16")]
+    "form, dtype",
+    [("fused_step", "float32"), ("fused_passes", "tf32"), ("fused_step", "bfloat16"), ("fused_passes", "float16")],
 )
 def test_a_step_is_the_optimizers_with_the_gradient_of_value_and_grad(form, dtype, make):
     """To the bit: both add up the same sums, and the same operations make the update."""
@@ -144,12 +145,12 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("stop_after_nonfinite", [False, True])
 @pytest.mark.parametrize("form, make, clip_norm", [
-    ("whole", lambda: SGD(0.01, 0.9), None),
-    ("whole", lambda: Adam(), None),
-    ("whole", lambda: SGD(0.01), 1.0),
-    ("two", lambda: SGD(0.01), None),
-    ("two", lambda: AdamW(), None),
-    ("two", lambda: Adam(), 1.0),
+    ("fused_step", lambda: SGD(0.01, 0.9), None),
+    ("fused_step", lambda: Adam(), None),
+    ("fused_step", lambda: SGD(0.01), 1.0),
+    ("fused_passes", lambda: SGD(0.01), None),
+    ("fused_passes", lambda: AdamW(), None),
+    ("fused_passes", lambda: Adam(), 1.0),
 ])  # fmt: skip
 def test_a_step_is_made_where_numpy_makes_it(form, make, clip_norm, stop_after_nonfinite, case):
     sizes, options = (3, 5, 40, 2), {"activation": "sigmoid", "loss": "squared_error"}
@@ -287,7 +288,7 @@ def test_the_losses_of_a_split_are_added_one_by_one_whatever_its_batch_tiles(for
         net = network_on(EmulatorLauncher(limits=limits), (64,) * 4, form, dtype="bfloat16")
         loss, _ = net.value_and_grad(np.ones((256, 64)), np.zeros(256, int), sample_weight=weight)
         (passes,) = net._pool._free
-        rows.add((passes._plan if form == "whole" else passes._plan.passes).tile_b)
+        rows.add((passes._plan if form == "fused_step" else passes._plan.passes).tile_b)
         results.add(loss.tobytes())
         assert loss > 0
     clear_plans()

@@ -76,17 +76,17 @@ def test_no_two_threads_get_the_same() -> None:
     assert not errors
 
 
-def test_a_network_has_one_pool_for_all_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_keeps_its_passes_in_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     net = MLP([4, 6, 3], backend="numpy", seed=0)
     x, y = random_batch(net, 5)
     for _ in range(2):
         net.forward(x)
         net.value_and_grad(x, y)
         net.gradient_norms(x, y)
-    assert len(net._pool._free) == 3
-    passes = net._pool._free[-1]
+    assert len(net._pool._free) == 2
+    (passes,) = net._per_sample_pool._free
     monkeypatch.setattr(passes, "norms", lambda *batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         net.gradient_norms(x, y)
-    assert passes not in net._pool._free  # half written, perhaps
+    assert not net._per_sample_pool._free  # half written, perhaps
     assert np.isfinite(net.gradient_norms(x, y)).all()

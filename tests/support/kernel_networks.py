@@ -56,14 +56,14 @@ def two_launches(architecture: Architecture, batch_size: int, limits: DeviceLimi
     return TwoLaunches(passes, weight_gradients)
 
 
-def ops_on(launcher: EmulatorLauncher, form: str = "whole") -> CudaOps:
-    """A backend that takes narrow networks as a "whole", as it is possible; in "two" launches; or by "layers"."""
+def ops_on(launcher: EmulatorLauncher, form: str = "fused_step") -> CudaOps:
+    """A backend on which networks go by a "fused_step" if one fits, by "fused_passes" and more, or by "layers"."""
     if form == "layers":
         return CudaOps(GuardedNumpy(), launcher, name="on test", fuse_networks=False)
-    return {"whole": WholeOps, "two": TwoLaunchOps}[form](GuardedNumpy(), launcher, name="on test")
+    return {"fused_step": WholeOps, "fused_passes": TwoLaunchOps}[form](GuardedNumpy(), launcher, name="on test")
 
 
-def network_on(launcher: EmulatorLauncher, sizes: Sequence[int], form: str = "whole", **options: Any) -> MLP:
+def network_on(launcher: EmulatorLauncher, sizes: Sequence[int], form: str = "fused_step", **options: Any) -> MLP:
     """A network with small random biases."""
     ops = ops_on(launcher, form)
     with pytest.MonkeyPatch.context() as patch:
@@ -89,7 +89,7 @@ class Network:
     rows: bool = False  # targets of a cross entropy are rows
     weighted: bool = False
 
-    def on(self, launcher: EmulatorLauncher, form: str = "whole") -> MLP:
+    def on(self, launcher: EmulatorLauncher, form: str = "fused_step") -> MLP:
         described = {"activation": self.activation, "loss": self.loss, "output": self.output}
         return network_on(launcher, self.sizes, form, **described, **DTYPES[self.dtype])
 
