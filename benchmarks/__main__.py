@@ -1,4 +1,4 @@
-"""Times gpuback beside other libraries, once each has shown that it computes the right thing.
+"""Time gpuback beside other libraries, once each has been checked to compute the right results.
 
 python -m benchmarks [OPTIONS]                          a run on the CPU or a GPU
 python -m benchmarks report FILE.json [OPTIONS]         its tables, plots and the README's table
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 JSON = {"cpu": Path("benchmark.json"), "cuda": Path("benchmark-gpu.json")}
 WIDTH = 170
-"""Of tables that go into a file."""
+"""Columns of tables that go into a file."""
 
 
 EVERY_FAMILY = "; ".join(f"{device}: {', '.join(names)}" for device, names in FAMILIES.items())
@@ -45,8 +45,8 @@ Dtypes = Annotated[
     str | None,
     typer.Option(
         metavar="DTYPES",
-        help="Of the operands of products. CPU: float32 (the default), float64. GPU: float32, tf32, bfloat16, by "
-        "default each family's usual ones. Commas between them.",
+        help="Dtypes of the operands of products. CPU: float32 (the default), float64. GPU: float32, tf32, "
+        "bfloat16, by default each family's usual ones. Commas between them.",
     ),
 ]
 
@@ -59,9 +59,9 @@ def run(
     dtype: Dtypes = None,
     families: Families = None,
     contestants: Annotated[
-        str | None, typer.Option(help="Names of those that take part, with commas; by default all that are installed.")
+        str | None, typer.Option(help="Names of contestants that take part, with commas; by default all installed.")
     ] = None,
-    without: Annotated[str | None, typer.Option(help="Names of those that do not take part, with commas.")] = None,
+    without: Annotated[str | None, typer.Option(help="Names of contestants to leave out, with commas.")] = None,
     contestant: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,7 +93,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Times gpuback beside other libraries, once each has shown that it computes the right thing.
+    """Time gpuback beside other libraries, once each has been checked to compute the right results.
 
     Every contestant's results are checked against float64 first. Then all take turns, round by round. Figures are
     written after each row, so that a run may be stopped at any time. The exit status is 1 if gpuback failed in a row.
@@ -134,7 +134,7 @@ def compare(
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns of each commit in a row. Default: 15.")] = None,
     json: Annotated[Path | None, typer.Option(help="File for every round's figures of both commits.")] = None,
 ) -> None:
-    """Says what of gpuback got slower or faster from A to B, beyond their noise; exit status 1 if something got slower.
+    """Print what of gpuback got slower or faster from A to B, beyond noise; exit status 1 if something got slower.
 
     With --commits, both take turns in one run on the CPU, with the same BLAS kernels and threads. Such a run has the
     families layer, step, fit, startup and memory; by default it measures step.
@@ -168,7 +168,7 @@ def report(
     plots: Annotated[Path | None, typer.Option(help="A folder for plots (PNG); none are drawn without.")] = None,
     readme: Annotated[Path | None, typer.Option(help="A page whose table between its markers is replaced.")] = None,
 ) -> None:
-    """Writes FILE.md beside FILE.json, with tables of all figures; on request plots, and the table of a README."""
+    """Write FILE.md beside FILE.json, with tables of all figures; on request also plots, and the table of a README."""
     from benchmarks.reports.report import MarkerError, report
     from benchmarks.reports.results import ResultsError
 
@@ -194,7 +194,7 @@ def _planned(
     *,
     quick: bool = False,
 ) -> list[Job]:
-    """The rows that options ask for; at least one."""
+    """List the rows that options ask for; at least one."""
     chosen = _some_of(known, families) or known
     dtypes = _some_of(list(dict.fromkeys(d for family in chosen for d in dtypes_of(device, family))), dtype)
     networks: list[Network] = [_parsed(network, text.strip()) for texts in sizes or () for text in texts.split(",")]

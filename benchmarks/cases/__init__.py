@@ -1,4 +1,4 @@
-"""What is measured: networks, and the cases of each kind of work with their least operations and least bytes."""
+"""Networks to measure, and the cases of each family with their least operations and least bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DESCRIPTIONS = {
     "step": "a training step: forward, loss, backward, update",
     "fit": "training, from a fresh network to its last epoch",
     "reproducible": "a training step with reproducible=True",
-    "host": "what a call costs the host, which does not wait for the GPU",
+    "host": "a call's time on the host, which does not wait for the GPU",
     "startup": "a fresh process: import, network, first step",
     "device-memory": "a GPU's memory for a batch, a network, its optimizer's state and three steps",
     "memory": "growth of a fresh process's peak resident memory from its imports and data to its third step",
@@ -21,21 +21,21 @@ DESCRIPTIONS = {
 
 LEARNING_RATES = {"SGD": 0.01, "Adam": 1e-3}
 BETAS, EPS = (0.9, 0.999), 1e-3
-"""Of Adam. An ε as large as gradients are makes the first steps depend on a gradient's length, not on its sign alone:
-so a check sees a gradient that is wrong, and roundings around 0 do not matter. Times are the same for any ε."""
+"""Adam's. With an ε as large as gradients, the first steps depend on a gradient's length and not on its sign alone.
+So a check sees a wrong gradient, and roundings around 0 do not matter. Times are the same for any ε."""
 
 CHECKED_STEPS = 3
-"""After so many steps from the beginning a contestant's θ is compared with the oracle's."""
+"""Steps from the beginning after which a contestant's θ is compared with the oracle's."""
 
 LABEL_BYTES = 8
 
 
 class LeftOutError(Exception):
-    """A contestant does not take part in a case; the message says why."""
+    """A contestant does not take part in a case. The message says why."""
 
 
 class CheckFailedError(LeftOutError):
-    """A contestant computes something else; the message says what, and how far off it is."""
+    """A contestant's result is wrong. The message names the result and says how far off it is."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ DIGITS = Network("digits", (64, 64, 10), 128)
 
 
 def network(text: str) -> Network:
-    """One of `NETWORKS` by name, or what "784-256-10:512" says: widths and the batch size.
+    """Look up a network of `NETWORKS` by name, or parse "784-256-10:512": widths and a batch size.
 
     Raises:
-        ValueError: neither.
+        ValueError: `text` is neither a name nor widths and a batch size.
     """
     if text in NETWORKS:
         return NETWORKS[text]
@@ -79,14 +79,14 @@ def network(text: str) -> Network:
 
 @dataclass(frozen=True)
 class Case:
-    """One row's work.
+    """The work of one row.
 
     Attributes:
-        name: of the network, or of the part of a start.
-        sizes: the network's; (n_in, n_out) for one layer, (n,) for a loss over n classes.
+        name: name of the network, or of the part of a start.
+        sizes: widths of the network; (n_in, n_out) for one layer, (n,) for a loss over n classes.
         optimizer: "SGD" or "Adam", where there are updates.
-        samples, epochs: of `fit`, else 0.
-        unit: of what is measured, "s" or "bytes".
+        samples, epochs: numbers of them in `fit`, else 0.
+        unit: unit of the figures, "s" or "bytes".
     """
 
     family: str
@@ -135,7 +135,7 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """2 for each multiply-add of the matrix products. What a first layer's input would get is not computed."""
+        """Operations of matrix products, 2 for each multiply-add. The gradient of the first input does not count."""
         per_row = [2 * n_in * n_out for n_in, n_out in self.layers]
         if self.family == "layer":
             return 2 * self.batch_size * per_row[0]
@@ -147,7 +147,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """What goes in, read once; what comes out, written once. Hidden layers may stay in cache and do not count.
+        """Least bytes: inputs read once, outputs written once. Hidden layers may stay in the cache and do not count.
 
         A step reads samples and labels, and reads and writes θ and the optimizer's moments.
         """

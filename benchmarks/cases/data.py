@@ -1,4 +1,4 @@
-"""A case's random numbers, the same for every contestant: each makes them for itself from one seed, and only reads."""
+"""Random numbers of a case. Each contestant makes the same ones from one seed, and only reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEED = 0
 
 @dataclass
 class Training:
-    """Samples and a network's first parameters.
+    """Samples and a network's initial parameters.
 
     Attributes:
         x, y: (B, n_0) and labels (B,); for `fit` all samples instead of a batch.
@@ -51,7 +51,7 @@ class Logits:
 
 @functools.lru_cache(1)
 def training(case: Case) -> Training:
-    """He's uniform weights; biases up to ±0.1, so that one left out shows. Samples of `fit` are like digits'."""
+    """Draw He's uniform weights, and biases up to ±0.1, so that a missing bias shows. `fit` has samples like digits."""
     rng = np.random.default_rng(SEED)
     count = case.samples or case.batch_size
     if case.family == "fit":
@@ -84,7 +84,7 @@ def logits(case: Case) -> Logits:
 
 
 def factors(case: Case) -> tuple[Floats, Floats]:
-    """Two square matrices."""
+    """Draw two square matrices."""
     rng = np.random.default_rng(SEED)
     a, b = (rng.standard_normal(2 * case.sizes, dtype=np.float32).astype(parameter_dtype(case)) for _ in range(2))
     return a, b
@@ -95,5 +95,5 @@ def parameter_dtype(case: Case) -> np.dtype[Any]:
 
 
 def flat(weights: Sequence[Floats], biases: Sequence[Floats]) -> Floats:
-    """θ = (W_1, b_1, …, W_L, b_L)."""
+    """Flatten parameters into θ = (W_1, b_1, …, W_L, b_L)."""
     return np.concatenate([part.ravel() for pair in zip(weights, biases, strict=True) for part in pair])

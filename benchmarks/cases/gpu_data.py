@@ -1,4 +1,4 @@
-"""A layer's operands on a GPU, in sets that together exceed the level-2 cache; every contestant works on the same."""
+"""A layer's operands on a GPU, in sets that together exceed the level-2 cache. All contestants share them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gpuback._core.precision import Precision
 
 MOST_SETS = 200
 MOST_BATCHES = 40
-"""Copies of a training step's batch: a CUDA graph of as many steps, a millisecond each, is long enough."""
+"""Copies of a training step's batch. A CUDA graph of as many steps, a millisecond each, is long enough."""
 
 
 class Buffers(NamedTuple):
-    """What one call reads and writes."""
+    """Buffers that one call reads and writes."""
 
     da: Any
     h: Any
@@ -29,7 +29,7 @@ class Buffers(NamedTuple):
 
 
 class Numbers:
-    """Random numbers on the device, of one format, from which operands are copied."""
+    """Random numbers of one format on the device. Operands are copied from them."""
 
     SIZE = 1 << 25
 
@@ -52,7 +52,7 @@ numbers = functools.lru_cache(1)(Numbers)
 
 @functools.lru_cache(1)
 def layer(case: Case) -> list[Buffers]:
-    """As many sets as fill the level-2 cache twice."""
+    """Make as many sets of buffers as fill the level-2 cache twice."""
     source, precision = numbers(precision_of(case).operand), precision_of(case)
     B, (n_in, n_out), total = case.batch_size, case.sizes, precision.accumulator
     return [
@@ -65,7 +65,7 @@ def layer(case: Case) -> list[Buffers]:
 
 
 def copies(size: int, most: int) -> int:
-    """How many buffers of so many bytes fill the level-2 cache twice."""
+    """Count the buffers of `size` bytes that fill the level-2 cache twice; at most `most`."""
     return min(math.ceil(2 * level_2_cache() / size) + 1, most)
 
 
@@ -79,7 +79,7 @@ def precision_of(case: Case) -> Precision:
 
 
 def wide(x: Any) -> Any:
-    """A CuPy array in float64; bfloat16 by way of its bits."""
+    """Convert a CuPy array to float64. bfloat16 goes by way of its bits."""
     if x.dtype.name == "bfloat16":
         x = (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return x.astype(np.float64)

@@ -1,4 +1,4 @@
-"""What contestants on a GPU must compute, in float64, and how far their results may lie from it."""
+"""Exact results of cases on a GPU, in float64, and how far contestants' results may lie from them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gpuback._core.precision import UNIT_ROUNDOFF
 from gpuback.testing import tolerance
 
 CLOSE_TRAINING = {"float32": CLOSE["float32"], "tf32": 0.06, "bfloat16": 0.17}
-"""Largest error of an update or a loss, relative to its length: three times what gpuback's NumPy backend shows with 16
-bits and TF32 in the usual networks. There most of it comes from units on the other side of relu's kink."""
+"""Largest error of an update or a loss, relative to its length: three times the error of gpuback's NumPy backend with
+16 bits and TF32 in the usual networks. Most of that error comes from units on the other side of relu's kink."""
 
 CLOSE_LAYER = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2}
-"""The same of another library's layer. TF32's roundings alone are above the first."""
+"""Largest error of another library's layer, relative to its length. Rounding to TF32 alone exceeds float32's limit."""
 
 Check = Callable[[Mapping[str, Any], str], None]
 
 
 def check_of(case: Case) -> Check:
-    """A function that holds a contestant's results to the exact ones, and raises CheckFailedError."""
+    """Make the function that holds a contestant's results to the exact ones. It raises CheckFailedError."""
     if case.family == "layer":
         return LayerOracle(case).check
     if case.family == "loss":
@@ -61,10 +61,10 @@ class LayerOracle:
             self._allowed["da_prev"] += abs(self._exact["da_prev"]) * UNIT_ROUNDOFF[precision.name]
 
     def check(self, results: Mapping[str, Any], role: str) -> None:
-        """gpuback's to the numeric contract, element by element; others' as wholes.
+        """Hold gpuback's results to the numeric contract element by element, and other libraries' by their norm.
 
         Raises:
-            CheckFailedError: one is missing, of another shape, or too far off.
+            CheckFailedError: a result is missing, has another shape, or is too far off.
         """
         for name in NEEDED["layer"]:
             if name not in results:

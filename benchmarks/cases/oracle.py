@@ -1,4 +1,4 @@
-"""What contestants must compute: every case in float64, by the textbook, and how far a result may lie from it."""
+"""Exact results of every case, in float64 by the textbook, and how far contestants' results may lie from them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gpuback.testing import tolerance
 F64 = NDArray[np.float64]
 
 CLOSE, CLOSE_AFTER_EPOCH = {"float32": 1e-3, "float64": 1e-9}, 5
-"""Largest error of an update, a loss or da by dtype, relative to its length; after an epoch so many times as much.
+"""Largest error of an update, a loss or da by dtype, relative to its length, and the factor on it after an epoch.
 
-Rounding to float32 alone stays below 10⁻⁴, but among millions of pre-activations it puts a few on the other side of
-relu's kink, in every step. A sample that is left out shows as 1/√B or more.
+Rounding to float32 alone stays below 10⁻⁴. But among millions of pre-activations it puts a few on the other side of
+relu's kink in every step. A sample that is left out shows as 1/√B or more.
 """
 
 NEEDED = {"layer": ("dW", "db", "da_prev"), "loss": ("loss", "da"), "fit": ("theta",), "product": ("product",)}
-"""What a contestant must show; by default θ after some steps, and the last one's loss."""
+"""Results that a contestant must show. In other families: θ after some steps, and the last step's loss."""
 
 
 class Pass(NamedTuple):
-    """Everything of a batch's way through a network and back; hs[k] is h_k, das[k] is da_k, which has none at 0."""
+    """A batch's way through a network and back. hs[k] is h_k, das[k] is da_k, and das[0] is empty."""
 
     loss: float
     hs: list[F64]
@@ -35,7 +35,7 @@ class Pass(NamedTuple):
 
 
 def softmax_cross_entropy(a: F64, y: NDArray[np.int64]) -> tuple[float, F64]:
-    """The mean of log Σ_j e^a_j − a_y, and its derivative (ŷ − e(y))/B."""
+    """Compute the mean of log Σ_j e^a_j − a_y, and its derivative (ŷ − e(y))/B."""
     z = a - a.max(axis=1, keepdims=True)
     e = np.exp(z)
     s = e.sum(axis=1, keepdims=True)
@@ -65,7 +65,7 @@ class Trained(NamedTuple):
 
 
 def train(case: Case, start: data.Training, *, corrects_epsilon: bool = True) -> Trained:
-    """θ after a step on each batch of a check.
+    """Train on each batch of a check.
 
     Args:
         corrects_epsilon: Adam divides by √(v/(1 − β₂ᵗ)) + ε, or else by (√v + ε)/√(1 − β₂ᵗ), the paper's second form.
@@ -92,7 +92,7 @@ def train(case: Case, start: data.Training, *, corrects_epsilon: bool = True) ->
 
 
 def batches(case: Case) -> Iterator[slice]:
-    """Of a check: the same batch again and again; of `fit` one epoch in the samples' order."""
+    """Yield the batches of a check: the same batch again and again, or for `fit` one epoch in the samples' order."""
     if case.family == "fit":
         return (slice(first, first + case.batch_size) for first in range(0, case.samples, case.batch_size))
     return iter([slice(None)] * CHECKED_STEPS)
@@ -117,15 +117,15 @@ class Oracle:
             self._add_training(data.training(case))
 
     def check(self, results: Mapping[str, NDArray[Any]], role: str = "peer", slack: float = 1.0) -> None:
-        """Holds results to the exact ones; of a floor, which makes only products, those that it has.
+        """Hold results to the exact ones. A floor makes products only, so each result that it has is checked.
 
         Args:
-            results: by name.
-            role: the contestant's.
-            slack: a factor on what is allowed.
+            results: arrays by name.
+            role: the contestant's role.
+            slack: factor on the allowed error.
 
         Raises:
-            CheckFailedError: one is missing, of another shape, or too far off.
+            CheckFailedError: a result is missing, has another shape, or is too far off.
         """
         needed = NEEDED.get(self._case.family, ("theta", "loss"))
         for name in results if role == "floor" else needed:
@@ -139,7 +139,7 @@ class Oracle:
                 raise CheckFailedError(f"check failed: {name} is off by {error:.3g} times what is allowed")
 
     def _error(self, name: str, difference: F64) -> Any:
-        """In units of what is allowed: element by element, or as a whole where a single number is."""
+        """Divide a difference by the allowed error: element by element, or by its norm where one number is allowed."""
         allowed = self._allowed[name]
         if np.ndim(allowed):
             return np.abs(difference) / np.maximum(allowed, 1e-300)
@@ -156,7 +156,7 @@ class Oracle:
         self._allowed["da_prev"] = self._allowed["da W"]
 
     def _add_product(self, name: str, left: F64, right: F64, terms: int) -> None:
-        """Held to the numeric contract, element by element."""
+        """Add a product, held to the numeric contract element by element."""
         self._exact[name] = left @ right
         self._allowed[name] = tolerance(np.abs(left) @ np.abs(right), terms, self._case.dtype)
 

@@ -1,4 +1,4 @@
-"""Which cases a run measures: the usual ones of its device, or those of networks that it is given."""
+"""The cases of a run: the usual ones of its device, or those of given networks."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ DTYPES: dict[Device, dict[str, tuple[str, ...]]] = {
         **{"layer": LAYER_DTYPES, "step": STEP_DTYPES, "device-memory": STEP_DTYPES, "host": ("bfloat16",)},
     },
 }
-"""Of a family's operands, unless others are asked for."""
+"""Dtypes of a family's operands, unless others are asked for."""
 
 MORE_DTYPES: dict[Device, dict[str, tuple[str, ...]]] = {
     "cpu": dict.fromkeys(FAMILIES["cpu"], ("float64",)),
     "cuda": {"step": ("tf32",), "host": ("float32", "tf32")},
 }
-"""Of those that are there when they are asked for."""
+"""Further dtypes, measured only when asked for."""
 
 STARTS = ("import", "network", "first step")
 CACHED_START = "first step, kernels cached"
-"""On a GPU, where the other first step compiles them."""
+"""On a GPU, where the other first step compiles the kernels."""
 
 HOST_CALLS = {
     "one bound launch": "launch",
@@ -50,10 +50,10 @@ LEVELS = FIRST, USUAL, MORE = range(3)
 
 
 class Job(NamedTuple):
-    """Cases that are measured together: all parts of a start, or one.
+    """Cases that are measured together: all parts of a start, or one case.
 
     Attributes:
-        level: of importance, `FIRST` before `USUAL`; a run that is short of time ends before the rest.
+        level: importance, `FIRST` before `USUAL`. A run that is short of time ends before the rest.
     """
 
     level: int
@@ -72,14 +72,14 @@ def jobs(
     *,
     quick: bool = False,
 ) -> list[Job]:
-    """The most important first; among equals in the order of `FAMILIES`.
+    """List the jobs, the most important first; among equals in the order of `FAMILIES`.
 
     Args:
         device: "cpu" or "cuda".
         families: some of the device's; by default all.
-        networks: in place of the usual ones.
+        networks: networks in place of the usual ones.
         dtypes: some of `dtypes_of` each family; by default `DTYPES`. A family that has none of them is left out.
-        quick: only those of level `FIRST`.
+        quick: whether to list only jobs of level `FIRST`.
     """
     found: list[Job] = []
     for family in FAMILIES[device]:
@@ -88,7 +88,7 @@ def jobs(
         if device == "cuda" and networks is None:
             found += [job for job in _GPU_JOBS[family]() if dtypes is None or job.cases[0].dtype in dtypes]
             continue
-        # All dtypes of a network one after the other: what they must compute is worked out once.
+        # All dtypes of a network come one after the other, so that their exact results are computed once.
         for cases in _cases(device, family, networks):
             for dtype in dtypes or DTYPES[device][family]:
                 if dtype in dtypes_of(device, family):
@@ -98,7 +98,7 @@ def jobs(
 
 
 def dtypes_of(device: Device, family: str) -> tuple[str, ...]:
-    """All that a family is measured in."""
+    """List all dtypes that a family can be measured in."""
     return (*DTYPES[device][family], *MORE_DTYPES[device].get(family, ()))
 
 
@@ -106,7 +106,7 @@ def dtypes_of(device: Device, family: str) -> tuple[str, ...]:
 
 
 def _cases(device: Device, family: str, networks: Sequence[Network] | None) -> Iterator[list[Case]]:
-    """By job. On a CPU each family has its own usual networks."""
+    """Yield the cases of each job. On a CPU each family has its own usual networks."""
     match family:
         case "layer":
             yield from ([largest_layer(net)] for net in networks or NETWORKS.values())
@@ -132,7 +132,7 @@ def _cases(device: Device, family: str, networks: Sequence[Network] | None) -> I
 
 
 def largest_layer(net: Network) -> Case:
-    """The layer that has most to do, but for the first, which passes nothing down."""
+    """Pick the layer with the most work, except the first, which passes no gradient down."""
     sizes = max(list(pairwise(net.sizes))[1:] or [net.sizes[:2]], key=lambda widths: widths[0] * widths[1])
     return Case("layer", net.name, sizes, net.batch_size)
 
@@ -146,7 +146,7 @@ def training(net: Network, family: str, optimizer: str = "Adam", dtype: str = "f
 
 
 def fit(net: Network) -> Case:
-    """14 batches an epoch, as many as 1797 digits make."""
+    """Make the case of `fit`, with 14 batches an epoch, as many as 1797 digits make."""
     return dataclasses.replace(training(net, "fit"), samples=14 * net.batch_size, epochs=10)
 
 
@@ -159,7 +159,7 @@ def memory(net: Network, family: str, dtype: str = "float32") -> Case:
 
 
 def host(name: str, net: Network | None = None) -> Case:
-    """One of `HOST_CALLS`; for the smallest of sizes unless a network is given."""
+    """Make a case of `HOST_CALLS`, of the smallest sizes unless a network is given."""
     if not HOST_CALLS[name]:
         return dataclasses.replace(training(net or NETWORKS["tiny"], "host", dtype="bfloat16"), name=name)
     one = largest_layer(net) if net else Case("", "", (64, 64), 64)
@@ -189,7 +189,7 @@ MORE_BATCHES = (
 
 
 def narrow(width: int, batch_size: int) -> Network:
-    """Seven layers of one width: a whole step takes one launch up to 64 and two at 128."""
+    """Make a network of seven layers of one width. A whole step takes one launch up to 64 and two at 128."""
     return Network(f"7x{width}:{batch_size}", (width,) * 8, batch_size)
 
 
@@ -200,7 +200,7 @@ MORE_LOSSES = (Network("many classes:16384", (64, 1000), 16384), Network("vocabu
 
 
 def layer(shape: tuple[int, int, int], dtype: str) -> Case:
-    """Of a shape (B, nO, nI)."""
+    """Make the case of a layer of a shape (B, nO, nI)."""
     B, n_out, n_in = shape
     return Case("layer", f"{n_in}-{n_out}:{B}", (n_in, n_out), B, dtype)
 

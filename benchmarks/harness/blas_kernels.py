@@ -1,4 +1,4 @@
-"""OpenBLAS holds a set of kernels for each generation of processors; which set is the fastest here, products tell.
+"""OpenBLAS's kernels: a set for each generation of processors. Timed products tell which set is the fastest here.
 
 python -m benchmarks.harness.blas_kernels       prints the rate of this process's kernels
 """
@@ -22,15 +22,15 @@ SHAPES = (1024, 1024, 1024), (64, 64, 64), (1024, 64, 64)
 
 ROUNDS, SECONDS = 3, 0.06
 WORTH_NAMING = 1.15
-"""By how much another set must beat the one that OpenBLAS picks. Less may be noise, and a run that differs from the
-last one in this cannot be compared with it.
+"""How many times as fast as OpenBLAS's own choice another set must be. Less may be noise, and a run cannot be compared
+with one that had other kernels.
 """
 
 
 def variables() -> dict[str, str]:
-    """What names the fastest set to every process whose products are NumPy's.
+    """Return the variable that names the fastest set to every process whose products are NumPy's.
 
-    Nothing where OpenBLAS picks it by itself, where there is no choice, and where the user has chosen.
+    The result is empty where OpenBLAS picks that set itself, where there is no choice, or where the user has chosen.
     """
     here = machine.survey()
     if VARIABLE in os.environ or "openblas" not in (here.blas.library or "") or "avx2" not in here.cpu.simd:
@@ -44,7 +44,7 @@ def variables() -> dict[str, str]:
 
 
 def forced() -> dict[str, str]:
-    """What names the set that OpenBLAS picks by itself here, so that all processes of a run have the same."""
+    """Return the variable that names OpenBLAS's own choice, so that all processes of a run have the same set."""
     blas = machine.survey().blas
     if VARIABLE in os.environ or "openblas" not in (blas.library or "") or blas.kernel is None:
         return {}
@@ -52,14 +52,14 @@ def forced() -> dict[str, str]:
 
 
 def _measured(named: dict[str, str]) -> float:
-    """The rate in a fresh process; 0 if it fails."""
+    """Measure the rate in a fresh process; 0 if it fails."""
     command = [sys.executable, "-m", "benchmarks.harness.blas_kernels"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **named}, capture_output=True, text=True, check=False)
     return float(done.stdout) if done.returncode == 0 else 0.0
 
 
 def rate() -> float:
-    """Operations per second in a layer's three products: the geometric mean over `SHAPES`."""
+    """Measure operations per second in a layer's three products: the geometric mean over `SHAPES`."""
     rates = [_rate(*shape) for shape in SHAPES]
     return math.exp(sum(map(math.log, rates)) / len(rates))
 

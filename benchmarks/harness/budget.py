@@ -1,4 +1,4 @@
-"""Seconds that a run may take, and what still fits into them."""
+"""Seconds that a run may take, and whether another row fits into them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from benchmarks.peers import GPU_STARTS
 
 REMEMBERED = 2
-"""How many of a kind are looked back on: they come in an order in which neighbours take about as long."""
+"""Rows of a kind from which the next is estimated. Neighbouring rows take about as long."""
 
 
 COMPILING = "compiling"
-"""What PyTorch takes to compile: ten times as long as all else in a row."""
+"""Kind of PyTorch's compilation, which takes ten times as long as all else in a row."""
 
 
 def start_of(name: str) -> str:
-    """The start of a contestant, as a budget calls it."""
+    """Name the start of a contestant as a kind."""
     return f"start of {name}"
 
 
@@ -27,16 +27,16 @@ GUESSES = {
     **{"startup": 25.0, "fit": 15.0, "memory": 15.0, COMPILING: 15.0},
     **{start_of(one.name): 90.0 if "compiled" in one.variant else 25.0 for one in GPU_STARTS},
 }
-"""Seconds for a row of a family, or for a part of it, before there was any."""
+"""Seconds for a row of a family, or for a part of it, before any was measured."""
 
 
 class Budget:
-    """Counts from when it is made.
+    """Seconds of a run, counted from when this is made.
 
     Args:
-        seconds: in all.
-        guesses: seconds for one of a kind, before there was any.
-        clock: seconds from some moment on.
+        seconds: seconds of the whole run.
+        guesses: seconds for one of a kind, before any was measured.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Budget:
         return self.seconds - (self._clock() - self._started)
 
     def expected(self, kind: str) -> float:
-        """Seconds for the next of a kind."""
+        """Estimate the seconds for the next of a kind."""
         recent = self._recent[kind]
         return sum(recent) / len(recent) if recent else self._guesses[kind]
 
     def fits(self, kind: str, share: float = 1.0) -> bool:
-        """Whether there is time for one more of a kind, while all of them have not taken their share of the seconds."""
+        """Tell whether there is time for one more of a kind, and the kind has not taken its share of the seconds."""
         return self.expected(kind) <= self.left and self._spent[kind] < share * self.seconds
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Rows whose figures come from fresh processes, one after the other: how a start goes, and what memory it takes."""
+"""Rows whose figures come from fresh processes: the times of a start, and the memory that it takes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from benchmarks.reports.results import Figures, Row
 FAMILIES = ("startup", "memory")
 
 ROUNDS = {"startup": 2, "memory": 1}
-"""At most: each process costs seconds."""
+"""Most rounds. Each process costs seconds."""
 
 SIDE_BY_SIDE = {"startup": 1, "memory": 2}
-"""Processes at a time. How much memory one takes does not depend on the others."""
+"""Processes at a time. The memory of one does not depend on the others."""
 
 LONG = 10.0
-"""Seconds: a contestant that needs longer for a first step has one round."""
+"""Seconds. A contestant that needs longer for a first step has one round."""
 
 
 def measure(cases: Sequence[Case], rows: Sequence[Row], contestants: Contestants, rounds: int, say: Say) -> None:
-    """Fills the rows of one network: all parts of its start come from the same processes."""
+    """Fill the rows of one network. All parts of its start come from the same processes."""
     family = cases[0].family
     ready = [one for one in contestants.entries if family in one.families]
     for number in range(min(rounds, ROUNDS[family])):
@@ -37,7 +37,7 @@ def measure(cases: Sequence[Case], rows: Sequence[Row], contestants: Contestants
 
 
 def one_round(cases: Sequence[Case], rows: Sequence[Row], contestants: Contestants, batch: Sequence[Entry]) -> None:
-    """A figure for each row, of processes side by side."""
+    """Add a figure to each row, from processes side by side."""
     answers = _start(batch, cases, contestants)
     for one in batch:
         answer = answers[one.name]
@@ -51,7 +51,7 @@ def one_round(cases: Sequence[Case], rows: Sequence[Row], contestants: Contestan
 
 
 def _start(batch: Sequence[Entry], cases: Sequence[Case], contestants: Contestants) -> dict[str, dict[str, Any] | str]:
-    """For a start, with nothing compiled before; then again, if that is asked for, with what the first left."""
+    """Start processes, for a start with an empty cache; if asked for, again with the cache that they leave."""
     cache = contestants.new_cache() if cases[0].family == "startup" else None
     answers = contestants.start(batch, cases[0], cache)
     if any(case.name == CACHED_START for case in cases):

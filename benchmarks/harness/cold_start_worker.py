@@ -1,4 +1,4 @@
-"""A fresh process that makes a contestant's first three steps, timed one by one, and says how its memory grew.
+"""A fresh process that makes a contestant's first three steps, timed one by one, and reports how its memory grew.
 
 python -m benchmarks.harness.cold_start_worker PACKAGES ADAPTER VARIANT
 
@@ -25,21 +25,21 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Memory:
-    """How far this process's resident memory rises above what it was when this was made."""
+    """Growth of this process's resident memory since this was made."""
 
     def __init__(self) -> None:
         self._from_proc = STATUS.exists() and CLEAR.exists()
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed before could otherwise serve again, unseen
+            ctypes.CDLL(None).malloc_trim(0)  # otherwise reused memory would not show as growth
         if self._from_proc:
-            CLEAR.write_text("5")  # the peak is counted anew
+            CLEAR.write_text("5")  # resets the peak
         self._before = self._read("VmRSS")
 
     def growth(self) -> int:
         return max(0, self._read("VmHWM") - self._before)
 
     def _read(self, field: str) -> int:
-        """Bytes. Elsewhere than on Linux, the highest there ever was, importing included."""
+        """Read a field in bytes. Outside Linux, return the process's highest peak, imports included."""
         if not self._from_proc:
             unit = 1 if sys.platform == "darwin" else 1024
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -48,7 +48,7 @@ class Memory:
 
 
 def start(package: str, adapter: str, variant: str, case: Case, results: str) -> dict[str, Any]:
-    """Nothing but Python's standard library may be imported before this."""
+    """Time the first steps. Before this call, only Python's standard library may be imported."""
     before = time.perf_counter()
     for name in package.split():
         importlib.import_module(name)

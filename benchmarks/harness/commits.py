@@ -27,7 +27,7 @@ from benchmarks.reports.live_table import LiveTable
 from benchmarks.reports.results import Figures, Results, Row
 
 FAMILIES = ("layer", "step", "fit", "startup", "memory")
-"""With public calls alone, which earlier commits have too."""
+"""Families that run with public calls alone, which earlier commits have too."""
 
 ROUNDS = 15
 
@@ -43,19 +43,19 @@ class CommitError(ValueError):
 def compare_commits(
     commits: tuple[str, str], planned: Sequence[Job], rounds: int, path: Path | None, console: Console
 ) -> int:
-    """Times two commits side by side and prints what got slower or faster from the first to the second.
+    """Time two commits side by side, and print what got slower or faster from the first to the second.
 
     Args:
-        commits: what git understands; "." is the working tree as it is.
-        planned: what is measured.
-        rounds: how often each has its turn.
-        path: where every round's figures go, if anywhere.
+        commits: names that git understands; "." is the working tree as it is.
+        planned: jobs to measure.
+        rounds: turns of each commit in a row.
+        path: file for every round's figures, if any.
 
     Returns:
         1 if something got slower, needs more memory or no longer runs, else 0.
 
     Raises:
-        CommitError: see there.
+        CommitError: there is no such commit, or it has no `gpuback`.
         ResultsError: nothing could be measured.
     """
     signal.signal(signal.SIGTERM, run.stop)
@@ -69,7 +69,7 @@ def compare_commits(
 
 
 def _entry(commit: str, folder: Path) -> Entry:
-    """A contestant with `gpuback` of a commit."""
+    """Make a contestant with `gpuback` of a commit."""
     if commit == WORKING_TREE:
         name, checkout = "working tree", ROOT
     else:
@@ -99,7 +99,7 @@ def _told_apart(entries: list[Entry]) -> tuple[Entry, Entry]:
 
 
 def measure(entries: Sequence[Entry], planned: Sequence[Job], rounds: int, path: Path, console: Console) -> Results:
-    """One row a case, with a column a commit."""
+    """Measure a row for each case, with a column for each commit."""
     variables = blas_kernels.forced()
     results = Results(environment.of_cpu(variables), {}, [])
     console.print(f"{results.environment.device}; {results.environment.blas}", soft_wrap=True)
@@ -119,9 +119,9 @@ def measure(entries: Sequence[Entry], planned: Sequence[Job], rounds: int, path:
 
 
 def as_two_runs(results: Results, first: str, second: str) -> tuple[Results, Results]:
-    """The first commit's figures and the second's as two runs.
+    """Split the figures into two runs, the first commit's and the second's.
 
-    In both, the first commit is what ran beside: so compared are quotients of times of one round.
+    In both runs, the first commit also stands beside, so that quotients of times of one round are compared.
     """
 
     def seen(name: str) -> Results:

@@ -1,4 +1,4 @@
-"""Compiles every kernel for this machine's GPU, on all its processors, so that later runs find them in the cache."""
+"""Compile every kernel for this machine's GPU, on all its processors, so that later runs find them in the cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
     arch = CudaLauncher().limits.arch
     wanted = [kernel.variant for kernel in every_kernel()]
     started = time.perf_counter()
-    # Processes of their own: a fork would inherit a CUDA that no longer works.
+    # Spawned: in a forked process, the inherited CUDA context does not work.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(os.cpu_count() or 1, 16), context) as pool:
         compiled = list(pool.map(partial(compile_variant, arch=arch), wanted))

@@ -1,4 +1,4 @@
-"""The contestants of a run, each in a process of its own that is started when it is first needed."""
+"""The contestants of a run, each in a process of its own that starts when it is first needed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ON_NUMPY = ("gpuback", "numpy", "sklearn")
 
 
 class Contestants:
-    """A context, which no process outlives.
+    """A context that ends the contestants' processes with it.
 
     Args:
-        entries: those that take part.
-        numpy_variables: in the environment of those whose products are NumPy's.
+        entries: contestants that take part.
+        numpy_variables: environment variables of contestants whose products are NumPy's.
         limit: seconds for the first steps of a fresh process.
     """
 
@@ -52,11 +52,11 @@ class Contestants:
         self._folder.cleanup()
 
     def new_cache(self) -> str:
-        """A folder for what is compiled, in which there is nothing yet."""
+        """Make an empty folder for compiled files."""
         return tempfile.mkdtemp(dir=self._folder.name)
 
     def variables(self, one: Entry, cache: str | None = None) -> dict[str, str]:
-        """Of a contestant's process; what it compiles stays in one folder for the whole run, or in `cache`."""
+        """Return the variables of a contestant's process. Compiled files go into `cache`, by default the run's."""
         cache = cache or f"{self._folder.name}/compiled"
         numpy = self._numpy_variables if one.package.startswith(ON_NUMPY) else {}
         folders = {"TORCHINDUCTOR": "torch", "GPUBACK": "kernels", "CUPY": "cupy"}
@@ -64,11 +64,11 @@ class Contestants:
         return {**numpy, **compiled, **one.environment}
 
     def prepare(self, entries: Sequence[Entry], case: Case) -> dict[str, dict[str, str] | str]:
-        """Makes contestants ready, side by side, and holds what they compute to the oracle.
+        """Make contestants ready, side by side, and hold their results to the oracle.
 
         Returns:
             Contestant → its settings to take turns with (name → all that it runs with, in words), or why it cannot
-            take part: it is not there, it fails, or it computes something else.
+            take part: it is not installed, it fails, or its results are wrong.
         """
         found: dict[str, dict[str, str] | str] = {}
         for one in entries:
@@ -88,25 +88,25 @@ class Contestants:
         return found
 
     def turn(self, one: Entry, choice: str, warm_up: float, seconds: float) -> float:
-        """Its time for a call, in this round, with one of its settings.
+        """Measure a contestant's seconds a call in this round, with one of its settings.
 
         Raises:
-            WorkerError: it fails.
+            WorkerError: the contestant fails.
         """
         return float(self._worker(one).ask("turn", choice=choice, warm_up=warm_up, seconds=seconds))
 
     def drop(self, one: Entry) -> None:
-        """Frees what a case needed; of a process that is in no state to, all."""
+        """Free a case's memory, or end the process if it is in no state to do so."""
         try:
             self._worker(one).ask("drop")
         except WorkerError:
             self._workers.pop(one.name).end(0)
 
     def start(self, entries: Sequence[Entry], case: Case, cache: str | None = None) -> dict[str, dict[str, Any] | str]:
-        """Fresh processes, side by side.
+        """Start fresh processes, side by side.
 
         Returns:
-            Contestant → what it took for its first steps (see `cold_start_worker`), or why it cannot take part.
+            Contestant → figures of its first steps (see `cold_start_worker`), or why it cannot take part.
         """
         found: dict[str, dict[str, Any] | str] = {}
         for one in entries:
@@ -146,7 +146,7 @@ class Contestants:
         return self._workers[one.name]
 
     def _started(self, one: Entry, arguments: Sequence[str], cache: str | None = None) -> Worker:
-        """Of one with a checkout of its own, `gpuback` comes from there and all else from this tree."""
+        """Start a contestant's process. With a checkout, `gpuback` comes from there and all else from this tree."""
         command, variables = [f"benchmarks.harness.{arguments[0]}", *arguments[1:]], self.variables(one, cache)
         if not one.checkout:
             return Worker(command, variables)
@@ -158,5 +158,5 @@ class Contestants:
         return Worker(command, variables, [one.checkout, str(harness)], str(empty))
 
     def _file(self, one: Entry) -> Path:
-        """For its results, on their way to the oracle."""
+        """Return the path for a contestant's results, on their way to the oracle."""
         return Path(self._folder.name) / f"{one.name}.npz"

@@ -15,15 +15,15 @@ from benchmarks.peers import Entry, LeftOutError
 from benchmarks.reports.results import Results, Row
 
 WARM_UP, SECONDS = 0.06, 0.025
-"""Of a contestant before the clock starts, and while it runs."""
+"""Seconds of a contestant's turn before the clock starts, and while it runs."""
 
 FEWER_ROUNDS = 7
-"""At most, for all families but training steps, which most readers come for."""
+"""Most rounds of all families but training steps, which most readers come for."""
 
 
 @contextlib.contextmanager
 def opened(entries: Sequence[Entry], effort: Effort) -> Iterator[tuple[Results, Callable[..., None]]]:
-    """Results without rows, and what fills rows; all processes end with the context."""
+    """Yield results without rows, and the function that fills rows. All processes end with the context."""
     variables = blas_kernels.variables()
     where = environment.of_cpu(variables)
     with Contestants(entries, variables) as contestants:
@@ -31,7 +31,7 @@ def opened(entries: Sequence[Entry], effort: Effort) -> Iterator[tuple[Results, 
 
 
 def measure(contestants: Contestants, effort: Effort, cases: Sequence[Case], rows: Sequence[Row], say: Say) -> None:
-    """The rows of cases that are measured together."""
+    """Fill the rows of cases that are measured together."""
     family = cases[0].family
     if family in cold_start.FAMILIES:
         cold_start.measure(cases, rows, contestants, effort.rounds, say)
@@ -49,7 +49,7 @@ def in_turns(
     say: Say,
     choose: Callable[[Candidates], Candidates] | None = None,
 ) -> None:
-    """Makes all contestants of a case ready, side by side, and runs the rounds."""
+    """Make all contestants of a case ready, side by side, and run the rounds."""
     rounds = Rounds(row, choose=choose, say=say)
     say(f"{case.label}: contestants are made ready and checked")
     taking_part = [one for one in contestants.entries if case.family in one.families]

@@ -1,4 +1,4 @@
-"""What figures belong to: the machine, the commit and its versions."""
+"""The environment of figures: the machine, the commit and its versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GPU_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy", "nvmath-python", "tinycu
 
 
 def of_cpu(numpy_variables: Mapping[str, str]) -> Environment:
-    """This machine's processor, with what contestants on NumPy have in their environment."""
+    """Describe this machine's processor, and the environment variables of contestants on NumPy."""
     here = machine.survey()
     kernel = next((f"{value} by {name}" for name, value in numpy_variables.items()), here.blas.kernel)
     threads = f"{here.blas.threads} threads" if here.blas.threads else None
@@ -34,7 +34,7 @@ def of_cpu(numpy_variables: Mapping[str, str]) -> Environment:
 
 
 def of_gpu() -> Environment:
-    """CuPy's current device."""
+    """Describe CuPy's current device."""
     import cupy
 
     runtime = cupy.cuda.runtime
@@ -52,12 +52,12 @@ def of_gpu() -> Environment:
 
 
 def _cuda(version: int) -> str:
-    """13020 is 13.2."""
+    """Format CUDA's version: 13020 is 13.2."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Of Python, gpuback, and those of the packages that are installed."""
+    """List the versions of Python, gpuback, and the installed ones of `packages`."""
     known = machine.versions_of()
     found = {name: version for name in ("python", "gpuback") if (version := known[name])}
     for package in packages:
@@ -69,7 +69,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """GPUBACK_COMMIT, where there is no repository; else what git says."""
+    """Return GPUBACK_COMMIT, which serves where there is no repository, or else git's description."""
     if "GPUBACK_COMMIT" in os.environ:
         return os.environ["GPUBACK_COMMIT"]
     try:

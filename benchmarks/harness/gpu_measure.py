@@ -27,20 +27,20 @@ from benchmarks.peers import GPU, OURS, Contestant, Entry, LeftOutError, made_re
 from benchmarks.reports.results import Figures, Results, Row
 
 COMPILING_SHARE = 0.35
-"""Of a run, that PyTorch may take to compile."""
+"""Share of a run that PyTorch may take to compile."""
 
 START_LIMIT = 90.0
 """Seconds for a fresh process's first steps."""
 
 HOST_CALLS_A_TURN = 50
-"""A step is 13 launches or more, and the driver's queue holds 1024."""
+"""Calls in a turn. A step is 13 launches or more, and the driver's queue holds 1024."""
 
 Check = gpu_oracle.Check
 
 
 @dataclass(frozen=True)
 class Run:
-    """What all rows of a run share.
+    """State that all rows of a run share.
 
     Attributes:
         entries: the contestants that take part.
@@ -60,7 +60,7 @@ class Run:
 
 @contextlib.contextmanager
 def opened(entries: Sequence[Entry], effort: Effort, budget: Budget) -> Iterator[tuple[Results, Callable[..., None]]]:
-    """Results without rows, and what fills rows."""
+    """Yield results without rows, and the function that fills rows."""
     run = Run(entries, budget, effort)
 
     def fill(cases: Sequence[Case], rows: Sequence[Row], say: Say) -> None:
@@ -70,9 +70,9 @@ def opened(entries: Sequence[Entry], effort: Effort, budget: Budget) -> Iterator
 
 
 def measure(cases: Sequence[Case], rows: Sequence[Row], run: Run) -> None:
-    """Fills the rows of cases that are measured together; what they took of the GPU's memory is given back.
+    """Fill the rows of cases that are measured together, then free their memory on the GPU.
 
-    Where there is no room for the exact results, there are no figures either.
+    If the exact results do not fit into memory, there are no figures.
     """
     try:
         if cases[0].family == "startup":
@@ -98,7 +98,7 @@ def measure(cases: Sequence[Case], rows: Sequence[Row], run: Run) -> None:
 
 
 def timed(case: Case, row: Row, run: Run) -> None:
-    """Layers, losses and steps."""
+    """Time layers, losses and steps."""
     rounds, check = run.rounds(row), gpu_oracle.check_of(case)
     with gpu_timing.tf32(case.dtype == "tf32"):
         for one in run.of_family(case.family):
@@ -107,7 +107,7 @@ def timed(case: Case, row: Row, run: Run) -> None:
 
 
 def ready(one: Entry, case: Case, check: Check, budget: Budget) -> Ready:
-    """A contestant that has shown that it computes the right thing, behind a stopwatch."""
+    """Check a contestant's results, and make its stopwatch."""
     with _time_to_compile(one, budget):
         return clocked(checked(one, case, check))
 
@@ -145,11 +145,11 @@ def _time_to_compile(one: Entry, budget: Budget) -> Iterator[None]:
         yield
 
 
-# ---- What a call costs the host
+# ---- Calls on the host
 
 
 def host(case: Case, row: Row, run: Run) -> None:
-    """The GPU is not waited for. Peers have a layer's call and a step's."""
+    """Time calls on the host without waiting for the GPU. Peers have a layer's call and a step's."""
     variant = HOST_CALLS[case.name]
     timed_case = dataclasses.replace(case, family="layer" if variant else "step")
     rounds, check = run.rounds(row), gpu_oracle.check_of(timed_case)
@@ -171,7 +171,7 @@ def host(case: Case, row: Row, run: Run) -> None:
 
 
 def memory(case: Case, row: Row, run: Run) -> None:
-    """One figure each, for allocators repeat what they did."""
+    """Measure memory once for each contestant, since allocators repeat what they did."""
     check = gpu_oracle.check_of(case)
     figures: dict[str, Figures] = {}
 
@@ -200,7 +200,7 @@ HOW_COUNTED = {
 
 
 def starts(cases: Sequence[Case], rows: Sequence[Row], run: Run) -> None:
-    """Fresh processes, in rounds: one that compiles, and one that finds what it left."""
+    """Time fresh processes, in rounds: one that compiles, and one that finds the first one's files."""
     for number in range(min(run.effort.rounds, cold_start.ROUNDS["startup"])):
         for one in run.of_family("startup"):
             if number and one.name not in rows[0].contestants:

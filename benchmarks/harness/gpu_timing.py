@@ -1,4 +1,4 @@
-"""How contestants are timed on a GPU: CUDA graphs between events, so that launching costs nothing, or a wall clock.
+"""Timing on a GPU: CUDA graphs between events, so that launches do not count, or a wall clock.
 
 A contestant works on one of several sets of buffers, together larger than the level-2 cache, one after the other, so
 that none finds its operands there.
@@ -17,17 +17,17 @@ from benchmarks.peers.gpu_arrays import synchronize as synchronize
 from benchmarks.peers.gpu_arrays import torch as torch
 
 Call = Callable[[], object]
-"""Puts the work on the next set into the queue; may return what must stay alive."""
+"""Enqueues the work on the next set. May return objects that must stay alive."""
 
 Stopwatch = Callable[[], float]
-"""Works for one turn; seconds for one set."""
+"""Works for one turn, and returns seconds for one set."""
 
 TURN, FEWEST_CALLS, MOST_CALLS = 0.02, 3, 200
-"""Seconds that a turn by the wall clock takes, and how many calls it may consist of."""
+"""Seconds that a turn by the wall clock takes, and the fewest and the most calls in it."""
 
 
 def cupy_graph(call: Call, sets: int) -> Stopwatch:
-    """What CuPy's current stream gets, captured."""
+    """Capture the calls on CuPy's current stream, and time the graph."""
     synchronize()
     stream, start, end = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Event(), cupy.cuda.Event()
     with stream:
@@ -52,7 +52,7 @@ def cupy_graph(call: Call, sets: int) -> Stopwatch:
 
 
 def torch_graph(call: Call, sets: int) -> Stopwatch:
-    """What PyTorch's current stream gets, captured."""
+    """Capture the calls on PyTorch's current stream, and time the graph."""
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(2 * sets):
             call()
@@ -74,7 +74,7 @@ def torch_graph(call: Call, sets: int) -> Stopwatch:
 
 
 def wall_clock(call: Call, wait: Callable[[], object]) -> Stopwatch:
-    """Call after call, as a program makes them; the queue is empty before and after.
+    """Time call after call, as a program makes them. The queue is empty before and after.
 
     Args:
         call: the work.
@@ -96,7 +96,7 @@ def wall_clock(call: Call, wait: Callable[[], object]) -> Stopwatch:
 
 
 def enqueueing(call: Call, calls: int, wait: Callable[[], object]) -> Stopwatch:
-    """What a call costs the host, which does not wait for the work; `calls` fit into the driver's queue."""
+    """Time calls on the host, without waiting for the work. `calls` fit into the driver's queue."""
 
     def seconds() -> float:
         synchronize()
@@ -112,7 +112,7 @@ def enqueueing(call: Call, calls: int, wait: Callable[[], object]) -> Stopwatch:
 
 
 def between_events(work: Callable[[], object], rounds: int = 10) -> float:
-    """Median seconds of something long, on the default stream."""
+    """Measure the median seconds of long work on the default stream."""
     start, end = cupy.cuda.Event(), cupy.cuda.Event()
     seconds = []
     for _ in range(rounds + 2):
@@ -126,7 +126,7 @@ def between_events(work: Callable[[], object], rounds: int = 10) -> float:
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether PyTorch's float32 products may use TF32."""
+    """Set whether PyTorch's float32 products may use TF32."""
     if torch is None:
         yield
         return
@@ -139,7 +139,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second of a large copy on the device, read and written."""
+    """Measure bytes per second of a large copy on the device, read and written."""
     source, target = (cupy.zeros(1 << 30, np.uint8) for _ in range(2))
     stream = cupy.cuda.Stream.null
     seconds = between_events(lambda: target.data.copy_from_device_async(source.data, source.nbytes, stream))
@@ -147,7 +147,7 @@ def copy_bandwidth() -> float:
 
 
 def product_rate(name: str, rounds: int) -> float:
-    """Operations per second of PyTorch's product of two large matrices of random numbers."""
+    """Measure operations per second of PyTorch's product of two large matrices of random numbers."""
     n, dtype = 8192, torch.bfloat16 if name == "bfloat16" else torch.float32
     a, b = (torch.randn(n, n, device="cuda").to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -157,7 +157,7 @@ def product_rate(name: str, rounds: int) -> float:
 
 
 def cupy_product_rate(rounds: int) -> float:
-    """The same of CuPy's product, in float32."""
+    """Measure operations per second of CuPy's product of such matrices, in float32."""
     n, rng = 8192, np.random.default_rng(0)
     a, b = (cupy.asarray(rng.standard_normal((n, n), dtype=np.float32)) for _ in range(2))
     out = cupy.empty_like(a)
@@ -165,7 +165,7 @@ def cupy_product_rate(rounds: int) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """What this device reaches, by name; without PyTorch products in float32 only."""
+    """Measure the highest rates of this device, by name. Without PyTorch, products are in float32 only."""
     found = {"copy": copy_bandwidth()}
     cupy.get_default_memory_pool().free_all_blocks()
     if torch is None:

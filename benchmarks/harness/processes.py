@@ -1,4 +1,4 @@
-"""Contestants' processes as the harness sees them: started, asked, and ended whatever happens."""
+"""Contestants' processes as the harness sees them: started, asked, and always ended."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LIMIT = 300.0
 
 
 class WorkerError(LeftOutError):
-    """A contestant's process answered with an error, died, or did not answer; the message says which."""
+    """A contestant's process answered with an error, died, or did not answer. The message says which."""
 
 
 def reason(error: BaseException) -> str:
-    """An exception in a line."""
+    """Format an exception in a line."""
     text = " ".join(str(error).split())
     if isinstance(error, LeftOutError):
         return text
@@ -39,10 +39,10 @@ class Worker:
     """A process of `benchmarks.harness.worker`, or of another module that speaks as it does.
 
     Args:
-        arguments: after `python -m`.
-        environment: added to this process's own.
+        arguments: command line after `python -m`.
+        environment: variables added to this process's own.
         paths: where Python looks first for modules; by default this tree.
-        folder: that it starts in, where Python looks before `paths`; by default the current one.
+        folder: working directory, where Python looks before `paths`; by default the current one.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Worker:
         self._listener.start()
 
     def _listen(self) -> None:
-        """Puts each answer into the queue; "" once there can be no more."""
+        """Put each answer into the queue, then "" when no more can come."""
         assert self._process.stdout is not None
         with self._process.stdout as answers:
             for line in answers:
@@ -83,22 +83,22 @@ class Worker:
         return self._process.pid
 
     def ask(self, do: str, *, limit: float = LIMIT, **arguments: Any) -> Any:
-        """The answer to a command; see `answer`."""
+        """Give a command, and return its answer; see `answer`."""
         self.tell(do, **arguments)
         return self.answer(limit=limit)
 
     def tell(self, do: str, **arguments: Any) -> None:
-        """Gives a command, whose answer is to be fetched."""
+        """Give a command. `answer` returns its answer."""
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # of a process that has died; it will not answer
+        with contextlib.suppress(OSError):  # the process has died: `answer` raises
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
 
     def answer(self, *, limit: float = LIMIT) -> Any:
-        """The answer to the last command.
+        """Wait for the answer to the last command.
 
         Raises:
-            WorkerError: it failed. The process goes on if it could say so; otherwise it has ended.
+            WorkerError: the command failed. The process goes on if it reported the error, and otherwise has ended.
         """
         try:
             line = self._answers.get(timeout=limit)
@@ -106,7 +106,7 @@ class Worker:
             self.end(patience=0)
             raise WorkerError(f"no answer in {limit:g} s") from None
         if not line:
-            self._answers.put("")  # for whoever asks again
+            self._answers.put("")  # for the next call
             raise WorkerError(self._last_words())
         answer = json.loads(line)
         if "error" in answer:
@@ -126,7 +126,7 @@ class Worker:
         return self._process.poll() is None
 
     def end(self, patience: float = 2.0) -> None:
-        """Asks it to end, and after `patience` seconds ends it and what it started."""
+        """Ask the process to end. After `patience` seconds, kill it and what it started."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -138,7 +138,7 @@ class Worker:
         self._complaints.close()
 
     def _end_group(self) -> None:
-        """The process and what it started, once: later the number may be another group's."""
+        """Kill the process and what it started, only once: later the number may be another group's."""
         if not self._ended:
             self._ended = True
             with contextlib.suppress(ProcessLookupError, PermissionError):

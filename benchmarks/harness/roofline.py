@@ -1,4 +1,4 @@
-"""What this CPU can do: how fast it copies, in memory and within its caches, and how fast its products are."""
+"""Rates that this CPU reaches: of copies, in memory and within its caches, and of products."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from benchmarks.harness.processes import WorkerError
 from benchmarks.peers import Entry, named
 
 COPIED, COPIED_IN_CACHE = 128 << 20, 128 << 10
-"""Bytes that each core copies: far beyond its caches; and, with the target, half of the smallest level-2 cache."""
+"""Bytes that each core copies: far beyond its caches, and with the target half of the smallest level-2 cache."""
 
 REPEATS = 200
-"""Copies within the cache that a thread makes, so that starting it does not count."""
+"""Copies within the cache that a thread makes: enough that starting it does not count."""
 
 PRODUCT = 1536
 ROUNDS, WARM_UP, SECONDS = 3, 0.1, 0.1
 
 
 def ceilings(contestants: Contestants, cores: int) -> dict[str, float]:
-    """Bytes and operations per second, the most that was seen of NumPy, and of PyTorch where it takes part."""
+    """Measure bytes and operations per second: the highest rate of NumPy, and of PyTorch where it takes part."""
     copies = Case("copy", "copy", (COPIED, 1), cores), Case("copy", "cached copy", (COPIED_IN_CACHE, REPEATS), cores)
     products = [Case("product", dtype, (PRODUCT,), 1, dtype) for dtype in ("float32", "float64")]
     bare = named("bare products")
@@ -31,7 +31,7 @@ def ceilings(contestants: Contestants, cores: int) -> dict[str, float]:
 
 
 def _highest(contestants: Contestants, entries: list[Entry], case: Case, work: int) -> float:
-    """0 if none of them can do it."""
+    """Return the highest rate of a case, or 0 if no contestant can run it."""
     rates = [0.0]
     for one in entries:
         choices = contestants.prepare([one], case)[one.name]

@@ -1,4 +1,4 @@
-"""A row's contestants take turns, round by round, in an order of its own in each round."""
+"""Rounds of a row. Its contestants take turns, in a new order in each round."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from benchmarks.reports.results import Figures, Row, p20
 FEWEST_ROUNDS = 3
 
 TRIALS = 3
-"""Rounds after which a contestant goes on with its fastest setting alone. They lie seconds apart, so that no moment in
-which others use the cores decides."""
+"""Rounds after which a contestant goes on with its fastest setting alone. They lie seconds apart, so that a moment in
+which others use the cores does not decide."""
 
 CLEARLY = 0.95
-"""Times as long: by less than this no setting takes the first one's place."""
+"""Share of the first setting's time. Another setting must take less than that to replace it."""
 
 Ready = Mapping[str, Callable[[], float]]
-"""Setting, in words → takes a turn with it and gives its figure: seconds a call, or bytes."""
+"""Setting, in words → takes a turn with it and returns its figure: seconds a call, or bytes."""
 
 Say = Callable[[str], object]
-"""Tells what is going on."""
+"""Reports progress."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a row may be measured.
+    """Limits on the measurement of a row.
 
     Attributes:
-        rounds: at most.
-        seconds: after which there are no more, once there were `FEWEST_ROUNDS`.
-        warm_up: rounds before those, which leave no figures.
+        rounds: most rounds.
+        seconds: time after which no round starts, once there were `FEWEST_ROUNDS`.
+        warm_up: rounds before the others, without figures.
     """
 
     rounds: int
@@ -61,10 +61,10 @@ class Rounds:
     """Fills a row. A contestant that raises is absent from it, with the reason.
 
     Args:
-        row: of the case.
+        row: row of the case.
         recover: called after an exception; raises if nothing more can run.
         choose: keeps one setting of each contestant after the trials.
-        say: told about each turn.
+        say: called with a description of each turn.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Rounds:
         self._candidates: Candidates = {}
 
     def enter(self, name: str, role: Role, make: Callable[[], Ready]) -> None:
-        """Lets a contestant take part, unless what makes it ready raises."""
+        """Let a contestant take part, unless making it ready raises."""
         try:
             ready = make()
         except Exception as error:
@@ -124,7 +124,7 @@ class Rounds:
 
 
 def fastest(candidates: Sequence[Candidate]) -> Candidate:
-    """The one that is fastest in quiet moments; the first, unless another is clearly faster."""
+    """Pick the setting that is fastest in quiet moments, or the first unless another is clearly faster."""
     if len(candidates) == 1:
         return candidates[0]
     return min(candidates, key=lambda one: p20(one.figures) * (CLEARLY if one is candidates[0] else 1.0))
@@ -135,7 +135,7 @@ def each_fastest(candidates: Candidates) -> Candidates:
 
 
 def one_for_all(candidates: Candidates) -> Candidates:
-    """The same setting for every contestant: the one with which they take the least time together."""
+    """Pick the same setting for every contestant: the one with which they take the least time together."""
     by_setting = [{one.figures.setting: one for one in group} for group in candidates.values()]
     common = [setting for setting in by_setting[0] if all(setting in one for one in by_setting)] if by_setting else []
     if not common:

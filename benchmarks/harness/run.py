@@ -26,28 +26,28 @@ from benchmarks.reports.results import Results, Row, row_of, save
 from benchmarks.reports.summary import in_short
 
 Fill = Callable[[Sequence[Any], Sequence[Row], Say], None]
-"""Measures cases together: their figures go into the rows."""
+"""Measures cases together, and puts their figures into the rows."""
 
 EFFORT = {"cpu": Effort(12), "cuda": Effort(15, 4.0, warm_up=1)}
 QUICK = {"cpu": Effort(5), "cuda": Effort(5, 1.0, warm_up=1)}
 
 SECONDS = {"cpu": float("inf"), "cuda": 500.0}
-"""That a run may take."""
+"""Seconds that a run may take."""
 
 ENTRIES: dict[Device, tuple[Entry, ...]] = {"cpu": CPU, "cuda": (*GPU, *GPU_STARTS)}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run measures beside its jobs, and how long.
+    """Options of a run beside its jobs.
 
     Attributes:
-        names: of the contestants; None for all.
+        names: contestants that take part; None for all.
         without: contestants that do not take part.
         outside: contestants from other modules.
-        rounds: in place of `EFFORT`'s or `QUICK`'s.
-        seconds: in place of `SECONDS`.
-        quick: few rounds, nothing that PyTorch compiles.
+        rounds: number in place of `EFFORT`'s or `QUICK`'s.
+        seconds: limit in place of `SECONDS`.
+        quick: whether to make few rounds, without contestants that PyTorch compiles.
     """
 
     device: Device = "cpu"
@@ -69,11 +69,11 @@ class Options:
 
 
 class Stopped(SystemExit):
-    """The run was asked to end; what it has measured stays."""
+    """The run was asked to end. Its figures so far stay."""
 
 
 def run(planned: Sequence[Job], options: Options, path: Path, console: Console) -> int:
-    """Measures, shows and keeps; at the end, and when it is stopped, writes the page beside `path`.
+    """Measure, show and save rows. At the end, and when stopped, write the page beside `path`.
 
     Returns:
         1 if gpuback failed in a row, else 0; 2 if there is no such device.
@@ -103,7 +103,7 @@ def run(planned: Sequence[Job], options: Options, path: Path, console: Console) 
 
 
 def why_not(device: Device) -> str | None:
-    """Why there can be no run on a device."""
+    """Explain why there can be no run on a device."""
     if device == "cpu":
         return None
     import gpuback
@@ -131,10 +131,10 @@ def measure(
     path: Path,
     table_of: Callable[[str], AbstractContextManager[LiveTable]],
 ) -> list[Job]:
-    """One job after the other; after each, all rows are saved.
+    """Measure one job after the other, and save all rows after each.
 
     Returns:
-        Those for which there was no time.
+        Jobs for which there was no time.
     """
     left_out = []
     for family, group in itertools.groupby(planned, key=lambda job: job.family):
@@ -159,7 +159,7 @@ def title(job: Job) -> str:
 
 
 def failures(results: Results, options: Options) -> list[str]:
-    """Where gpuback, or gpuback with an option, was to be measured and was not."""
+    """List the rows in which gpuback, or gpuback with an option, should have been measured and was not."""
     ours = {one.name for one in options.entries() if one.role in ("ours", "mode")}
     return [
         f"{row.family} {described(row)}, {row.dtype}: {name}: {why}"
@@ -170,5 +170,5 @@ def failures(results: Results, options: Options) -> list[str]:
 
 
 def stop(*_: Any) -> None:
-    """Handles SIGTERM."""
+    """Handle SIGTERM."""
     raise Stopped("stopped")

@@ -1,4 +1,4 @@
-"""How a contestant is timed within a round."""
+"""Timing of a contestant within a round."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from benchmarks.peers import Contestant
 
 
 def turn(contestant: Contestant, warm_up: float, seconds: float) -> float:
-    """Seconds a call, over calls that together take about `seconds`.
+    """Measure seconds a call, over calls that together take about `seconds`.
 
-    The contestant starts from the case's beginning and runs for at least `warm_up` seconds before the clock starts:
-    threads of the one before it go on spinning for a while and take a core, and caches and clock rates are still its.
-    Between calls there is no wait, so that a library may run ahead; the clock stops when all work is done.
+    The contestant starts from the case's beginning and runs for at least `warm_up` seconds before the clock starts.
+    Until then, the previous contestant's threads go on spinning and take a core, and caches and clock rates are still
+    those of its work. Calls follow each other without a wait, so that a library may run ahead. The clock stops when all
+    work is done.
     """
     contestant.restart()
     contestant.wait()

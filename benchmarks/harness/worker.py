@@ -7,7 +7,7 @@
     {"do": "turn", "choice": …, "warm_up": s, "seconds": s}     → seconds a call, with that setting
     {"do": "drop"}                                      frees the case's memory
 
-What fails answers {"error": …}. It ends when no more can come in.
+A command that fails answers {"error": …}. The process ends when its input ends.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class Session:
 
 
 def answers() -> TextIO:
-    """Where answers go; what libraries print goes to stderr, out of their way."""
+    """Return the stream for answers, and send what libraries print to stderr."""
     channel = os.dup(1)
     os.dup2(2, 1)
     return os.fdopen(channel, "w", encoding="utf-8", buffering=1)
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever gives the commands says when to end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that gives the commands ends this one
     out = answers()
     warnings.simplefilter("ignore")
     session = Session(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Contestants: one adapter a library, each of which says how that library does a case."""
+"""Contestants, with an adapter for each library that tells how it runs a case."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OURS = "gpuback"
 """The contestant that the others are compared with."""
 
 Role = Literal["ours", "peer", "floor", "mode"]
-"""gpuback; another library; the least that any of them has to do; gpuback with an option that costs time."""
+"""gpuback; another library; the lower bound; gpuback with an option that costs time."""
 
 
 def nothing() -> None:
-    """For contestants that have nothing to wait for, or to restart."""
+    """Do nothing, for contestants that need no wait or restart."""
 
 
 @dataclass
@@ -29,12 +29,12 @@ class Contestant:
     Attributes:
         call: the work, once. It may return before the work is done.
         check: does the work from the case's beginning and returns its results by name, for the oracle to check.
-        setting: what it runs with: threads, flags.
+        setting: threads and flags that it runs with.
         wait: returns when all work is done.
-        restart: back to the case's beginning, so that training does not go on for ever.
+        restart: returns to the case's beginning, so that training does not go on for ever.
         sets: on a GPU, how many sets of buffers calls take in turn, so that none finds its operands in the cache.
-        choices: settings of which the fastest is to be taken, by name; each takes effect when it is called.
-        graph: on a GPU, the library that captures the calls in a CUDA graph; without, they are made one by one.
+        choices: settings by name, of which the fastest is taken; each takes effect when it is called.
+        graph: on a GPU, the library that captures the calls in a CUDA graph; if empty, they are made one by one.
     """
 
     call: Callable[[], object]
@@ -52,15 +52,15 @@ class Entry:
     """A contestant as the harness knows it before its library is imported.
 
     Attributes:
-        name: in rows.
+        name: its name in rows.
         adapter: a module with a function `contestant(case, variant)`.
-        package: what must be importable; several with spaces between them.
+        package: packages that must be importable, with spaces between them.
         families: the kinds of work that it has calls for.
-        variant: which of the adapter's ways.
+        variant: the adapter's variant.
         environment: variables of its process.
-        has_no: families that it could be expected to have a call for.
-        corrects_epsilon: whether its Adam is the oracle's; see there.
-        checks_itself: its network is another one than the case's, and its `check` raises.
+        has_no: families in which readers may expect it, but it has no call.
+        corrects_epsilon: form of its Adam; see `oracle.train`.
+        checks_itself: whether its network differs from the case's, so that its `check` raises.
         checkout: a folder with the `gpuback` that it imports, instead of this tree's.
     """
 
@@ -77,31 +77,31 @@ class Entry:
     checkout: str = ""
 
     def missing(self) -> str | None:
-        """Why it cannot take part here."""
+        """Explain why it cannot take part here; None if it can."""
         names = [name.partition(".")[0] for name in self.package.split()]
         return None if all(map(importlib.util.find_spec, names)) else "not installed"
 
     @property
     def arguments(self) -> list[str]:
-        """What a process of its own is told of it; see `made_ready`."""
+        """Command line for a process of its own; see `made_ready`."""
         return [self.adapter, self.variant]
 
 
 def made_ready(adapter: str, variant: str, case: Case) -> Contestant:
-    """A contestant with a case at hand; imports the library."""
+    """Import the library, and make the contestant for a case."""
     made: Contestant = importlib.import_module(adapter).contestant(case, variant)
     return made
 
 
 def named(name: str) -> Entry:
-    """One of `CPU`."""
+    """Find an entry of `CPU` by name."""
     return next(one for one in CPU if one.name == name)
 
 
 def chosen(
     entries: Sequence[Entry], names: Sequence[str] | None, without: Sequence[str], *, quick: bool
 ) -> tuple[Entry, ...]:
-    """Those that take part in a run; what PyTorch compiles takes no part in a quick one."""
+    """Choose the contestants of a run. A quick run leaves out contestants that PyTorch compiles."""
     return tuple(
         one for one in entries
         if (names is None or one.name in names) and one.name not in without
@@ -113,7 +113,7 @@ TRAINING = ("step", "fit", "startup", "memory")
 LAYERS = ("layer", "loss")
 
 SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
-"""How often an OpenMP thread of PyTorch's looks for work before it sleeps. By default 30 times as often: no faster
+"""Times that an OpenMP thread of PyTorch's looks for work before it sleeps. The default is 30 times as many: no faster
 where nothing else runs, and up to a thousand times slower where something does."""
 
 CPU = (
@@ -127,7 +127,7 @@ CPU = (
         "peer",
         f"{__name__}.pytorch",
         "torch",
-        ("loss", "step", "fit", "startup"),  # a layer is products, which it leaves alone; compiling takes what it takes
+        ("loss", "step", "fit", "startup"),  # no layer: it does not change products. No memory: compiling takes most
         "compiled",
         SHORT_SPIN,
     ),
@@ -152,12 +152,12 @@ CPU = (
 )
 
 TIMED = ("step", "loss")
-"""On a GPU, beside layers."""
+"""Families beside layers on a GPU."""
 
 GPU_MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """JAX takes three quarters of a GPU's memory otherwise."""
 
-# In one process, so that they work on the same buffers; they are made ready in this order.
+# Contestants in one process, so that they work on the same buffers. They are made ready in this order.
 GPU = (
     Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("layer",), "launch"),
     Entry(OURS, "ours", f"{__name__}.gpu_gpuback", "gpuback", ("step", "reproducible", "device-memory")),
@@ -179,7 +179,7 @@ GPU = (
     Entry("JAX jit", "peer", f"{__name__}.gpu_jax", "jax", ("layer", *TIMED, "device-memory"), environment=GPU_MEMORY),
 )  # fmt: skip
 
-# In fresh processes, for their start.
+# Contestants in fresh processes, for their start.
 GPU_STARTS = (
     Entry(OURS, "ours", f"{__name__}.gpuback_library", "gpuback cupy", ("startup",), "cupy"),
     Entry("PyTorch eager", "peer", f"{__name__}.pytorch", "torch", ("startup",), "cuda"),
@@ -192,7 +192,7 @@ OUTSIDE = {"cpu": (*LAYERS, *TRAINING), "cuda": ("layer", *TIMED)}
 
 
 def from_outside(text: str, device: str) -> Entry:
-    """A contestant from any importable module, "module" or "module:variant"; by `LeftOutError` it leaves cases out.
+    """Make a contestant from an importable module, "module" or "module:variant". By `LeftOutError` it leaves cases out.
 
     Raises:
         ValueError: there is no such module.

@@ -1,6 +1,6 @@
-"""The lower bound: only the matrix products that a case cannot do without, on buffers made beforehand.
+"""The lower bound: the matrix products that every way of computing a case needs, on buffers made beforehand.
 
-Also the rates that the roofline consists of: large products, and copies.
+It also has the rates of the roofline: large products, and copies.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def layer_backward(case: Case) -> Contestant:
 
 
 def step(case: Case) -> Contestant:
-    """Every layer's three products, on what layers below and above would have handed over."""
+    """Make every layer's three products, on operands such as the layers below and above would pass."""
     start = data.training(case)
     weights, biases = ([part.astype(np.float64) for part in parts] for parts in (start.weights, start.biases))
     exact = oracle.forward_backward(weights, biases, start.x.astype(np.float64), start.y)
@@ -81,7 +81,7 @@ def product(case: Case) -> Contestant:
 
 
 def copy(case: Case) -> Contestant:
-    """So many bytes, so many times, by `batch_size` threads side by side."""
+    """Copy so many bytes, so many times, by `batch_size` threads side by side."""
     n_bytes, repeats = case.sizes
     parts = [np.ones((2, n_bytes), np.uint8) for _ in range(case.batch_size)]
 

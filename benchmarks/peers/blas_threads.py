@@ -1,4 +1,4 @@
-"""How many threads NumPy's matrix products use, and a choice between one and all."""
+"""Threads of NumPy's matrix products, and a choice between one and all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from threadpoolctl import ThreadpoolController
 
 LIBRARIES = [one for one in ThreadpoolController().lib_controllers if one.user_api == "blas"]
 MOST = max((one.get_num_threads() or 1 for one in LIBRARIES), default=1)
-"""As the process began: once a choice is taken up, BLAS only knows that."""
+"""Threads when the process began. After a choice, BLAS only knows the chosen number."""
 
 
 def setting() -> str:
-    """Library and kernel, and what the environment asks of OpenBLAS."""
+    """Describe library and kernel, with OpenBLAS's environment variables."""
     if not LIBRARIES:
         return "BLAS unknown"
     blas = LIBRARIES[0].info()
@@ -24,7 +24,7 @@ def setting() -> str:
 
 
 def choices() -> dict[str, Callable[[], object]]:
-    """All threads or one."""
+    """Offer all threads or one."""
     return {named(count): partial(limit, count) for count in dict.fromkeys((MOST, 1))}
 
 

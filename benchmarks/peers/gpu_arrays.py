@@ -15,7 +15,7 @@ if torch is not None and not torch.cuda.is_available():  # built for CPUs
     torch = None
 
 DEVICE = "cuda"
-"""PyTorch's name for where tensors are."""
+"""PyTorch's name for the device of tensors."""
 
 
 def synchronize() -> None:
@@ -23,12 +23,12 @@ def synchronize() -> None:
 
 
 def as_tensor(array: Any) -> Any:
-    """A CuPy array's memory as a tensor of the same format."""
+    """View a CuPy array's memory as a tensor of the same format."""
     if array.dtype.name == "bfloat16":
         return torch.as_tensor(array.view(np.int16), device=DEVICE).view(torch.bfloat16)
     return torch.as_tensor(array, device=DEVICE)
 
 
 def as_array(tensor: Any) -> Any:
-    """A tensor as a CuPy array in float32."""
+    """Convert a tensor to a CuPy array in float32."""
     return cupy.asarray(tensor.float().contiguous())

@@ -38,7 +38,7 @@ def layer_backward(case: Case) -> Contestant:
 
 
 def cross_entropy(rows: Any) -> Loss:
-    """Behind a softmax, for a batch of which `rows` are the numbers; its mean stays on the device."""
+    """Make the mean cross-entropy behind a softmax, with row numbers `rows`. The mean stays on the device."""
 
     def value_and_delta(a: Any, y: Any) -> tuple[Any, Any]:
         z = a - a.max(axis=1, keepdims=True)
@@ -65,7 +65,7 @@ def loss(case: Case) -> Contestant:
 
 
 def step(case: Case) -> Contestant:
-    """Batches at several addresses."""
+    """Train on batches at several addresses."""
     if case.dtype != "float32":
         raise LeftOutError("trains in float32 only")
     start, rows = data.training(case), cupy.arange(case.batch_size)

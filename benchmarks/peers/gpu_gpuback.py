@@ -18,7 +18,12 @@ from gpuback._core.activations import ACTIVATIONS
 
 
 def contestant(case: Case, variant: str) -> Contestant:
-    """Variant of a layer "launch", "call" or "call, outputs fresh"; of a step "reproducible" or "captured"."""
+    """Make a contestant.
+
+    Args:
+        case: what it runs.
+        variant: of a layer "launch", "call" or "call, outputs fresh"; of a step "reproducible" or "captured".
+    """
     if case.family == "layer":
         return layer_backward(case, variant)
     if case.family == "loss":
@@ -36,7 +41,7 @@ def layer_backward(case: Case, variant: str) -> Contestant:
     def check() -> dict[str, Any]:
         first = sets[0]
         for result in first[3:]:
-            result.data.memset(0xFF, result.nbytes)  # NaN: what is not written shows
+            result.data.memset(0xFF, result.nbytes)  # NaN shows values that are not written
         dW, db, da_prev = run(0) or first[3:]
         return {"dW": dW, "db": db, "da_prev": da_prev}
 
@@ -46,7 +51,7 @@ def layer_backward(case: Case, variant: str) -> Contestant:
 
 
 def bound(case: Case, sets: list[gpu_data.Buffers]) -> tuple[Callable[[int], Any], str]:
-    """The layer's launch, laid out as a training step lays it out, and its name."""
+    """Bind the layer's launch, laid out as in a training step, and return it with its name."""
     ops, precision, (n_in, n_out) = ops_for("cupy"), gpu_data.precision_of(case), case.sizes
     workspace = ops.workspace(case.batch_size, case.sizes, precision)
     relu = ACTIVATIONS["relu"]
@@ -60,7 +65,7 @@ def bound(case: Case, sets: list[gpu_data.Buffers]) -> tuple[Callable[[int], Any
 
 
 def called(case: Case, sets: list[gpu_data.Buffers], variant: str) -> Callable[[int], Any]:
-    """The public function."""
+    """Call the public function."""
     tf32, fresh = gpu_data.precision_of(case).tf32, variant == "call, outputs fresh"
 
     def run(k: int) -> Any:
@@ -72,7 +77,7 @@ def called(case: Case, sets: list[gpu_data.Buffers], variant: str) -> Callable[[
 
 
 def loss(case: Case) -> Contestant:
-    """Sets of logits at several addresses, each with a da of its own."""
+    """Compute the loss of logits at several addresses, each with a da of its own."""
     logits = data.logits(case)
     net = gpuback.MLP((1, *case.sizes), dtype=case.dtype, backend="cupy", seed=0)
     ops, rows = net.ops, case.batch_size
@@ -93,7 +98,7 @@ def loss(case: Case) -> Contestant:
 
 
 def step(case: Case, *, most: int = gpu_data.MOST_BATCHES, reproducible: bool = False) -> Contestant:
-    """Batches at several addresses; there is no network before `restart` or `check`."""
+    """Train on batches at several addresses. `restart` and `check` make the network."""
     start = data.training(case)
     theta = data.flat(start.weights, start.biases)
     precision = gpu_data.precision_of(case)
@@ -104,7 +109,7 @@ def step(case: Case, *, most: int = gpu_data.MOST_BATCHES, reproducible: bool = 
 
     def restart() -> None:
         nonlocal takes
-        takes = None  # its memory serves again
+        takes = None  # so that its memory is reused
         takes = trainer(case, theta, backend="cupy", **options)
 
     def call() -> Any:
@@ -119,7 +124,7 @@ def step(case: Case, *, most: int = gpu_data.MOST_BATCHES, reproducible: bool = 
 
 
 def memory(case: Case, variant: str) -> int:
-    """Bytes that a batch, the network and three steps take from a memory pool of their own."""
+    """Measure the bytes that a batch, the network and three steps take from a memory pool of their own."""
     pool = cupy.cuda.MemoryPool()
     with cupy.cuda.using_allocator(pool.malloc):
         made = step(case, most=1, reproducible=variant == "reproducible")

@@ -16,7 +16,7 @@ from benchmarks.cases import CHECKED_STEPS, Case, data, gpu_data
 from benchmarks.peers import Contestant, jax_jit
 
 PRECISIONS = {"float32": "float32", "tf32": "tensorfloat32"}
-"""Of products of float32 operands, by a case's dtype. JAX's own default on GPUs is TF32."""
+"""Precision of products of float32 operands, by a case's dtype. JAX's own default on GPUs is TF32."""
 
 
 def contestant(case: Case, variant: str) -> Contestant:
@@ -25,7 +25,7 @@ def contestant(case: Case, variant: str) -> Contestant:
 
 
 def exactly(case: Case, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose products have a case's precision once it is traced."""
+    """Wrap a function so that its products are traced with the case's precision."""
     precision = PRECISIONS.get(case.dtype)
 
     def traced(*arguments: Any) -> Any:
@@ -58,7 +58,7 @@ def layer_backward(case: Case) -> Contestant:
 
 
 def as_jax(array: Any) -> Any:
-    """A CuPy array, whose memory is shared; bfloat16 by way of its bits, which are copied."""
+    """Share a CuPy array's memory with JAX. bfloat16 goes by way of its bits, which are copied."""
     if array.dtype.name == "bfloat16":
         return jax.lax.bitcast_convert_type(jnp.from_dlpack(array.view(np.int16)), jnp.bfloat16)
     return jnp.from_dlpack(array)
@@ -82,7 +82,7 @@ def loss(case: Case) -> Contestant:
 
 
 def product(case: Case) -> jax_jit.Product:
-    """Of 16-bit operands, with sums in float32 as gpuback's."""
+    """Make the product of 16-bit operands, with sums in float32 as gpuback's."""
     if case.dtype != "bfloat16":
         return jnp.matmul
     return lambda h, W: jnp.matmul(h.astype(jnp.bfloat16), W.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
@@ -96,7 +96,7 @@ def jitted_step(case: Case) -> Any:
 
 
 def step(case: Case) -> Contestant:
-    """Batches at several addresses."""
+    """Train on batches at several addresses."""
     start, take = data.training(case), jitted_step(case)
     batches = [
         (jnp.array(start.x), jnp.array(start.y)) for _ in range(gpu_data.copies(start.x.nbytes, gpu_data.MOST_BATCHES))
@@ -125,7 +125,7 @@ def step(case: Case) -> Contestant:
 
 
 def memory(case: Case, variant: str) -> int:
-    """Bytes of a batch, the state and what a step needs beside them, as its compilation says."""
+    """Return the bytes of a batch, the state and what a step needs beside them, as its compilation reports."""
     start = data.training(case)
     state = jax_jit.first_state(case, start)
     stats = jitted_step(case).lower(state, jnp.array(start.x), jnp.array(start.y)).compile().memory_analysis()

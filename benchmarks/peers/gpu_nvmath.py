@@ -34,7 +34,7 @@ def contestant(case: Case, variant: str) -> Contestant:
 
 
 def plan(case: Case, da: Any, h: Any, W: Any, convert: Any) -> tuple[Matmul, Matmul]:
-    """The two products of a set of buffers. cuBLASLt's masked products lie by columns, so the second is da_prevᵀ."""
+    """Plan the two products of a set of buffers. cuBLASLt masks products by columns, so the second is da_prevᵀ."""
     fast = case.dtype == "tf32"
     options = MatmulOptions(
         compute_type=MatmulComputeType.COMPUTE_32F_FAST_TF32 if fast else MatmulComputeType.COMPUTE_32F

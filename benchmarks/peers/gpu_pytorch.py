@@ -15,7 +15,7 @@ from benchmarks.peers.pytorch import Decorate, Trainer, compiled
 
 
 def contestant(case: Case, variant: str) -> Contestant:
-    """Variant "captured" for what goes into a CUDA graph, "captured compiled" too."""
+    """Make a contestant. Variant "captured" is for CUDA graphs, "captured compiled" for compiled functions in them."""
     if gpu_arrays.torch is None:
         raise LeftOutError("finds no GPU")
     decorate, captured = compiled() if variant.endswith("compiled") else lambda f: f, variant.startswith("captured")
@@ -30,7 +30,7 @@ def contestant(case: Case, variant: str) -> Contestant:
 
 
 def backward(da: Any, h: Any, W: Any) -> tuple[Any, ...]:
-    """dW and da_prev come in the operands' format."""
+    """Compute a layer's gradients. dW and da_prev have the operands' format."""
     return da.t() @ h, da.sum(0, dtype=torch.float32), (da @ W) * (h > 0)
 
 
@@ -66,7 +66,7 @@ def loss(case: Case, decorate: Decorate) -> Contestant:
 
 
 def step(case: Case, decorate: Decorate, *, most: int = gpu_data.MOST_BATCHES, captured: bool = False) -> Contestant:
-    """Batches at several addresses."""
+    """Train on batches at several addresses."""
     start = data.training(case)
     trainer = Trainer(case, start, decorate, DEVICE, capturable=captured)
     batches = [
@@ -87,7 +87,7 @@ def step(case: Case, decorate: Decorate, *, most: int = gpu_data.MOST_BATCHES, c
 
 
 def memory(case: Case, variant: str) -> int:
-    """Bytes of tensors that a batch, the network and three steps had at most."""
+    """Measure the most bytes that tensors of a batch, the network and three steps took at once."""
     synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -1,7 +1,7 @@
 """tiny-cuda-nn on a GPU: fully fused networks in float16, trained by PyTorch's Adam.
 
-Not the case's network: it has no biases, hidden layers of one width out of 16, 32, 64 and 128, and weights of its own.
-So it is checked against its own weights: loss and gradient of the same network by PyTorch, in float32.
+Its network differs from the case's. It has no biases, hidden layers of one width out of 16, 32, 64 and 128, and weights
+of its own. So it is checked against its own weights: loss and gradient of the same network by PyTorch, in float32.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from benchmarks.peers.gpu_arrays import DEVICE, synchronize
 WIDTHS = (16, 32, 64, 128)
 PADDED_TO = 16
 CLOSE_LOSS, CLOSE_GRADIENT = 2e-2, 0.1
-"""Relative, to the loss and to the gradient's length."""
+"""Largest errors, relative to the loss and to the gradient's length."""
 
 
 def why_not(case: Case) -> str | None:
-    """What keeps it from taking part in a case."""
+    """Explain why it cannot take part in a case; None if it can."""
     if case.dtype != "bfloat16":
         return "computes in 16 bits"
     hidden = set(case.sizes[1:-1])
@@ -81,7 +81,7 @@ def configuration(case: Case) -> dict[str, Any]:
 
 
 def plain_forward(case: Case, theta: Any, x: Any) -> Any:
-    """The network's outputs by PyTorch. Weights lie layer by layer, row by row; outputs are padded."""
+    """Compute the network's outputs by PyTorch. Weights lie layer by layer, row by row; outputs are padded."""
     h, start = x.float(), 0
     for k, (n_in, n_out) in enumerate(case.layers, 1):
         rows = -(-n_out // PADDED_TO) * PADDED_TO

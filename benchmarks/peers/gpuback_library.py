@@ -1,6 +1,6 @@
-"""gpuback itself. How many threads BLAS may use is chosen as for the other libraries.
+"""gpuback itself. The number of BLAS's threads is chosen as for the other libraries.
 
-All but the loss goes by public calls alone, so that `compare --commits` can time earlier commits.
+All families but the loss use public calls alone, so that `compare --commits` can time earlier commits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.peers import Contestant, blas_threads
 
 
 def contestant(case: Case, variant: str) -> Contestant:
-    """Variant "reproducible", or "cupy" for a step on the GPU."""
+    """Make a contestant: plain, "reproducible", or "cupy" for a step on the GPU."""
     if variant == "cupy":
         return step(case, backend="cupy")
     make = {"layer": layer_backward, "loss": loss, "fit": fit}.get(case.family)
@@ -40,7 +40,7 @@ def layer_backward(case: Case) -> Contestant:
 
 
 def loss(case: Case) -> Contestant:
-    """As a step runs it, which overwrites the logits: so they are copied first."""
+    """Compute the loss as a step does. That overwrites the logits, so they are copied first."""
     from gpuback._backends.registry import ops_for
     from gpuback._core.losses import LOSSES
 
@@ -78,7 +78,7 @@ def network(case: Case, theta: Any, **options: Any) -> gpuback.MLP:
 
 
 def step(case: Case, **options: Any) -> Contestant:
-    """Each turn has a new network, since the number of threads is fixed when buffers are made."""
+    """Train a new network in each turn, since the number of threads is fixed when buffers are made."""
     start = data.training(case)
     theta = data.flat(start.weights, start.biases)
     takes, value = trainer(case, theta, **options), None
@@ -93,7 +93,7 @@ def step(case: Case, **options: Any) -> Contestant:
         takes = trainer(case, theta, **options)
 
     def wait() -> None:
-        """For a GPU, where losses stay until they are asked for."""
+        """Wait for a GPU, where losses stay until they are asked for."""
         if takes.net.backend != "numpy" and value is not None:
             float(value)
 

@@ -18,7 +18,7 @@ Product = Callable[[Any, Any], Any]
 
 
 def contestant(case: Case, variant: str) -> Contestant:
-    """Variant "cuda" for a step on a GPU, where JAX would round operands to TF32 if it were not told otherwise."""
+    """Make a contestant. Variant "cuda" runs a step on a GPU, and turns off JAX's rounding of operands to TF32."""
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     if variant == "cuda":
         require_gpu()
@@ -85,7 +85,7 @@ def loss_of_network(parameters: Any, x: Any, y: Any, product: Product) -> Any:
 
 
 def train_step(optimizer: str, state: Any, x: Any, y: Any, product: Product = operator.matmul) -> tuple[Any, Any]:
-    """The next (parameters, moments, count of steps), and the loss."""
+    """Compute the next (parameters, moments, count of steps), and the loss."""
     parameters, (first, second), count = state
     value, gradient = jax.value_and_grad(loss_of_network)(parameters, x, y, product)
     rate, count = LEARNING_RATES[optimizer], count + 1
@@ -102,7 +102,7 @@ def train_step(optimizer: str, state: Any, x: Any, y: Any, product: Product = op
 
 
 def first_state(case: Case, start: data.Training) -> Any:
-    # Copies: jnp.asarray may share NumPy's memory, and what is donated is written to.
+    # Copies: jnp.asarray may share NumPy's memory, and donated arrays are written to.
     parameters = [(jnp.array(W), jnp.array(b)) for W, b in zip(start.weights, start.biases, strict=True)]
     moments = [jax.tree.map(jnp.zeros_like, parameters if case.optimizer == "Adam" else []) for _ in range(2)]
     return parameters, tuple(moments), jnp.zeros((), start.x.dtype)
@@ -137,7 +137,7 @@ def step(case: Case) -> Contestant:
 
 
 def fit(case: Case) -> Contestant:
-    """An epoch is one jitted function, a scan over its batches."""
+    """Train an epoch by one jitted function, a scan over its batches."""
     start = data.training(case)
     x, y = jnp.asarray(start.x), jnp.asarray(start.y)
 

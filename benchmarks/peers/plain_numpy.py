@@ -34,7 +34,7 @@ def layer_backward(case: Case) -> Contestant:
 
 
 def cross_entropy(a: Floats, y: Labels) -> tuple[float, Floats]:
-    """Behind a softmax; its mean, and da."""
+    """Compute the mean cross-entropy behind a softmax, and da."""
     z = a - a.max(axis=1, keepdims=True)
     e = np.exp(z)
     s = e.sum(axis=1, keepdims=True)
@@ -81,7 +81,7 @@ def adam(learning_rate: float, parameters: list[Floats]) -> Update:
 def plain_step(
     weights: list[Floats], biases: list[Floats], update: Update, value_and_delta: Loss = cross_entropy
 ) -> Callable[[Floats, Labels], float]:
-    """A step on a loss behind relu layers, as a function of x (B, n_0) and labels (B,)."""
+    """Make a step on a loss behind relu layers: a function of x (B, n_0) and labels (B,)."""
 
     def step(x: Floats, y: Labels) -> float:
         hs = [x]
@@ -103,7 +103,7 @@ class Trainer:
     """A network, and steps that train it.
 
     Args:
-        case: for its optimizer.
+        case: case whose optimizer is used.
         start: NumPy's arrays, or another library's that NumPy's functions work on.
         value_and_delta: the loss and da_L, as a function of a_L and labels.
     """

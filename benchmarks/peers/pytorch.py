@@ -1,4 +1,4 @@
-"""PyTorch: eager, and what torch.compile makes of the same functions. Steps run on a GPU too."""
+"""PyTorch: eager, and the same functions by torch.compile. Steps run on a GPU too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Decorate = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def contestant(case: Case, variant: str) -> Contestant:
-    """Variant "compiled"; with "cuda" before it, a step on the GPU."""
+    """Make a contestant. Variant "compiled" uses torch.compile; with "cuda" before it, a step runs on the GPU."""
     decorate = compiled() if variant.endswith("compiled") else lambda f: f
     if variant.startswith("cuda"):
         return step(case, decorate, "cuda")
@@ -30,7 +30,7 @@ def contestant(case: Case, variant: str) -> Contestant:
 
 
 def compiled() -> Decorate:
-    """torch.compile, from the beginning: after eight shapes of a function it compiles no more and says nothing."""
+    """Reset torch.compile, which silently stops compiling a function after eight shapes."""
     import torch._dynamo
 
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -39,7 +39,7 @@ def compiled() -> Decorate:
 
 
 MOST_THREADS = torch.get_num_threads()
-"""As PyTorch counts when it is loaded."""
+"""PyTorch's number of threads when it is loaded."""
 
 
 def layer_backward(case: Case, decorate: Decorate) -> Contestant:
@@ -106,7 +106,7 @@ class Trainer:
         self.restart()
 
     def restart(self) -> None:
-        """The first θ, and an optimizer that has not stepped."""
+        """Restore the first θ, with an optimizer that has not stepped."""
         with torch.no_grad():
             for layer, W, b in zip(self._layers, self._start.weights, self._start.biases, strict=True):
                 layer.weight.copy_(torch.from_numpy(W))

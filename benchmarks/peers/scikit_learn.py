@@ -40,7 +40,7 @@ def classifier(case: Case, **options: Any) -> Any:
 
 
 def take_up(net: Any, start: data.Training) -> None:
-    """The case's first θ in place of its own, in place: the optimizer knows these arrays. W is (nI, nO) here."""
+    """Copy the case's first θ into the network's own arrays, which the optimizer knows. W is (nI, nO) here."""
     for mine, W in zip(net.coefs_, start.weights, strict=True):
         mine[...] = W.T
     for mine, b in zip(net.intercepts_, start.biases, strict=True):
@@ -59,7 +59,7 @@ def step(case: Case) -> Contestant:
         net.partial_fit(start.x, start.y, classes=range(case.sizes[-1]))
 
     def restart() -> None:
-        """A first step makes arrays and optimizer; then both are set to the beginning."""
+        """Make arrays and optimizer by a first step, then set both to the beginning."""
         if not hasattr(net, "coefs_"):
             call()
         take_up(net, start)
@@ -78,7 +78,7 @@ def step(case: Case) -> Contestant:
 
 
 def fit(case: Case) -> Contestant:
-    """From a fresh network, whose first weights are scikit-learn's own; where it is checked, the case's."""
+    """Train a fresh network. Its first weights are scikit-learn's own, and for a check the case's."""
     start = data.training(case)
     seeds = count()
 

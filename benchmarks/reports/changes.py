@@ -1,10 +1,10 @@
-"""What of gpuback got slower or faster between two runs, beyond their noise.
+"""Changes of gpuback from one run to another, beyond their noise.
 
-Machines speed up and slow down between runs and within them, for all contestants alike. So compared is not gpuback's
-time but its quotient, round by round, by the geometric mean of what was measured beside it in that round: other
-libraries and bare products that both runs have. How far those lie apart from each other in two runs, which cannot be
-gpuback's doing, says how far gpuback may. `significance.py` has the statistic, `tests/benchmarks` its rates of false
-alarms and misses: where quotients scatter by 5 %, 15 rounds are enough to see 20 %, and 8 are not.
+Machines speed up and slow down between runs and within them, for all contestants alike. So gpuback's time is divided,
+round by round, by the geometric mean of the times beside it in that round: other libraries and bare products that both
+runs have. These are divided by each other in the same way. gpuback cannot change those quotients, so their change from
+run to run is noise, and gpuback's must exceed it. `significance.py` has the statistic, `tests/benchmarks` its rates of
+false alarms and misses: where quotients scatter by 5 %, 15 rounds are enough to see 20 %, and 8 are not.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from benchmarks.reports.significance import (
 )  # fmt: skip
 
 LEVEL, LEVEL_TOGETHER = 0.02, 0.005
-"""How often a table of unchanged rows may hold a change, one way or the other; and their mean may be one."""
+"""Probability that a table of unchanged rows shows a change, slower or faster, and that the mean of its rows does."""
 
 RUN_TO_RUN = {"cpu": 0.015, "gpu": 0.01}
-"""The least standard deviation taken for a contestant between runs of one commit, beyond what its rounds show."""
+"""Least standard deviation of a contestant between runs of one commit, beyond what its rounds show."""
 
 UNKNOWN = {"cpu": 0.04, "gpu": 0.02}
-"""The same where too little was measured to learn it."""
+"""Standard deviation where too little was measured to learn it."""
 
 ALONE = {"cpu": 0.1, "gpu": 0.02}
-"""The same for times with nothing beside them: the machine's own drift is in it."""
+"""Standard deviation of times with nothing beside them, which includes the machine's own drift."""
 
 BUSY = 1.6
-"""Where what stands beside gpuback took so many times as long in one run as in the other, the machine was another one,
-and quotients say nothing: threads that wait for each other suffer more than one thread does."""
+"""Factor on the times beside gpuback, from one run to the other, above which there is no verdict. The machine was busy,
+and threads that wait for each other suffer more than one thread does."""
 
 SMALLEST_OF_RANGES = {"s": 0.25, "bytes": 0.1}
-"""The least change that counts where it is told by ranges: three figures exceed three others once in ten times."""
+"""Least change that counts where ranges are compared: three figures exceed three others once in ten times."""
 
 NAMED_BY = " by OPENBLAS_CORETYPE"
-"""In an environment's BLAS, where the variable chose the kernels."""
+"""Part of an environment's BLAS where the variable chose the kernels."""
 
 Verdict = Literal["slower", "faster", "same", "unknown"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one of gpuback's contestants in a row, or in all.
+    """The change of one of gpuback's contestants, in a row or in all rows.
 
     Attributes:
         before, after: medians, in the row's unit.
         shift: logarithm of how many times as long (or as many bytes) it takes.
         margin: the least |shift| that would have counted.
         pace: logarithm of how many times as long everything beside it took; NaN if nothing ran beside it.
-        beside: what it was measured against; or, where there is no verdict, why.
+        beside: contestants that it was measured against, or why there is no verdict.
     """
 
     title: str
@@ -79,11 +79,11 @@ class Change:
 
 
 def changes_between(before: Results, after: Results, noise: Noise | None = None) -> list[Change]:
-    """Of each of gpuback's contestants in a row that both have, in the order of `after`; at last of all together.
+    """List the changes of gpuback's contestants in rows of both runs, in the order of `after`; at last of all together.
 
     Args:
         before, after: the two runs.
-        noise: between them; by default it is learnt from what ran beside gpuback.
+        noise: noise between them; by default it is learnt from the contestants beside gpuback.
     """
     pairs = pairs_of(before, after)
     noise = noise or Noise.of(before, after)
@@ -96,7 +96,7 @@ def changes_between(before: Results, after: Results, noise: Noise | None = None)
 
 
 def _other_blas(before: Results, after: Results, old: Row, new: Row, name: str) -> str:
-    """How BLAS kernels or threads differ between two times on a CPU, which then say nothing about gpuback; or ""."""
+    """Describe how BLAS differs between two times on a CPU, which then say nothing about gpuback; "" if it does not."""
     if after.environment.kind != "cpu" or new.unit != "s":
         return ""
     first, second = old.contestants[name].setting, new.contestants[name].setting
@@ -109,7 +109,7 @@ def _other_blas(before: Results, after: Results, old: Row, new: Row, name: str) 
 
 
 def _without_variables(setting: str) -> list[str]:
-    """A setting's parts but for environment variables, whose effect the others say."""
+    """List a setting's parts without environment variables, whose effect the other parts show."""
     return [part for part in setting.split(", ") if "=" not in part]
 
 
@@ -136,7 +136,7 @@ def _change(old: Row, new: Row, name: str, noise: Noise, tail: float) -> Change:
 
 
 def _together(changes: Sequence[Change]) -> list[Change]:
-    """One for gpuback in all rows that had something beside it: what is too small to tell in each may tell in all."""
+    """Judge all rows that had something beside gpuback together, since each may change too little to tell."""
     told = [
         c for c in changes if c.name == OURS and c.unit == "s" and not math.isnan(c.pace) and c.verdict != "unknown"
     ]
@@ -158,8 +158,8 @@ class Noise:
     """Standard deviations between runs of one commit, beyond what their rounds show.
 
     Attributes:
-        contestant: of the logarithm of one contestant's time, the machine's pace left out.
-        alone: with it.
+        contestant: deviation of the logarithm of one contestant's time, without the machine's pace.
+        alone: the same with the machine's pace.
     """
 
     contestant: RunToRun
@@ -167,43 +167,43 @@ class Noise:
 
     @classmethod
     def of(cls, before: Results, after: Results) -> Noise:
-        """Learnt from other libraries against each other, and by the clock."""
+        """Learn from other libraries against each other, and by the clock."""
         beside, alone = [], []
         for old, new in common_rows(before, after):
             names = _beside(old, new) if new.unit == "s" else []
             for index, name in enumerate(names):
                 others = [other for other in names if other != name]
                 alone += _control(old, new, name, [])
-                if len(others) > 1 or (others and index == 0):  # of two, one against the other is all there is
+                if len(others) > 1 or (others and index == 0):  # two have only one quotient
                     beside += [control.over(_spread(len(others))) for control in _control(old, new, name, others)]
         kind = after.environment.kind
         return cls(run_to_run(beside, RUN_TO_RUN[kind], UNKNOWN[kind]), run_to_run(alone, ALONE[kind], ALONE[kind]))
 
     @classmethod
     def of_one_run(cls, kind: Literal["cpu", "gpu"]) -> Noise:
-        """Of contestants that took turns within one run."""
+        """Assume the noise of contestants that took turns within one run."""
         return cls(RunToRun(RUN_TO_RUN[kind], math.inf), RunToRun(ALONE[kind], math.inf))
 
     def of_quotients(self, beside: int) -> RunToRun:
-        """The same of quotients by the geometric mean of so many."""
+        """Scale to quotients by the geometric mean of `beside` contestants."""
         return self.contestant.times(_spread(beside)) if beside else self.alone
 
 
 def _spread(beside: int) -> float:
-    """Of a quotient, where that of each contestant is 1."""
+    """Compute the deviation of a quotient, where that of each contestant is 1."""
     return math.sqrt(1 + 1 / beside)
 
 
 def _control(old: Row, new: Row, name: str, others: Sequence[str]) -> list[Shift]:
-    """A shift that ought to be 0, if there are rounds enough."""
+    """Compute a shift that ought to be 0, if there are enough rounds."""
     (q_old, _), (q_new, _) = (_quotients(row, name, others) for row in (old, new))
     return [shift(q_old, q_new)] if min(len(q_old), len(q_new)) >= FEWEST_ROUNDS else []
 
 
 def _quotients(row: Row, name: str, beside: Sequence[str]) -> tuple[Logs, float]:
-    """By round, the logarithm of a contestant over the geometric mean of what ran beside it; and that mean's median.
+    """Divide a contestant by the geometric mean beside it: logarithms by round, and the median of that mean's.
 
-    Of the contestant alone, and 0, if nothing ran beside it.
+    If nothing ran beside the contestant, return its own logarithms, and 0.
     """
     everyone: list[Figures] = [row.contestants[one] for one in (name, *beside)]
     rounds = min(len(one.rounds) for one in everyone)
@@ -228,7 +228,7 @@ def common_rows(before: Results, after: Results) -> list[tuple[Row, Row]]:
 
 
 def pairs_of(before: Results, after: Results) -> list[tuple[Row, Row, str]]:
-    """Rows of both files, and which of gpuback's contestants both have in it."""
+    """List the rows of both files, with each of gpuback's contestants that both have."""
     return [
         (old, new, name)
         for old, new in common_rows(before, after)
@@ -238,7 +238,7 @@ def pairs_of(before: Results, after: Results) -> list[tuple[Row, Row, str]]:
 
 
 def _beside(old: Row, new: Row) -> list[str]:
-    """Other libraries and bare products of both, unless they ran with other threads or flags."""
+    """List other libraries and bare products of both rows, unless they ran with other threads or flags."""
     return [
         name for name, contestant in new.contestants.items()
         if contestant.role in ("peer", "floor")

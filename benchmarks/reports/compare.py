@@ -16,7 +16,7 @@ from gpuback.errors import missing_extra
 
 
 def compare(a: Path, b: Path) -> int:
-    """Prints what changed from `a` to `b`.
+    """Print what changed from `a` to `b`.
 
     Returns:
         1 if something of gpuback got slower, needs more memory or no longer runs, else 0; 2 if the files cannot be
@@ -32,12 +32,12 @@ def compare(a: Path, b: Path) -> int:
 
 
 def judge(before: Results, after: Results, noise: Noise | None = None, *, names: tuple[str, str]) -> int:
-    """Prints the table of changes, and what else differs.
+    """Print the table of changes, and what else differs.
 
     Args:
         before, after: two runs on one machine.
-        noise: between them; see `changes_between`.
-        names: of the two, for people.
+        noise: noise between them; see `changes_between`.
+        names: names of the two, for people.
 
     Returns:
         1 if something of gpuback got slower, needs more memory or no longer runs, else 0.
@@ -63,7 +63,7 @@ def _require_same_machine(before: Results, after: Results) -> None:
 
 
 def _lost(before: Results, after: Results) -> Iterator[str]:
-    """What of gpuback ran before and was tried in vain now."""
+    """Yield contestants of gpuback that ran before and failed now."""
     for old, new in common_rows(before, after):
         for name, contestant in old.contestants.items():
             if contestant.role in ("ours", "mode") and name in new.absent:
@@ -71,7 +71,7 @@ def _lost(before: Results, after: Results) -> Iterator[str]:
 
 
 def _differences(before: Results, after: Results) -> Iterator[str]:
-    """Rows and versions that only one of them has."""
+    """Yield rows and versions that only one of the runs has."""
     for which, one, other in (("first", before, after), ("second", after, before)):
         keys = {key_of(row) for row in other.rows}
         missing = [title_of(row) for row in one.rows if key_of(row) not in keys]
@@ -91,7 +91,7 @@ def _differences(before: Results, after: Results) -> Iterator[str]:
 
 
 def print_changes(changes: Sequence[Change], title: str) -> None:
-    """A table on stdout, and a line that sums it up.
+    """Print a table, and a line that sums it up.
 
     Raises:
         MissingExtraError: rich is not installed.

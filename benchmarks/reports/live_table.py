@@ -1,4 +1,4 @@
-"""The table of a family on the terminal, which fills while contestants take their turns; elsewhere a line a row."""
+"""The table of a family on the terminal, which fills while contestants take their turns; elsewhere one line a row."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class LiveTable:
         self._rows += rows
 
     def say(self, doing: str) -> None:
-        """What is going on, below the table; the table as it now stands."""
+        """Show what is going on, below the table as it now stands."""
         if self._live and self._rows:
             parts: list[Table | Text] = [self._table(), *(Text(absence, "dim") for absence in self._absences())]
             self._live.update(Group(*parts, *([Text(doing, "italic")] if doing else [])), refresh=True)
 
     def finish(self, *rows: Row) -> None:
-        """Rows that are complete; contestants that are missing are named with the first row that lacks them."""
+        """Add rows that are complete. A missing contestant is named with the first row that lacks it."""
         if self._live:
             return
         known = {absence for row in self._results.rows if row not in rows for absence in row.absent.items()}

@@ -42,7 +42,7 @@ ORDER: tuple[Role, ...] = ("ours", "mode", "peer", "floor")
 
 
 def page(results: Results, figures: Sequence[tuple[str, str]] = ()) -> str:
-    """All that was measured.
+    """Write the page with all figures of a run.
 
     Args:
         figures: title and address of plots to show.
@@ -56,14 +56,14 @@ def page(results: Results, figures: Sequence[tuple[str, str]] = ()) -> str:
         title = _capital(DESCRIPTIONS.get(family, family))
         parts.append(f"## {title}, {dtype}\n" if dtype else f"## {title}\n")
         parts.append(table(family_table(rows, results.ceilings)))
-    for title, lines in (("Settings", settings(results.rows)), ("What was not measured", absent(results.rows))):
+    for title, lines in (("Settings", settings(results.rows)), ("Not measured", absent(results.rows))):
         if lines:
             parts.append(f"## {title}\n\n" + "".join(f"- {line}\n" for line in lines))
     return "\n".join(parts)
 
 
 def subject(family: str) -> str:
-    """What was measured, in a few words."""
+    """Name a family in a few words."""
     return _capital(re.split("[:,]", DESCRIPTIONS.get(family, family))[0])
 
 
@@ -72,7 +72,7 @@ def _capital(text: str) -> str:
 
 
 def heading(results: Results) -> str:
-    """Machine, commit, versions and ceilings."""
+    """List machine, commit, versions and ceilings."""
     environment = results.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     ceilings = ", ".join(
@@ -93,7 +93,7 @@ def machine(environment: Environment) -> str:
 
 
 def family_table(rows: Sequence[Row], ceilings: dict[str, float]) -> list[list[str]]:
-    """Its first line is the heading; columns without a figure are left out."""
+    """Make the table of a family. Its first line is the heading; columns without a figure are left out."""
     others = [name for name in names(rows) if name != OURS]
     head = ["case", OURS, "FLOP/s", "B/s", "of the roofline", *others, "best peer ÷ gpuback"]
     lines = []
@@ -117,7 +117,7 @@ def family_table(rows: Sequence[Row], ceilings: dict[str, float]) -> list[list[s
 
 
 def settings(rows: Sequence[Row]) -> list[str]:
-    """What each contestant ran with; where that differs, in which cases it was not what it mostly was."""
+    """List each contestant's usual setting, and the cases in which it had another."""
     found: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         for name, contestant in row.contestants.items():
@@ -130,7 +130,7 @@ def settings(rows: Sequence[Row]) -> list[str]:
 
 
 def absent(rows: Sequence[Row]) -> list[str]:
-    """Contestants and why they were not measured; in which cases, if they were in others."""
+    """List contestants that were not measured and why, with the cases if they were measured in others."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         for name, why in row.absent.items():
@@ -142,7 +142,7 @@ def absent(rows: Sequence[Row]) -> list[str]:
 
 
 def _where(cases: Sequence[Row], rows: Sequence[Row]) -> str:
-    """Names of some rows among all; a family's name where all of it is meant."""
+    """Name some rows among all, or a family where all of its rows are meant."""
     words = []
     for family in dict.fromkeys(row.family for row in cases):
         of_family = [row for row in rows if row.family == family]
@@ -152,7 +152,7 @@ def _where(cases: Sequence[Row], rows: Sequence[Row]) -> str:
 
 
 def short_names(rows: Sequence[Row]) -> list[str]:
-    """Names of cases, with what tells those of one name in a family apart: "tiny (Adam)", "64-64:256 (bfloat16)"."""
+    """Name cases, with what tells those of one name in a family apart: "tiny (Adam)", "64-64:256 (bfloat16)"."""
     seen: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         seen.setdefault((row.family, row.case), []).append(row)
@@ -166,7 +166,7 @@ def short_names(rows: Sequence[Row]) -> list[str]:
 
 
 def described(row: Row) -> str:
-    """Name and label of a case; no name that the label says too, as sizes given for names are."""
+    """Describe a case by name and label, or by the label alone where it says the name too."""
     named = ":" not in row.case and row.case not in row.label.split(", ")
     return f"{row.case}: {row.label}" if named else row.label
 
@@ -175,7 +175,7 @@ def described(row: Row) -> str:
 
 
 def short_table(results: Results) -> str:
-    """Training steps: gpuback's median, and what others take, as a multiple of it.
+    """Make the table of training steps: gpuback's median, and the others' times as multiples of it.
 
     A mode's multiple is that of the same step in the family "reproducible".
 
@@ -213,7 +213,7 @@ def _times(quotient: float | None) -> str:
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; figures are aligned on the right."""
+    """Format a Markdown table, with figures aligned on the right."""
     head, *rows = lines
     marks = ["---", *["---:"] * (len(head) - 1)]
     return "".join("| " + " | ".join(_escaped(cell) for cell in line) + " |\n" for line in (head, marks, *rows))
@@ -224,13 +224,13 @@ def _escaped(cell: str) -> str:
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    """All contestants, gpuback first, by role and then as they come."""
+    """List all contestants: gpuback first, then by role, then as they come."""
     roles = {name: contestant.role for row in rows for name, contestant in row.contestants.items()}
     return sorted(roles, key=lambda name: ORDER.index(roles[name]))
 
 
 def spread(figures: Figures | None, unit: str) -> str:
-    """Median (20th–80th percentile), in the median's unit; a single figure has no percentiles."""
+    """Format the median (20th–80th percentile), in the median's unit. A single figure has no percentiles."""
     if figures is None:
         return "–"
     middle, low, high = median(figures), p20(figures), p80(figures)
@@ -245,7 +245,7 @@ def quantity(value: float, unit: str) -> str:
 
 
 def rate(value: float, unit: str) -> str:
-    """1.2e11 FLOP/s is 120 GFLOP/s."""
+    """Format a rate: 1.2e11 FLOP/s is 120 GFLOP/s."""
     factor, prefix = si_prefix(value)
     return f"{digits(value / factor)} {prefix}{unit}"
 
@@ -256,7 +256,7 @@ def si_prefix(value: float) -> tuple[float, str]:
 
 
 def scale(value: float, unit: str) -> tuple[float, str]:
-    """The unit in which a figure has one to three digits before the point, and its size."""
+    """Choose the unit in which a figure has one to three digits before the point, and its size."""
     units = (
         ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
         if unit == "bytes"
@@ -266,10 +266,10 @@ def scale(value: float, unit: str) -> tuple[float, str]:
 
 
 def digits(value: float) -> str:
-    """Three of them, without an exponent."""
+    """Format three digits, without an exponent."""
     return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def number(quotient: float) -> str:
-    """Two decimals near 1, where they say who wins; fewer above."""
+    """Format two decimals near 1, where they say who wins, and fewer above."""
     return f"{quotient:.2f}" if quotient < 9.995 else f"{quotient:.1f}" if quotient < 99.95 else f"{quotient:.0f}"

@@ -1,4 +1,4 @@
-"""What plots share: panels, ticks, and labels that keep their distance."""
+"""Layout that plots share: panels, ticks, and labels that keep their distance."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Look = dict[str, tuple[str, str]]
 
 
 def without_batch(row: Row) -> str:
-    """A row's label but for the batch size."""
+    """Return a row's label without the batch size."""
     label = row.label.removeprefix(f"{row.batch_size} × ").replace("B × ", "")
     return label.replace(f", B = {row.batch_size}", "")
 
 
 def spread_out(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending places within 0…1, moved until neighbours are a gap apart; less where there is no room for that."""
+    """Move ascending places within 0…1 until neighbours are a gap apart, or less where there is no room for that."""
     gap = min(gap, 1 / max(len(places) - 1, 1))
     moved: list[float] = []
     for place in places:
@@ -37,7 +37,7 @@ def spread_out(places: Sequence[float], gap: float) -> list[float]:
 
 
 def plain_ticks(axis: Axis, span: float, text: Callable[[float], str]) -> None:
-    """Labels at powers of ten; at twice and five times as much too where the axis spans less than two of them."""
+    """Label powers of ten; also twice and five times as much where the axis spans less than two of them."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 100 else (1.0,)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
@@ -67,7 +67,7 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
 def panels_of(
     count: int, *, width: float, height: float, margins: tuple[float, float, float, float]
 ) -> tuple[Figure, list[Axes]]:
-    """Panels of so many inches, two side by side; margins of each: left, right, bottom, top."""
+    """Make panels of a size in inches, two side by side. Margins are each panel's: left, right, bottom, top."""
     left, right, bottom, top = margins
     columns = min(count, 2)
     lines = -(-count // columns)

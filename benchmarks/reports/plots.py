@@ -1,4 +1,4 @@
-"""Plots of results: the roofline, who is faster at which size, and time against batch size.
+"""Plots of results: the roofline, the best peer's time at each size, and time against batch size.
 
 On white, in Okabe and Ito's colours and with a marker for each contestant; the same rows give the same size.
 """
@@ -56,7 +56,7 @@ MAPPED = ("layer", "step")
 
 
 def draw(results: Results, folder: Path, stem: str) -> list[tuple[str, Path]]:
-    """Writes FOLDER/STEM-….png, for those plots that there are figures for.
+    """Write FOLDER/STEM-….png for each plot that has figures.
 
     Returns:
         Title and path of each.
@@ -95,11 +95,11 @@ def looks(rows: Sequence[Row]) -> Look:
     }
 
 
-# ---- Who is faster
+# ---- The best peer
 
 
 def best_peers(results: Results, look: Look) -> Figure | None:
-    """A panel a family and dtype, a line a network, a column a batch size: the best peer's time over gpuback's."""
+    """Draw the best peer's time over gpuback's: a panel a family and dtype, a line a network, a column a batch size."""
     compared = [row for row in results.rows if row.family in MAPPED and row.unit == "s" and ratio(row) is not None]
     if not compared:
         return None
@@ -130,7 +130,7 @@ def best_peers(results: Results, look: Look) -> Figure | None:
 
 
 def _networks(rows: Sequence[Row]) -> list[str]:
-    """From narrow to wide."""
+    """Sort networks from narrow to wide."""
     found = {without_batch(row): (max(row.sizes[1:-1] or row.sizes), row.sizes) for row in rows}
     return sorted(found, key=found.__getitem__)
 
@@ -150,7 +150,7 @@ def _cell(axes: Axes, x: int, y: int, row: Row) -> None:
 
 
 def time_against_batch(results: Results, look: Look) -> Figure | None:
-    """A panel for each case with three batch sizes or more: medians, shaded from the 20th to the 80th percentile."""
+    """Draw a panel for each case with three batch sizes or more: medians, and the 20th to 80th percentile shaded."""
     timed = [row for row in results.rows if row.unit == "s" and row.contestants]
     cases = grouped(timed, lambda row: (row.family, row.dtype, without_batch(row)))
     by_size = {key: {row.batch_size: row for row in rows} for key, rows in cases.items()}
@@ -182,7 +182,7 @@ def time_against_batch(results: Results, look: Look) -> Figure | None:
 
 
 def _name_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Names at the right, each beside its line's last point or as near as there is room."""
+    """Write names at the right, each beside its line's last point or as near as there is room."""
     low, high = map(math.log, axes.get_ylim())
     ends = sorted(ends)
     exact = [(math.log(value) - low) / (high - low) for value, *_ in ends]

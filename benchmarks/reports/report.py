@@ -13,11 +13,11 @@ BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 
 class MarkerError(ValueError):
-    """A page has not exactly one place for the table."""
+    """A page does not have exactly one place for the table."""
 
 
 def report(file: Path, plots: Path | None = None, readme: Path | None = None) -> None:
-    """Writes what people read, and prints where.
+    """Write page, plots and table, and print where.
 
     Args:
         file: of results; the page with all figures is written beside it, as FILE.md.
@@ -45,7 +45,7 @@ def report(file: Path, plots: Path | None = None, readme: Path | None = None) ->
 
 
 def with_table(readme: Path, table: str) -> str:
-    """A page's text with what stands between its markers replaced."""
+    """Replace the text between a page's markers."""
     text = readme.read_bytes().decode()  # line ends stay as they are
     begins, ends = text.count(BEGIN), text.count(END)
     if begins != 1 or ends != 1 or text.index(BEGIN) > text.index(END):
@@ -55,6 +55,6 @@ def with_table(readme: Path, table: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Written beside `path`, then renamed."""
+    """Write beside `path`, then rename."""
     with replacing(path) as file:
         file.write(text.encode())

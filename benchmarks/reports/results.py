@@ -1,6 +1,6 @@
-"""What a benchmark leaves behind: figures of every round by contestant, as JSON, and what follows from them.
+"""Results of a benchmark: figures of every round by contestant, stored as JSON, and figures computed from them.
 
-Only what was measured is stored. Medians, spreads, ratios and fractions of the roofline are functions of it.
+Only measured figures are stored. Medians, spreads, ratios and fractions of the roofline are functions of them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class ResultsError(ValueError):
 
 @dataclass
 class Environment:
-    """What the figures belong to.
+    """Machine, commit and versions that figures belong to.
 
     Attributes:
         device: the processor or GPU, as it calls itself.
-        cores: that the process may use; a GPU's multiprocessors.
-        commit: of gpuback's source tree, if that is known.
+        cores: cores that the process may use, or a GPU's multiprocessors.
+        commit: commit of gpuback's source tree, if that is known.
         date: ISO 8601.
         versions: package → version.
         blas: library, version, kernel and threads of NumPy's matrix products.
@@ -55,11 +55,11 @@ class Environment:
 
 @dataclass
 class Figures:
-    """One contestant's in a row.
+    """Figures of one contestant in a row.
 
     Attributes:
         rounds: seconds for one call (or bytes), a figure a round.
-        setting: what it ran with: threads, flags, environment.
+        setting: threads, flags and environment that it ran with.
     """
 
     rounds: list[float]
@@ -69,15 +69,15 @@ class Figures:
 
 @dataclass
 class Row:
-    """One case, and what its contestants took.
+    """One case, with its contestants' figures.
 
     Attributes:
         family: the kind of work.
         case: its name; family, case, label and dtype together say which row it is.
         label: sizes, batch size and what else belongs to the case, for people.
-        flops: of the products that no way of computing it can do without.
-        bytes: that every way of computing it must read or write.
-        unit: of the rounds: seconds or bytes.
+        flops: operations of the products that every way of computing it needs.
+        bytes: bytes that every way of computing it must read or write.
+        unit: unit of the rounds, seconds or bytes.
         absent: contestant → why it was not measured.
     """
 
@@ -95,7 +95,7 @@ class Row:
 
 
 def row_of(case: Case) -> Row:
-    """Without figures yet."""
+    """Make a row without figures."""
     return Row(
         family=case.family,
         case=case.name,
@@ -111,10 +111,10 @@ def row_of(case: Case) -> Row:
 
 @dataclass
 class Results:
-    """All of a run.
+    """Figures of a run.
 
     Attributes:
-        ceilings: what the device was seen to do in this run: "copy" (bytes read and written per second), on a CPU
+        ceilings: rates that the device reached in this run: "copy" (bytes read and written per second), on a CPU
             "cached copy" too, and by dtype the operations per second of a large matrix product.
         notes: paragraphs on what is special about these figures, for people.
     """
@@ -145,18 +145,18 @@ def percentile(figures: Figures, percent: float) -> float:
 
 
 def best_peer(row: Row) -> str | None:
-    """The peer with the lowest median."""
+    """Find the peer with the lowest median."""
     peers = {name: median(one) for name, one in row.contestants.items() if one.role == "peer"}
     return min(peers, key=peers.__getitem__, default=None)
 
 
 def ratio(row: Row, other: str | None = None, to: str = OURS) -> float | None:
-    """How many times as much `other` takes as `to`: the median over rounds of the quotient in a round.
+    """Divide `other` by `to`: the median over rounds of the quotient in a round.
 
     Args:
-        row: of both.
+        row: row of both.
         other: a contestant; the best peer by default.
-        to: what it is divided by.
+        to: contestant that it is divided by.
 
     Returns:
         Above 1 where `to` is better; None if one of them was not measured.
@@ -170,10 +170,11 @@ def ratio(row: Row, other: str | None = None, to: str = OURS) -> float | None:
 
 
 def floor(row: Row, ceilings: dict[str, float]) -> float | None:
-    """Seconds that no way of computing a case can beat: its bytes at the rate of a copy, or its operations at that of a
-    large product, whichever takes longer. None where a ceiling is missing or nothing is counted.
+    """Compute the least seconds of a case, the larger of two times.
 
-    A case that a CPU's caches may hold is given the rate of a copy within them.
+    One is that of its bytes at the rate of a copy, the other that of its operations at the rate of a large product. A
+    case that a CPU's caches may hold is given the rate of a copy within them. The result is None where a ceiling is
+    missing or nothing is counted.
     """
     if row.unit != "s" or not (row.bytes or row.flops):
         return None
@@ -185,7 +186,7 @@ def floor(row: Row, ceilings: dict[str, float]) -> float | None:
 
 
 def roofline(row: Row, ceilings: dict[str, float], name: str = OURS) -> float | None:
-    """The floor over the time that a contestant took: 1 is as fast as can be."""
+    """Divide the floor by the time that a contestant took: 1 is as fast as can be."""
     least = floor(row, ceilings)
     return None if least is None or name not in row.contestants else least / median(row.contestants[name])
 
@@ -194,7 +195,7 @@ def roofline(row: Row, ceilings: dict[str, float], name: str = OURS) -> float | 
 
 
 def save(path: str | os.PathLike[str], results: Results) -> None:
-    """Written beside `path`, then renamed, so that whoever reads meets all of it."""
+    """Write beside `path`, then rename, so that readers always find a complete file."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -209,11 +210,11 @@ def save(path: str | os.PathLike[str], results: Results) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Results:
-    """What `save` wrote.
+    """Read what `save` wrote.
 
     Raises:
         OSError: the file cannot be read.
-        ResultsError: it holds something else.
+        ResultsError: the file holds something else.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -226,7 +227,7 @@ def load(path: str | os.PathLike[str]) -> Results:
 
 
 def from_json(content: Any) -> Results:
-    """Results from what a file's JSON says."""
+    """Make results from the content of a JSON file."""
     if not isinstance(content, dict):
         raise ResultsError(f"expected an object, got {_shown(content)}")
     if content.get("format") != FORMAT:
@@ -244,7 +245,7 @@ def from_json(content: Any) -> Results:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the type that a field declares."""
+    """Convert `value` to the type that a field declares."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _read_fields(typing.cast(type, kind), value, where)

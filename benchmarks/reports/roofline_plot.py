@@ -1,4 +1,4 @@
-"""The roofline: what each contestant attained, below what the device can do."""
+"""The roofline: rates that contestants attained, below the device's ceilings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OF_ROOF = "#595959"
 
 
 def roofline(results: Results, look: Look) -> Figure | None:
-    """A panel a family and dtype, a column of points a row: what each contestant attained, below the roof."""
+    """Draw a panel a family and dtype, with a column of points a row: what each contestant attained, below the roof."""
     counted = [row for row in results.rows if row.unit == "s" and row.flops and row.bytes and row.contestants]
     if not counted or "copy" not in results.ceilings:
         return None
@@ -49,7 +49,7 @@ def _scatter(axes: Axes, rows: Sequence[Row], look: Look) -> None:
 
 
 def _roof(axes: Axes, rows: Sequence[Row], ceilings: dict[str, float], dtype: str) -> None:
-    """Slopes for copies, level for products, each with its figure; axes that hold the roof and all points."""
+    """Draw slopes for copies and levels for products, each with its figure. The axes hold the roof and all points."""
     attained = [row.flops / median(one) for row in rows for one in row.contestants.values()]
     intensities = [row.flops / row.bytes for row in rows]
     top = ceilings.get(dtype, 2 * max(attained))
@@ -84,7 +84,7 @@ def _annotate(
 
 
 def _name_columns(axes: Axes, columns: Sequence[tuple[float, str]]) -> None:
-    """Upright names above the panel, a thin line down from each to its points."""
+    """Write upright names above the panel, with a thin line down from each to its points."""
     low, high = map(math.log, axes.get_xlim())
     columns = sorted(columns)
     exact = [(math.log(x) - low) / (high - low) for x, _ in columns]

@@ -1,10 +1,10 @@
-"""How far two runs' figures lie apart, and how far that has to be to count.
+"""The distance between two runs' figures, and the least distance that counts.
 
 All figures are logarithms: a shift of 0.18 is 20 % more.
 
 Two runs of one commit differ in two ways. One shows in their rounds: Yuen's test for unequal variances takes it from
 there, and a fifth of the rounds may be outliers on either side. The other does not show, as all rounds of a row are
-taken within seconds of each other; `run_to_run` learns it from shifts that ought to be 0.
+taken within seconds of each other. `run_to_run` learns it from shifts that ought to be 0.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SMALLEST = 0.05
 """The least change that counts, however quiet the machine."""
 
 FEWEST_ROUNDS = 6
-"""With fewer, trimmed means have errors that Student's t does not cover; ranges are compared instead."""
+"""Fewest rounds for trimmed means: with fewer, Student's t does not cover their errors, and ranges are compared."""
 
 FEWEST_CONTROLS = 8
-"""Shifts that ought to be 0, to learn from how far from it they are."""
+"""Fewest shifts that ought to be 0 from which noise is learnt."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Shift:
     """A difference of trimmed means.
 
     Attributes:
-        square: of the standard error that shows in the rounds.
+        square: square of the standard error that shows in the rounds.
         freedom: that square's degrees of freedom.
     """
 
@@ -43,11 +43,16 @@ class Shift:
     freedom: float
 
     def over(self, unit: float) -> Shift:
-        """In another unit."""
+        """Convert to another unit."""
         return Shift(self.value / unit, self.square / unit**2, self.freedom)
 
     def margin(self, noise: RunToRun, tail: float) -> float:
-        """The least that counts; `tail` is how often a shift that ought to be 0 may exceed it, up and down each."""
+        """Compute the least shift that counts.
+
+        Args:
+            noise: between the runs.
+            tail: probability that a shift that ought to be 0 exceeds it, up and down each.
+        """
         square = self.square + noise.deviation**2
         # Satterthwaite's degrees of freedom of a sum
         lost = self.square**2 / self.freedom + noise.deviation**4 / noise.freedom
@@ -67,7 +72,7 @@ class RunToRun:
 
 
 def shift(before: Logs, after: Logs) -> Shift:
-    """From one run to another."""
+    """Compute the shift from one run to another."""
     (old, old_square, old_freedom), (new, new_square, new_freedom) = trimmed(before), trimmed(after)
     square = old_square + new_square
     lost = old_square**2 / old_freedom + new_square**2 / new_freedom
@@ -75,7 +80,7 @@ def shift(before: Logs, after: Logs) -> Shift:
 
 
 def trimmed(logs: Logs) -> tuple[float, float, int]:
-    """Mean without the fifth at either end, the square of its standard error, and that square's degrees of freedom.
+    """Trim a fifth at either end. Return the mean, its squared standard error, and the square's degrees of freedom.
 
     Source: Yuen, "The two-sample trimmed t for unequal population variances", Biometrika 61 (1974).
     """
@@ -88,7 +93,7 @@ def trimmed(logs: Logs) -> tuple[float, float, int]:
 
 
 def run_to_run(controls: Sequence[Shift], least: float, unknown: float) -> RunToRun:
-    """τ of shifts that ought to be 0.
+    """Estimate τ of shifts that ought to be 0.
 
     Shifts d with variances τ² + v have P(d² - v < τ²) = P(|z| < 1) for a normal z, whatever the v. So τ² is that
     quantile of d² - v, and nearly a third of the shifts may be outliers. It has about a third of the degrees of freedom
@@ -106,14 +111,14 @@ def run_to_run(controls: Sequence[Shift], least: float, unknown: float) -> RunTo
 
 
 def shift_and_margin_of_ranges(before: Logs, after: Logs, smallest: float) -> tuple[float, float]:
-    """The difference of medians, and the least that would have set all figures of one run apart from the other's."""
+    """Compute the difference of medians, and the least one that sets all figures of one run apart from the other's."""
     value = float(np.median(after) - np.median(before))
     overlap = before.max() - after.min() if value > 0 else after.max() - before.min()
     return value, max(math.log1p(smallest), abs(value) + float(overlap))
 
 
 def student_quantile(tail: float, freedom: float) -> float:
-    """Student's t is above it with probability `tail`; within 2 % from five degrees of freedom on.
+    """Approximate the value that Student's t exceeds with probability `tail`, to 2 % from five degrees of freedom on.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
     """

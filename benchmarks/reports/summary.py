@@ -7,7 +7,7 @@ from benchmarks.reports.results import OURS, Results, Row, best_peer, median, ra
 
 
 def line(row: Row, ceilings: dict[str, float]) -> str:
-    """A row's medians, gpuback's first."""
+    """List a row's medians, gpuback's first."""
     order = sorted(row.contestants, key=lambda name: name != OURS)
     parts = [f"{name} {quantity(median(row.contestants[name]), row.unit)}" for name in order]
     quotient, fraction = ratio(row), roofline(row, ceilings)
@@ -19,7 +19,7 @@ def line(row: Row, ceilings: dict[str, float]) -> str:
 
 
 def in_short(results: Results) -> str:
-    """How many times as long as gpuback the best peer takes, by family and dtype."""
+    """Say how many times as long as gpuback the best peer takes, by family and dtype."""
     ratios: dict[str, list[str]] = {}
     for row in results.rows:
         quotient = ratio(row)

@@ -1,4 +1,4 @@
-"""Prints how far a layer's dW, db and dh lie from the exact result, with reproducible=True and without.
+"""Print how far a layer's dW, db and dh lie from the exact result, with reproducible=True and without.
 
 Errors are the largest of |C − C₆₄|/(|A||B|) over a result, in units of float32's roundoff u = 2⁻²⁴: 1 is what rounding
 the exact result may cost where nothing cancels.
@@ -21,7 +21,7 @@ Operands = tuple[NDArray[np.float32], ...]
 
 
 def mixed(rng: np.random.Generator) -> Operands:
-    """da, h and W of mixed signs."""
+    """Draw da, h and W of mixed signs."""
     return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in _shapes())
 
 
@@ -30,7 +30,7 @@ def positive(rng: np.random.Generator) -> Operands:
 
 
 def columns(rng: np.random.Generator) -> Operands:
-    """Features, and units, of 10⁶ beside those of 10⁻⁶."""
+    """Draw features, and units, of 10⁶ beside those of 10⁻⁶."""
     da, h, W = mixed(rng)
     da[:, ::2] *= 1e6
     da[:, 1::2] *= 1e-6
@@ -40,7 +40,7 @@ def columns(rng: np.random.Generator) -> Operands:
 
 
 def samples(rng: np.random.Generator) -> Operands:
-    """Every hundredth sample's h is 10⁶ times as large as the others'."""
+    """Draw samples of which every hundredth's h is 10⁶ times as large as the others'."""
     da, h, W = mixed(rng)
     h[::100] *= 1e6
     return da, h, W
@@ -51,7 +51,7 @@ def _shapes() -> tuple[tuple[int, int], ...]:
 
 
 def errors(make: Callable[[np.random.Generator], Operands], reproducible: bool) -> dict[str, float]:
-    """The largest error of each result, in units of u."""
+    """Measure the largest error of each result, in units of u."""
     da, h, W = make(np.random.default_rng(0))
     ops, precision = ops_for("numpy", reproducible=reproducible), Precision.of("float32", reproducible=reproducible)
     workspace = ops.workspace(BATCH_SIZE, (N_IN, N_OUT), precision)
@@ -66,7 +66,7 @@ def errors(make: Callable[[np.random.Generator], Operands], reproducible: bool) 
 
 
 def main() -> None:
-    """Prints a line per kind of data."""
+    """Print a line per kind of data."""
     assert __doc__
     argparse.ArgumentParser(
         prog="python -m benchmarks.studies.exactness", description=__doc__,

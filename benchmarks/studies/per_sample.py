@@ -1,4 +1,4 @@
-"""Times norms of 1024 samples' gradients, and their clipped mean, beside torch.func on a CPU; counts their memory.
+"""Time norms of 1024 samples' gradients, and their clipped mean, beside torch.func on a CPU; count their memory.
 
 Each contestant has a process of its own. Times are in milliseconds a call: every contestant has a turn in each round,
 and the figure is the median of the rounds' medians. Memory is in megabytes: how far the first call with all samples
@@ -21,7 +21,7 @@ SIZES, BATCH_SIZE, MAX_NORM = (784, 512, 512, 10), 1024, 1.0
 ROUNDS, SECONDS = 5, 1.0
 
 Call = Callable[[int], object]
-"""With the first so many samples."""
+"""Runs on so many samples, the first ones."""
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +59,7 @@ def of_torch(what: str, chunk_size: int | None = None) -> Call:
         return torch.nn.functional.cross_entropy(a, y)
 
     def norm(parameters: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Of one sample; with chunks, only so many samples' gradients are there at a time."""
+        """Compute the norm of one sample's gradient. With chunks, only so many gradients exist at a time."""
         return torch.sqrt(sum((part * part).sum() for part in grad(loss)(parameters, x, y)))
 
     each_norm = vmap(norm, in_dims=(None, 0, 0), chunk_size=chunk_size)
@@ -92,7 +92,7 @@ CONTESTANTS: dict[str, Callable[[], Call]] = {
 
 
 def work(name: str) -> None:
-    """In a contestant's process: megabytes at once, then seconds a call for each line that is read."""
+    """Work in a contestant's process: print megabytes at once, then seconds a call for each line that is read."""
     call = CONTESTANTS[name]()
     call(2)
     before = kilobytes("VmRSS")
@@ -110,7 +110,7 @@ def work(name: str) -> None:
 
 
 def kilobytes(what: str) -> int:
-    """Of this process's memory, as Linux counts it."""
+    """Read a figure of this process's memory, as Linux counts it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
 
