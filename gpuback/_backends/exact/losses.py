@@ -16,19 +16,24 @@ from gpuback._core.typing import Array
 Rule = Callable[[Array, Array], tuple[Array, Array]]
 
 LANES = 32
-"""The chains that a row is added up in: every 32nd number goes to the same one. The chains are then added by halves."""
+"""A row is added up in 32 sums of every 32nd number, one for each lane of a warp."""
 
 
 def row_sums(x: Array) -> Array:
-    """Return Σ_j x_rj, (R,): in chains over every 32nd column, then chain i + chain i + 16, i + 8, …, i + 1."""
-    chains = np.zeros((len(x), LANES))
+    """Return Σ_j x_rj, (R,): each lane's sum over every 32nd column, then the sum of lanes."""
+    lanes = np.zeros((len(x), LANES))
     for start in range(0, x.shape[1], LANES):
         part = x[:, start : start + LANES]
-        chains[:, : part.shape[1]] += part
-    while chains.shape[1] > 1:
-        half = chains.shape[1] // 2
-        chains = chains[:, :half] + chains[:, half:]
-    return chains[:, 0]
+        lanes[:, : part.shape[1]] += part
+    return sum_of_lanes(lanes)
+
+
+def sum_of_lanes(lanes: Array) -> Array:
+    """Add (R, 32) over lanes by halves, as a warp's shuffles do: lane i and lane i + 16, then i + 8, …, i + 1."""
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
 
 
 def evaluated(function: Function, x: Array) -> Array:

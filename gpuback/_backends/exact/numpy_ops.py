@@ -15,9 +15,9 @@ import numpy as np
 
 from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule
 from gpuback._backends.exact.losses import softmax
+from gpuback._backends.exact.per_sample import ReproducibleNumpyPerSample
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
-from gpuback._backends.numpy.per_sample import ReproducibleNumpyPerSample
 from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.activations import Activation
 from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, store

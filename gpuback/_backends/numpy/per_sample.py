@@ -16,7 +16,6 @@ import numpy as np
 
 from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.elementary import CANONICAL_NAN
-from gpuback._core.integers import round_up
 from gpuback._core.typing import Array
 
 WIDENED_AT_ONCE = 1 << 15
@@ -53,10 +52,10 @@ class NumpyPerSample:
     def _row_norms(self, x: Array, more: float) -> Array:
         """Return √(Σ_j x_bj² + more), (rows,) float64, of x in float32."""
         squares = np.empty(len(x))
-        for rows, wide in _in_float64(x, x.shape[1]):
+        for rows, wide in in_float64(x, x.shape[1]):
             np.copyto(wide, x[rows])
             np.matmul(wide[:, None, :], wide[:, :, None], out=squares[rows, None, None])
-        return _root(squares, more)
+        return root_of_sum(squares, more)
 
     def bind_clip(self, da: Array, norms: Array, factor: float, workspace: NumpyWorkspace) -> Callable[[float], None]:
         round_da = workspace.bind_round(da)
@@ -79,46 +78,7 @@ class NumpyPerSample:
         return outer
 
 
-LANES, LANE_CHAIN = 32, 64
-"""In a fixed order a row's squares are added as a warp of the GPU does: 32 sums of every 32nd, 64 terms at a time."""
-
-
-class ReproducibleNumpyPerSample(NumpyPerSample):
-    """The same with sums in the order of the CUDA kernels, to the bit."""
-
-    def _row_norms(self, x: Array, more: float) -> Array:
-        squares = np.empty(len(x))
-        width = round_up(x.shape[1], LANES)
-        for rows, wide in _in_float64(x, width):
-            wide[:, x.shape[1] :] = 0.0
-            np.copyto(wide[:, : x.shape[1]], x[rows])
-            np.multiply(wide, wide, out=wide)  # exact, so that whether it is contracted to an fma makes no difference
-            total = np.zeros((len(wide), LANES))
-            for first in range(0, width, LANES * LANE_CHAIN):
-                chain = np.zeros_like(total)
-                for start in range(first, min(width, first + LANES * LANE_CHAIN), LANES):
-                    chain += wide[:, start : start + LANES]
-                total += chain
-            while total.shape[1] > 1:
-                half = total.shape[1] // 2
-                total = total[:, :half] + total[:, half:]
-            squares[rows] = total[:, 0]
-        return _root(squares, more)
-
-    def bind_outer(self, da: Array, workspace: NumpyWorkspace) -> Callable[[Array, Array, Array], None]:
-        """Return the plain function, followed by one that leaves one zero, +0, and one NaN, as products do."""
-        plain = super().bind_outer(da, workspace)
-
-        def outer(h_prev: Array, dW: Array, db: Array) -> None:
-            plain(h_prev, dW, db)
-            for out in (dW, db):
-                np.add(out, 0.0, out=out)
-                np.copyto(out, CANONICAL_NAN, where=np.isnan(out))
-
-        return outer
-
-
-def _in_float64(x: Array, width: int) -> Iterator[tuple[slice, Array]]:
+def in_float64(x: Array, width: int) -> Iterator[tuple[slice, Array]]:
     """Yield a few rows of x at a time, and a float64 buffer of as many rows and `width` columns."""
     at_once = max(1, WIDENED_AT_ONCE // width)
     wide = np.empty((min(at_once, len(x)), width))
@@ -127,7 +87,8 @@ def _in_float64(x: Array, width: int) -> Iterator[tuple[slice, Array]]:
         yield rows, wide[: rows.stop - start]
 
 
-def _root(squares: Array, more: float) -> Array:
+def root_of_sum(squares: Array, more: float) -> Array:
+    """Return √(squares + more), in place."""
     squares += more
     return np.sqrt(squares, out=squares)
 
