@@ -20,7 +20,7 @@ enum State {
 // clipping.
 enum HyperParameter {
   LEARNING_RATE = 0, WEIGHT_DECAY = 1, MOMENTUM = 2, NESTEROV = 3, BETA_1 = 4, BETA_2 = 5, EPS = 6, DECOUPLED = 7,
-  CLIP_NORM = 8, HALT = 9
+  CLIP_NORM = 8, STOP_AFTER_NONFINITE = 9
 };
 
 // Squares of doubles that lie beyond 2^500 or below 2^-500 are summed apart, scaled, so that none overflows or
@@ -62,12 +62,14 @@ DEVICE void set_factor_for(double* state, const double (&sums)[3], double clip_n
 }
 
 // Whether a step is made, given whether its loss and gradient are finite. Writes nothing.
-DEVICE bool applies(const double* state, bool finite, int halt) { return finite && !(halt && state[DIVERGED_AT] >= 0); }
+DEVICE bool applies(const double* state, bool finite, int stop_after_nonfinite) {
+  return finite && !(stop_after_nonfinite && state[DIVERGED_AT] >= 0);
+}
 
 // The same, and records it: counts the step if it is made, and sets its factor to 1.
-DEVICE bool record_step(double* state, bool finite, int halt, double beta_1, double beta_2) {
+DEVICE bool record_step(double* state, bool finite, int stop_after_nonfinite, double beta_1, double beta_2) {
   if (!finite && state[DIVERGED_AT] < 0) state[DIVERGED_AT] = state[STEPS];
-  const bool made = applies(state, finite, halt);
+  const bool made = applies(state, finite, stop_after_nonfinite);
   state[APPLY] = made;
   if (!made) return false;
   set_factor(state, 1, 0);

@@ -22,7 +22,8 @@
 // hyper <- the hyper-parameters, in the order of optimizer_formulas.cuh. One block.
 KERNEL __launch_bounds__(256) set_hyper_parameters(
     double learning_rate, double weight_decay, double momentum, double nesterov, double beta_1, double beta_2,
-    double eps, double decoupled, double clip_norm, double halt, double* hyper) {
+    double eps, double decoupled, double clip_norm, double stop_after_nonfinite,
+    double* hyper) {
   if (threadIdx.x != 0) return;
   hyper[LEARNING_RATE] = learning_rate;
   hyper[WEIGHT_DECAY] = weight_decay;
@@ -33,7 +34,7 @@ KERNEL __launch_bounds__(256) set_hyper_parameters(
   hyper[EPS] = eps;
   hyper[DECOUPLED] = decoupled;
   hyper[CLIP_NORM] = clip_norm;
-  hyper[HALT] = halt;
+  hyper[STOP_AFTER_NONFINITE] = stop_after_nonfinite;
 }
 
 // mean = sum_i rows_i means[i] / n_batch, where every block but the last has `rows` rows. In double and in index order.
@@ -59,7 +60,8 @@ KERNEL __launch_bounds__(256) begin_step(const Accum* gradient, int64 n, const A
   if (!grid_sum(sums, (double*)memory, partials, arrivals)) return;
   const bool finite = !loss || (is_finite(*loss) && is_finite(sums[0]) && is_finite(sums[1]));
   const double clip_norm = hyper[CLIP_NORM];
-  if (!record_step(state, finite, hyper[HALT] != 0, hyper[BETA_1], hyper[BETA_2]) || !(clip_norm > 0)) return;
+  const bool made = record_step(state, finite, hyper[STOP_AFTER_NONFINITE] != 0, hyper[BETA_1], hyper[BETA_2]);
+  if (!made || !(clip_norm > 0)) return;
   if (norm && is_finite(*norm))
     set_factor_for(state, *norm, clip_norm);
   else

@@ -104,7 +104,7 @@ enum Decision { KEEP, STEP, NO_STEP };
 
 DEVICE Decision decide(const Update& update, Finiteness known) {
   if (update.optimizer < SGD || known == UNKNOWN) return KEEP;
-  return applies(update.state, known == FINITE, update.hyper[HALT] != 0) ? STEP : NO_STEP;
+  return applies(update.state, known == FINITE, update.hyper[STOP_AFTER_NONFINITE] != 0) ? STEP : NO_STEP;
 }
 
 // The optimizer's step with numbers of theta.
@@ -148,7 +148,7 @@ DEVICE void finish_step(const Network& net, const Update& update, const GridResu
     squares[0] = warp_sum(squares[0]);
     // A float's square is finite as a double, and so is a sum of them.
     finite = is_finite(squares[0]) && is_finite(loss);
-    if (update.optimizer >= SGD && applies(update.state, finite, update.hyper[HALT] != 0)) {
+    if (update.optimizer >= SGD && applies(update.state, finite, update.hyper[STOP_AFTER_NONFINITE] != 0)) {
       const Stepper step(update);
       for (int i = lane; i < update.n_parameters; i += 32) step(i, load_cg(update.gradient + i));
     }
@@ -159,7 +159,7 @@ DEVICE void finish_step(const Network& net, const Update& update, const GridResu
   for (int i = 0; i <= LARGEST_COUNT; ++i) atomicExch(results.counters + i, 0u);  // ready for the next launch
   if (update.optimizer == KEEP_GRADIENT) return;
   const double* hyper = update.hyper;
-  if (record_step(update.state, finite, hyper[HALT] != 0, hyper[BETA_1], hyper[BETA_2]) && hyper[CLIP_NORM] > 0)
+  if (record_step(update.state, finite, hyper[STOP_AFTER_NONFINITE] != 0, hyper[BETA_1], hyper[BETA_2]) && hyper[CLIP_NORM] > 0)
     set_factor_for(update.state, squares, hyper[CLIP_NORM]);
 }
 

@@ -29,7 +29,7 @@ STATE = ("steps", "diverged_at", "apply", "prescales", "factor", "beta_power_1",
 
 HYPER_PARAMETERS = (
     *("learning_rate", "weight_decay", "momentum", "nesterov"),
-    *("beta_1", "beta_2", "eps", "decoupled", "clip_norm", "halt"),
+    *("beta_1", "beta_2", "eps", "decoupled", "clip_norm", "stop_after_nonfinite"),
 )
 """The numbers that the host writes there, in this order; float64. Those that an optimizer
 lacks are 0, and so is no clipping."""
@@ -107,7 +107,7 @@ class CudaUpdate(ABC):
     _step: Callable[[Array], None]
 
     def __init__(self, xp: Any, launcher: Launcher, theta: Array, steps: int, exact_norm: bool) -> None:
-        self._xp, self._launcher, self._theta = xp, launcher, theta
+        self._launcher, self._theta = launcher, theta
         self._real = real_of(theta.dtype)
         self.state = xp.zeros(len(STATE), np.float64)
         for name, value in (("steps", steps), ("diverged_at", NEVER), ("beta_power_1", 1.0), ("beta_power_2", 1.0)):
