@@ -31,8 +31,6 @@ class Case(Protocol):
     def block(self) -> int: ...
     @property
     def shared_bytes(self) -> int: ...
-    @property
-    def tensor_cores(self) -> bool: ...
 
 
 class Row(NamedTuple):
@@ -117,7 +115,7 @@ def _row(case: Case, arch: str, folder: Path | None) -> Row:
     resources = compiled.resources
     shared_bytes = resources.shared_bytes + case.shared_bytes
     # Only kernels that ask for these instructions get them; taking the others apart would take as long as compiling.
-    matrix = matrix_instructions(compiled.path).get(case.variant.entry, {}) if case.tensor_cores else {}
+    matrix = matrix_instructions(compiled.path).get(case.variant.entry, {}) if case.variant.tensor_cores else {}
     return Row(
         variant=case.variant,
         arch=arch,
@@ -136,5 +134,5 @@ def _faults(case: Case, resources: Resources, matrix: dict[str, int]) -> Iterato
         yield f"spills {resources.spill_store_bytes} bytes and loads {resources.spill_load_bytes}"
     if resources.stack_bytes:
         yield f"keeps {resources.stack_bytes} bytes on the stack"
-    if case.tensor_cores and not matrix:
+    if case.variant.tensor_cores and not matrix:
         yield "has no matrix instruction"

@@ -22,10 +22,6 @@ class CompiledKernel(NamedTuple):
     block: int
     shared_bytes: int
 
-    @property
-    def tensor_cores(self) -> bool:
-        return self.variant.tensor_cores
-
 
 def every_kernel() -> list[CompiledKernel]:
     """Every kernel that the plans above can ask for."""

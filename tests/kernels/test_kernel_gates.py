@@ -59,8 +59,9 @@ extern "C" __global__ void matrix(float* c, const unsigned* a) {
 
 
 def case(source, entry, defines=(), block=256, shared_bytes=0, tensor_cores=False):
-    variant = Variant(source, entry, tuple(defines))
-    return SimpleNamespace(variant=variant, block=block, shared_bytes=shared_bytes, tensor_cores=tensor_cores)
+    return SimpleNamespace(
+        variant=Variant(source, entry, tuple(defines), tensor_cores), block=block, shared_bytes=shared_bytes
+    )
 
 
 @pytest.fixture
