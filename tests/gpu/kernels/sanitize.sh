@@ -4,7 +4,7 @@
 #
 #     PYTHON=python3 OUT=folder SECONDS_EACH=90 tests/gpu/kernels/sanitize.sh
 set -u
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 export PYTHONPATH=. CUPY_TF32=1
 out=${OUT:-$(mktemp -d)} limit=${SECONDS_EACH:-90} python=${PYTHON:-python3}
 script=tests/gpu/kernels/every_kernel.py
