@@ -68,7 +68,7 @@ def train_document(result: Result, backend: str, files: Files, optimizer: Optimi
         "samples": {"training": result.n_training, "held_out": result.n_held_out},
         "network": {**net.architecture.as_options(), "parameters": net.n_parameters},
         "fingerprint": fingerprint(net),
-        "training": {**optimizer.options(), "seed": seed, "epochs": history.epochs, "steps": history.steps},
+        "training": {**optimizer._options(), "seed": seed, "epochs": history.epochs, "steps": history.steps},
         "training_loss": result.training_loss,
         "held_out_loss": result.held_out_loss,
         "held_out_score": result.score.as_document(),

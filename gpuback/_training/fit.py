@@ -102,7 +102,7 @@ def fit(
     if checkpoint is not None:
         identity = {
             "architecture": net.architecture.as_options(),
-            **optimizer.options(),
+            **optimizer._options(),
             "data": samples.digest(net.ops),
             "validation": held_out if isinstance(held_out, int) else held_out.digest(net.ops),
             "batch_size": batch_size,
@@ -110,7 +110,7 @@ def fit(
             "seed": seed,
             "clip_norm": step.clip_norm,
             "micro_batch_size": step.micro_batch_size,
-            "loss_scaling": None if loss_scaling is None else loss_scaling.options(),
+            "loss_scaling": None if loss_scaling is None else loss_scaling._options(),
             "schedule": schedules.identity(schedule),
         }
         saved = Checkpoint(checkpoint, identity)

@@ -134,7 +134,7 @@ class StepGraphs:
             passes.value_and_grad(*inputs, gradients, loss=loss)
             update.launch(gradients.theta, loss)
 
-        return seen._replace(own=own, loss=loss, replay=self._capture.record(work))
+        return seen._replace(own=own, loss=loss, replay=self._capture.capture(work))
 
 
 def _kind(batch: Batch) -> tuple[int, int, bool]:

@@ -138,7 +138,7 @@ class Optimizer(ABC):
             self.state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
         self._update = self._bind_update(net.ops, net.theta, step_count)
 
-    def options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """Return kind and hyper-parameters as JSON can hold them, with the learning rate before any schedule."""
         given = self._hyper_parameters() | {"learning_rate": self._first_learning_rate}
         return {"optimizer": type(self).__name__, **given}

@@ -48,7 +48,7 @@ class LossScaling:
             raise OptionError(f"initial: expected a power of two from 2⁻²⁴ to 2²⁴, got {self.initial!r}")
         count("growth_interval", self.growth_interval)
 
-    def options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """Return the arguments as JSON can hold them."""
         return {name: float(value) for name, value in asdict(self).items()}
 

@@ -85,7 +85,7 @@ def train(
     options = {"epochs": EPOCHS, "batch_size": 8, "seed": 5, "callbacks": callbacks, "checkpoint": file} | options
     history = gpuback.fit(net, *data(), optimizer=optimizer, **options)
     state = {name: array.tobytes() for name, array in optimizer.state.items()}
-    return net.theta.tobytes(), state, optimizer.step_count, optimizer.options(), replace(history, seconds=0.0)
+    return net.theta.tobytes(), state, optimizer.step_count, optimizer._options(), replace(history, seconds=0.0)
 
 
 RUNS = [

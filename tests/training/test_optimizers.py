@@ -430,4 +430,4 @@ def test_errors_are_value_errors_too() -> None:
 def test_repr_makes_the_same_optimizer(optimizer: Any) -> None:
     again = eval(repr(optimizer), {"SGD": SGD, "Adam": Adam, "AdamW": AdamW})
     assert type(again) is type(optimizer)
-    assert again.options() == optimizer.options()
+    assert again._options() == optimizer._options()

@@ -49,7 +49,7 @@ def kind_of(make_optimizer: Any) -> str:
 def state_of(net: MLP, optimizer: Any) -> tuple[Any, ...]:
     """θ and all that the optimizer holds, as something to compare."""
     arrays = {name: array.tobytes() for name, array in optimizer.state.items()}
-    return net.theta.tobytes(), arrays, optimizer.step_count, optimizer.options()
+    return net.theta.tobytes(), arrays, optimizer.step_count, optimizer._options()
 
 
 # --- a step is value_and_grad, then optimizer.step

@@ -175,7 +175,7 @@ def test_what_a_graph_of_the_users_writes_is_not_relied_on() -> None:
     launcher = EmulatorLauncher()
     run = Run(np.ones(3, np.float32), SGD, launcher)
     gradient = np.ones(3, np.float32)
-    graph = launcher.record(lambda: run.update(gradient, **SGD | {"learning_rate": 0.5}))
+    graph = launcher.capture(lambda: run.update(gradient, **SGD | {"learning_rate": 0.5}))
     for turn, rate in enumerate((0.25, 0.25)):
         run.update(gradient, **SGD | {"learning_rate": rate})
         assert run.update.hyper[0] == rate
