@@ -31,7 +31,7 @@ buffers) and return a function of what changes. Such a function
 - does not wait for a device, and does not raise on NaN or infinity,
 - with a `graph_capture`, only launches: it does not allocate, copy by other means, or read values on the host. Captured
   are the functions of `bind_load`, `bind_forward`, `bind_loss` (told where the loss goes) and `bind_backward`, the
-  refresh of `bind_weights`, and `RecordableUpdate.launch`.
+  refresh of `bind_weights`, and `CapturableUpdate.launch`.
 
 Bound functions run in `Ops.scope`. The order of every sum depends on shapes alone, never on timing. A backend's own
 sums of K terms run in chains of length ℓ with ℓ + K/ℓ ≤ 4√K.
@@ -130,8 +130,8 @@ class Update(Protocol):
         ...
 
 
-class RecordableUpdate(Update, Protocol):
-    """An update on a backend with a `graph_capture`: its launches can be part of a recorded step."""
+class CapturableUpdate(Update, Protocol):
+    """An update on a backend with a `graph_capture`: its launches can be part of a captured step."""
 
     def __call__(
         self,
@@ -147,7 +147,7 @@ class RecordableUpdate(Update, Protocol):
 
         Args:
             gradient, loss, clip_norm, stop_after_nonfinite, hyper_parameters: see `Update`.
-            launches: a recorded step, or a `FusedNetwork.step`, which contains the update.
+            launches: a captured step, or a `FusedNetwork.step`, which contains the update.
         """
         ...
 
@@ -181,21 +181,21 @@ class LossScale(Protocol):
 
 
 class GraphCapture(Protocol):
-    """Records a sequence of launches and repeats it as one; see `gpuback._cuda.launch.Launcher`."""
+    """Capture a sequence of launches and repeat it as one; see `gpuback._cuda.launch.Launcher`."""
 
-    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
         """Return a function that repeats the launches of `work`, with the arguments that they have now.
 
-        Nothing runs while it records. `work` may only launch. The arrays that its launches read and write have to be
+        Nothing runs during the capture. `work` may only launch. The arrays that its launches read and write have to be
         kept alive as long as the function is called.
 
         Raises:
-            BackendError: the device, or its driver, cannot record.
+            BackendError: the device, or its driver, cannot capture.
         """
         ...
 
     def capturing(self) -> bool:
-        """Tell whether launches are now being recorded, by `record` or by the user, rather than run."""
+        """Tell whether launches are now being captured, by `capture` or by the user, rather than run."""
         ...
 
     def copy(self, source: Array, target: Array) -> None:
@@ -248,7 +248,7 @@ class FusedNetwork(Protocol):
         Args:
             x, y, weight: the batch, as for `loss`.
             gradient: (n_parameters,) in A to work with. It holds ∇θ afterwards only if `clips`.
-            update: the optimizer's `RecordableUpdate`, of the same backend.
+            update: the optimizer's `CapturableUpdate`, of the same backend.
             clips: whether the gradient is scaled down to the `clip_norm` among the hyper-parameters.
             loss: a 0-d array in A, written.
         """
@@ -452,7 +452,7 @@ class Ops(Protocol):
 
         y holds labels (rows,) int64 or targets (rows, n_L) in A; weight is w (rows,) in A or None. The function returns
         the block's part of the loss in whatever form `mean_loss` reads. Where that is an array, a third argument says
-        where to write it: a recorded step may not allocate it.
+        where to write it: a captured step may not allocate it.
 
         Args:
             loss, output: a row of `LOSSES`, and one of its output functions.
@@ -584,7 +584,7 @@ class Ops(Protocol):
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> Update:
         """Return SGD's update of θ, (n_parameters,) in A, and of v like it, after `steps` updates; no v, no momentum.
 
-        A backend with a `graph_capture` returns a `RecordableUpdate`.
+        A backend with a `graph_capture` returns a `CapturableUpdate`.
         """
         ...
 
@@ -606,7 +606,7 @@ class Ops(Protocol):
 
     @property
     def graph_capture(self) -> GraphCapture | None:
-        """What can record a step of training; None where a step is no sequence of launches."""
+        """Return what can capture a step of training; None where a step is no sequence of launches."""
         ...
 
     # Whole networks at once

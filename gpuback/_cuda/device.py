@@ -134,10 +134,10 @@ class CudaLauncher:
 
         return look
 
-    def record(self, work: Callable[[], object]) -> Callable[[], None]:
-        """Capture `work` into a CUDA graph, which is launched on CuPy's current stream; see `Launcher.record`.
+    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
+        """Capture `work` into a CUDA graph, which is launched on CuPy's current stream; see `Launcher.capture`.
 
-        The device is the current one when it is recorded and when it is launched.
+        The device is the current one when it is captured and when it is launched.
         """
         # Capture is CuPy's default, "relaxed": a garbage collection meanwhile may free memory. Streams that wait for
         # the default stream cannot be captured while others use it.
@@ -153,7 +153,7 @@ class CudaLauncher:
                     raise
                 launch_graph = stream.end_capture().launch
         except RuntimeError as error:
-            raise BackendError(f"CUDA device {self.device_id} could not record a CUDA graph: {error}") from error
+            raise BackendError(f"CUDA device {self.device_id} could not capture a CUDA graph: {error}") from error
 
         def replay() -> None:
             try:

@@ -105,7 +105,7 @@ class Launcher(Protocol):
         """Return a function that gives the array's numbers of a moment ago without waiting, or None: not yet."""
         ...
 
-    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
         """Return a function that repeats all launches of `work` at once, with the arguments that they have now.
 
         Nothing runs meanwhile. `work` may only launch: it may not wait, copy, fill or allocate. What its launches read
@@ -117,7 +117,7 @@ class Launcher(Protocol):
         ...
 
     def capturing(self) -> bool:
-        """Say whether launches are being recorded now, by `record` or by the user, rather than run."""
+        """Say whether launches are being captured now, by `capture` or by the user, rather than run."""
         ...
 
     def copy(self, source: Array, target: Array) -> None:

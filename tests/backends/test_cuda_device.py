@@ -325,7 +325,7 @@ def test_a_record_is_a_graph_captured_on_a_stream_of_its_own(cupy):
         launch(1, FakeArray(0x2000))
         launch(2, None)
 
-    replay = launcher.record(work)
+    replay = launcher.capture(work)
     assert not launcher.capturing() and cupy.stream.ptr == 0
     assert cupy.noted("stream") == [(True,)]  # it does not wait for the default stream
     (stream,) = {call[3] for call in cupy.noted("launch")}
@@ -364,7 +364,7 @@ def test_whatever_happens_a_capture_is_ended(cupy, error, ends):
         raise error
 
     with pytest.raises(type(error)) as caught:
-        launcher.record(work)
+        launcher.capture(work)
     assert caught.value is error
     assert len(cupy.noted("end capture")) == 1 and cupy.stream.ptr == 0
 
@@ -374,13 +374,13 @@ def test_a_graph_that_cannot_be_recorded_is_told_with_its_reason(cupy, what):
     launcher = CudaLauncher()
     launch = launcher.bind(LaunchPlan(SCALE, 1, 32), **arguments())
     cupy.refuses[what] = "CUDA_ERROR_OF_SOME_KIND"
-    with pytest.raises(BackendError, match=r"CUDA device 0 could not record a CUDA graph: .*CUDA_ERROR_OF_SOME_KIND"):
-        launcher.record(lambda: launch(None))
+    with pytest.raises(BackendError, match=r"CUDA device 0 could not capture a CUDA graph: .*CUDA_ERROR_OF_SOME_KIND"):
+        launcher.capture(lambda: launch(None))
     assert cupy.stream.ptr == 0 and len(cupy.noted("end capture")) == (what in ("launch", "end capture"))
 
 
 def test_a_graph_that_cannot_be_launched_is_told_with_its_reason(cupy):
-    replay = CudaLauncher().record(lambda: None)
+    replay = CudaLauncher().capture(lambda: None)
     cupy.refuses["graph"] = "CUDA_ERROR_OF_SOME_KIND"
     with pytest.raises(BackendError, match=r"a CUDA graph could not be launched on CUDA device 0: CUDA_ERROR"):
         replay()

@@ -366,7 +366,7 @@ def test_a_graph_of_the_users_own_contains_plain_launches(launcher: EmulatorLaun
     losses: list[Any] = []
     for recorded_before in (False, True):
         losses.clear()
-        graph = launcher.record(lambda: losses.append(twins.steps[0]._step(*batch)))
+        graph = launcher.capture(lambda: losses.append(twins.steps[0]._step(*batch)))
         before, replays = twins.steps[0].net.theta.tobytes(), launcher.replays
         for turn in range(2):
             batch[0][...] = twins.batch(11, turn)[0]  # the graph reads the user's own array
@@ -388,11 +388,11 @@ def test_where_recording_fails_steps_go_on_and_the_reason_is_kept(
     twins = Twins(OPTIMIZERS["Adam"])
     asked = []
 
-    def record(work: Callable[[], object]) -> None:
+    def capture(work: Callable[[], object]) -> None:
         asked.append(work)
         raise error
 
-    monkeypatch.setattr(launcher, "record", record)
+    monkeypatch.setattr(launcher, "capture", capture)
     for turn in range(5):
         twins.step(*twins.batch(11, turn))
         twins.step(*twins.batch(12, turn))

@@ -108,7 +108,7 @@ class EmulatorLauncher:
     def async_reader(self, array: np.ndarray) -> Callable[[], np.ndarray]:
         return array.copy
 
-    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
         """The launches of `work`, none of which runs now. Like a CUDA graph, the record keeps nothing alive."""
         if self.capturing():
             raise EmulationError("a record was begun within another one")

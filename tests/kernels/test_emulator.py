@@ -641,7 +641,7 @@ def test_a_record_repeats_launches_with_the_arguments_they_had(checked):
         launch(total, 70)
         launch(other, 3)
 
-    replay = launcher.record(work)
+    replay = launcher.capture(work)
     assert (total, other, launcher.launches) == (0, 0, []) and not launcher.capturing()
     replay()
     launch(other, 10)
@@ -656,7 +656,7 @@ def test_a_record_keeps_neither_arrays_nor_launches_alive():
         launcher = EmulatorLauncher(folder=EMULATOR)
         kept = {"array": np.zeros((), i32)}
         kept["launch"] = launcher.bind(LaunchPlan(variant("early_exit"), 1, 64, 256), sum=Slot(), n=i32(5))
-        replay = launcher.record(lambda kept=kept: kept["launch"](kept["array"]))
+        replay = launcher.capture(lambda kept=kept: kept["launch"](kept["array"]))
         replay()
         del kept[lost]
         with pytest.raises(EmulationError, match="a record was replayed whose arrays or launches are gone"):
@@ -667,14 +667,14 @@ def test_while_launches_are_recorded_nothing_else_may_be_done():
     launcher = EmulatorLauncher(folder=EMULATOR)
     xp, total = StrictNumpy(launcher), np.zeros((), i32)
     for work, message in [
-        (lambda: launcher.record(lambda: None), "a record was begun within another one"),
+        (lambda: launcher.capture(lambda: None), "a record was begun within another one"),
         (lambda: launcher.copy(total, total), "a copy while launches are recorded"),
         (lambda: xp.zeros(3), "zeros while launches are recorded"),
     ]:
         with pytest.raises(EmulationError, match=message):
-            launcher.record(work)
+            launcher.capture(work)
         assert not launcher.capturing() and message in launcher.failed_records[-1]
-    assert launcher.record(lambda: xp.float32(isinstance(total, xp.ndarray)))() is None
+    assert launcher.capture(lambda: xp.float32(isinstance(total, xp.ndarray)))() is None
     assert xp.zeros(3).tolist() == [0, 0, 0]
 
 
@@ -688,7 +688,7 @@ def test_other_threads_go_on_while_one_records():
         thread.start()
         thread.join()
 
-    replay = launcher.record(work)
+    replay = launcher.capture(work)
     assert total == 10
     replay()
     assert total == 10

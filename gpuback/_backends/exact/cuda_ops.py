@@ -60,7 +60,7 @@ class ReproducibleCudaOps(ExactLayers, CudaOps):
 
     @property
     def graph_capture(self) -> None:
-        """cuBLAS is not recorded."""
+        """cuBLAS calls are not captured."""
 
     def workspace(  # type: ignore[override]
         self, rows: int, sizes: tuple[int, ...], precision: Precision
