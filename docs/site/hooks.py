@@ -87,6 +87,9 @@ MATHJAX = (
 """What docs/site/mathjax.js needs, files and folders below the package's `static`."""
 
 FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1[`~]*$", re.MULTILINE | re.DOTALL)
+SOURCES, PICTURE = "source/", ".png"
+"""Where pages of code and pictures outside docs/ go, and how pictures' names end."""
+
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
 OWN_NAME = re.compile(r"^from gpuback\S* import \w+ as (\w+)$", re.MULTILINE)
 CLASS = re.compile(r"^class ([A-Z]\w+)", re.MULTILINE)
@@ -119,10 +122,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in _reference().items():
         files.append(File.generated(config, f"api/{name}.md", content=text))
     for source in sorted({target for file in files.documentation_pages() for target in _sources(file)}):
+        if source.endswith(PICTURE):
+            files.append(File.generated(config, _page_of(source), abs_src_path=str(ROOT / source)))
+            continue
         code = (ROOT / source).read_text(encoding="utf-8")
         language = "python" if source.endswith(".py") else "cpp"
         text = f"# {source}\n\n~~~~~{language}\n{code}~~~~~\n"
-        files.append(File.generated(config, _source_page(source), content=text))
+        files.append(File.generated(config, _page_of(source), content=text))
     for name, path in _mathjax():
         files.append(File.generated(config, f"mathjax/{name}", abs_src_path=str(path)))
     return files
@@ -214,22 +220,19 @@ def _page_of(target: str) -> str:
     """Find the page or picture for a file or folder of the repository."""
     if target in OUTSIDE or target in FOLDERS:
         return OUTSIDE.get(target) or FOLDERS[target]
-    of_docs = target.startswith("docs/") and not target.endswith(".py")
-    return target.removeprefix("docs/") if of_docs else _source_page(target)
-
-
-def _source_page(source: str) -> str:
-    return f"source/{source}.md"
+    if target.startswith("docs/") and not target.endswith(".py"):
+        return target.removeprefix("docs/")
+    return f"{SOURCES}{target}" if target.endswith(PICTURE) else f"{SOURCES}{target}.md"
 
 
 def _sources(file: File) -> set[str]:
-    """Collect the files of code that a page links to."""
+    """Collect the files of code that a page links to, and the pictures outside docs/ that it shows."""
     origin = _origin(file)
     if origin is None:
         return set()
     text = FENCE.sub("", (ROOT / origin).read_text(encoding="utf-8"))
     targets = {_target(origin, link) for link in LINK.findall(text)}
-    return {target for target in targets if target and _page_of(target) == _source_page(target)}
+    return {target for target in targets if target and _page_of(target).startswith(SOURCES)}
 
 
 def _outside_fences(text: str, change: Any) -> str:
