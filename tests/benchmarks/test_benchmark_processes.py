@@ -128,6 +128,7 @@ def test_an_interrupted_run_leaves_nothing_behind(processes: int, command: list[
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     try:
         wait_until(lambda: len(processes_with(mark, "benchmarks.harness.worker")) >= processes)
