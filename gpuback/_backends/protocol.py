@@ -21,8 +21,9 @@ outputs: h_prev (rows, nI), W (nO, nI), b (nO,), a = h_prev Wᵀ + b and h = g(a
 carries 16-bit values in float32; it has to round them all the same. "=" overwrites, "+=" adds, "(+)=" does what
 `accumulate` says.
 
-Methods named `bind_…` are called once per batch size. They take what stays the same from batch to batch (weights,
-buffers) and return a function of what changes. Such a function
+Methods named `bind_…` are called ahead: `bind_sgd`, `bind_adam` and `bind_loss_scale` once per network, `bind_scope`
+once per `TrainStep`, all others once per batch size. These others take what stays the same from batch to batch
+(weights, buffers) and return a function of what changes. Such a function
 
 - in a step of training allocates nothing that grows with the batch, except losses that it returns; scratch comes from
   the workspace,

@@ -60,8 +60,8 @@ class Precision:
         name = dtype_name(dtype)
         if reproducible and name == "float64":
             raise OptionError(
-                "reproducible=True goes with dtype float32, bfloat16 or float16, not with float64: products are made "
-                "exact by computing with pieces of the operands in float64, which has no room for its own"
+                "reproducible=True goes with dtype float32, bfloat16 or float16, not with float64: reproducible "
+                "products split each operand into two float64 slices, and a float64 operand does not fit into two"
             )
         if reproducible and allow_tf32:
             raise OptionError(
