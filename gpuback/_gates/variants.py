@@ -1,4 +1,4 @@
-"""Every kernel that launch plans can ask for: for gates, which compile all of them, and for tests, which run them."""
+"""List every kernel that launch plans can ask for. Gates compile all of them, tests run them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CompiledKernel(NamedTuple):
 
 
 def every_kernel() -> list[CompiledKernel]:
-    """Every kernel that the plans above can ask for."""
+    """List every kernel that launch plans can ask for, each once."""
     return list(dict.fromkeys(_each()))
 
 
