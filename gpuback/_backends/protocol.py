@@ -56,8 +56,8 @@ from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array, ArrayLike
 
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 2.0**24
-"""The limits of a dynamic loss scale. What overflows at the smallest is not finite itself; what vanishes at the largest
-is as good as 0."""
+"""The limits of a dynamic loss scale. float16 holds a sample's ∂ℓ/∂a up to 2³⁹ at the smallest, and down to 2⁻⁴⁸ at
+the largest."""
 
 
 class Workspace(Protocol):
@@ -182,7 +182,7 @@ class LossScale(Protocol):
 
 
 class GraphCapture(Protocol):
-    """Records a sequence of launches and repeats it as one; see `gpuback._cuda.launch.Launcher`."""
+    """Captures a sequence of launches, to repeat it as one; see `gpuback._cuda.launch.Launcher`."""
 
     def record(self, work: Callable[[], object]) -> Callable[[], None]:
         """Return a function that repeats the launches of `work`, with the arguments that they have now.
@@ -607,7 +607,7 @@ class Ops(Protocol):
 
     @property
     def graph_capture(self) -> GraphCapture | None:
-        """What can record a step of training; None where a step is no sequence of launches."""
+        """The object that captures a training step; None if a step is no sequence of launches."""
         ...
 
     # Whole networks at once
