@@ -14,7 +14,7 @@ CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*
 train: .venv/.cli $(addprefix .venv/.cuda,$(filter 12 13,$(CUDA)))
 	$(BIN)/gpuback train digits
 
-# Every kernel, every public function, every example; at most 3 minutes on two cores. tests/README.md says more.
+# Every kernel, every public function, every README example; at most 3 minutes on two cores. tests/README.md says more.
 test: .venv/.test
 	$(BIN)/python -m pytest --quick $(PARALLEL) --durations=5
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that needs a GPU, from the bare source tree on a machine with CUDA and CuPy: nothing is installed.
+# Check and measure gpuback on a GPU, from the bare source tree: needs CUDA and CuPy, and installs nothing.
 #
 #     OUT=folder [PARTS="compile parity benchmark"] benchmarks/on_device.sh [--quick] [--families step,layer]
 #

@@ -1,4 +1,4 @@
-"""Networks written as ONNX models, which other programs run without gpuback."""
+"""Write networks as ONNX models, which other programs run without gpuback."""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ outputs: h_prev (rows, nI), W (nO, nI), b (nO,), a = h_prev Wᵀ + b and h = g(a
 carries 16-bit values in float32; it has to round them all the same. "=" overwrites, "+=" adds, "(+)=" does what
 `accumulate` says.
 
-Methods named `bind_…` are called once per batch size. They take what stays the same from batch to batch (weights,
-buffers) and return a function of what changes. Such a function
+Methods named `bind_…` are called ahead: `bind_sgd`, `bind_adam` and `bind_loss_scale` once per network, `bind_scope`
+once per `TrainStep`, all others once per batch size. These others take what stays the same from batch to batch
+(weights, buffers) and return a function of what changes. Such a function
 
 - in a step of training allocates nothing that grows with the batch, except losses that it returns; scratch comes from
   the workspace,
@@ -55,8 +56,8 @@ from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array, ArrayLike
 
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 2.0**24
-"""The limits of a dynamic loss scale. What overflows at the smallest is not finite itself; what vanishes at the largest
-is as good as 0."""
+"""The limits of a dynamic loss scale. float16 holds a sample's ∂ℓ/∂a up to 2³⁹ at the smallest, and down to 2⁻⁴⁸ at
+the largest."""
 
 
 class Workspace(Protocol):
@@ -181,7 +182,7 @@ class LossScale(Protocol):
 
 
 class GraphCapture(Protocol):
-    """Capture a sequence of launches and repeat it as one; see `gpuback._cuda.launch.Launcher`."""
+    """Captures a sequence of launches, to repeat it as one; see `gpuback._cuda.launch.Launcher`."""
 
     def capture(self, work: Callable[[], object]) -> Callable[[], None]:
         """Return a function that repeats the launches of `work`, with the arguments that they have now.
@@ -606,7 +607,7 @@ class Ops(Protocol):
 
     @property
     def graph_capture(self) -> GraphCapture | None:
-        """Return what can capture a step of training; None where a step is no sequence of launches."""
+        """Return the object that captures a training step; None if a step is no sequence of launches."""
         ...
 
     # Whole networks at once

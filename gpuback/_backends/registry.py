@@ -1,4 +1,4 @@
-"""Which backends there are, whether this machine can use them, and which one serves which arrays."""
+"""List the backends, tell whether this machine can use them, and find the backend of an array."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This machine: versions, processor, and the BLAS that NumPy's matrix products run on.
+"""Describe this machine: versions, processor, and the BLAS that NumPy's matrix products run on.
 
 Every function takes what it interprets as arguments; `survey` collects that from the running system.
 """
@@ -57,7 +57,7 @@ class Blas:
     """The library behind NumPy's matrix products; None where nothing tells.
 
     Attributes:
-        kernel: for which processor the routines that it picked were written.
+        kernel: the kernel set that the library chose, e.g. "SkylakeX".
     """
 
     library: str | None

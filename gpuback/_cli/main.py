@@ -1,4 +1,4 @@
-"""The command `gpuback`: whatever goes wrong in it becomes one line on stderr and an exit code."""
+"""Run the command `gpuback`. Each error becomes one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 (a check failed, training diverged), 2 (bad usage or input), 130 (interrupted) or 141
-        (whoever read the output has stopped).
+        (the program that reads the output has stopped).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -54,14 +54,14 @@ def _run(arguments: list[str]) -> int:
         return _complain(f"{needs}: pip install '.[cli]' in gpuback's source tree", USAGE)
     from gpuback._cli.app import app
 
-    # Where this class lives changed when typer took click in; its best-known child has stayed where it was.
+    # click's UsageError moved when typer absorbed click. It is BadParameter's parent in every version.
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
         work = typer.main.get_command(app)(arguments or ["--help"], prog_name="gpuback", standalone_mode=False)
     except usage_error as error:
         command = "gpuback" if error.ctx is None else error.ctx.command_path
         return _complain(f"{error.format_message()} (see {command} --help)", USAGE)
-    # A command comes back as the work to do; --help and --version, which are done, as an exit code.
+    # A command returns the work to do. --help and --version have run already and return an exit code.
     return int((work() if callable(work) else work) or 0)
 
 

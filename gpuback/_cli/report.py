@@ -16,7 +16,7 @@ Rows = list[tuple[str, ...]]
 
 
 def backend_reason(asked_for: str, used: str) -> str:
-    """Why a network computes on the backend that it does."""
+    """Explain the choice of a network's backend."""
     if asked_for != "auto":
         return "as asked for"
     others = [

@@ -59,7 +59,7 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def json_line(document: dict[str, Any]) -> str:
-    """One line of JSON; numbers that JSON does not have become null."""
+    """Return one line of JSON. NaN and infinities become null."""
     return json.dumps(_finite(document), ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -79,7 +79,7 @@ def score_text(score: Score) -> tuple[str, str]:
 
 
 def require_matplotlib() -> None:
-    """Says before training what `plot` would say after it.
+    """Raise before training if `plot` could not draw after it.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -96,7 +96,7 @@ def plot(path: str, result: Result) -> None:
     from matplotlib.ticker import LogFormatter, MaxNLocator
 
     class PlainNumbers(LogFormatter):
-        """Labels the ticks that LogFormatter would, but with 0.6 for 6 × 10⁻¹."""
+        """Label the ticks that LogFormatter would, but with 0.6 for 6 × 10⁻¹."""
 
         def __call__(self, x: float, pos: int | None = None) -> str:
             return f"{x:g}" if super().__call__(x, pos) else ""

@@ -1,6 +1,6 @@
-"""Standardization of data, and how a trained network takes it in, so that what is saved reads raw features.
+"""Standardize data, and fold the scaling into the trained weights, so that the saved network takes raw features.
 
-Sums are exact ones, so that no BLAS and no order of the samples has a say in the bits.
+Sums are exact, so the bits do not depend on the BLAS or on the order of the samples.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Standardization:
     def of_features(cls, x: Array) -> Standardization:
         """Measure the mean and standard deviation of each column of x (N, n).
 
-        A column that never varies gets σ = ∞, so that it is 0 in training and multiplied by 0 afterwards. With σ = 1
-        its weights, which training never touches, would act on whatever other value turns up later, and a large one (a
-        year, an identifier) would cancel against the bias with all its rounding error.
+        A constant column gets σ = ∞: it is 0 in training and multiplied by 0 afterwards. With σ = 1 its weights, which
+        training never changes, would act on any other value that comes later. A large value (a year, an identifier)
+        would cancel against the bias and leave its rounding error.
         """
         return cls._of(x, np.inf)
 

@@ -1,4 +1,4 @@
-"""The task to learn: a data set's targets as a loss takes them, and how good a network's outputs are."""
+"""Turn a data set's targets into what a loss takes, and score a network's outputs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def looks_like_regression(data: Dataset) -> bool:
 
 
 def require_range(x: Array, dtype: np.dtype[Any], data: Dataset) -> None:
-    """Refuses features that the network's dtype can only make infinite.
+    """Refuse features that overflow in the network's dtype.
 
     Raises:
         DataError: naming the feature.
@@ -92,7 +92,7 @@ class Score(NamedTuple):
     value: float | None
 
     def as_document(self) -> dict[str, float | None]:
-        """Return the score for JSON, under a key that every keyboard has."""
+        """Return the score for JSON, under an ASCII key."""
         return {"accuracy" if self.name == "accuracy" else "r2": self.value}
 
 

@@ -1,4 +1,4 @@
-"""Trains a network on a part of a data set, tests it on the rest, and makes it take raw features."""
+"""Train a network on a part of a data set, test it on the rest, and make it take raw features."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from gpuback.datasets import Dataset
 from gpuback.errors import DivergedError, MissingFolderError, OptionError
 
 HELD_OUT_SPLIT = VALIDATION_SPLIT + 1
-"""Stands beside VALIDATION_SPLIT, so that what is held out to test on depends on no other shuffle."""
+"""Differs from VALIDATION_SPLIT, so that the test samples depend on no other shuffle."""
 
 VALIDATION_FRACTION = 0.2
-"""Of the training part, when patience needs something to watch."""
+"""The part of the training samples whose loss `patience` watches."""
 
 NOTICEABLE_ROUNDING = 1e-3
 """In standard deviations of a feature; float32 usually leaves 1e-7."""
@@ -40,7 +40,7 @@ class Files:
     checkpoint: str | None
 
     def check(self, inputs: Sequence[str]) -> None:
-        """Find out before training what would fail after it.
+        """Raise before training if a file could not be written after it.
 
         Args:
             inputs: files that must not be overwritten.
@@ -68,7 +68,7 @@ class Result:
     """A trained network, which takes raw features, and what its training showed.
 
     Attributes:
-        standardized_targets: what the history and held_out_curve hold is the loss of standardized targets.
+        standardized_targets: whether history and held_out_curve hold losses of standardized targets.
         held_out_curve: the loss on the held-out samples after each epoch of this run.
         training_loss, held_out_loss, score: of the network as it is saved, on raw data.
         seconds_per_step: None if no step was left to do.
@@ -101,7 +101,7 @@ def train_network(
     fit: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> Result:
-    """Trains a network on a part of the data and tests it on the rest.
+    """Train a network on a part of the data and test it on the rest.
 
     Args:
         data: the whole set.

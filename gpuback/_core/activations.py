@@ -1,5 +1,4 @@
-"""The activation functions: one table from a name to g, to g', to what g' is computed from, and to the kernels' number
-for it.
+"""The table of activation functions: for each name g, g', the array that g' is computed from, and the kernels' id.
 
 Every function works on whole arrays that its caller owns and allocates nothing, so a training step can run it again and
 again on the same buffers. `forward(a, h, scratch)` writes h = g(a); `backward(dh, source, scratch)` turns dh = ∂loss/∂h
@@ -26,11 +25,11 @@ GELU_SCALE = 2.0 * math.sqrt(2.0 / math.pi)
 GELU_CUBIC = 0.044715
 
 ZERO = np.zeros((), np.float32)
-"""As an array of no axes, which ufuncs take up faster than Python's numbers."""
+"""0 as a 0-d array: ufuncs start faster on it than on a Python number."""
 
 SATURATED = 1e4
-"""Past this |a|, gelu's and silu's sigmoid is 0 or 1 in every dtype, and a stands still where it meets that 0: its cube
-may have overflowed, and in float16 a itself."""
+"""Beyond this |a| the sigmoid in gelu and silu is 0 or 1 in every dtype. a is clipped before the product, as it
+may be infinite, and ∞ · 0 is NaN."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ import numpy as np
 from gpuback._core.typing import Array
 
 ONE_CHAIN = 13
-"""Up to here one chain is short enough: K + 1 ≤ 4√K."""
+"""Up to this many terms one chain meets the bound: K + 1 ≤ 4√K."""
 
 BLAS_ONE_THREAD = 9000
-"""Numbers in a matrix up to which no BLAS was seen to share a vector's product with it between threads."""
+"""Up to this many numbers in the matrix, no BLAS was seen to split a vector-matrix product between threads."""
 
 
 def chain_length(terms: int) -> int:
@@ -28,8 +28,8 @@ def chain_length(terms: int) -> int:
 def bind_sum_columns(x: Array) -> Callable[[Array], object]:
     """Return a function that writes x's sum over the first axis, out_n = Σ_k x_kn, each time it is called.
 
-    Chains are vector-matrix products with ones: those run at the speed of memory where `np.sum` over the first axis of
-    a narrow array does not, and however BLAS orders a product's terms, no chain is longer than ℓ.
+    A chain is a row of ones times a matrix. BLAS runs that at the speed of memory, `np.sum` over the first axis of a
+    narrow array does not. No chain is longer than ℓ, in whatever order BLAS adds.
 
     Args:
         x: (K, n), C-contiguous or Fortran-contiguous; read anew at each call.

@@ -1,17 +1,16 @@
 """exp, log, tanh, the activations and their slopes as fixed sequences of IEEE 754 operations.
 
-Why: how `exp` comes to its bits is nobody's promise. NumPy's differ by CPU (AVX2, AVX-512, NEON), by NumPy's version
-and by C library, and CUDA's are others again. Yet + − × ÷ in float64 have the same bits on every machine that follows
-IEEE 754, and so has whatever is made of nothing else: here of these four, comparisons, and shifts and masks of a
-number's bits. `kernels/exact/elementary.cuh` is the same sequences in CUDA, none of them contracted to fma, with the
-same coefficients (`gpuback/_cuda/coefficients.py`). Another operation, order or coefficient gives other bits.
+Why: no library specifies the last bits of `exp`. They vary with the CPU (AVX2, AVX-512, NEON), NumPy, the C library and
+CUDA. IEEE 754 does fix + − × ÷ in float64. So only these, comparisons and bit operations are used here.
+`kernels/exact/elementary.cuh` is the same sequences in CUDA, none of them contracted to fma, with the same coefficients
+(`gpuback/_cuda/coefficients.py`). Another operation, order or coefficient gives other bits.
 
-How well: the relative error is below 2·10⁻¹² for all x of which the result, in float32, is neither 0 nor infinite. A
+Accuracy: the relative error is below 2·10⁻¹² for all x of which the result, in float32, is neither 0 nor infinite. A
 result that is rounded once (`store`) is within 0.5001 ulp of float32, for tiny and for subnormal x, too, and where
 results underflow. Slopes are off by less than 2·10⁻¹² (gelu's and silu's cross zero, so that error is absolute).
 
-How: a function takes (x, out, scratch), writes g(x) to `out`, and uses `scratch`: `SCRATCH` arrays like x. All are
-float64 and of one shape, and those of `scratch` contiguous. `out` may be x. Nothing is allocated that grows. Every line
+Calls: a function takes (x, out, scratch), writes g(x) to `out`, and uses `scratch`: `SCRATCH` arrays like x. All are
+float64 and of one shape, and those of `scratch` contiguous. `out` may be x. Allocations do not grow with x. Every line
 is one pass, over arrays that should be small enough to stay in cache. NaN gives NaN, ±∞ the limit. Infinities raise
 NumPy's floating-point warnings; callers silence them with `np.errstate`.
 
@@ -42,7 +41,7 @@ ELEMENTS_AT_ONCE = 1 << 14
 Buffers = tuple[Array, ...]
 Function = Callable[[Array, Array, Buffers], None]
 
-# Polynomials, the lowest coefficient first: exact, as results of tiny x need it. Given that, the others are minimax, of
+# Polynomial coefficients, the lowest first. The lowest is exact, as tiny x need it. The others are minimax: they give
 # the smallest possible relative error.
 
 EXP_COEFFICIENTS = (2.0, 0.16666666614581813, -0.0027777514063286905, 6.57579210687783e-05)
@@ -82,7 +81,7 @@ GELU_LINEAR, GELU_CUBIC, GELU_CUBIC_SLOPE = 1.5957691216057308, 0.07135481627260
 """2√(2/π), 0.044715 times that, three times that again: u = a (linear + cubic a²), u' = linear + cubic slope a²."""
 
 GELU_LIMIT = 20.0
-"""Past this |a|, gelu's sigmoid is 0 or 1 (e^−603 off) for good; u stays within `EXP_LIMIT`."""
+"""Past this |a|, gelu's sigmoid is 0 or 1, to e^−603. u stays within `EXP_LIMIT`."""
 
 
 # --- what several functions need
@@ -235,7 +234,7 @@ def log(x: Array, out: Array, scratch: Buffers) -> None:
 
 
 def log1p(x: Array, out: Array, scratch: Buffers) -> None:
-    """log(1 + x) as log of 1 + x, but that f = x/(x + 2) where k = 0: x has digits there that 1 + x has not."""
+    """Compute log of 1 + x. Where k = 0, use f = x/(x + 2), since 1 + x has lost digits of x."""
     minus_k, m, f, sum_ = scratch
     np.add(x, 1.0, out=sum_)
     _split(sum_, minus_k, m)
@@ -342,21 +341,21 @@ def silu(a: Array, out: Array, scratch: Buffers) -> None:
     _times_sigmoid(a, -EXP_LIMIT, out, scratch)
 
 
-# --- slopes g': from h = g(a), but of gelu and silu from a. At a kink it is the derivative from the left.
+# --- slopes g', from h = g(a), or from a for gelu and silu. At a kink it is the derivative from the left.
 
 
 def identity_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """1, of NaN as well."""
+    """1, for NaN too."""
     out.fill(1.0)
 
 
 def relu_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """1 where h > 0, else 0, of NaN as well."""
+    """1 where h > 0, else 0, for NaN too."""
     np.greater(h, 0.0, out=out)
 
 
 def leaky_relu_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """1 where h > 0, else 0.01, of NaN as well."""
+    """1 where h > 0, else 0.01, for NaN too."""
     np.greater(h, 0.0, out=out)
     np.clip(out, LEAKY_SLOPE, 1.0, out=out)
 

@@ -1,4 +1,4 @@
-"""Sums and norms that are exact but for one rounding, so that no order of adding and no backend changes their bits.
+"""Compute sums and norms exactly but for one rounding, so that their bits depend on no order and no backend.
 
 Let 2ᵉ be the smallest power of two above the largest |x|. Every term becomes a fixed-point number with 63 bits below
 2ᵉ,

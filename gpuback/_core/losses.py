@@ -3,7 +3,7 @@
 Each entry *builds* the function that runs per batch, so that buffers, index arrays and views are made once:
 `build(a, losses, scratch, divisor)` takes the output layer's pre-activations a (B, n), an array for the samples' losses
 (B,) and scratch like a, and returns `run(y)`, which writes ℓ_b into `losses` and overwrites a by ∂ℓ_b/∂a_b / divisor.
-The sum over the batch and the sample weights are the caller's: every row here stands for itself.
+The caller sums over the batch and applies the sample weights. Rows do not affect each other here.
 
 Canonical pairs (softmax + cross-entropy, sigmoid + binary cross-entropy, identity + squared error) are one expression
 each, ŷ − e(y). Squared error behind a softmax, sigmoid or tanh goes through that function's whole Jacobian, (∂ŷ/∂a)ᵀ (ŷ
@@ -53,7 +53,7 @@ class Loss:
 
 
 class Softmax:
-    """ŷ = softmax(a), row by row, in steps, because cross-entropy wants what stands between them.
+    """ŷ = softmax(a), row by row, in steps, because cross-entropy needs the values in between.
 
     Attributes:
         total: (B,) Σ_j e^z_j, after `exponentials`.
@@ -116,7 +116,7 @@ def softmax_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: fl
 
 
 def _of_labels(z: Array, losses: Array, softmax: Softmax, divisor: float) -> Run:
-    """ℓ_b = log s_b − z_b[y_b], and from a to (ŷ − e(y)) / divisor, both terms of which are divided by themselves."""
+    """ℓ_b = log s_b − z_b[y_b], and a becomes ŷ/divisor − e(y)/divisor: each term is divided separately."""
     row_stride, class_stride = (stride // z.itemsize for stride in z.strides)
     stride, one = np.array(class_stride, np.intp), _constant(1.0 / divisor, z)
     flat = z.reshape(-1, order="A")  # a view, in the order of memory
@@ -170,8 +170,8 @@ def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array,
 def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
     """ℓ = −Σ_j (y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j)) with ŷ = sigmoid(a); ∂ℓ/∂a = ŷ − y.
 
-    Term j is (max(a, 0) − a y) + log1p(e^−|a|): no logarithm of a number that has rounded to 0 or 1, and where the
-    first part is 0 (y is 0 or 1, and a says so) the second is all there is.
+    Term j is (max(a, 0) − a y) + log1p(e^−|a|). No logarithm is taken of a number that has rounded to 0 or 1. If y is 0
+    or 1 and a agrees, the first part is exactly 0.
     """
     term, other = scratch.a, scratch.b
     sum_terms = bind_sum_rows(term)

@@ -18,7 +18,7 @@ from gpuback.errors import OptionError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each layer's weights and biases lie in θ, for layers of widths n_0, …, n_L."""
+    """The positions of each layer's weights and biases in θ, for layers of widths n_0, …, n_L."""
 
     sizes: tuple[int, ...]
 
@@ -34,7 +34,7 @@ class Layout:
 
     @cached_property
     def weight_starts(self) -> list[int]:
-        """Where each layer's weights begin in θ."""
+        """The index in θ of each layer's first weight."""
         starts = [0]
         for n_in, n_out in self.shapes[:-1]:
             starts.append(starts[-1] + n_out * (n_in + 1))
@@ -75,7 +75,7 @@ def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | N
 
     limit = √(6/nI) for rectifiers (He et al., 2015), √(6/(nI + nO)) for the rest (Glorot and Bengio, 2010), by the
     activation that follows the layer. The numbers are PCG64's raw 64-bit output, whose top 53 bits are a multiple of
-    2⁻⁵³ in [0, 1): NumPy promises that stream, not what `Generator` makes of it, so a seed means the same θ on every
+    2⁻⁵³ in [0, 1). NumPy keeps that stream stable, but not `Generator`'s use of it. So a seed means the same θ on every
     backend and NumPy version.
 
     Args:

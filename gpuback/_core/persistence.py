@@ -1,4 +1,4 @@
-"""Named NumPy arrays and metadata in one safetensors file, written atomically. Knows nothing of networks.
+"""Write named NumPy arrays and metadata to one safetensors file, atomically, and read them. Knows no networks.
 
 Arrays are stored as safetensors stores them, so any safetensors reader can open them. The header's `__metadata__` holds
 one string, `gpuback`: JSON with `version` (of this layout), `kind` (what the file is for, such as "model"), `metadata`
@@ -172,8 +172,8 @@ def replacing(path: PathLike) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    # The file is in place and whole; where a folder cannot be synced (Windows, some network mounts), a power cut
-    # may bring the old file back, which is no reason to report that writing failed.
+    # The file is in place. If the folder cannot be synced (Windows, some network mounts), a power cut may bring the old
+    # file back. Writing has succeeded all the same.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -60,8 +60,8 @@ class Precision:
         name = dtype_name(dtype)
         if reproducible and name == "float64":
             raise OptionError(
-                "reproducible=True goes with dtype float32, bfloat16 or float16, not with float64: products are made "
-                "exact by computing with pieces of the operands in float64, which has no room for its own"
+                "reproducible=True goes with dtype float32, bfloat16 or float16, not with float64: reproducible "
+                "products split each operand into two float64 slices, and a float64 operand does not fit into two"
             )
         if reproducible and allow_tf32:
             raise OptionError(
@@ -85,8 +85,8 @@ class Precision:
     def gradient_scale(self, batch_size: int) -> float:
         """Return the power of two that da carries through the backward pass: 2^⌈log₂B⌉ for float16, else 1.
 
-        A mean over 65536 samples divides each da by 65536, below what float16 can hold; the factor undoes that and
-        leaves again, exactly, where dW and db are summed in float32.
+        A mean over 65536 samples divides each da by 65536, below what float16 can hold. The factor undoes that. It is
+        removed again, exactly, where dW and db are summed in float32.
         """
         return float(1 << (batch_size - 1).bit_length()) if self.operand == np.float16 else 1.0
 
@@ -112,8 +112,8 @@ def round_to_tf32(x: Array, out: Array, nan: Array | None = None) -> Array:
     """out = x rounded to TF32, which keeps 10 fraction bits of float32's 23: to nearest, ties away from zero.
 
     That is what `cvt.rna.tf32.f32` does: half of the last place kept is added to the magnitude and the rest cut off, so
-    a carry into the exponent is right by itself, up to infinity. NaN has to step aside, or the carry could reach its
-    sign.
+    a carry into the exponent is right by itself, up to infinity. NaN is replaced separately, as the carry could reach
+    its sign.
 
     Args:
         x, out: float32 arrays of one shape; `out` may be `x`.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gpuback._core.typing import Array
 
 CACHE_LINE = 64
-"""Products and vector operations that write whole cache lines were seen 2 to 4% faster than those that do not."""
+"""Buffers start at a cache line: products and vector operations that write whole lines measured 2 to 4 % faster."""
 
 
 def aligned_empty(shape: int | tuple[int, ...], dtype: np.dtype[Any], order: Literal["C", "F"] = "C") -> NDArray[Any]:
@@ -25,7 +25,7 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: np.dtype[Any], order: Lit
 
 
 class ScratchPool:
-    """Memory for the scratch of several arrays that are worked on one after the other; made on first use.
+    """Scratch memory that several arrays use in turn, allocated on first use.
 
     Args:
         size: numbers in the largest of the arrays.

@@ -143,7 +143,7 @@ def blas_threads() -> int:
 
 @functools.cache
 def blas_cores() -> set[str]:
-    """Name the processors that the loaded OpenBLAS chose its kernels for, in OpenBLAS's words, in small letters."""
+    """Return the lower-case names of the kernel sets that the loaded OpenBLAS uses, e.g. "skylakex"."""
     libraries = ThreadpoolController().lib_controllers
     return {str(library.architecture).lower() for library in libraries if library.internal_api == "openblas"}
 

@@ -1,4 +1,4 @@
-"""Checks of the numbers that options are."""
+"""Check numeric options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpuback.errors import OptionError
 
 
 def number(value: object) -> float:
-    """Return `value` as Python's float, with which NumPy computes at the array's precision; NaN for no number."""
+    """Return `value` as a Python float, NaN if it is no number. NumPy then computes in the array's own precision."""
     return float(value) if isinstance(value, (int, float, np.integer, np.floating)) else math.nan
 
 

@@ -1,1 +1,1 @@
-"""Everything that knows CUDA: kernel sources, their compilation, plans and launches. Importing it imports no CuPy."""
+"""Compile and launch kernels. This room knows no networks, and importing it imports no CuPy."""

@@ -31,11 +31,11 @@ from gpuback._core.persistence import replacing
 from gpuback.errors import BackendError
 
 ENVIRONMENT = "GPUBACK_CACHE_DIR"
-_LEFTOVER_SECONDS = 24 * 3600  # no write takes a day, whichever machine's process it is that writes
+_LEFTOVER_SECONDS = 24 * 3600  # no write takes a day, on any machine
 
 
 class Entry(NamedTuple):
-    """What was kept.
+    """A kept file and its record.
 
     Attributes:
         path: the file with the content.
@@ -52,7 +52,7 @@ def key_of(*parts: object) -> str:
 
 
 def digest(content: bytes) -> str:
-    """Return what stands for some bytes in a key."""
+    """Return a hash of bytes, as a part of a key."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -89,7 +89,7 @@ def keep(key: str, suffix: str, content: bytes, record: Mapping[str, Any]) -> En
         _make(place)
         return _write(place, key, suffix, content, record)
     except OSError as error:
-        # Windows lets nobody replace a file that another process has open: then the entry is there already.
+        # Windows does not replace a file that another process has open. The entry is there already then.
         entry = find(key, suffix)
         if entry is not None:
             return entry
@@ -119,7 +119,7 @@ def _platform_folder() -> Path:
     if sys.platform == "darwin":
         return _home() / "Library" / "Caches"
     chosen = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(chosen) if os.path.isabs(chosen) else _home() / ".cache"  # the standard: others are to be ignored
+    return Path(chosen) if os.path.isabs(chosen) else _home() / ".cache"  # the standard says to ignore relative paths
 
 
 def _home() -> Path:
@@ -130,7 +130,7 @@ def _home() -> Path:
 
 
 def _is_private(place: Path) -> bool:
-    """Say whether nobody else could have put a file there, which the GPU would run."""
+    """Say whether only this user could have put files there. The GPU would run them."""
     if os.name != "posix":
         return True
     status = place.stat()
@@ -173,7 +173,7 @@ def _read(place: Path, key: str, suffix: str) -> Entry | None:
 
 
 def _write(place: Path, key: str, suffix: str, content: bytes, record: Mapping[str, Any]) -> Entry:
-    # Whoever reads between the two sees a content without its seal: absent.
+    # A reader that comes between the two writes finds no matching seal: the entry counts as absent.
     found: dict[str, Any] = json.loads(json.dumps(record))  # what a reader will see: lists for tuples
     head = {"bytes": len(content), "sha256": _seal(key, content, found), "record": found}
     path = place / (key + suffix)

@@ -1,4 +1,4 @@
-"""Kernel sources to cubins: NVRTC, its log, and the cache in front of it. Needs CuPy's binding of NVRTC, but no GPU.
+"""Compile kernel sources to cubins with NVRTC, behind a cache. Needs CuPy's binding of NVRTC, but no GPU.
 
 Kernels become machine code for one architecture, never PTX, which the driver would compile once more.
 """
@@ -27,16 +27,15 @@ OPTIONS = (
     "-fmad=true",
     "--ptxas-options=-v",
 )
-# From then on, where there is a driver, NVRTC keeps what it compiled, and gives it again without the log that says what
-# kernels take.
+# From this version on, on machines with a driver, NVRTC has a cache of its own. Its hits come without the ptxas log.
 _CACHES_SINCE = (12, 9)
 _RECORD_VERSION = 2
-# The second is how ptxas says, as mere information, that it has undone the overlap of wgmma instructions.
+# ptxas reports by the second, as mere information, that it has undone the overlap of wgmma instructions.
 _WARNING = re.compile(r"\bwarning\s*[:#]|Potential Performance Loss", re.IGNORECASE)
 
 
 class Resources(NamedTuple):
-    """What one thread or block of a kernel takes, as ptxas reports it.
+    """The resources of one thread or block of a kernel, as ptxas reports them.
 
     Attributes:
         registers: of a thread.
@@ -126,8 +125,8 @@ def _record(variant: Variant, arch: str, version: tuple[int, int], cubin: bytes,
 def parse_log(log: str) -> dict[str, Resources]:
     """Read what `--ptxas-options=-v` says of each kernel, for CUDA 12 and 13.
 
-    A function that was not inlined is reported apart from the kernels that call it, and not which they are: what it
-    spills counts for every kernel of the file.
+    ptxas reports a function that was not inlined separately, and does not name its callers. Its spills count for every
+    kernel of the file.
     """
     kernels: dict[str, dict[str, int]] = {}
     functions: dict[str, dict[str, int]] = {}

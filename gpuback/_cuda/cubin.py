@@ -1,4 +1,4 @@
-"""What a cubin, an ELF file for a GPU, says of itself: where it ends, and the parameters of its kernels."""
+"""Read a cubin, an ELF file for a GPU: its length, and the parameters of its kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Section(NamedTuple):
 
 
 def complete(cubin: bytes) -> bytes:
-    """Return the cubin with its last byte, which CuPy's `nvrtc.getCUBIN` strips as if it closed a text.
+    """Restore the cubin's last byte, always 0, which CuPy's `nvrtc.getCUBIN` drops as a string terminator.
 
     A cubin ends with a table of headers, whose last field (an alignment or a size, 8 bytes, lowest first) has a zero
     there.

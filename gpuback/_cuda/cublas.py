@@ -1,4 +1,4 @@
-"""Products of float64 matrices by cuBLAS, for sums of integers that must come out exact: no other arithmetic will do.
+"""Multiply float64 matrices by cuBLAS, for sums of integers that must be exact.
 
 cuBLAS since CUDA 13.0 update 2 can emulate float64 by products of 8-bit integers, which keeps a chosen number of bits.
 It is switched on by an environment variable, which is refused here, or by the math mode of a handle, which
@@ -17,12 +17,12 @@ from gpuback._core.typing import Array
 from gpuback.errors import BackendError
 
 EMULATION = "CUBLAS_EMULATE_DOUBLE_PRECISION"
-"""The environment variable that makes cuBLAS emulate float64. Those that say how (CUBLAS_EMULATION_STRATEGY and others)
-mean nothing without it."""
+"""The environment variable that makes cuBLAS emulate float64. Other variables, e.g. CUBLAS_EMULATION_STRATEGY, only
+tune the emulation."""
 
 
 class MatrixLayout(NamedTuple):
-    """How a matrix lies in memory: by rows or by columns, and how many elements from one of them to the next."""
+    """A matrix's order in memory, by rows or by columns, and the elements from one row (or column) to the next."""
 
     by_rows: bool
     pitch: int
@@ -48,8 +48,8 @@ def bind_multiply() -> Callable[[Array, Array, Array], None]:
     setting = os.environ.get(EMULATION, "")
     if setting not in ("", "0"):
         raise BackendError(
-            f"reproducible=True needs cuBLAS's float64 products as they are, and {EMULATION}={setting} has them "
-            f"emulated, with other bits. Remedy: unset {EMULATION} before the program starts, or backend='numpy'"
+            f"reproducible=True needs native float64 products; {EMULATION}={setting} replaces them by an emulation "
+            f"with other bits. Remedy: unset {EMULATION} before the program starts, or backend='numpy'"
         )
     try:
         from cupy.cuda import cublas, device, runtime

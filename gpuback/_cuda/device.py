@@ -1,4 +1,4 @@
-"""Launches on a CUDA device, through CuPy. What is bound once costs a few microseconds a launch."""
+"""Launch kernels on a CUDA device through CuPy. A bound launch costs a few microseconds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Loaded(NamedTuple):
 
 
 class CudaLauncher:
-    """Runs kernels on one CUDA device and on the stream that is CuPy's current one at each launch.
+    """The launcher of one CUDA device. Kernels run on the stream that is CuPy's current one at each launch.
 
     A bound launch holds one set of arguments: it is for one thread at a time.
 
@@ -115,9 +115,9 @@ class CudaLauncher:
         return int(array.data.ptr)
 
     def async_reader(self, array: Array) -> Callable[[], Any]:
-        """Return a function that gives the array's numbers of a moment ago without waiting, or None: not yet.
+        """Return a function that gives a recent copy of the array without waiting, or None before the first arrives.
 
-        Each call takes up the copy that the one before it sent on its way, if it has arrived, and sends the next.
+        Each call returns the last complete copy and starts the next.
         """
         cupy = self._cupy
         memory = cupy.cuda.alloc_pinned_memory(array.nbytes)
@@ -148,7 +148,7 @@ class CudaLauncher:
                 try:
                     work()
                 except BaseException:
-                    with contextlib.suppress(RuntimeError):  # what made it fail is what counts
+                    with contextlib.suppress(RuntimeError):  # the first error is the one to report
                         stream.end_capture()
                     raise
                 launch_graph = stream.end_capture().launch

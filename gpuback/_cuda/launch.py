@@ -1,4 +1,4 @@
-"""What is launched, and with which arguments: the same data for a GPU and for the emulator that stands in for one."""
+"""Launches and their arguments as data, the same for a GPU and for the emulator that stands in for one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LaunchPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class DeviceLimits:
-    """What plans need to know of a device.
+    """The properties of a device that launch plans use.
 
     Attributes:
         capability: major and minor number, (9, 0) for Hopper.
@@ -53,7 +53,7 @@ class DeviceLimits:
 
     @property
     def arch(self) -> str:
-        """What NVRTC calls it; the architecture's own features (wgmma) need the suffix a."""
+        """NVRTC's name for it. The architecture's own features (wgmma) need the suffix a."""
         major, minor = self.capability
         return f"sm_{major}{minor}" + ("a" if self.capability >= (9, 0) and major < 12 else "")
 
@@ -64,7 +64,7 @@ class DeviceLimits:
 
 
 class Slot(NamedTuple):
-    """Stands where an argument changes from launch to launch. `dtype` None: an array, else a scalar's type."""
+    """A placeholder for an argument that changes from launch to launch: an array, or a scalar if `dtype` is given."""
 
     dtype: Any = None
 
@@ -78,7 +78,7 @@ Launch = Callable[..., None]
 
 
 class Launcher(Protocol):
-    """What runs kernels: a CUDA device, or the emulator."""
+    """The interface of a device that runs kernels: a CUDA device, or the emulator."""
 
     limits: DeviceLimits
 
@@ -102,7 +102,7 @@ class Launcher(Protocol):
         ...
 
     def async_reader(self, array: Array) -> Callable[[], Any]:
-        """Return a function that gives the array's numbers of a moment ago without waiting, or None: not yet."""
+        """Return a function that gives a recent copy of the array without waiting, or None before the first arrives."""
         ...
 
     def capture(self, work: Callable[[], object]) -> Callable[[], None]:

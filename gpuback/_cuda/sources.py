@@ -1,4 +1,4 @@
-"""Kernel sources: where they lie, and one flat text of each, which is what NVRTC compiles and what the cache hashes."""
+"""Find kernel sources, and flatten each into the one text that NVRTC compiles and the cache hashes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _beside(includer: str, included: str) -> str:
 
 
 def _follow(line: str, conditions: list[str]) -> None:
-    """Keep, for each open #if, whether its present branch is the emulator's."""
+    """Track for each open #if whether its current branch is the emulator's."""
     if match := _IF.match(line):
         for_emulator = _EMULATOR.fullmatch(match["condition"].split("//")[0].strip().rstrip(") ")) is not None
         conditions.append(

@@ -1,1 +1,1 @@
-"""Looks at compiled kernels: registers, spills, occupancy, matrix instructions. Needs no GPU."""
+"""Check compiled kernels: registers, spills, occupancy, matrix instructions. Needs no GPU."""

@@ -1,7 +1,7 @@
-"""Compiles kernels for any GPU, without one, and prints what each kernel takes.
+"""Compile kernels for any GPU, without one, and print what each kernel takes.
 
-Prints registers, shared memory, occupancy, spills and matrix instructions. The exit status is 1 if a kernel has a
-fault: it spills registers, keeps anything on a stack, or claims tensor cores but has no matrix instruction.
+The table has registers, shared memory, occupancy, spills and matrix instructions. The exit status is 1 if a kernel has
+a fault: it spills registers, keeps anything on a stack, or claims tensor cores but has no matrix instruction.
 """
 
 from __future__ import annotations

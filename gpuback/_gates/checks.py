@@ -1,4 +1,4 @@
-"""Compiles kernels without a GPU and finds their faults.
+"""Compile kernels without a GPU and find their faults.
 
 A kernel has a fault if it spills registers, keeps anything on a stack, or claims tensor cores but has no matrix
 instruction.
@@ -68,7 +68,7 @@ def name_of(variant: Variant) -> str:
 
 
 def check(cases: Iterable[Case], archs: Iterable[str], *, folder: Path | None = None) -> list[Row]:
-    """Compiles every case for every architecture, on all cores, and checks what came out.
+    """Compile every case for every architecture, on all cores, and check what came out.
 
     Args:
         cases: what to compile; see `gpuback._gates.variants.every_kernel`.
@@ -94,7 +94,7 @@ def sample(cases: Iterable[Case]) -> list[Case]:
 
 
 def check_pairs(pairs: Sequence[tuple[Case, str]], *, folder: Path | None = None) -> list[Row]:
-    """As `check`, for these pairs of a case and an architecture."""
+    """Do what `check` does, for these pairs of a case and an architecture."""
     # NVRTC compiles outside Python's lock, and the disassembler is a process of its own: threads use all cores.
     # Kernels of one file and one set of macros are compiled together, so one thread takes them one after the other.
     groups: dict[tuple[str, tuple[str, ...], str], list[int]] = {}
@@ -104,7 +104,7 @@ def check_pairs(pairs: Sequence[tuple[Case, str]], *, folder: Path | None = None
     def rows_of(group: list[int]) -> list[tuple[int, Row]]:
         return [(index, _row(pairs[index][0], pairs[index][1], folder)) for index in group]
 
-    # Networks stand last and compile the longest: they come first, so that no thread ends with them alone.
+    # Networks stand last and compile the longest. Start with them, so that none is left for one thread at the end.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = dict(pair for group in pool.map(rows_of, reversed(groups.values())) for pair in group)
     return [rows[index] for index in range(len(pairs))]

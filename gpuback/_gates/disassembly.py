@@ -40,7 +40,7 @@ def matrix_instructions(cubin: Path) -> dict[str, dict[str, int]]:
 
 
 def count(listing: str) -> dict[str, dict[str, int]]:
-    """Count them in a listing of nvdisasm or of cuobjdump."""
+    """Count the matrix instructions in a listing of nvdisasm or of cuobjdump."""
     kernels: dict[str, Counter[str]] = {}
     current: Counter[str] = Counter()
     for line in listing.splitlines():

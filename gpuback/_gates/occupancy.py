@@ -1,4 +1,4 @@
-"""How many blocks of a kernel one multiprocessor holds at a time, computed without a GPU."""
+"""Compute how many blocks of a kernel one multiprocessor holds at a time, without a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpuback._core.integers import ceil_div, round_up
 
 
 class MultiprocessorLimits(NamedTuple):
-    """What one multiprocessor has.
+    """The limits of one multiprocessor.
 
     Source: CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability".
 
@@ -43,7 +43,7 @@ SHARED_UNIT = 128
 
 
 class Occupancy(NamedTuple):
-    """What one multiprocessor holds.
+    """The blocks and warps that one multiprocessor holds.
 
     Attributes:
         blocks: how many; 0 if not even one fits.

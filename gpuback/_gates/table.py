@@ -1,4 +1,4 @@
-"""Prints what checks found, one line for each kernel and architecture."""
+"""Print what checks found, one line for each kernel and architecture."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def print_table(rows: Sequence[Row]) -> None:
         table.add_column(heading, justify="left" if heading in ("kernel", "arch", "matrix", "faults") else "right")
     for row, line in zip(rows, cells, strict=True):
         table.add_row(*line, style="red" if row.faults else None)
-    # A log that is no terminal has no width to keep to.
+    # Outside a terminal there is no width to fit.
     console = Console()
     Console(width=console.width if console.is_terminal else 200).print(table)

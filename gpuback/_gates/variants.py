@@ -1,4 +1,4 @@
-"""Every kernel that launch plans can ask for: for gates, which compile all of them, and for tests, which run them."""
+"""List every kernel that launch plans can ask for. Gates compile all of them, tests run them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gpuback._core.precision import Precision
 from gpuback._cuda.launch import Variant
 
 MOST_SHARED_BYTES, HALF_OF_SHARED_BYTES = 99 * 1024, 49 * 1024
-"""What a block of a whole network's kernels takes follows from the network. These stand for it: the most that a block
-may have on every GPU with tensor cores, and what leaves room for two."""
+"""Shared memory of fused networks' kernels depends on the network. These sizes stand for it: the most that a block may
+have on every GPU with tensor cores, and a size that leaves room for two blocks."""
 
 
 class CompiledKernel(NamedTuple):
@@ -24,7 +24,7 @@ class CompiledKernel(NamedTuple):
 
 
 def every_kernel() -> list[CompiledKernel]:
-    """Every kernel that the plans above can ask for."""
+    """List every kernel that launch plans can ask for, each once."""
     return list(dict.fromkeys(_each()))
 
 

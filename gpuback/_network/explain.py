@@ -59,7 +59,7 @@ def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanatio
     if blocks > 1:
         why = f"{blocks} blocks of up to {rows} rows, each forward and backward in turn while it is in cache"
     if threads.size > 1:
-        why += f", shared out between {threads.size} threads"
+        why += f", on {threads.size} threads"
     how = f"products of {operands} operands, sums in {precision.accumulator.name}"
     if precision.reproducible:
         how = f"products of {operands} operands, each by {EXACT_PRODUCTS} exact float64 ones of their slices"

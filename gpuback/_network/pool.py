@@ -11,7 +11,7 @@ KEPT_BUFFERS = 4
 
 
 class Keyed(Protocol):
-    """Buffers that know what they were made for."""
+    """Buffers with a key that says what they were made for."""
 
     @property
     def key(self) -> Hashable: ...

@@ -20,7 +20,7 @@ MOST_SUMS_BYTES = 1 << 26
 
 
 class Tasks:
-    """How a batch goes through a network: in blocks of rows, which make up tasks for a pool of threads.
+    """The blocks of rows in which a batch goes through a network, as tasks for a pool of threads.
 
     Each task adds up gradients of its own, which are added in order at the end. So the result does not depend on which
     worker took which task.

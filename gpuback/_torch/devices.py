@@ -1,4 +1,4 @@
-"""Where tensors live: the backend, the memory and the stream that gpuback shares with PyTorch."""
+"""Share devices with PyTorch: the backend, the memory and the stream of a tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps of training as one launch: on a GPU, a small network's dozen of launches take longer than its kernels.
+"""Replay training steps as one launch: on a GPU, a small network's dozen launches take longer than its kernels.
 
 A step that comes a second time with the same shapes is captured (on CUDA, into a graph), and replayed from the third
 time on. A graph holds addresses, not arrays. So it is valid only as long as the passes, the gradients and the update

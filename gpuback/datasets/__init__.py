@@ -1,7 +1,7 @@
 """Real data sets as NumPy arrays: scikit-learn's bundled ones by name, and .npz, .csv and IDX (MNIST's) files by path.
 
-Everything that is loaded is fit to train on: finite, of equal lengths, labels counted from 0. A file that is not says
-where: line and column, byte, or row.
+Loaded data can be trained on: they are finite, of equal lengths, with labels counted from 0. If a file's cannot, the
+error names the line and column, the byte or the row.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Dataset:
 
     @property
     def task(self) -> str:
-        """What y is for: "classification" if it holds integers, else "regression"."""
+        """The task: "classification" if y holds integers, else "regression"."""
         return "classification" if self.y.dtype.kind in "iu" else "regression"
 
     @property
@@ -123,7 +123,7 @@ def _refuse(source: str, what: str, **options: object) -> None:
 
 
 def _kind_of_file(path: str) -> str:
-    """Which of "npz", "csv" and "idx" it is: the name decides if it ends in .npz or .csv, else the content."""
+    """Tell "npz", "csv" or "idx" by the name if it ends in .npz or .csv, else by the content."""
     if not os.path.exists(path):
         raise UnknownSourceError(
             f"{unknown_name('data set', path, BUILT_IN)} As a path it was looked for at {os.path.abspath(path)},"

@@ -1,4 +1,4 @@
-"""Reads and writes IDX, MNIST's file format.
+"""Read and write IDX, MNIST's file format.
 
 A file is: two zero bytes, one byte for the element type, one byte for the number of dimensions, each dimension as a
 big-endian uint32, then the elements, big-endian, in C order. http://yann.lecun.com/exdb/mnist/ defined it.
@@ -121,7 +121,7 @@ def _read_stream(path: str, file: io.BufferedIOBase) -> np.ndarray:
 
 
 def _read_up_to(file: io.BufferedIOBase, n_bytes: int) -> bytearray:
-    """Read the next n bytes, or fewer at the file's end. A false n costs no memory: bytes are read piece by piece."""
+    """Read the next n bytes, or fewer at the file's end. They are read in pieces, so a wrong n costs no memory."""
     data = bytearray()
     while chunk := file.read(min(_READ_BYTES, n_bytes - len(data))):
         data += chunk

@@ -1,4 +1,4 @@
-"""Reads .csv and .npz files of samples; what is wrong with one is said with its line and column, or its array."""
+"""Read .csv and .npz files of samples. Errors name the line and column, or the array."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def read_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
                         where = f"{path}, array {name!r}"
                         with archive.open(f"{name}.npy") as member:
                             arrays.append(np.lib.format.read_array(member, allow_pickle=False))
-        # Damaged bytes make zipfile and NumPy raise whatever they stumble over: beside BadZipFile and ValueError,
-        # fuzzing met OSError, KeyError, RuntimeError, NotImplementedError, SyntaxError, TokenError and zlib.error.
+        # On damaged bytes zipfile and NumPy raise many kinds of errors: beside BadZipFile and ValueError, fuzzing met
+        # OSError, KeyError, RuntimeError, NotImplementedError, SyntaxError, TokenError and zlib.error.
         except Exception as error:
             raise FileFormatError(
                 f"{where}: expected numbers in a whole .npz file, a zip of arrays: {error}"
@@ -104,7 +104,7 @@ def _decoded_lines(path: str, file: BinaryIO) -> Iterator[str]:
 
 
 def _target_column(path: str, header: list[str], target: str | None) -> int:
-    """Check the header; the index of the target's column."""
+    """Check the header and return the index of the target's column."""
     where = f"{path}, line 1"
     if not header:
         raise FileFormatError(f"{where}: expected a header row, found {_emptiness(path)}")

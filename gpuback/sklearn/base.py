@@ -64,7 +64,7 @@ class BaseMLP(Parameters, ABC):
 
     @abstractmethod
     def _checked(self, X: ArrayLike, y: ArrayLike, *, reset: bool, incremental: bool) -> tuple[Any, Any, Any]:
-        """Check X and y; return X, y as predictions look, and y as targets. `reset` decides what the outputs are."""
+        """Check X and y. Return X, y in the form of predictions, and y as targets. `reset` sets the outputs anew."""
 
     @abstractmethod
     def _output(self, targets: Any) -> tuple[int, str]:
@@ -81,7 +81,7 @@ class BaseMLP(Parameters, ABC):
     # Fitting
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
-        """Trains on X and y until the loss (or, with early stopping, the score) no longer improves.
+        """Train on X and y until the loss (or, with early stopping, the score) no longer improves.
 
         Args:
             X: (n_samples, n_features) dense real numbers.
@@ -193,7 +193,7 @@ class BaseMLP(Parameters, ABC):
         return min(int(self.batch_size), n_samples)
 
     def _epochs(self, samples: TrainingSet, n_samples: int, random: Any, held: Any, incremental: bool) -> None:
-        """One epoch, or as many as max_iter and the stopping rule allow."""
+        """Run one epoch, or as many as max_iter and the stopping rule allow."""
         order = np.arange(n_samples)
         self.n_iter_ = 0
         while self.n_iter_ < (1 if incremental else self.max_iter):
@@ -290,7 +290,7 @@ class BaseMLP(Parameters, ABC):
     def _copies(self, name: str, parts: Sequence[Any]) -> list[NDArray[Any]]:
         copies = [np.array(self._net.ops.to_numpy(part), order="C") for part in parts]
         for copy in copies:
-            copy.flags.writeable = False  # what is written to a copy would be lost without a word
+            copy.flags.writeable = False  # a write to a copy would be lost silently
         return Parts(copies, partial(setattr, self, name))
 
     def _write(self, name: str, parts: Sequence[Any], values: Sequence[ArrayLike]) -> None:

@@ -1,4 +1,4 @@
-"""scikit-learn's stochastic solvers by gpuback's means: means weighted by Σw, L2 on weights alone, its Adam and SGD."""
+"""Run scikit-learn's Adam and SGD with gpuback: losses are divided by Σw, L2 is on weights only."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Descent:
     of a regressor the *reported* ℓ_b is the mean over outputs, ½ Σ_j (ŷ_j − y_j)² / n_L, while the gradient is that of
     the sum, as scikit-learn has it.
 
-    Adam: θ ← θ − (η√c₂/c₁) m/(√v + ε), cᵢ = 1 − βᵢᵗ: gpuback's has ε√c₂ there, and gets ε/√c₂ for ε. SGD: v ← μv − η∇θ,
-    θ ← θ + v (Nesterov: θ + μv − η∇θ): η stands inside v, which is rescaled whenever gpuback's η, outside, changes.
+    Adam: θ ← θ − (η√c₂/c₁) m/(√v + ε), cᵢ = 1 − βᵢᵗ. gpuback's Adam adds ε√c₂ instead of ε, so it is given ε/√c₂.
+    SGD: v ← μv − η∇θ, θ ← θ + v (Nesterov: θ + μv − η∇θ). η is inside v here and outside in gpuback, so v is rescaled
+    when η changes.
 
     Args:
         net: the network.
@@ -52,7 +53,7 @@ class Descent:
         self._gradients = empty_gradients(net.architecture, net.ops)
 
     def portable(self) -> dict[str, Any]:
-        """All there is to say about it, in host arrays; see `restored`."""
+        """Return the state as host arrays; `restored` reads it."""
         return {
             "parameters": self._parameters,
             "steps": self.steps,
@@ -89,7 +90,7 @@ class Descent:
         return float(values @ counts) / sum(counts)
 
     def _penalty(self, rate: float) -> Array:
-        """∇W = rate · W and ∇b = 0, to which the loss's gradients are added; Σ_k W_k · ∇W_k."""
+        """Write the penalty's gradient, ∇W = rate · W and ∇b = 0; return Σ_k W_k · ∇W_k. The loss's is added later."""
         net, gradients = self._net, self._gradients
         for W, dW, db in zip(net.weights, gradients.weights, gradients.biases, strict=True):
             np.multiply(W, rate, out=dW)

@@ -18,7 +18,7 @@ from gpuback.errors import LabelError
 from gpuback.sklearn.base import BaseMLP
 
 FLOATS = (np.float64, np.float32)
-"""Kept as they come; what else X holds becomes float64, on the way to the network's dtype."""
+"""X of these dtypes is kept as it is. Any other becomes float64 before it is cast to the network's dtype."""
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
@@ -36,8 +36,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     Attributes: scikit-learn's. `coefs_` and `intercepts_` are read-only copies; assigning to them writes the network.
 
     With the same `random_state` the initial parameters, every batch and the validation set are scikit-learn's own, and
-    so is the course of training, up to rounding. The losses that are reported differ where a wrong answer is certain to
-    rounding, as it is for features that are not scaled: scikit-learn's clips probabilities there, and may stop sooner.
+    so is the course of training, up to rounding. Reported losses differ where a wrong class has probability 1 to
+    rounding, e.g. with unscaled features: scikit-learn clips probabilities, and may stop sooner.
 
     Example:
         >>> model = MLPClassifier((16,), learning_rate_init=0.05, random_state=0)
@@ -51,7 +51,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, classes: ArrayLike | None = None
     ) -> Any:
-        """One epoch over these samples, from where the last left off.
+        """Train for one epoch on these samples, from the current state.
 
         Args:
             X, y, sample_weight: as `fit` takes them.
@@ -193,7 +193,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         self.loss = loss
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
-        """One epoch over these samples, from where the last left off; arguments as `fit`'s."""
+        """Train for one epoch on these samples, from the current state; arguments as `fit`'s."""
         return self._fit(X, y, sample_weight, incremental=True)
 
     def _checked(self, X: ArrayLike, y: ArrayLike, *, reset: bool, incremental: bool) -> tuple[Any, Any, Any]:

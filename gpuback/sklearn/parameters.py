@@ -156,7 +156,7 @@ CHECKS: dict[str, Check] = {
     "n_iter_no_change": ("an integer ≥ 1 or infinity", lambda value: _is(value, math.inf) or COUNT[1](value)),
     "max_fun": COUNT,
 }
-"""For each parameter what is expected, in words, and whether a value is that; dtype and backend are the network's."""
+"""For each parameter: the expected values in words, and the test. `MLP` checks dtype and backend."""
 
 
 def _is(value: Any, special: object) -> bool:

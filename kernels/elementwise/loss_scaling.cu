@@ -4,8 +4,7 @@
 //     unscale         gradient /= scale, unscaled_loss = loss / scale                               before `begin_step`
 //     update_scale    scale /= 2 after a skipped step, scale *= 2 after `growth_interval` good ones          after it
 //
-// gpuback/_backends/numpy/loss_scale.py computes the same. A scale is a power of two, so multiplying by it rounds
-// nothing.
+// gpuback/_backends/numpy/updates.py computes the same. A scale is a power of two, so multiplying by it rounds nothing.
 //
 // A thread takes every 256 gridDim-th number. With B = 1024: `scale_weights` is 4 blocks.
 //

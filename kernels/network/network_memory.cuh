@@ -18,9 +18,9 @@ const int LOADS = 64 / WARPS;  // of a thread that are on their way at a time
 
 typedef Group<Element, 2> Pair;
 
-// A layer, as the host lays it out (gpuback/_backends/cuda/network_plans.py): its widths, the activation behind it, and
-// places. Places are bytes of shared memory, numbers of theta, or columns of the workspace, which holds one matrix of
-// the batch after the other. After the last layer follows an entry for the network's output.
+// A layer, as the host lays it out (gpuback/_backends/cuda/network_layout.py): its widths, its activation, and places.
+// Places are bytes of shared memory, numbers of theta, or columns of the workspace, which holds one matrix of the batch
+// after the other. After the last layer follows an entry for the network's output.
 struct Layer {
   int n_in, n_out, activation;
   int theta;                  // its weights' first number; its biases follow them

@@ -161,7 +161,7 @@ def test_grids_follow_the_device(limits):
 
 @pytest.mark.parametrize("sizes", NETWORKS.values(), ids=NETWORKS)
 def test_fragments_are_what_warps_find(sizes):
-    """As `Piece::counts` in kernels/network_totals.cuh: a warp's rows and columns begin inside the layer."""
+    """As `WeightFragment::is_used` in kernels/network/weight_gradients.cuh: rows and columns begin inside the layer."""
     network = architecture(sizes)
     plans = [network_plans.step_plan(network, 1000, H200), two_launches(network, 1000, H200).weight_gradients]
     for plan in plans:

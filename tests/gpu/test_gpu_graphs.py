@@ -73,7 +73,7 @@ def test_the_bits_are_those_of_launches_one_by_one(clip_norm: float | None, opti
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_batches_of_a_graph(dtype: str) -> None:
-    """Several chains, and kernels with more shared memory than is given unasked."""
+    """Several splits, and kernels with more shared memory than is given unasked."""
     steps = pair("AdamW", dtype)
     for turn in range(6):
         batch = random_batch(steps[0].net, 20_001, turn)

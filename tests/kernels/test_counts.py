@@ -117,6 +117,6 @@ def test_shared_memory_is_free_of_bank_conflicts(which, layer):
 
 @pytest.mark.parametrize("precision, n_out, n_in", [("bfloat16", 128, 64), ("tf32", 64, 64), ("tf32", 128, 128)])
 def test_the_other_narrow_variants_have_none_in_their_products(precision, n_out, n_in):
-    """Where a warp stages 16 columns at a time, two of its rows meet in a bank once a slab on their way out."""
+    """Where a warp stages 16 columns at a time, two of its rows share a bank once a batch tile as they are stored."""
     conflicts = counts_of(Layer(1024, n_out, n_in, precision, "tanh")).conflicts_by_line
     assert not [line for line in conflicts if line.startswith("mma_fragments.cuh")]

@@ -159,7 +159,7 @@ def test_no_variant_is_left_out():
 # ---- Bits
 
 
-CHAINS = {
+SPLITS = {
     "layer_mma_narrow": Layer(900, 64, 40, "bfloat16"),
     "layer_mma": Layer(900, 130, 70, "bfloat16"),
     "layer_mma tf32": Layer(900, 130, 70, "tf32"),
@@ -169,7 +169,7 @@ CHAINS = {
 
 
 @pytest.mark.thorough(first=1)
-@pytest.mark.parametrize("layer", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize("layer", SPLITS.values(), ids=SPLITS)
 def test_bits_do_not_depend_on_the_device_or_on_who_runs_when(layer):
     devices = [replace(H200, multiprocessors=count) for count in (1, 7, 132)] + [A100, A10]
     bits = set()
@@ -280,7 +280,7 @@ def test_activations_and_slopes_far_out(name, precision):
 @pytest.mark.parametrize("kind", ["mixed", "positive"])
 @pytest.mark.parametrize("n_out, n_in", [(40, 24), (140, 24)], ids=["narrow", "wide"])
 def test_tensor_cores_that_cut_off(precision, kind, n_out, n_in):
-    """As hardware does: what they lose stays within the contract, which chains see to."""
+    """Hardware truncates. Splits of the batch keep the error within the contract."""
     layer = Layer(4096, n_out, n_in, precision, "identity", kind)
     layer.check(layer.backward(EmulatorLauncher(truncate=True)))
 
@@ -288,7 +288,7 @@ def test_tensor_cores_that_cut_off(precision, kind, n_out, n_in):
 @pytest.mark.thorough
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("n_out, n_in", [(40, 24), (140, 24)], ids=["narrow", "wide"])
-def test_tensor_cores_that_cut_off_in_one_long_chain(precision, n_out, n_in, plan_for):
+def test_tensor_cores_that_cut_off_in_one_long_split(precision, n_out, n_in, plan_for):
     plan_for(1)
     layer = Layer(4096, n_out, n_in, precision, "identity", "mixed")
     layer.check(layer.backward(EmulatorLauncher(checked=True, truncate=True)))

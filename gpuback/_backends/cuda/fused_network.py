@@ -24,8 +24,8 @@ from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument, Launch, Slot
 
 KEEP_GRADIENT, DECIDE = 0, 1
-"""What the kernels do with a gradient, other than an optimizer's step: keep it; keep it and decide whether there is a
-step. As in kernels/network_totals.cuh."""
+"""Keep the gradient and make no step; keep it and decide whether there is a step. As `OptimizerKind` in
+kernels/network/reduce_and_step.cuh."""
 
 OUTPUTS, LOSS, GRADIENTS = 0, 1, 2
 """What `fused_passes` is asked for."""

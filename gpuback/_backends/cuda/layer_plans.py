@@ -39,7 +39,7 @@ NARROW = 128
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How one layer's backward pass is launched.
+    """The launch of one layer's backward pass.
 
     Attributes:
         launch: what is launched.

@@ -1,4 +1,4 @@
-"""Where a network's parts lie in a block's shared memory and in the workspace.
+"""Lay out a network's parts in a block's shared memory and in the workspace.
 
 It mirrors `Layer` of kernels/network/network_memory.cuh.
 Widths are rounded up to multiples of 16.
@@ -36,7 +36,7 @@ LOSS_SUM_BYTES = 32 * 8
 
 
 class _Places:
-    """Gives out places one after the other.
+    """An allocator of places one after the other.
 
     Attributes:
         end: the first free place.

@@ -63,14 +63,14 @@ SHAPES = (Shape(32, 14), Shape(64, 7), Shape(128, 2))
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why there is no such plan, in words for `explain`."""
+    """The reason why there is no such plan, in words for `explain`."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class SumsPlan:
-    """How sums over the batch are cut and added up.
+    """The split and the reduction of sums over the batch.
 
     Attributes:
         split: how the batch is cut.

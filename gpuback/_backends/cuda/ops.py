@@ -187,7 +187,7 @@ class CudaOps(CudaLayers, CudaPerSample):
 
     @property
     def graph_capture(self) -> Launcher | None:
-        """What is bound for a step of training, its update too, only launches."""
+        """The launcher. Bound functions of a training step, its update included, only launch."""
         return self.launcher
 
     def fused_network(

@@ -1,4 +1,4 @@
-"""Per-sample gradients on CUDA: the operations of `NumpyPerSample` as launches of kernels/per_sample.cuh."""
+"""Per-sample gradients on CUDA: the operations of `NumpyPerSample` as launches of kernels/elementwise/per_sample.cu."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _bind_exact(
 
 
 class CudaUpdate(ABC):
-    """What the updates share; see `gpuback._backends.protocol.Update`.
+    """The base class of updates; see `gpuback._backends.protocol.Update`.
 
     Args:
         xp, launcher: the array module, and what runs kernels.
