@@ -7,6 +7,7 @@ a fault: it spills registers, keeps anything on a stack, or claims tensor cores 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -106,4 +107,6 @@ def _pairs(cases: Sequence[Case], options: argparse.Namespace) -> list[tuple[Cas
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… --sass | head` ends without a traceback
     sys.exit(main())

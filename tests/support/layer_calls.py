@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gpuback
+from gpuback._core import activations
 from gpuback.testing import tolerance
 from support.dtypes import HAS_LONG_DOUBLE
 from support.oracle import FROM_A, SLOPE, G, to_tf32
@@ -27,7 +28,7 @@ DTYPES: dict[str, Any] = {
     "float16": np.float16,
 }
 SCALES = {"float16": [1e-6, 1e-3, 1.0, 4.0]}  # the others hold 1e-6 … 1e6
-ACTIVATIONS = ["identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus", "gelu", "silu"]
+ACTIVATIONS = list(activations.ACTIVATIONS)
 LAYOUTS = ["C", "F", "every other", "reversed", "transposed slice", "broadcast", "unaligned"]
 
 
