@@ -246,6 +246,7 @@ def test_a_damaged_entry_is_compiled_anew(kernels, kept, compilations, damage):
     assert len(compilations) == 2
 
 
+@pytest.mark.thorough
 def test_processes_that_start_together_leave_one_sound_entry(kernels, kept, tmp_path):
     require_nvrtc()
     script = f"""

@@ -107,6 +107,7 @@ def test_slopes_far_out_and_at_the_kinks(activation: str, dtype: str) -> None:
 LONG_AND_NARROW = [pytest.param((65_537, *widths), marks=pytest.mark.numpy_only) for widths in [(1, 1), (4, 1), (1, 4)]]
 
 
+@pytest.mark.thorough(first=4)
 @each_dtype
 @pytest.mark.parametrize("kind", ["mixed", "positive", "constant"])
 @pytest.mark.parametrize("shape", [(20_000, 5, 3), (65_537, 3, 4), *LONG_AND_NARROW])
@@ -115,6 +116,7 @@ def test_long_sums_over_the_batch(shape: tuple[int, int, int], kind: str, dtype:
     assert_right(case, *case.backward())
 
 
+@pytest.mark.thorough(first=3)
 @each_dtype
 @pytest.mark.parametrize("kind", ["mixed", "positive", "constant"])
 @pytest.mark.parametrize("shape", [(2, 20_000, 3), (1, 20_000, 1), (3, 20_001, 1), (1, 20_001, 2)])

@@ -57,6 +57,7 @@ def test_a_row_of_each_family(fake: None, family: str) -> None:
     assert ("CuPy" in row.contestants) == (family in ("layer", "loss"))
 
 
+@pytest.mark.thorough
 def test_the_layer_and_the_step_know_all_their_dtypes(fake: None) -> None:
     for dtype in ("float32", "tf32"):
         assert "gpuback" in measured(selection.layer((65, 33, 9), dtype)).contestants
@@ -64,6 +65,7 @@ def test_the_layer_and_the_step_know_all_their_dtypes(fake: None) -> None:
     assert {"gpuback", "gpuback graph", "CuPy"} == set(row.contestants)
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.parametrize("name", selection.HOST_CALLS)
 def test_every_call_that_costs_the_host(fake: None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("benchmarks.harness.gpu_measure"), "HOST_CALLS_A_TURN", 2)
@@ -176,6 +178,7 @@ def started(entries: tuple[Entry, ...], seconds: float) -> list[Row]:
     return rows
 
 
+@pytest.mark.thorough
 def test_starts_are_of_fresh_processes(fake: None) -> None:
     """Here of the NumPy backend."""
     on_numpy = Entry("gpuback", "ours", "benchmarks.peers.gpuback_library", "gpuback json", ("startup",))
@@ -185,6 +188,7 @@ def test_starts_are_of_fresh_processes(fake: None) -> None:
         assert len(row.contestants["gpuback"].rounds) == 2 and row.absent == {"PyTorch eager": "not installed"}
 
 
+@pytest.mark.thorough
 def test_there_may_be_no_time_for_a_start(fake: None) -> None:
     rows = started(peers.GPU_STARTS, 50.0)
     assert {row.absent["PyTorch compiled"] for row in rows} == {"left out for lack of time"}
