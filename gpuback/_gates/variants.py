@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
 from gpuback._backends.cuda import layer_plans, network_plans, row_plans
-from gpuback._backends.cuda.formats import Real
+from gpuback._backends.cuda.formats import Accum
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import Variant
 
@@ -40,13 +40,13 @@ def _each() -> Iterator[CompiledKernel]:
             for size in (128, 64):
                 variant = layer_plans.mma_variant(entry, operand, size)
                 yield CompiledKernel(variant, layer_plans.MMA_THREADS, layer_plans.mma_shared(operand, size))
-    for real in ("float", "double"):
+    for accum in ("float", "double"):
         for entry in ("layer_simt", "forward_simt"):
-            for tile in layer_plans.simt_tiles(real):
+            for tile in layer_plans.simt_tiles(accum):
                 yield CompiledKernel(
-                    layer_plans.simt_variant(entry, real, tile),
+                    layer_plans.simt_variant(entry, accum, tile),
                     layer_plans.SIMT_THREADS,
-                    layer_plans.simt_shared(real, tile),
+                    layer_plans.simt_shared(accum, tile),
                 )
     for name in ("bfloat16", "float16", "float32", "float64"):
         precision = Precision.of(name)
@@ -64,9 +64,9 @@ def _each() -> Iterator[CompiledKernel]:
         chosen += [row_plans.exact_row_plan(entry, 1, precision) for entry in ("exact_loss_rows", "exact_output_rows")]
         for plan in chosen:
             yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes)
-    for real in get_args(Real):
+    for accum in get_args(Accum):
         for entry in get_args(row_plans.VectorEntry):
-            plan = row_plans.vector_plan(entry, 1, real)
+            plan = row_plans.vector_plan(entry, 1, accum)
             yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes)
     for name, tf32 in (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False)):
         precision = Precision.of(name, allow_tf32=tf32)

@@ -16,7 +16,7 @@ from support.requirements import require_emulator
 
 from gpuback._backends.cuda import row_plans
 from gpuback._backends.cuda import updates as cuda_updates
-from gpuback._backends.cuda.formats import real_of
+from gpuback._backends.cuda.formats import accum_of
 from gpuback._backends.numpy import ops as numpy_ops
 from gpuback._backends.numpy import updates as numpy_updates
 from gpuback._core.exact_sums import TERMS_AT_ONCE, exact_sum, norm
@@ -207,7 +207,7 @@ def test_a_gradient_that_is_not_finite_is_left_with_an_exact_norm_too(bad: float
 
 def cuda_norm(x: np.ndarray, *, xp: Any = np, **launcher: Any) -> np.ndarray:
     result = xp.empty((), np.float64)
-    real = real_of(x.dtype)
+    real = accum_of(x.dtype)
     cuda_updates.bind_exact_norm(xp, EmulatorLauncher(**launcher), len(x), real, result)(x)
     return result
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuback._core.precision import Precision
 
-Real = Literal["float", "double"]
+Accum = Literal["float", "double"]
 """The C++ name of the accumulator's format."""
 
 
@@ -17,12 +17,12 @@ def operand_name(precision: Precision) -> str:
     return precision.name if precision.sixteen_bit else accumulator_name(precision)
 
 
-def accumulator_name(precision: Precision) -> Real:
+def accumulator_name(precision: Precision) -> Accum:
     """Return the C++ name of the accumulator's format."""
-    return real_of(precision.accumulator)
+    return accum_of(precision.accumulator)
 
 
-def real_of(dtype: np.dtype[Any]) -> Real:
+def accum_of(dtype: np.dtype[Any]) -> Accum:
     """Return the C++ name of float32 or float64."""
     return "double" if dtype == np.float64 else "float"
 

@@ -61,9 +61,9 @@ class LayerPlan:
 # Tiles, as in kernels/tiles/simt_tile.cuh and kernels/tiles/mma_tile.cuh
 
 
-def simt_shared(real: str, tile: int) -> int:
+def simt_shared(accum: str, tile: int) -> int:
     """Count the bytes of shared memory of a tile without tensor cores."""
-    return (8 if real == "double" else 4) * (tile * tile + 2 * 16 * 2 * (tile + 4))
+    return (8 if accum == "double" else 4) * (tile * tile + 2 * 16 * 2 * (tile + 4))
 
 
 def mma_shared(operand: str, tile: int) -> int:
@@ -235,17 +235,17 @@ def _mma_layer(
 def _simt_layer(
     batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, need_da_prev: bool
 ) -> LayerPlan:
-    real = accumulator_name(precision)
-    tile = _simt_tile(real, min(n_out, n_in), batch_size, n_in)
+    accum = accumulator_name(precision)
+    tile = _simt_tile(accum, min(n_out, n_in), batch_size, n_in)
     tiles_o, tiles_i = ceil_div(n_out, tile), ceil_div(n_in, tile)
     tiles_da = ceil_div(batch_size, tile) * tiles_i
     # No smaller than a work tile of da, which cannot be cut: that would only add partial sums.
     smallest = max(SIMT_SMALLEST_SPLIT, n_out)
     split = split_batch(batch_size, ceil_div(SIMT_WORK_TILES_WANTED, tiles_o * tiles_i), smallest, SIMT_LARGEST_SPLIT)
     work_tiles = split.splits * tiles_o * tiles_i + need_da_prev * tiles_da
-    partials = tile * tile + SIMT_THREADS * (2 if real == "double" else 4)
+    partials = tile * tile + SIMT_THREADS * (2 if accum == "double" else 4)
     return LayerPlan(
-        LaunchPlan(simt_variant("layer_simt", real, tile), work_tiles, SIMT_THREADS, simt_shared(real, tile)),
+        LaunchPlan(simt_variant("layer_simt", accum, tile), work_tiles, SIMT_THREADS, simt_shared(accum, tile)),
         split,
         partials=split.splits * tiles_o * tiles_i * partials if split.splits > 1 else 0,
         counters=8 * tiles_o * tiles_i * split.counters,
@@ -254,15 +254,15 @@ def _simt_layer(
     )
 
 
-def simt_tiles(real: str) -> tuple[int, ...]:
+def simt_tiles(accum: str) -> tuple[int, ...]:
     """List the tiles that there are without tensor cores."""
-    return (64,) if real == "double" else (128, 64)
+    return (64,) if accum == "double" else (128, 64)
 
 
-def _simt_tile(real: str, narrowest: int, rows: int, columns: int) -> int:
+def _simt_tile(accum: str, narrowest: int, rows: int, columns: int) -> int:
     """Choose a tile for so many rows and columns of da or of a forward pass."""
     enough = ceil_div(rows, 128) * ceil_div(columns, 128) >= SIMT_LARGE_TILES_WANTED
-    return 128 if narrowest > 64 and enough and 128 in simt_tiles(real) else 64
+    return 128 if narrowest > 64 and enough and 128 in simt_tiles(accum) else 64
 
 
 def mma_variant(entry: str, operand: str, tile: int) -> Variant:
@@ -270,9 +270,9 @@ def mma_variant(entry: str, operand: str, tile: int) -> Variant:
     return Variant("layer/layer_mma.cu", entry, (f"Element={operand}", f"TILE={tile}"), tensor_cores=True)
 
 
-def simt_variant(entry: str, real: str, tile: int) -> Variant:
+def simt_variant(entry: str, accum: str, tile: int) -> Variant:
     """Name a kernel without tensor cores."""
-    return Variant("layer/layer_simt.cu", entry, (f"Accum={real}", f"TILE={tile}"))
+    return Variant("layer/layer_simt.cu", entry, (f"Accum={accum}", f"TILE={tile}"))
 
 
 @functools.cache
@@ -290,8 +290,8 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
         variant = mma_variant("forward_mma", operand, rows)
         shared, threads = mma_shared(operand, rows), MMA_THREADS
     else:
-        real = accumulator_name(precision)
-        rows = columns = _simt_tile(real, n_out, batch_size, n_out)
-        variant = simt_variant("forward_simt", real, rows)
-        shared, threads = simt_shared(real, rows), SIMT_THREADS
+        accum = accumulator_name(precision)
+        rows = columns = _simt_tile(accum, n_out, batch_size, n_out)
+        variant = simt_variant("forward_simt", accum, rows)
+        shared, threads = simt_shared(accum, rows), SIMT_THREADS
     return LaunchPlan(variant, ceil_div(batch_size, rows) * ceil_div(n_out, columns), threads, shared)

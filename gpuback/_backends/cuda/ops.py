@@ -19,7 +19,7 @@ import numpy as np
 from gpuback._backends.cuda import layer_plans, row_plans
 from gpuback._backends.cuda.arguments import ints, labels_and_targets, matrices, output_id
 from gpuback._backends.cuda.arrays import pitch_for
-from gpuback._backends.cuda.formats import real_of, uses_tensor_cores
+from gpuback._backends.cuda.formats import accum_of, uses_tensor_cores
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork
 from gpuback._backends.cuda.layers import CudaLayers
 from gpuback._backends.cuda.network_plans import Refusal, StepPlan, TwoLaunches, fused_plan, step_plan
@@ -160,7 +160,7 @@ class CudaOps(CudaLayers, CudaPerSample):
         blocks = ceil_div(batch_size, rows)
         means = self.xp.empty(blocks, dtype)
         launch = self.launcher.bind(
-            row_plans.vector_plan("mean_of_blocks", 1, real_of(dtype)),
+            row_plans.vector_plan("mean_of_blocks", 1, accum_of(dtype)),
             means=means,
             mean=Slot(),
             **ints(n_blocks=blocks, rows=rows, n_batch=batch_size),
@@ -223,7 +223,7 @@ class CudaOps(CudaLayers, CudaPerSample):
 
     def norm(self, array: Array) -> float:
         """Compute √Σ x² without overflow or underflow on the way, and wait for it."""
-        plan = row_plans.vector_plan("vector_norm", array.size, real_of(array.dtype))
+        plan = row_plans.vector_plan("vector_norm", array.size, accum_of(array.dtype))
         result = self.xp.empty((), np.float64)
         partials, arrivals = self.xp.empty(3 * plan.grid, np.float64), self.xp.zeros(1, np.uint32)
         workspace = {"partials": partials, "arrivals": arrivals}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gpuback._backends.cuda.formats import Real, accumulator_name, operand_name
+from gpuback._backends.cuda.formats import Accum, accumulator_name, operand_name
 from gpuback._core.integers import ceil_div
 from gpuback._core.precision import Precision
 from gpuback._cuda.coefficients import COEFFICIENTS
@@ -76,7 +76,7 @@ def per_sample_plan(entry: PerSampleEntry, rows: int, precision: Precision) -> L
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
 
 
-def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
+def vector_plan(entry: VectorEntry, length: int, accum: Accum) -> LaunchPlan:
     """Plan a kernel over a flat vector: four numbers a thread at a time.
 
     Raises:
@@ -92,7 +92,7 @@ def vector_plan(entry: VectorEntry, length: int, real: Real) -> LaunchPlan:
         source = "elementwise/loss_scaling.cu"
     else:
         source = "elementwise/optimizers.cu"
-    return LaunchPlan(Variant(source, entry, (f"Accum={real}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
+    return LaunchPlan(Variant(source, entry, (f"Accum={accum}",)), blocks, THREADS, 3 * 8 * 8 if adds_up else 0)
 
 
 # Exact products and losses

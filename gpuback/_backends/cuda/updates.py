@@ -19,7 +19,7 @@ import numpy as np
 from gpuback._backends.cuda import row_plans
 from gpuback._backends.cuda.arguments import ints
 from gpuback._backends.cuda.arrays import CudaArrays
-from gpuback._backends.cuda.formats import Real, real_of
+from gpuback._backends.cuda.formats import Accum, accum_of
 from gpuback._backends.numpy.updates import beta_powers
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Launch, Launcher, Slot
@@ -52,9 +52,9 @@ def bind_exact_sum(xp: Any, launcher: Launcher, length: int) -> Callable[[Array,
     return write_sum
 
 
-def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: Real, result: Array) -> Callable[..., None]:
+def bind_exact_norm(xp: Any, launcher: Launcher, length: int, accum: Accum, result: Array) -> Callable[..., None]:
     """Bind a function of a vector that writes its `gpuback._core.exact_sums.norm` to `result` (), float64."""
-    find_largest, add = _bind_exact(xp, launcher, real, length, result=result, squares=True)
+    find_largest, add = _bind_exact(xp, launcher, accum, length, result=result, squares=True)
 
     def write_norm(vector: Array) -> None:
         find_largest(vector)
@@ -64,10 +64,10 @@ def bind_exact_norm(xp: Any, launcher: Launcher, length: int, real: Real, result
 
 
 def _bind_exact(
-    xp: Any, launcher: Launcher, real: Real, length: int, *, result: Array | None, squares: bool
+    xp: Any, launcher: Launcher, accum: Accum, length: int, *, result: Array | None, squares: bool
 ) -> tuple[Launch, Launch]:
     """Bind the two launches: functions of the vector, and of the vector, a divisor and where the quotient goes."""
-    first, second = (row_plans.vector_plan(entry, length, real) for entry in ("largest", "exact_sum"))
+    first, second = (row_plans.vector_plan(entry, length, accum) for entry in ("largest", "exact_sum"))
     greatest, n = xp.empty((), np.float64), np.int64(length)
     workspace = {"partials": xp.empty(3 * second.grid, np.float64), "arrivals": xp.zeros(1, np.uint32)}
     find_largest = launcher.bind(first, x=Slot(), n=n, result=greatest, **workspace)
@@ -108,7 +108,7 @@ class CudaUpdate(ABC):
 
     def __init__(self, xp: Any, launcher: Launcher, theta: Array, steps: int, exact_norm: bool) -> None:
         self._launcher, self._theta = launcher, theta
-        self._real = real_of(theta.dtype)
+        self._accum = accum_of(theta.dtype)
         self.state = xp.zeros(len(STATE), np.float64)
         for name, value in (("steps", steps), ("diverged_at", NEVER), ("beta_power_1", 1.0), ("beta_power_2", 1.0)):
             self._put(name, value)
@@ -117,13 +117,13 @@ class CudaUpdate(ABC):
         self._written: bytes | None = None
         self._overwritten = False  # by a graph of the user's, which writes whenever it runs
         self._write = launcher.bind(
-            row_plans.vector_plan("set_hyper_parameters", 1, self._real),
+            row_plans.vector_plan("set_hyper_parameters", 1, self._accum),
             **{name: Slot(np.float64) for name in HYPER_PARAMETERS},
             hyper=self.hyper,
         )
         norm = xp.empty((), np.float64) if exact_norm else None
-        self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._real, norm)
-        plan = row_plans.vector_plan("begin_step", theta.size, self._real)
+        self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._accum, norm)
+        plan = row_plans.vector_plan("begin_step", theta.size, self._accum)
         self._begin = launcher.bind(  # a function of the gradient and the loss
             plan,
             gradient=Slot(),
@@ -138,7 +138,7 @@ class CudaUpdate(ABC):
 
     def _bind(self, entry: Literal["sgd", "adam"], **moments: Array | None) -> Launch:
         """Bind the update as a function of the gradient."""
-        plan, n = row_plans.vector_plan(entry, self._theta.size, self._real), np.int64(self._theta.size)
+        plan, n = row_plans.vector_plan(entry, self._theta.size, self._accum), np.int64(self._theta.size)
         return self._launcher.bind(
             plan, theta=self._theta, **moments, gradient=Slot(), n=n, hyper=self.hyper, state=self.state
         )
@@ -293,14 +293,14 @@ class CudaLossScale:
     def __init__(
         self, arrays: CudaArrays, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]
     ) -> None:
-        self._arrays, self._dtype, self._real = arrays, dtype, real_of(dtype)
+        self._arrays, self._dtype, self._accum = arrays, dtype, accum_of(dtype)
         # In the order of `Scaling` in kernels/elementwise/loss_scaling.cu
         self._numbers = arrays.xp.zeros(3, np.float64)
         self.state = initial, 0, 0
         self._weights = arrays.empty(0, dtype)
         bind, plan = arrays.launcher.bind, row_plans.vector_plan
         self._unscale = bind(
-            plan("unscale", n_parameters, self._real),
+            plan("unscale", n_parameters, self._accum),
             gradient=Slot(),
             n=np.int64(n_parameters),
             loss=Slot(),
@@ -308,7 +308,7 @@ class CudaLossScale:
             scaling=self._numbers,
         )
         self._update_scale = bind(
-            plan("update_scale", 1, self._real),
+            plan("update_scale", 1, self._accum),
             state=Slot(),
             growth_interval=np.float64(growth_interval),
             scaling=self._numbers,
@@ -327,7 +327,7 @@ class CudaLossScale:
     def scale_weights(self, weight: Array | None, batch_size: int) -> Array:
         if len(self._weights) < batch_size:
             self._weights = self._arrays.empty(batch_size, self._dtype)
-            plan = row_plans.vector_plan("scale_weights", batch_size, self._real)
+            plan = row_plans.vector_plan("scale_weights", batch_size, self._accum)
             self._scale_weights = self._arrays.launcher.bind(
                 plan, weight_b=Slot(), n_batch=Slot(np.int64), scaling=self._numbers, out_b=self._weights
             )

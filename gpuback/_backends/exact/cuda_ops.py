@@ -16,7 +16,7 @@ import numpy as np
 from gpuback._backends.cuda import row_plans
 from gpuback._backends.cuda.arguments import activation_id, ints, labels_and_targets, matrices, output_id
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
-from gpuback._backends.cuda.formats import real_of
+from gpuback._backends.cuda.formats import accum_of
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
 from gpuback._backends.cuda.workspace import CudaBuffers
@@ -116,7 +116,7 @@ class ReproducibleCudaOps(ExactLayers, CudaOps):
     def norm(self, array: Array) -> float:
         """Compute √Σ x², exact but for its roundings, and wait for it."""
         result = self.xp.empty((), np.float64)
-        bind_exact_norm(self.xp, self.launcher, array.size, real_of(array.dtype), result)(array)
+        bind_exact_norm(self.xp, self.launcher, array.size, accum_of(array.dtype), result)(array)
         return float(result)
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
