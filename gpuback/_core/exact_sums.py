@@ -23,6 +23,7 @@ squares 2⁻⁵³ each.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,37 +36,37 @@ UPPER, LOWER = 38, 25
 """Bits of the two parts that a term is cut into."""
 
 
-def norm(array: Array) -> float:
-    """√Σ x² of x (n,), without overflow or underflow on the way; NaN or infinity where an element is."""
-    largest = _largest(array)
+def norm(*arrays: Array) -> float:
+    """√Σ x² over all of x, given in parts (n,), without overflow or underflow; NaN or infinity where an element is."""
+    largest = _largest(arrays)
     if largest == 0.0 or not math.isfinite(largest):
         return largest
     exponent = math.frexp(largest)[1]
-    return _times_power(math.sqrt(_total(array, exponent, squares=True)), exponent)
+    return _times_power(math.sqrt(_total(arrays, exponent, squares=True)), exponent)
 
 
 def exact_sum(array: Array) -> float:
     """Σ x of x (n,); NaN where an element is infinite or NaN."""
-    largest = _largest(array)
+    largest = _largest([array])
     if not math.isfinite(largest):
         return math.nan
     exponent = math.frexp(largest)[1]
-    return _times_power(_total(array, exponent, squares=False), exponent)
+    return _times_power(_total([array], exponent, squares=False), exponent)
 
 
-def _largest(array: Array) -> float:
+def _largest(arrays: Sequence[Array]) -> float:
     """max |x|; NaN wins."""
-    largest = float(max(np.max(array), -np.min(array)))
-    return math.nan if math.isnan(largest) else largest
+    sizes = [float(max(np.max(array), -np.min(array))) for array in arrays]
+    return math.nan if any(map(math.isnan, sizes)) else max(sizes)
 
 
-def _total(array: Array, exponent: int, *, squares: bool) -> float:
+def _total(arrays: Sequence[Array], exponent: int, *, squares: bool) -> float:
     """2⁻⁶³ V, rounded once."""
     scale = UPPER // 2 - exponent if squares else UPPER - exponent
     halves = (2.0 ** (scale // 2), 2.0 ** (scale - scale // 2))  # float64 may not hold 2**scale itself
-    scratch = np.empty((2, min(TERMS_AT_ONCE, len(array))))
+    scratch = np.empty((2, min(TERMS_AT_ONCE, max(map(len, arrays)))))
     total = 0
-    for start in range(0, len(array), TERMS_AT_ONCE):
+    for array, start in ((array, start) for array in arrays for start in range(0, len(array), TERMS_AT_ONCE)):
         part = array[start : start + TERMS_AT_ONCE]
         rest, limb = scratch[:, : len(part)]
         np.copyto(rest, part)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,32 @@ class Layout:
             weights.append(flat[..., start:end].reshape(*flat.shape[:-1], n_out, n_in))
             biases.append(flat[..., end : end + n_out])
         return tuple(weights), tuple(biases)
+
+
+class ParameterRange(NamedTuple):
+    """Neighbouring parameters that an optimizer treats alike; between two ranges, parameters are frozen.
+
+    Attributes:
+        start, end: the first one's index in θ, and the index after the last one.
+        multiplier: of the learning rate.
+        decays: whether the weight decay applies.
+    """
+
+    start: int
+    end: int
+    multiplier: float
+    decays: bool
+
+
+def spans(ranges: Sequence[ParameterRange]) -> list[slice]:
+    """Return the parts of θ that the ranges cover; ranges that touch make one part."""
+    parts: list[slice] = []
+    for part in ranges:
+        if parts and parts[-1].stop == part.start:
+            parts[-1] = slice(parts[-1].start, part.end)
+        else:
+            parts.append(slice(part.start, part.end))
+    return parts
 
 
 @dataclass

@@ -6,6 +6,22 @@
 #pragma once
 #include "types.cuh"
 
+// Calls body(i) for this block's part of the numbers of a vector that count. A block has 256 threads, which take
+// neighbouring numbers.
+//   spans  n_spans pairs: the first number that counts, and the one after the last; null: all n count, n_spans is 1
+template <typename Body>
+DEVICE void each_number(int64 n, const int64* spans, int n_spans, Body body) {
+  const int64 first = (int64)blockIdx.x * 256 + threadIdx.x;
+  if (!spans) {
+    for (int64 i = first; i < n; i += (int64)gridDim.x * 256) body(i);
+    return;
+  }
+#pragma unroll 1
+  for (const int64* span = spans; span != spans + 2 * n_spans; span += 2)
+#pragma unroll 1
+    for (int64 i = span[0] + first; i < span[1]; i += (int64)gridDim.x * 256) body(i);
+}
+
 struct Add {
   template <typename Real>
   DEVICE Real operator()(Real a, Real b) const { return a + b; }

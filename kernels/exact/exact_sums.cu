@@ -7,7 +7,7 @@
 // sum of 2^31 limbs stays below 2^53, so every order of adding them gives the same sums, and no number of blocks
 // changes a bit.
 //
-// Shapes: x (n), contiguous. A thread takes every 256 gridDim-th number. The results of all blocks meet in `grid_max`
+// Shapes: x (n), contiguous; the numbers that count are all of x or those of `spans` (block_sum.cuh). A thread takes every 256 gridDim-th number. The results of all blocks meet in `grid_max`
 // and `grid_sum`, whose barriers are the only ones. With n = 2^20: 256 blocks, 16 numbers a thread.
 //
 // Variants: Accum (float or double). 256 threads.
@@ -22,11 +22,11 @@ DEVICE Double scaled(Double x, int exponent) {
 }
 
 // The largest |x_i|; NaN wins.
-KERNEL __launch_bounds__(256) largest(const Accum* x, int64 n, double* result, double* partials, unsigned* arrivals) {
+KERNEL __launch_bounds__(256) largest(const Accum* x, int64 n, const int64* spans, int n_spans, double* result,
+                                      double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   double size[1] = {0};
-  for (int64 i = (int64)blockIdx.x * 256 + threadIdx.x; i < n; i += (int64)gridDim.x * 256)
-    size[0] = Larger()(size[0], fabs((double)x[i]));
+  each_number(n, spans, n_spans, [&](int64 i) { size[0] = Larger()(size[0], fabs((double)x[i])); });
   if (grid_max(size, (double*)memory, partials, arrivals)) *result = size[0];
 }
 
@@ -58,18 +58,19 @@ DEVICE Double total(double (&sums)[3]) {
 //   greatest   what `largest` found
 //   result     the sum or norm; may be null
 //   quotient   result / divisor, rounded to float; may be null
-KERNEL __launch_bounds__(256) exact_sum(const Accum* x, int64 n, const double* greatest, int squares, double divisor,
-                                        double* result, float* quotient, double* partials, unsigned* arrivals) {
+KERNEL __launch_bounds__(256) exact_sum(const Accum* x, int64 n, const int64* spans, int n_spans,
+                                        const double* greatest, int squares, double divisor, double* result,
+                                        float* quotient, double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   const bool finite = is_finite(*greatest);
   int exponent = 0;
   if (finite) frexp(*greatest, &exponent);
   double sums[3] = {0, 0, 0};
   if (finite)
-    for (int64 i = (int64)blockIdx.x * 256 + threadIdx.x; i < n; i += (int64)gridDim.x * 256) {
+    each_number(n, spans, n_spans, [&](int64 i) {
       const Double t = scaled((double)x[i], -exponent);
       add_limbs(sums, squares ? t * t : t);
-    }
+    });
   if (!grid_sum(sums, (double*)memory, partials, arrivals)) return;
   Double value = total(sums);
   if (squares) value = root(value);

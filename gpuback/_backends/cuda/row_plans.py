@@ -24,6 +24,8 @@ VectorEntry = Literal[
     "vector_norm",
     "sgd",
     "adam",
+    "sgd_in_ranges",
+    "adam_in_ranges",
     "largest",
     "exact_sum",
 ]

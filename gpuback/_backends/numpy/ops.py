@@ -10,7 +10,7 @@ with float32 sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from gpuback._core.activations import ACTIVATIONS, Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.chained_sums import bind_sum_columns
 from gpuback._core.losses import Loss, Softmax
-from gpuback._core.parameters import Layout
+from gpuback._core.parameters import Layout, ParameterRange
 from gpuback._core.precision import Precision, round_to_tf32
 from gpuback._core.scratch import aligned_empty, bind
 from gpuback._core.threads import ThreadPool
@@ -292,11 +292,20 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
             if given is not None and given is not result:
                 given[...] = result
 
-    def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
-        return SGDUpdate(theta, velocity, steps)
+    def bind_sgd(
+        self, theta: Array, velocity: Array | None, steps: int, ranges: Sequence[ParameterRange] | None = None
+    ) -> SGDUpdate:
+        return SGDUpdate(theta, velocity, steps, ranges)
 
-    def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> AdamUpdate:
-        return AdamUpdate(theta, first_moment, second_moment, steps)
+    def bind_adam(
+        self,
+        theta: Array,
+        first_moment: Array,
+        second_moment: Array,
+        steps: int,
+        ranges: Sequence[ParameterRange] | None = None,
+    ) -> AdamUpdate:
+        return AdamUpdate(theta, first_moment, second_moment, steps, ranges)
 
     def bind_loss_scale(
         self, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuback._backends.protocol import LARGEST_SCALE, SMALLEST_SCALE
 from gpuback._core.exact_sums import norm
+from gpuback._core.parameters import ParameterRange, spans
 from gpuback._core.scratch import aligned_empty, bind
 from gpuback._core.typing import Array
 
@@ -38,31 +39,70 @@ class NumpyUpdate(ABC):
     """One optimizer's update; see `gpuback._backends.protocol.Update`.
 
     θ is updated part by part, on one thread. BLAS's threads, which have just finished the gradient, spin for a while; a
-    second thread of ours gained nothing beside them when it was measured.
+    second thread of ours gained nothing beside them when it was measured. A part within one range reads its numbers as
+    arrays without axes; a part across ranges has an array of its length for each number that they differ in.
+
+    Args:
+        steps: how many updates were made before.
+        ranges: see `gpuback._backends.protocol.Ops.bind_sgd`.
+        theta, state: θ, and what is kept for each parameter; updated in place.
 
     Attributes:
         applied: whether the last call made an update.
     """
 
     _Numbers: type[Any]
-    """A named tuple of the numbers in the formulas. The update reads them as arrays without axes, in θ's dtype."""
+    """A named tuple of the numbers in the formulas. The update reads them in θ's dtype."""
 
-    def __init__(self, steps: int, theta: Array, *state: Array | None) -> None:
+    _depends_on: dict[str, tuple[str, ...]]
+    """The numbers that may differ from range to range, and the attributes of a range that they depend on."""
+
+    def __init__(
+        self, steps: int, ranges: Sequence[ParameterRange] | None, theta: Array, *state: Array | None
+    ) -> None:
         self.steps = steps
         self.diverged_at: int | None = None
         self.applied = False
         self._arrays = [array for array in (theta, *state) if array is not None]
         self._invalid = False
+        self._grouped = ranges is not None
+        ranges = ranges or (ParameterRange(0, len(theta), 1.0, True),)
+        self._spans = spans(ranges)
+        self._all_trained = self._spans == [slice(0, len(theta))]
+        self._groups = list(dict.fromkeys((part.multiplier, part.decays) for part in ranges))
         self._last_numbers: tuple[float, ...] | None = None
-        self._number_values = np.zeros(len(self._Numbers._fields), theta.dtype)
-        # Ufuncs start sooner on views without axes than on NumPy's or Python's scalars.
-        numbers = self._Numbers(*(self._number_values[i, ...] for i in range(self._number_values.size)))
+        self._number_values = np.zeros(len(self._groups) * len(self._Numbers._fields), theta.dtype)
+        self._vectors: list[tuple[Array, Array]] = []
         scratch = [aligned_empty(min(PARAMETERS_AT_ONCE, len(theta)), theta.dtype) for _ in range(2)]
         self._parts = []
-        for start in range(0, len(theta), PARAMETERS_AT_ONCE):
-            part = slice(start, min(start + PARAMETERS_AT_ONCE, len(theta)))
-            views = [None if array is None else array[part] for array in (theta, *state)]
-            self._parts.append((part, self._bind(*views, *(array[: part.stop - start] for array in scratch), numbers)))
+        for span in self._spans:
+            for start in range(span.start, span.stop, PARAMETERS_AT_ONCE):
+                part = slice(start, min(start + PARAMETERS_AT_ONCE, span.stop))
+                views = [None if array is None else array[part] for array in (theta, *state)]
+                within = [
+                    ParameterRange(max(r.start, start) - start, min(r.end, part.stop) - start, r.multiplier, r.decays)
+                    for r in ranges
+                    if r.start < part.stop and r.end > start
+                ]
+                numbers, decay = self._numbers_of(within), Decay.of(within)
+                buffers = (array[: part.stop - start] for array in scratch)
+                self._parts.append((part, self._bind(*views, *buffers, numbers, decay)))
+
+    def _numbers_of(self, ranges: Sequence[ParameterRange]) -> Any:
+        """Return the numbers that the update of a part reads, which such ranges make up."""
+        count = len(self._Numbers._fields)
+        firsts = [count * self._groups.index((part.multiplier, part.decays)) for part in ranges]
+        numbers = []
+        for i, name in enumerate(self._Numbers._fields):
+            # Ufuncs start sooner on views without axes than on NumPy's or Python's scalars.
+            values = [self._number_values[first + i, ...] for first in firsts]
+            if len({tuple(getattr(part, what) for what in self._depends_on.get(name, ())) for part in ranges}) == 1:
+                numbers.append(values[0])
+                continue
+            vector = aligned_empty(ranges[-1].end, self._number_values.dtype)
+            self._vectors += [(vector[part.start : part.end], value) for part, value in zip(ranges, values, strict=True)]
+            numbers.append(vector)
+        return self._Numbers(*numbers)
 
     def __call__(
         self,
@@ -75,20 +115,24 @@ class NumpyUpdate(ABC):
     ) -> None:
         factor, self.applied = 1.0, False
         if loss is not None:
-            if not (math.isfinite(loss) and all_finite(gradient)):
+            trained = [gradient] if self._all_trained else [gradient[span] for span in self._spans]
+            if not (math.isfinite(loss) and all(map(all_finite, trained))):
                 if self.diverged_at is None:
                     self.diverged_at = self.steps
                 return
             if stop_after_nonfinite and self.diverged_at is not None:
                 return
             if clip_norm is not None:
-                factor = clip(gradient, clip_norm)
+                factor = clip(trained, clip_norm)
         self.steps += 1
         self.applied = True
         self._invalid = False
-        numbers = self._numbers_now(**hyper_parameters)
+        now = self._numbers_of_groups if self._grouped else self._numbers_now
+        numbers = now(**hyper_parameters)
         if numbers != self._last_numbers:
             self._number_values[:] = self._last_numbers = numbers
+            for vector, number in self._vectors:
+                np.copyto(vector, number)
         for part, update in self._parts:
             update(gradient[part], factor)
         if self._invalid:
@@ -103,7 +147,19 @@ class NumpyUpdate(ABC):
     def _canonicalise_nan(self) -> None:
         """Replace every NaN by the one that other backends store: ∞ − ∞ leaves the processor's own bits."""
         for array in self._arrays:
-            array[np.isnan(array)] = np.nan
+            for span in self._spans:
+                part = array[span]
+                part[np.isnan(part)] = np.nan
+
+    def _numbers_of_groups(self, *, learning_rate: float, weight_decay: float, **others: Any) -> tuple[float, ...]:
+        """Compute the numbers of all groups, one group after the other: η times its multiplier, λ or 0."""
+        return tuple(
+            number
+            for multiplier, decays in self._groups
+            for number in self._numbers_now(
+                learning_rate=learning_rate * multiplier, weight_decay=weight_decay * decays, **others
+            )
+        )
 
     @abstractmethod
     def _numbers_now(self, **hyper_parameters: Any) -> tuple[float, ...]:
@@ -116,27 +172,68 @@ class NumpyUpdate(ABC):
         Args:
             theta: the part, (n,).
             state_scratch_numbers: the same part of each array of the optimizer's state; two arrays (n,) to write to;
-                the numbers.
+                the numbers; where they decay.
 
         Returns:
             A function of the part's gradient g (n,), which is read only, and of a factor c: it updates by c g.
         """
 
 
-def clip(gradient: Array, clip_norm: float) -> float:
-    """Return the factor that brings the gradient down to a norm of clip_norm.
+class Decay(NamedTuple):
+    """Where a part's parameters decay.
+
+    Attributes:
+        most: the index of one that decays no less than any other; 0 if none does.
+        without: those that do not, beside others that do.
+    """
+
+    most: int
+    without: Sequence[slice]
+
+    @classmethod
+    def of(cls, ranges: Sequence[ParameterRange]) -> Decay:
+        """Find out from the ranges that make up the part."""
+        decaying = [part for part in ranges if part.decays]
+        if not decaying:
+            return cls(0, ())
+        most = max(decaying, key=lambda part: part.multiplier)
+        return cls(most.start, [slice(part.start, part.end) for part in ranges if not part.decays])
+
+
+def bind_decay(theta: Array, weight_decay: Array, term: Array, without: Sequence[slice]) -> Callable[[], object]:
+    """Bind term = λθ, and −0 where a parameter does not decay: then adding it changes no bit."""
+    multiply = bind(np.multiply, theta, weight_decay, out=term)
+    if not without:
+        return multiply
+    undecayed = [term[part] for part in without]
+
+    def multiply_some() -> None:
+        multiply()
+        for part in undecayed:
+            part.fill(-0.0)
+
+    return multiply_some
+
+
+def clip(gradient: Sequence[Array], clip_norm: float) -> float:
+    """Return the factor that brings the gradient, given in parts, down to a norm of clip_norm.
 
     Where float32 cannot hold that factor, the gradient is scaled by a part of it here.
     """
-    length = norm(gradient)
+
+    def prescale() -> None:
+        for part in gradient:
+            part *= SMALLEST_FACTOR
+
+    length = norm(*gradient)
     unscaled = 1.0
     if math.isinf(length):
-        gradient *= SMALLEST_FACTOR
+        prescale()
         unscaled /= SMALLEST_FACTOR
-        length = norm(gradient)
+        length = norm(*gradient)
     factor = min(unscaled, clip_norm / (length + 1e-6))
     while 0 < factor < SMALLEST_FACTOR:
-        gradient *= SMALLEST_FACTOR
+        prescale()
         factor /= SMALLEST_FACTOR
     return factor
 
@@ -158,9 +255,16 @@ class SGDUpdate(NumpyUpdate):
     """
 
     _Numbers = SGDNumbers
+    _depends_on = {"learning_rate": ("multiplier",), "weight_decay": ("decays",)}
 
-    def __init__(self, theta: Array, velocity: Array | None, steps: int) -> None:
-        super().__init__(steps, theta, velocity)
+    def __init__(
+        self,
+        theta: Array,
+        velocity: Array | None,
+        steps: int,
+        ranges: Sequence[ParameterRange] | None = None,
+    ) -> None:
+        super().__init__(steps, ranges, theta, velocity)
 
     def _numbers_now(  # type: ignore[override]
         self, *, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
@@ -168,15 +272,17 @@ class SGDUpdate(NumpyUpdate):
         return learning_rate, momentum, nesterov, weight_decay
 
     def _bind(
-        self, theta: Array, v: Array | None, step: Array, term: Array, n: SGDNumbers
+        self, theta: Array, v: Array | None, step: Array, term: Array, n: SGDNumbers, decay: Decay
     ) -> Callable[[Array, float], None]:
         learning_rate, momentum, nesterov, weight_decay = n
+        most = decay.most
+        multiply_theta = bind_decay(theta, weight_decay, term, decay.without)
 
         def update(g: Array, factor: float) -> None:
             if factor != 1.0:
                 g = np.multiply(g, factor, out=step)
-            if weight_decay.item():
-                np.multiply(theta, weight_decay, out=term)
+            if weight_decay.item(most):
+                multiply_theta()
                 g = np.add(g, term, out=step)
             if v is not None:
                 np.multiply(v, momentum, out=v)
@@ -225,10 +331,19 @@ class AdamUpdate(NumpyUpdate):
     """
 
     _Numbers = AdamNumbers
+    _depends_on = {"rate": ("multiplier",), "weight_decay": ("decays",), "shrink": ("multiplier", "decays")}
 
-    def __init__(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> None:
-        super().__init__(steps, theta, first_moment, second_moment)
+    def __init__(
+        self,
+        theta: Array,
+        first_moment: Array,
+        second_moment: Array,
+        steps: int,
+        ranges: Sequence[ParameterRange] | None = None,
+    ) -> None:
+        super().__init__(steps, ranges, theta, first_moment, second_moment)
         self._beta_powers: tuple[float, float] | None = None
+        self._powers_of = steps
 
     def _numbers_now(  # type: ignore[override]
         self,
@@ -239,15 +354,18 @@ class AdamUpdate(NumpyUpdate):
         weight_decay: float,
         decoupled: bool,
     ) -> tuple[float, ...]:
-        first, second = self._beta_powers or beta_powers(betas, self.steps - 1)
-        self._beta_powers = first, second = first * betas[0], second * betas[1]
+        if self._powers_of != self.steps:  # once a step, however many groups there are
+            first, second = self._beta_powers or beta_powers(betas, self.steps - 1)
+            self._beta_powers, self._powers_of = (first * betas[0], second * betas[1]), self.steps
+        assert self._beta_powers is not None
+        first, second = self._beta_powers
         root = math.sqrt(1.0 - second)
         rate = learning_rate * root / (1.0 - first)
         decay, shrink = (0.0, 1.0 - learning_rate * weight_decay) if decoupled else (weight_decay, 1.0)
         return rate, 1.0 - betas[0], betas[1], 1.0 - betas[1], eps * root, decay, shrink
 
     def _bind(
-        self, theta: Array, m: Array, v: Array, step: Array, term: Array, n: AdamNumbers
+        self, theta: Array, m: Array, v: Array, step: Array, term: Array, n: AdamNumbers, decay: Decay
     ) -> Callable[[Array, float], None]:
         difference, square = term, step  # the same memory: one array serves after the other
         operations = (
@@ -262,15 +380,16 @@ class AdamUpdate(NumpyUpdate):
             bind(np.multiply, step, n.rate, out=step),
             bind(np.subtract, theta, step, out=theta),  # θ − rate m / (√v + eps)
         )
-        weight_decay, shrink = n.weight_decay, n.shrink
+        weight_decay, shrink, most = n.weight_decay, n.shrink, decay.most
+        multiply_theta = bind_decay(theta, weight_decay, term, decay.without)
 
         def update(g: Array, factor: float) -> None:
             if factor != 1.0:
                 g = np.multiply(g, factor, out=step)
-            if shrink.item() != 1.0:
+            if shrink.item(most) != 1.0:
                 np.multiply(theta, shrink, out=theta)
-            if weight_decay.item():
-                np.multiply(theta, weight_decay, out=term)
+            if weight_decay.item(most):
+                multiply_theta()
                 g = np.add(g, term, out=step)
             np.subtract(g, m, out=difference)
             np.multiply(g, g, out=square)
