@@ -50,7 +50,7 @@ from numpy.typing import NDArray
 from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.losses import Loss
-from gpuback._core.parameters import Gradients, Layout
+from gpuback._core.parameters import Gradients, Layout, ParameterRange
 from gpuback._core.precision import Precision
 from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array, ArrayLike
@@ -110,6 +110,8 @@ class Update(Protocol):
         **hyper_parameters: Any,
     ) -> None:
         """Update θ once, unless `loss` or the gradient is not finite. Runs in `Ops.scope(self.on_invalid)`.
+
+        Frozen parameters (see `Ops.bind_sgd`) stay as they are, and their gradient counts nowhere.
 
         May not wait for a device: the decision whether to update is made where the gradient is.
 
@@ -248,8 +250,8 @@ class FusedNetwork(Protocol):
 
         Args:
             x, y, weight: the batch, as for `loss`.
-            gradient: (n_parameters,) in A to work with. It holds ∇θ afterwards only if `clips`.
-            update: the optimizer's `CapturableUpdate`, of the same backend.
+            gradient: (n_parameters,) in A to work with; its contents afterwards are arbitrary.
+            update: the optimizer's `CapturableUpdate`, of the same backend. None of its parameters is frozen.
             clips: whether the gradient is scaled down to the `clip_norm` among the hyper-parameters.
             loss: a 0-d array in A, written.
         """
@@ -586,15 +588,33 @@ class Ops(Protocol):
 
     # Updates
 
-    def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> Update:
+    def bind_sgd(
+        self, theta: Array, velocity: Array | None, steps: int, ranges: Sequence[ParameterRange] | None = None
+    ) -> Update:
         """Return SGD's update of θ, (n_parameters,) in A, and of v like it, after `steps` updates; no v, no momentum.
 
         A backend with a `graph_capture` returns a `CapturableUpdate`.
+
+        Args:
+            theta, velocity: updated in place.
+            steps: the number of updates made before.
+            ranges: the parts of θ that are trained, in ascending order, apart from each other or touching; None: all
+                of θ. In range i the learning rate is η_i = η m_i, with the range's multiplier m_i, and the weight
+                decay λ_i = λ, or 0 where the range does not decay: float64 products, from which the formulas go on.
+                Parameters in no range are frozen. Neither they nor their state are written. Their part of the gradient
+                may hold anything: no check, norm or update takes it into account.
         """
         ...
 
-    def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> Update:
-        """Return Adam's update of θ, (n_parameters,) in A, and of m and v like it, after `steps` updates."""
+    def bind_adam(
+        self,
+        theta: Array,
+        first_moment: Array,
+        second_moment: Array,
+        steps: int,
+        ranges: Sequence[ParameterRange] | None = None,
+    ) -> Update:
+        """Return Adam's update of θ, (n_parameters,) in A, and of m and v like it; arguments as `bind_sgd`'s."""
         ...
 
     def bind_loss_scale(

@@ -66,8 +66,7 @@ def _total(arrays: Sequence[Array], exponent: int, *, squares: bool) -> float:
     halves = (2.0 ** (scale // 2), 2.0 ** (scale - scale // 2))  # float64 may not hold 2**scale itself
     scratch = np.empty((2, min(TERMS_AT_ONCE, max(map(len, arrays)))))
     total = 0
-    for array, start in ((array, start) for array in arrays for start in range(0, len(array), TERMS_AT_ONCE)):
-        part = array[start : start + TERMS_AT_ONCE]
+    for part in (x[start : start + TERMS_AT_ONCE] for x in arrays for start in range(0, len(x), TERMS_AT_ONCE)):
         rest, limb = scratch[:, : len(part)]
         np.copyto(rest, part)
         for half in halves:

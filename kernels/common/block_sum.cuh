@@ -8,7 +8,7 @@
 
 // Calls body(i) for this block's part of the numbers of a vector that count. A block has 256 threads, which take
 // neighbouring numbers.
-//   spans  n_spans pairs: the first number that counts, and the one after the last; null: all n count, n_spans is 1
+//   spans  n_spans pairs: the first number that counts, and the one after the last; null: all n count
 template <typename Body>
 DEVICE void each_number(int64 n, const int64* spans, int n_spans, Body body) {
   const int64 first = (int64)blockIdx.x * 256 + threadIdx.x;

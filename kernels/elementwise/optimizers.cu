@@ -75,7 +75,7 @@ KERNEL __launch_bounds__(256) vector_norm(
     const Accum* x, int64 n, double* result, double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   double sums[3] = {0, 0, 0};
-  sum_squares(sums, x, n, nullptr, 1);
+  sum_squares(sums, x, n, nullptr, 0);
   if (!grid_sum(sums, (double*)memory, partials, arrivals)) return;
   const double scale = 0x1p600;
   if (sums[1] > 0)

@@ -2,7 +2,7 @@
 
 One launch (network/fused_step.cu) or two (network/fused_passes.cu, network/fused_weight_gradients.cu) make the forward
 pass, the loss, the backward pass and, in training, the optimizer's update. Clipping needs the gradient's norm first,
-which takes one launch more.
+which takes one launch more; so do learning rates or weight decay that are not the same for all of θ.
 """
 
 from __future__ import annotations
@@ -102,19 +102,20 @@ class CudaFusedNetwork:
 
         Args:
             x, y, weight: the batch.
-            gradient: (n_parameters,) to work with; it holds ∇θ afterwards only if the step `clips`.
-            update: the optimizer's.
+            gradient: (n_parameters,) to work with.
+            update: the optimizer's; none of its parameters is frozen.
             clips: whether the gradient's norm is brought down to `clip_norm`.
             loss: where the loss goes.
         """
         launches = self._steps.setdefault(update, {})
+        decide = clips or not update.uniform  # the gradient is kept, and the update's own launch follows
         if clips not in launches:
-            kind = DECIDE if clips else update.kernel_id
+            kind = DECIDE if decide else update.kernel_id
             first, second = update.moments
             state = {"first_state": first, "second_state": second, "hyper": update.hyper, "state": update.state}
             launches[clips] = self._bind_step(kind, state)
         launches[clips](x, y, weight, gradient, False, None, loss)
-        if clips:
+        if decide:
             update.launch_step(gradient)
 
     def _fresh_loss(self) -> Array:

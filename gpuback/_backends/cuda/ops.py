@@ -10,7 +10,7 @@ launches come from outside, so that NumPy arrays and the emulator can stand in f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,7 +29,7 @@ from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace
 from gpuback._core.architecture import Architecture
 from gpuback._core.integers import ceil_div
 from gpuback._core.losses import Loss
-from gpuback._core.parameters import Layout
+from gpuback._core.parameters import Layout, ParameterRange
 from gpuback._core.precision import Precision
 from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
@@ -210,11 +210,20 @@ class CudaOps(CudaLayers, CudaPerSample):
             return Refusal("so this backend was asked to")
         return fused_plan(architecture, batch_size, self.launcher.limits)
 
-    def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
-        return SGDUpdate(self.xp, self.launcher, theta, velocity, steps)
+    def bind_sgd(
+        self, theta: Array, velocity: Array | None, steps: int, ranges: Sequence[ParameterRange] | None = None
+    ) -> SGDUpdate:
+        return SGDUpdate(self.xp, self.launcher, theta, velocity, steps, ranges)
 
-    def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> AdamUpdate:
-        return AdamUpdate(self.xp, self.launcher, theta, first_moment, second_moment, steps)
+    def bind_adam(
+        self,
+        theta: Array,
+        first_moment: Array,
+        second_moment: Array,
+        steps: int,
+        ranges: Sequence[ParameterRange] | None = None,
+    ) -> AdamUpdate:
+        return AdamUpdate(self.xp, self.launcher, theta, first_moment, second_moment, steps, ranges)
 
     def bind_loss_scale(
         self, initial: float, growth_interval: int, n_parameters: int, dtype: np.dtype[Any]

@@ -1,6 +1,7 @@
 """The optimizers' updates on CUDA: two launches, and a few numbers that stay on the device; and the loss scale.
 
-`begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it: elementwise/optimizers.cu.
+`begin_step` decides whether to make the step and counts it, `sgd` or `adam` makes it: elementwise/optimizers.cu. Where
+not all of θ is treated alike, `sgd_in_ranges` or `adam_in_ranges` does.
 The host waits for neither: it reads the numbers when it is asked. Hyper-parameters lie on the device as well, written
 when they change, so that the two launches are the same for every step, and can be repeated by a CUDA graph.
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from gpuback._backends.cuda.arguments import ints
 from gpuback._backends.cuda.arrays import CudaArrays
 from gpuback._backends.cuda.formats import Accum, accum_of
 from gpuback._backends.numpy.updates import beta_powers
+from gpuback._core.parameters import ParameterRange, spans
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Launch, Launcher, Slot
 
@@ -35,6 +37,9 @@ HYPER_PARAMETERS = (
 lacks are 0, and so is no clipping."""
 
 NEVER = -1.0
+
+FROZEN = -1.0
+"""The multiplier of a range that is left as it is."""
 
 
 def bind_exact_sum(xp: Any, launcher: Launcher, length: int) -> Callable[[Array, Array, float], None]:
@@ -52,9 +57,14 @@ def bind_exact_sum(xp: Any, launcher: Launcher, length: int) -> Callable[[Array,
     return write_sum
 
 
-def bind_exact_norm(xp: Any, launcher: Launcher, length: int, accum: Accum, result: Array) -> Callable[..., None]:
-    """Bind a function of a vector that writes its `gpuback._core.exact_sums.norm` to `result` (), float64."""
-    find_largest, add = _bind_exact(xp, launcher, accum, length, result=result, squares=True)
+def bind_exact_norm(
+    xp: Any, launcher: Launcher, length: int, accum: Accum, result: Array, parts: Array | None = None
+) -> Callable[..., None]:
+    """Bind a function of a vector that writes its `gpuback._core.exact_sums.norm` to `result` (), float64.
+
+    parts: those that count, (n, 2) int64, as a first index and the one after the last; None: the whole vector.
+    """
+    find_largest, add = _bind_exact(xp, launcher, accum, length, result=result, squares=True, parts=parts)
 
     def write_norm(vector: Array) -> None:
         find_largest(vector)
@@ -64,17 +74,24 @@ def bind_exact_norm(xp: Any, launcher: Launcher, length: int, accum: Accum, resu
 
 
 def _bind_exact(
-    xp: Any, launcher: Launcher, accum: Accum, length: int, *, result: Array | None, squares: bool
+    xp: Any,
+    launcher: Launcher,
+    accum: Accum,
+    length: int,
+    *,
+    result: Array | None,
+    squares: bool,
+    parts: Array | None = None,
 ) -> tuple[Launch, Launch]:
     """Bind the two launches: functions of the vector, and of the vector, a divisor and where the quotient goes."""
     first, second = (row_plans.vector_plan(entry, length, accum) for entry in ("largest", "exact_sum"))
-    greatest, n = xp.empty((), np.float64), np.int64(length)
+    greatest, numbers = xp.empty((), np.float64), _numbers_that_count(length, parts)
     workspace = {"partials": xp.empty(3 * second.grid, np.float64), "arrivals": xp.zeros(1, np.uint32)}
-    find_largest = launcher.bind(first, x=Slot(), n=n, result=greatest, **workspace)
+    find_largest = launcher.bind(first, x=Slot(), **numbers, result=greatest, **workspace)
     add = launcher.bind(
         second,
         x=Slot(),
-        n=n,
+        **numbers,
         greatest=greatest,
         **ints(squares=squares),
         divisor=Slot(np.float64),
@@ -85,6 +102,11 @@ def _bind_exact(
     return find_largest, add
 
 
+def _numbers_that_count(length: int, parts: Array | None) -> dict[str, Any]:
+    """Describe the numbers of a vector that a sum is over, as `each_number` in kernels/common/block_sum.cuh reads."""
+    return {"n": np.int64(length), "spans": parts, **ints(n_spans=0 if parts is None else len(parts))}
+
+
 class CudaUpdate(ABC):
     """The base class of updates; see `gpuback._backends.protocol.Update`.
 
@@ -92,6 +114,7 @@ class CudaUpdate(ABC):
         xp, launcher: the array module, and what runs kernels.
         theta: θ, updated in place.
         steps: how many were made before.
+        ranges: see `gpuback._backends.protocol.Ops.bind_sgd`.
         exact_norm: the gradient's norm, which clipping needs, has the bits of `gpuback._core.exact_sums.norm`.
 
     Attributes:
@@ -99,6 +122,7 @@ class CudaUpdate(ABC):
         state: what stays there from step to step; see STATE.
         kernel_id: the kernels' number for this kind of optimizer, in kernels/network/reduce_and_step.cuh.
         moments: what it keeps for each parameter: a first and a second array, or None.
+        uniform: whether all of θ is updated in the same way.
     """
 
     kernel_id: int
@@ -106,8 +130,17 @@ class CudaUpdate(ABC):
 
     _step: Callable[[Array], None]
 
-    def __init__(self, xp: Any, launcher: Launcher, theta: Array, steps: int, exact_norm: bool) -> None:
-        self._launcher, self._theta = launcher, theta
+    def __init__(
+        self,
+        xp: Any,
+        launcher: Launcher,
+        theta: Array,
+        steps: int,
+        ranges: Sequence[ParameterRange] | None,
+        exact_norm: bool,
+    ) -> None:
+        self._xp, self._launcher, self._theta, self._ranges = xp, launcher, theta, ranges
+        self.uniform = ranges is None
         self._accum = accum_of(theta.dtype)
         self.state = xp.zeros(len(STATE), np.float64)
         for name, value in (("steps", steps), ("diverged_at", NEVER), ("beta_power_1", 1.0), ("beta_power_2", 1.0)):
@@ -121,13 +154,15 @@ class CudaUpdate(ABC):
             **{name: Slot(np.float64) for name in HYPER_PARAMETERS},
             hyper=self.hyper,
         )
+        trained = [[part.start, part.stop] for part in spans(ranges or ())]
+        parts = xp.asarray(trained, np.int64) if ranges and trained != [[0, theta.size]] else None
         norm = xp.empty((), np.float64) if exact_norm else None
-        self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._accum, norm)
+        self._write_norm = None if norm is None else bind_exact_norm(xp, launcher, theta.size, self._accum, norm, parts)
         plan = row_plans.vector_plan("begin_step", theta.size, self._accum)
         self._begin = launcher.bind(  # a function of the gradient and the loss
             plan,
             gradient=Slot(),
-            n=np.int64(theta.size),
+            **_numbers_that_count(theta.size, parts),
             loss=Slot(),
             norm=norm,
             hyper=self.hyper,
@@ -138,9 +173,20 @@ class CudaUpdate(ABC):
 
     def _bind(self, entry: Literal["sgd", "adam"], **moments: Array | None) -> Launch:
         """Bind the update as a function of the gradient."""
-        plan, n = row_plans.vector_plan(entry, self._theta.size, self._accum), np.int64(self._theta.size)
+        n, by_range = self._theta.size, {}
+        kernel: row_plans.VectorEntry = entry
+        if self._ranges is not None:
+            kernel = "sgd_in_ranges" if entry == "sgd" else "adam_in_ranges"
+            by_range = _range_table(self._xp, self._ranges, n)
         return self._launcher.bind(
-            plan, theta=self._theta, **moments, gradient=Slot(), n=n, hyper=self.hyper, state=self.state
+            row_plans.vector_plan(kernel, n, self._accum),
+            theta=self._theta,
+            **moments,
+            gradient=Slot(),
+            n=np.int64(n),
+            hyper=self.hyper,
+            state=self.state,
+            **by_range,
         )
 
     def _put(self, name: str, value: float) -> None:
@@ -223,6 +269,23 @@ class CudaUpdate(ABC):
             self._written = None if self._overwritten else packed
 
 
+def _range_table(xp: Any, ranges: Sequence[ParameterRange], length: int) -> dict[str, Array]:
+    """Put on the device where ranges end, frozen ones too, and the factors of their learning rate and weight decay."""
+    rows: list[tuple[int, float, float]] = []
+    at = 0
+    for part in ranges:
+        if at < part.start:
+            rows.append((part.start, FROZEN, 0.0))
+        rows.append((part.end, part.multiplier, float(part.decays)))
+        at = part.end
+    if at < length:
+        rows.append((length, FROZEN, 0.0))
+    return {
+        "ends": xp.asarray([end for end, *_ in rows], np.int64),
+        "factors": xp.asarray([factors for _, *factors in rows], np.float64),
+    }
+
+
 _PACKED = struct.Struct(f"{len(HYPER_PARAMETERS)}d").pack
 """Numbers by their bits: a NaN is the same as itself."""
 
@@ -239,10 +302,11 @@ class SGDUpdate(CudaUpdate):
         theta: Array,
         velocity: Array | None,
         steps: int,
+        ranges: Sequence[ParameterRange] | None = None,
         *,
         exact_norm: bool = False,
     ) -> None:
-        super().__init__(xp, launcher, theta, steps, exact_norm)
+        super().__init__(xp, launcher, theta, steps, ranges, exact_norm)
         self.moments = velocity, None
         self._step = self._bind("sgd", velocity=velocity)
 
@@ -260,10 +324,11 @@ class AdamUpdate(CudaUpdate):
         first_moment: Array,
         second_moment: Array,
         steps: int,
+        ranges: Sequence[ParameterRange] | None = None,
         *,
         exact_norm: bool = False,
     ) -> None:
-        super().__init__(xp, launcher, theta, steps, exact_norm)
+        super().__init__(xp, launcher, theta, steps, ranges, exact_norm)
         self._steps_before = steps
         self.moments = first_moment, second_moment
         self._step = self._bind("adam", first_moment=first_moment, second_moment=second_moment)

@@ -7,7 +7,7 @@ them contracted to fma. Tensor cores are not needed, and nothing waits for the G
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,6 +24,7 @@ from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._core.activations import Activation
 from gpuback._core.losses import Loss
+from gpuback._core.parameters import ParameterRange
 from gpuback._core.precision import Precision
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Launch, Launcher, Slot
@@ -107,11 +108,20 @@ class ReproducibleCudaOps(ExactLayers, CudaOps):
             **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
         )
 
-    def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
-        return SGDUpdate(self.xp, self.launcher, theta, velocity, steps, exact_norm=True)
+    def bind_sgd(
+        self, theta: Array, velocity: Array | None, steps: int, ranges: Sequence[ParameterRange] | None = None
+    ) -> SGDUpdate:
+        return SGDUpdate(self.xp, self.launcher, theta, velocity, steps, ranges, exact_norm=True)
 
-    def bind_adam(self, theta: Array, first_moment: Array, second_moment: Array, steps: int) -> AdamUpdate:
-        return AdamUpdate(self.xp, self.launcher, theta, first_moment, second_moment, steps, exact_norm=True)
+    def bind_adam(
+        self,
+        theta: Array,
+        first_moment: Array,
+        second_moment: Array,
+        steps: int,
+        ranges: Sequence[ParameterRange] | None = None,
+    ) -> AdamUpdate:
+        return AdamUpdate(self.xp, self.launcher, theta, first_moment, second_moment, steps, ranges, exact_norm=True)
 
     def norm(self, array: Array) -> float:
         """Compute √Σ x², exact but for its roundings, and wait for it."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -54,12 +55,10 @@ class NumpyUpdate(ABC):
     _Numbers: type[Any]
     """A named tuple of the numbers in the formulas. The update reads them in θ's dtype."""
 
-    _depends_on: dict[str, tuple[str, ...]]
+    _depends_on: ClassVar[dict[str, tuple[str, ...]]]
     """The numbers that may differ from range to range, and the attributes of a range that they depend on."""
 
-    def __init__(
-        self, steps: int, ranges: Sequence[ParameterRange] | None, theta: Array, *state: Array | None
-    ) -> None:
+    def __init__(self, steps: int, ranges: Sequence[ParameterRange] | None, theta: Array, *state: Array | None) -> None:
         self.steps = steps
         self.diverged_at: int | None = None
         self.applied = False
@@ -72,7 +71,7 @@ class NumpyUpdate(ABC):
         self._groups = list(dict.fromkeys((part.multiplier, part.decays) for part in ranges))
         self._last_numbers: tuple[float, ...] | None = None
         self._number_values = np.zeros(len(self._groups) * len(self._Numbers._fields), theta.dtype)
-        self._vectors: list[tuple[Array, Array]] = []
+        self._vector_parts: list[tuple[int, Array]] = []
         scratch = [aligned_empty(min(PARAMETERS_AT_ONCE, len(theta)), theta.dtype) for _ in range(2)]
         self._parts = []
         for span in self._spans:
@@ -94,13 +93,13 @@ class NumpyUpdate(ABC):
         firsts = [count * self._groups.index((part.multiplier, part.decays)) for part in ranges]
         numbers = []
         for i, name in enumerate(self._Numbers._fields):
-            # Ufuncs start sooner on views without axes than on NumPy's or Python's scalars.
-            values = [self._number_values[first + i, ...] for first in firsts]
             if len({tuple(getattr(part, what) for what in self._depends_on.get(name, ())) for part in ranges}) == 1:
-                numbers.append(values[0])
+                # Ufuncs start sooner on views without axes than on NumPy's or Python's scalars.
+                numbers.append(self._number_values[firsts[0] + i, ...])
                 continue
             vector = aligned_empty(ranges[-1].end, self._number_values.dtype)
-            self._vectors += [(vector[part.start : part.end], value) for part, value in zip(ranges, values, strict=True)]
+            for part, first in zip(ranges, firsts, strict=True):
+                self._vector_parts.append((first + i, vector[part.start : part.end]))
             numbers.append(vector)
         return self._Numbers(*numbers)
 
@@ -129,10 +128,12 @@ class NumpyUpdate(ABC):
         self._invalid = False
         now = self._numbers_of_groups if self._grouped else self._numbers_now
         numbers = now(**hyper_parameters)
-        if numbers != self._last_numbers:
+        before = self._last_numbers
+        if numbers != before:
             self._number_values[:] = self._last_numbers = numbers
-            for vector, number in self._vectors:
-                np.copyto(vector, number)
+            for i, part in self._vector_parts:
+                if before is None or numbers[i] != before[i]:
+                    part.fill(numbers[i])
         for part, update in self._parts:
             update(gradient[part], factor)
         if self._invalid:
@@ -199,6 +200,10 @@ class Decay(NamedTuple):
         most = max(decaying, key=lambda part: part.multiplier)
         return cls(most.start, [slice(part.start, part.end) for part in ranges if not part.decays])
 
+    def bind_read(self, numbers: Array) -> Callable[[], float]:
+        """Bind a function that returns the number of the parameter that decays most."""
+        return partial(numbers.item, self.most) if numbers.ndim else numbers.item
+
 
 def bind_decay(theta: Array, weight_decay: Array, term: Array, without: Sequence[slice]) -> Callable[[], object]:
     """Bind term = λθ, and −0 where a parameter does not decay: then adding it changes no bit."""
@@ -255,7 +260,7 @@ class SGDUpdate(NumpyUpdate):
     """
 
     _Numbers = SGDNumbers
-    _depends_on = {"learning_rate": ("multiplier",), "weight_decay": ("decays",)}
+    _depends_on: ClassVar = {"learning_rate": ("multiplier",), "weight_decay": ("decays",)}
 
     def __init__(
         self,
@@ -275,13 +280,13 @@ class SGDUpdate(NumpyUpdate):
         self, theta: Array, v: Array | None, step: Array, term: Array, n: SGDNumbers, decay: Decay
     ) -> Callable[[Array, float], None]:
         learning_rate, momentum, nesterov, weight_decay = n
-        most = decay.most
+        most_decay = decay.bind_read(weight_decay)
         multiply_theta = bind_decay(theta, weight_decay, term, decay.without)
 
         def update(g: Array, factor: float) -> None:
             if factor != 1.0:
                 g = np.multiply(g, factor, out=step)
-            if weight_decay.item(most):
+            if most_decay():
                 multiply_theta()
                 g = np.add(g, term, out=step)
             if v is not None:
@@ -331,7 +336,7 @@ class AdamUpdate(NumpyUpdate):
     """
 
     _Numbers = AdamNumbers
-    _depends_on = {"rate": ("multiplier",), "weight_decay": ("decays",), "shrink": ("multiplier", "decays")}
+    _depends_on: ClassVar = {"rate": ("multiplier",), "weight_decay": ("decays",), "shrink": ("multiplier", "decays")}
 
     def __init__(
         self,
@@ -380,15 +385,15 @@ class AdamUpdate(NumpyUpdate):
             bind(np.multiply, step, n.rate, out=step),
             bind(np.subtract, theta, step, out=theta),  # θ − rate m / (√v + eps)
         )
-        weight_decay, shrink, most = n.weight_decay, n.shrink, decay.most
-        multiply_theta = bind_decay(theta, weight_decay, term, decay.without)
+        shrink, least_shrink, most_decay = n.shrink, decay.bind_read(n.shrink), decay.bind_read(n.weight_decay)
+        multiply_theta = bind_decay(theta, n.weight_decay, term, decay.without)
 
         def update(g: Array, factor: float) -> None:
             if factor != 1.0:
                 g = np.multiply(g, factor, out=step)
-            if shrink.item(most) != 1.0:
+            if least_shrink() != 1.0:
                 np.multiply(theta, shrink, out=theta)
-            if weight_decay.item(most):
+            if most_decay():
                 multiply_theta()
                 g = np.add(g, term, out=step)
             np.subtract(g, m, out=difference)
