@@ -40,6 +40,11 @@ class Layout:
             starts.append(starts[-1] + n_out * (n_in + 1))
         return starts
 
+    def layer(self, k: int) -> slice:
+        """Return the place of layer k's weights and biases in θ, counting from 0."""
+        n_in, n_out = self.shapes[k]
+        return slice(self.weight_starts[k], self.weight_starts[k] + n_out * (n_in + 1))
+
     def split(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Return views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,).
 

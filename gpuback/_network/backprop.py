@@ -32,6 +32,7 @@ class Blocks(Generic[AnyBlock]):
     Args:
         network, batch_size, need_gradient, micro_batch_size: as `Tasks`'s.
         make_block: makes a block of so many rows.
+        trainable: the layers whose gradients are added up; None: all.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Blocks(Generic[AnyBlock]):
         batch_size: int,
         need_gradient: bool,
         micro_batch_size: int | None = None,
+        trainable: Sequence[bool] | None = None,
     ) -> None:
         ops, precision = network.ops, network.architecture.precision
         self._ops, self._batch_size, self._refresh_weights = ops, batch_size, network.refresh
@@ -53,7 +55,12 @@ class Blocks(Generic[AnyBlock]):
         if micro_batch_size is not None and tasks.rows < batch_size:
             mean_of_blocks = ops.bind_mean_of_blocks(tasks.rows, batch_size, precision.accumulator)
             self._losses, self._mean_of_blocks = mean_of_blocks
-        self._partial_views = [network.architecture.layout.split(sums) for sums in tasks.partials]
+        layout = network.architecture.layout
+        self._partial_views = [layout.split(sums) for sums in tasks.partials]
+        self._trained = [k for k in range(len(layout.shapes)) if trainable is None or trainable[k]]
+        self._trained_spans = (
+            [slice(0, layout.n_parameters)] if trainable is None else list(map(layout.layer, self._trained))
+        )
 
     def _add_up(
         self,
@@ -83,11 +90,13 @@ class Blocks(Generic[AnyBlock]):
         partials = self._tasks.partials
         if partials:
             total = partials[0]
-            for other in partials[1:]:
-                total += other
+            for span in self._trained_spans:
+                for other in partials[1:]:
+                    total[span] += other[span]
             dW_total, db_total = self._partial_views[0]
-            for out, part in zip((*dW, *db), (*dW_total, *db_total), strict=True):
-                out += part
+            for k in self._trained:
+                for out, part in ((dW[k], dW_total[k]), (db[k], db_total[k])):
+                    out += part
         return self._mean(losses)
 
     def _mean(self, losses: list[list[Any]]) -> Array | float:
@@ -107,7 +116,10 @@ class Blocks(Generic[AnyBlock]):
 
 
 class Backprop(Blocks[Block]):
-    """The passes of one network for one batch size; without `need_gradient` only the forward pass and the loss."""
+    """The passes of one network for one batch size; without `need_gradient` only the forward pass and the loss.
+
+    With `trainable`, one boolean for each layer, only such layers' dW and db are computed; the others' are not written.
+    """
 
     def __init__(
         self,
@@ -119,15 +131,15 @@ class Backprop(Blocks[Block]):
         need_gradient: bool = True,
         need_input_grad: bool = False,
         micro_batch_size: int | None = None,
+        trainable: tuple[bool, ...] | None = None,
     ) -> None:
-        needs = batch_size, need_gradient, need_input_grad
-        self.key = needs if micro_batch_size is None else (*needs, micro_batch_size)
+        self.key = passes_key(batch_size, need_gradient, need_input_grad, micro_batch_size, trainable)
         network = BoundNetwork.of(architecture, theta, ops)
 
         def block(rows: int) -> Block:
-            return Block(network, rows, *needs)
+            return Block(network, rows, batch_size, need_gradient, need_input_grad, trainable)
 
-        super().__init__(network, block, batch_size, need_gradient, micro_batch_size)
+        super().__init__(network, block, batch_size, need_gradient, micro_batch_size, trainable)
 
     def forward(self, x: Array, out: Array) -> None:
         """Compute ŷ into out, (B, n_L)."""
@@ -188,6 +200,20 @@ class Backprop(Blocks[Block]):
 Passes: TypeAlias = Backprop | FusedNetwork
 
 
+def passes_key(
+    batch_size: int,
+    need_gradient: bool,
+    need_input_grad: bool,
+    micro_batch_size: int | None,
+    trainable: tuple[bool, ...] | None,
+) -> tuple[Any, ...]:
+    """Return the arguments of `make_passes` that tell a network's passes apart, without those at their defaults."""
+    needs = batch_size, need_gradient, need_input_grad
+    if trainable is not None:
+        return *needs, micro_batch_size, trainable
+    return needs if micro_batch_size is None else (*needs, micro_batch_size)
+
+
 def make_passes(
     architecture: Architecture,
     theta: Array,
@@ -196,14 +222,17 @@ def make_passes(
     need_gradient: bool,
     need_input_grad: bool,
     micro_batch_size: int | None = None,
+    trainable: tuple[bool, ...] | None = None,
 ) -> Passes:
     """Make a network's passes for one batch size: fused ones where the backend has them, else layer by layer."""
     needs = {"need_gradient": need_gradient, "need_input_grad": need_input_grad}
-    if micro_batch_size is None:
+    if micro_batch_size is None and trainable is None:
         fused = ops.fused_network(architecture, theta, batch_size, **needs)
         if fused is not None:
             return fused
-    return Backprop(architecture, theta, ops, batch_size, **needs, micro_batch_size=micro_batch_size)
+    return Backprop(
+        architecture, theta, ops, batch_size, **needs, micro_batch_size=micro_batch_size, trainable=trainable
+    )
 
 
 def empty_gradients(architecture: Architecture, ops: Ops) -> Gradients:

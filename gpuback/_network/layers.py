@@ -128,19 +128,27 @@ def _without_gradients(delta: Callable[[], object]) -> Callable[[Array, Array, A
 class Block(Layers):
     """All layers and the loss, for one block of a batch's rows: forward, loss, backward.
 
+    With `trainable`, only such layers' dW and db are computed.
+
     Attributes:
         loss: computes the rows' loss from `forward`'s a_L and turns it into the da_L that `backward` starts from.
         apply_output: computes ŷ from `forward`'s a_L.
     """
 
     def __init__(
-        self, network: BoundNetwork, rows: int, batch_size: int, need_gradient: bool, need_input_grad: bool
+        self,
+        network: BoundNetwork,
+        rows: int,
+        batch_size: int,
+        need_gradient: bool,
+        need_input_grad: bool,
+        trainable: Sequence[bool] | None = None,
     ) -> None:
         architecture, ops = network.architecture, network.ops
         scale = architecture.precision.gradient_scale(batch_size)
         super().__init__(network, rows, scale)
         if need_gradient:
-            self.backward = self.bind_backward([True] * len(network.weights), need_input_grad)
+            self.backward = self.bind_backward(trainable or [True] * len(network.weights), need_input_grad)
         row, output = architecture.loss_row, architecture.output
         self.loss = ops.bind_loss(row, output, self.output, self.output_delta, batch_size / scale, self.workspace)
         self.apply_output = ops.bind_output(output, self.output, self.workspace)

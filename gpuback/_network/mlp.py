@@ -18,7 +18,7 @@ from gpuback._core.parameters import Gradients as Gradients
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
-from gpuback._network.backprop import Passes, make_passes
+from gpuback._network.backprop import Passes, make_passes, passes_key
 from gpuback._network.explain import Explanation, explain
 from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
@@ -386,10 +386,10 @@ class MLP:
         need_gradient: bool = True,
         need_input_grad: bool = False,
         micro_batch_size: int | None = None,
+        trainable: tuple[bool, ...] | None = None,
     ) -> Passes:
         """Return the passes for one batch size, from the pool or new; hand them to `_release` unless they raise."""
-        needs = batch_size, need_gradient, need_input_grad
-        key = needs if micro_batch_size is None else (*needs, micro_batch_size)
+        key = passes_key(batch_size, need_gradient, need_input_grad, micro_batch_size, trainable)
         return self._pool.acquire(key) or make_passes(self._architecture, self._theta, self._ops, *key)
 
     def _release(self, passes: Passes) -> None:

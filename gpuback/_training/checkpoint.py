@@ -88,12 +88,12 @@ class Checkpoint:
         """
         arrays, metadata = persistence.read(self.path, kind="checkpoint")
         try:
-            saved = metadata["run"]
-            for name, value in _jsonable(self._identity).items():
-                if saved.get(name) != value:
+            saved, here = metadata["run"], _jsonable(self._identity)
+            for name in here | saved:  # an option that is at its default need not be there
+                if saved.get(name) != here.get(name):
                     raise OptionError(
-                        f"checkpoint {self.path} is another run's: {name} is {saved.get(name)!r} there and {value!r} "
-                        f"here. Remedy: the same options, another file, or resume=False"
+                        f"checkpoint {self.path} is another run's: {name} is {saved.get(name)!r} there and "
+                        f"{here.get(name)!r} here. Remedy: the same options, another file, or resume=False"
                     )
             theta, best = arrays["theta"], arrays.get("best_theta")
             seen = {name: arrays[name].tolist() for name in ("loss", "validation_loss", "learning_rate")}

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from gpuback._backends.protocol import Ops, Update
+from gpuback._core.parameters import ParameterRange
 from gpuback._core.typing import Array
 from gpuback._core.validation import in_range, positive
 from gpuback._network.mlp import MLP
+from gpuback._training.groups import ByLayer, Groups
 from gpuback.errors import OptionError, ShapeError
 
 
@@ -34,10 +36,22 @@ class Optimizer(ABC):
     """The backend's update of θ and state, once `_bind` or `_restore` has made it."""
 
     _state_names: tuple[str, ...] = ()
+    _ranges: list[ParameterRange] | None = None
+    """The parts of θ that it treats differently, once `_bind` has found them; None if there are none."""
+
     reproducible = False
     """Whether its updates have the same bits on every backend."""
 
-    def __init__(self, learning_rate: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        learning_rate: float,
+        weight_decay: float,
+        *,
+        trainable: ByLayer[bool] | None = None,
+        multipliers: ByLayer[float] | None = None,
+        decay_biases: bool = True,
+    ) -> None:
+        self._groups = Groups.checked(trainable, multipliers, decay_biases)
         self.learning_rate = learning_rate
         self._first_learning_rate = self.learning_rate
         self.weight_decay = in_range("weight_decay", weight_decay, 0.0)
@@ -52,6 +66,21 @@ class Optimizer(ABC):
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         self._learning_rate = in_range("learning_rate", value, 0.0)
+
+    @property
+    def trainable(self) -> tuple[Any, ...] | None:
+        """What is trained, by layer, as it was given; None: everything."""
+        return self._groups.options().get("trainable")
+
+    @property
+    def multipliers(self) -> tuple[Any, ...] | None:
+        """The multipliers of the learning rate, by layer, as they were given; None: 1 everywhere."""
+        return self._groups.options().get("multipliers")
+
+    @property
+    def decay_biases(self) -> bool:
+        """Whether the weight decay applies to biases."""
+        return self._groups.decay_biases
 
     @property
     def step_count(self) -> int:
@@ -115,6 +144,9 @@ class Optimizer(ABC):
                 f"optimizer {type(self).__name__} has no reproducible form; "
                 f"with reproducible=True expected one of {', '.join(kind.__name__ for kind in OPTIMIZERS.values())}"
             )
+        layout = net.architecture.layout
+        self._groups.require_fit(layout)
+        self._ranges = self._groups.ranges(layout)
         for name in self._state_names:
             self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
             self.state[name].fill(0)
@@ -141,7 +173,7 @@ class Optimizer(ABC):
     def _options(self) -> dict[str, Any]:
         """Return kind and hyper-parameters as JSON can hold them, with the learning rate before any schedule."""
         given = self._hyper_parameters() | {"learning_rate": self._first_learning_rate}
-        return {"optimizer": type(self).__name__, **given}
+        return {"optimizer": type(self).__name__, **given, **self._groups.options()}
 
     def _hyper_parameters(self) -> dict[str, Any]:
         """Return them as they are now, as Python's numbers: NumPy's may have a precision of their own."""
@@ -156,7 +188,8 @@ class Optimizer(ABC):
         """Make the backend's update, bound to θ and to the state."""
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self._hyper_parameters().items())
+        given = self._hyper_parameters() | self._groups.options()
+        arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
         return f"{type(self).__name__}({arguments})"
 
 
@@ -167,7 +200,17 @@ class SGD(Optimizer):
         learning_rate: η ≥ 0.
         momentum: μ in [0, 1). With 0, θ ← θ − η g.
         nesterov: step by g + μ v instead of v; needs momentum.
-        weight_decay: λ ≥ 0, on every parameter, biases too.
+        weight_decay: λ ≥ 0.
+        trainable: what is updated: True or False for each layer, or a pair (weights, biases) of them, e.g.
+            `[False, (False, True), True]`. The rest is frozen: its state stays too, its gradient counts neither for
+            `clip_norm` nor for whether a step is finite, and TrainStep does not compute what only it would need. None:
+            everything.
+        multipliers: m ≥ 0 for each layer, or a pair (weights, biases): there the learning rate is η m. None: 1.
+        decay_biases: whether λ applies to biases; False: to weights alone.
+
+    Raises:
+        OptionError: an argument is out of range or of the wrong kind, or nothing is trainable. A number of values other
+            than the network's number of layers is a ShapeError, when the optimizer first meets the network.
 
     Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013;
         torch.optim.SGD.
@@ -176,9 +219,19 @@ class SGD(Optimizer):
     reproducible = True
 
     def __init__(
-        self, learning_rate: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+        self,
+        learning_rate: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        *,
+        trainable: ByLayer[bool] | None = None,
+        multipliers: ByLayer[float] | None = None,
+        decay_biases: bool = True,
     ) -> None:
-        super().__init__(learning_rate, weight_decay)
+        super().__init__(
+            learning_rate, weight_decay, trainable=trainable, multipliers=multipliers, decay_biases=decay_biases
+        )
         self.momentum = in_range("momentum", momentum, 0.0, 1.0)
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0.0:
@@ -194,7 +247,7 @@ class SGD(Optimizer):
         }
 
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
-        return ops.bind_sgd(theta, self.state.get("velocity"), step_count)
+        return ops.bind_sgd(theta, self.state.get("velocity"), step_count, self._ranges)
 
 
 class Adam(Optimizer):
@@ -206,7 +259,11 @@ class Adam(Optimizer):
         learning_rate: η ≥ 0.
         betas: (β₁, β₂), each in [0, 1).
         eps: ε > 0.
-        weight_decay: λ ≥ 0, on every parameter, biases too.
+        weight_decay: λ ≥ 0.
+        trainable, multipliers, decay_biases: by layer, as SGD's.
+
+    Raises:
+        OptionError, ShapeError: as SGD.
 
     Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015; torch.optim.Adam.
     """
@@ -221,8 +278,14 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        *,
+        trainable: ByLayer[bool] | None = None,
+        multipliers: ByLayer[float] | None = None,
+        decay_biases: bool = True,
     ) -> None:
-        super().__init__(learning_rate, weight_decay)
+        super().__init__(
+            learning_rate, weight_decay, trainable=trainable, multipliers=multipliers, decay_biases=decay_biases
+        )
         try:
             first, second = betas
         except (TypeError, ValueError):
@@ -242,13 +305,13 @@ class Adam(Optimizer):
         return self._hyper_parameters() | {"decoupled": self._decoupled}
 
     def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
-        return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"], step_count)
+        return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"], step_count, self._ranges)
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay: θ ← (1 − ηλ) θ before each step, instead of λ θ in the gradient.
 
-    Args: as Adam's; weight_decay is λ.
+    Arguments and errors as Adam's; weight_decay is λ.
 
     Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; torch.optim.AdamW.
     """
@@ -261,8 +324,20 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        *,
+        trainable: ByLayer[bool] | None = None,
+        multipliers: ByLayer[float] | None = None,
+        decay_biases: bool = True,
     ) -> None:
-        super().__init__(learning_rate, betas, eps, weight_decay)
+        super().__init__(
+            learning_rate,
+            betas,
+            eps,
+            weight_decay,
+            trainable=trainable,
+            multipliers=multipliers,
+            decay_biases=decay_biases,
+        )
 
 
 OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}

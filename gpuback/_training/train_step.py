@@ -78,8 +78,9 @@ class TrainStep:
 
     Args:
         net: the network.
-        optimizer: SGD, Adam or AdamW; belongs to this network from the first step.
-        clip_norm: gradients whose Euclidean norm over all of θ is larger are scaled down to it, as
+        optimizer: SGD, Adam or AdamW; belongs to this network from the first step. What only frozen layers would need
+            is not computed: nothing goes back below the lowest layer that is trained.
+        clip_norm: gradients whose Euclidean norm over all that is trained is larger are scaled down to it, as
             torch.nn.utils.clip_grad_norm_ does.
         micro_batch_size: larger batches go through the network this many samples at a time, and their gradients are
             added up before the update (gradient accumulation). The step is the same, but for the order of sums; buffers
@@ -114,7 +115,10 @@ class TrainStep:
         self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
         self.micro_batch_size = micro_batch_size
         self._architecture_and_ops = net.architecture, net.ops
+        self._trainable = optimizer._groups.trainable_layers
         self._gradients = empty_gradients(*self._architecture_and_ops)
+        if self._trainable is not None:
+            self._gradients.theta.fill(0)  # frozen layers' gradients are never written, but a loss scale divides them
         capture = net.ops.graph_capture
         self._graphs = None if capture is None else StepGraphs(net.ops, capture, self._gradients)
         self._in_scope = net.ops.bind_scope(lambda *_: optimizer._update.on_invalid())
@@ -157,7 +161,7 @@ class TrainStep:
         size, micro_batch_size = len(batch[0]), self.micro_batch_size
         if micro_batch_size is not None and size <= micro_batch_size:
             micro_batch_size = None
-        passes = self.net._acquire(size, micro_batch_size=micro_batch_size)
+        passes = self.net._acquire(size, micro_batch_size=micro_batch_size, trainable=self._trainable)
         if micro_batch_size is not None or self._loss_scale is not None:
             loss = self._separate_update(passes, batch, stop_after_nonfinite)
         elif isinstance(passes, Backprop):
