@@ -33,6 +33,10 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "Adam": lambda: Adam(0.01, weight_decay=0.01),
     "AdamW": lambda: AdamW(0.01),
 }
+GROUPS: dict[str, dict[str, Any]] = {
+    "frozen": {"trainable": [False, (False, True), True], "multipliers": [1, 1, 0.5]},
+    "unequal": {"multipliers": [0.1, 1, (1, 2)], "decay_biases": False},
+}
 NETWORKS = {
     "one layer": {"sizes": (5, 3)},
     "three layers": {"sizes": (7, 33, 12, 5), "activation": ("gelu", "tanh")},
@@ -138,6 +142,36 @@ def test_a_record_has_the_launches_of_a_step(precision: str, passes: list[str], 
     step(*batch)
     assert launcher.replays == 1
     assert launcher.launches == [*passes, "begin_step", "adam"]
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_groups_are_part_of_a_record(groups: str, launcher: EmulatorLauncher) -> None:
+    twins = Twins(lambda: AdamW(0.01, **GROUPS[groups]), **NETWORKS["three layers"])
+    for turn in range(4):
+        if turn == 3:
+            twins.each(lambda step: setattr(step.optimizer, "learning_rate", 0.001))
+        twins.step(*twins.batch(19, turn))
+    twins.assert_equal()
+    assert launcher.replays == 2
+
+
+@pytest.mark.parametrize(
+    "trainable, backward",
+    [
+        ([True, True, True], ["layer_simt"] * 3),
+        ([True, False, False], ["layer_simt"] * 3),
+        ([False, (False, True), True], ["layer_simt"] * 2),
+        ([False, False, True], ["layer_simt"]),
+    ],
+)
+def test_nothing_is_launched_below_the_lowest_layer_that_is_trained(
+    trainable: Any, backward: list[str], launcher: EmulatorLauncher
+) -> None:
+    step = TrainStep(MLP((7, 33, 12, 5), backend="graphs", seed=0), Adam(0.01, trainable=trainable))
+    step(*random_batch(step.net, 10))
+    update = "adam" if trainable == [True] * 3 else "adam_in_ranges"
+    passes = [*["forward_simt"] * 3, "loss_rows", *backward]
+    assert launcher.launches == [*passes, "set_hyper_parameters", "begin_step", update]
 
 
 def test_losses_belong_to_the_caller(launcher: EmulatorLauncher) -> None:

@@ -31,6 +31,8 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "Adam": lambda: Adam(0.01),
     "Adam with weight decay": lambda: Adam(0.01, weight_decay=0.1),
     "AdamW": lambda: AdamW(0.01),
+    "rates by layer": lambda: SGD(0.1, 0.9, multipliers=[0.1, 0, (1, 2)]),
+    "weights decay": lambda: AdamW(0.01, weight_decay=0.1, decay_biases=False),
 }
 NETWORK = Network((17, 64, 40, 3), 150, activation=("gelu", "relu"))
 
@@ -71,7 +73,26 @@ def test_a_step_is_the_optimizers_with_the_gradient_of_value_and_grad(form, dtyp
     assert optimizers[0]._update.state.tobytes() == optimizers[1]._update.state.tobytes()
 
 
-@pytest.mark.parametrize("make", [OPTIMIZERS["Nesterov"], OPTIMIZERS["AdamW"]], ids=["SGD", "AdamW"])
+def test_unequal_rates_take_a_launch_more_and_frozen_layers_leave_the_kernel():
+    network = Network(NETWORK.sizes, 20, "float32", NETWORK.activation)
+    for groups, launches in (
+        ({}, ["set_hyper_parameters", "fused_step"]),
+        ({"decay_biases": False}, ["set_hyper_parameters", "fused_step", "adam_in_ranges"]),
+        (
+            {"trainable": [False, False, True]},
+            [*["forward_simt"] * 3, "loss_rows", "layer_simt", "set_hyper_parameters", "begin_step", "adam_in_ranges"],
+        ),
+    ):
+        launcher = EmulatorLauncher()
+        TrainStep(network.on(launcher, "fused_step"), Adam(**groups))(*network.batch())
+        assert launcher.launches == launches
+
+
+@pytest.mark.parametrize(
+    "make",
+    [OPTIMIZERS["Nesterov"], OPTIMIZERS["AdamW"], OPTIMIZERS["rates by layer"]],
+    ids=["SGD", "AdamW", "rates by layer"],
+)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("clip_norm", [0.01, 1e6])
 def test_a_clipped_step(form, make, clip_norm):
