@@ -86,6 +86,7 @@ def train(
     momentum: o.Momentum = None,
     nesterov: o.Nesterov = False,
     weight_decay: o.WeightDecay = None,
+    no_decay_biases: o.NoDecayBiases = False,
     clip_norm: o.ClipNorm = None,
     patience: o.Patience = None,
     seed: o.Seed = 0,
@@ -115,7 +116,7 @@ def train(
         curve = None
     files = Files(model or f"{name}.safetensors", curve, checkpoint)
     files.check([source, *([labels] if labels else [])])
-    chosen_optimizer = make_optimizer(optimizer, learning_rate, momentum, nesterov, weight_decay)
+    chosen_optimizer = make_optimizer(optimizer, learning_rate, momentum, nesterov, weight_decay, no_decay_biases)
 
     data = datasets.load(source, target=target, labels=labels)
     loss = loss or default_loss(data)
@@ -253,17 +254,24 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def make_optimizer(
-    name: str, learning_rate: float | None, momentum: float | None, nesterov: bool, weight_decay: float | None
+    name: str,
+    learning_rate: float | None,
+    momentum: float | None,
+    nesterov: bool,
+    weight_decay: float | None,
+    no_decay_biases: bool,
 ) -> Optimizer:
     """Make the optimizer of that name; None stands for its own default.
 
     Raises:
-        OptionError: an unknown name, or a hyper-parameter that it does not have.
+        OptionError: an unknown name, a hyper-parameter that it does not have, or one that changes nothing.
     """
     if name not in OPTIMIZERS:
         raise unknown_name("optimizer", name, OPTIMIZERS)
     only_for_sgd = given(momentum=momentum, nesterov=nesterov or None)
     if only_for_sgd and name != "sgd":
         raise OptionError(f"--{next(iter(only_for_sgd))} goes with --optimizer sgd, not with {name}")
+    if no_decay_biases and not (name == "adamw" if weight_decay is None else weight_decay):
+        raise OptionError("--no-decay-biases needs a weight decay: give --weight-decay, or --optimizer adamw")
     rate = o.LEARNING_RATES[name] if learning_rate is None else learning_rate
-    return OPTIMIZERS[name](rate, **only_for_sgd, **given(weight_decay=weight_decay))
+    return OPTIMIZERS[name](rate, **only_for_sgd, **given(weight_decay=weight_decay), decay_biases=not no_decay_biases)

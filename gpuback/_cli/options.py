@@ -147,6 +147,9 @@ WeightDecay: TypeAlias = Annotated[
     float | None,
     training_option("--weight-decay", metavar="X", help="λ of every parameter.", default="0, adamw 0.01"),
 ]
+NoDecayBiases: TypeAlias = Annotated[
+    bool, flag("--no-decay-biases", panel=TRAINING, help="Weight decay acts on weights, not on biases.")
+]
 ClipNorm: TypeAlias = Annotated[
     float | None,
     training_option("--clip-norm", metavar="X", help="Scale a longer gradient down to this length."),

@@ -195,9 +195,9 @@ KERNEL __launch_bounds__(256) sgd_in_ranges(
     const int64* ends, const double* factors) {
   if (state[APPLY] == 0) return;
   const SgdPass pass = {theta, velocity, gradient, (uint64)gradient % 16 == 0, Scale<Accum>(state)};
-  const auto make_step = [&](double multiplier, double decay) {
-    return Sgd<Accum>(hyper[LEARNING_RATE] * multiplier, hyper[MOMENTUM], hyper[NESTEROV] != 0,
-                      hyper[WEIGHT_DECAY] * decay);
+  const auto make_step = [&](Double multiplier, Double decay) {
+    return Sgd<Accum>((multiplier * hyper[LEARNING_RATE]).value, hyper[MOMENTUM], hyper[NESTEROV] != 0,
+                      (decay * hyper[WEIGHT_DECAY]).value);
   };
   range_by_range(pass, make_step, n, ends, factors);
 }
@@ -207,9 +207,10 @@ KERNEL __launch_bounds__(256) adam_in_ranges(
     const double* state, const int64* ends, const double* factors) {
   if (state[APPLY] == 0) return;
   const AdamPass pass = {theta, first_moment, second_moment, gradient, (uint64)gradient % 16 == 0, Scale<Accum>(state)};
-  const auto make_step = [&](double multiplier, double decay) {
-    return Adam<Accum>(hyper[LEARNING_RATE] * multiplier, hyper[BETA_1], hyper[BETA_2], hyper[EPS],
-                       hyper[WEIGHT_DECAY] * decay, hyper[DECOUPLED] != 0, state[BETA_POWER_1], state[BETA_POWER_2]);
+  const auto make_step = [&](Double multiplier, Double decay) {
+    return Adam<Accum>((multiplier * hyper[LEARNING_RATE]).value, hyper[BETA_1], hyper[BETA_2], hyper[EPS],
+                       (decay * hyper[WEIGHT_DECAY]).value, hyper[DECOUPLED] != 0, state[BETA_POWER_1],
+                       state[BETA_POWER_2]);
   };
   range_by_range(pass, make_step, n, ends, factors);
 }

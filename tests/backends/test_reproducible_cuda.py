@@ -387,6 +387,8 @@ OPTIMIZERS = {
     "nesterov": lambda: SGD(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "adam": lambda: Adam(0.01),
     "adamw": lambda: AdamW(0.01, weight_decay=0.1),
+    "frozen parts": lambda: Adam(0.01, trainable=[False, (False, True), True], multipliers=[1, 0.1, (1, 2)]),
+    "weights decay": lambda: SGD(0.1, momentum=0.9, weight_decay=0.1, decay_biases=False),
 }
 
 
@@ -542,7 +544,14 @@ def test_no_compiler_may_contract_anything(source):
     assert not contractible(source)
 
 
-@pytest.mark.parametrize("entry", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "sgd",
+        "adam",
+        *(pytest.param(entry, marks=pytest.mark.thorough) for entry in ("sgd_in_ranges", "adam_in_ranges")),
+    ],
+)
 def test_nor_in_an_optimizers_step(entry):
     require_nvrtc()
     assert not contractible("elementwise/optimizers.cu", entry=entry)

@@ -196,6 +196,7 @@ def test_options_reach_the_training(run: Run) -> None:
                 *("--loss", "squared_error", "--output-function", "sigmoid", "--optimizer", "sgd", "--momentum", 0.9),
                 *("--nesterov", "--learning-rate", 0.2, "--weight-decay", 0.001, "--clip-norm", 5, "--batch-size", 7),
                 *("--patience", 3, "--held-out", 0.1, "--seed", 9, "--backend", "numpy", "--no-plot", "--json"),
+                "--no-decay-biases",
             )
         ).out
     )
@@ -205,7 +206,7 @@ def test_options_reach_the_training(run: Run) -> None:
     assert (network["dtype"], network["loss"], network["output"]) == ("float64", "squared_error", "sigmoid")
     assert training["optimizer"] == "SGD"
     assert (training["momentum"], training["nesterov"], training["learning_rate"]) == (0.9, True, 0.2)
-    assert (training["weight_decay"], training["seed"]) == (0.001, 9)
+    assert (training["weight_decay"], training["decay_biases"], training["seed"]) == (0.001, False, 9)
     assert document["samples"] == {"training": 135, "held_out": 15}
     assert training["steps"] == 16 * training["epochs"]  # 135 less a fifth, by sevens
     curve = document["curve"]
@@ -417,6 +418,8 @@ def test_info(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         ("train iris --optimizer adamm", "adamw"),
         ("train iris --momentum 0.9", "sgd"),
         ("train iris --optimizer sgd --nesterov", "momentum"),
+        ("train iris --no-decay-biases", "--weight-decay"),
+        ("train iris --optimizer adamw --weight-decay 0 --no-decay-biases", "--weight-decay"),
         ("train iris --learning-rate -1", "learning_rate"),
         ("train iris --held-out 1", "--held-out"),
         ("train iris --held-out nan", "--held-out"),
