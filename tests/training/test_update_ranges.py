@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from emulator import EmulatorLauncher, GuardedNumpy
 from support.optimizer_runs import ALGORITHMS, Run, mixed
+from support.planted import planted
 from support.requirements import require_emulator
 
 from gpuback._backends.cuda.updates import AdamUpdate
@@ -205,6 +207,39 @@ def test_the_checker_finds_nothing_in_memory_with_guards() -> None:
     update = AdamUpdate(xp, launcher, theta, first, second, 0, RANGES, exact_norm=True)
     update(gradient, loss=guarded(np.ones((), np.float32)), clip_norm=1.0, **ALGORITHMS["adamw"])
     assert update.steps == 1 and (theta[FROZEN] == 1).all() and (theta[30:270] != 1).all()
+
+
+MISTAKES = {
+    "a range is passed over": ("        do end = ends[++range];", "        do end = ends[range += 2];"),
+    "a thread moves on by one range only": ("        while (at >= end);", "        while (false);"),
+    "a group across ranges takes the first one's step": ("at == i && after <= end", "at == i"),
+    "a multiplier of 0 freezes": ("      if (multiplier >= 0) {", "      if (multiplier > 0) {"),
+    "the step of before is kept": ("        step = make_step(multiplier, factors[2 * range + 1]);", ""),
+    "Adam's rate is that of all": (
+        "Adam<Accum>((multiplier * hyper[LEARNING_RATE]).value,",
+        "Adam<Accum>(hyper[LEARNING_RATE],",
+    ),
+    "everything decays": ("(decay * hyper[WEIGHT_DECAY]).value, hyper[DEC", "hyper[WEIGHT_DECAY], hyper[DEC"),
+    "frozen numbers count": ("gradient, n, spans, n_spans);", "gradient, n, nullptr, 0);"),
+}
+
+
+def adamw_has_numpys_bits(**launcher: Any) -> bool:
+    options, theta = ALGORITHMS["adamw"], np.linspace(-1, 1, LENGTH, dtype=np.float32)
+    twins = [Run(theta, options, ranges=RANGES), Run(theta, options, EmulatorLauncher(**launcher), ranges=RANGES)]
+    for gradient in gradients(LENGTH, "float32", 2):
+        gradient[FROZEN] = np.nan
+        for twin in twins:
+            twin.step(gradient)
+    return twins[0].bits() == twins[1].bits()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_bits_tell_a_mistake(mistake: str, tmp_path: Path) -> None:
+    folder = planted({"elementwise/optimizers.cu": [MISTAKES[mistake]]}, tmp_path)
+    assert adamw_has_numpys_bits()
+    assert not adamw_has_numpys_bits(folder=folder)
 
 
 def test_spans_join_ranges_that_touch() -> None:
