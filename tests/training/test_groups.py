@@ -84,6 +84,7 @@ def test_a_step_is_value_and_grad_and_an_optimizer(kind: str, name: str) -> None
     assert (net.theta != before)[trained].mean() > (0.9 if len(moving) == 3 else 0.4)
 
 
+@pytest.mark.thorough(first=1)
 @pytest.mark.parametrize(
     "precision", [{"dtype": "float16"}, {"dtype": "bfloat16"}, {"reproducible": True}, {"allow_tf32": True}], ids=str
 )
@@ -257,6 +258,7 @@ def test_a_copy_goes_on_alike(make_copy: Any, name: str) -> None:
     assert state_of(net, optimizer) == state_of(twin, twins)
 
 
+@pytest.mark.numpy_only
 @pytest.mark.parametrize("name", [*FROZEN, *UNEQUAL])
 def test_repr_makes_the_same_optimizer(name: str) -> None:
     for kind in (SGD(0.1, **(FROZEN | UNEQUAL)[name]), AdamW(**(FROZEN | UNEQUAL)[name])):
@@ -265,6 +267,7 @@ def test_repr_makes_the_same_optimizer(name: str) -> None:
         assert again._groups == kind._groups
 
 
+@pytest.mark.numpy_only
 def test_arguments_can_be_read() -> None:
     optimizer = SGD(0.1, trainable=[False, (False, True), (True, True)], multipliers=np.array([0.5, 1, 2]))
     assert optimizer.trainable == (False, (False, True), True)
@@ -305,6 +308,7 @@ def test_a_run_resumes_to_the_same_bits(name: str, tmp_path: Any) -> None:
     ],
     ids=str,
 )
+@pytest.mark.numpy_only
 def test_a_run_with_other_groups_is_refused(first: Any, second: Any, name: str, tmp_path: Any) -> None:
     x, y = random_batch(network(), 20)
     run: dict[str, Any] = {"epochs": 1, "seed": 0, "checkpoint": tmp_path / "run.safetensors", "resume": True}
@@ -314,6 +318,7 @@ def test_a_run_with_other_groups_is_refused(first: Any, second: Any, name: str, 
     fit(network(), x, y, optimizer=Adam(**first), **run)
 
 
+@pytest.mark.numpy_only
 def test_without_groups_a_run_has_the_options_it_always_had() -> None:
     assert list(Adam()._options()) == ["optimizer", "learning_rate", "betas", "eps", "weight_decay"]
     assert list(SGD(0.1)._options()) == ["optimizer", "learning_rate", "momentum", "nesterov", "weight_decay"]
@@ -324,6 +329,7 @@ def test_without_groups_a_run_has_the_options_it_always_had() -> None:
 
 @pytest.mark.parametrize("name", ["trainable", "multipliers"])
 @pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.numpy_only
 def test_there_is_a_value_for_each_layer(name: str, count: int) -> None:
     optimizer, net = Adam(**{name: [True if name == "trainable" else 1.0] * count}), network()
     with pytest.raises(ShapeError, match=rf"{name}: expected 3 values \(one per layer of sizes .*\), got {count}"):
@@ -334,24 +340,28 @@ def test_there_is_a_value_for_each_layer(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("trainable", [[False] * 3, [(False, False), False], []], ids=str)
+@pytest.mark.numpy_only
 def test_something_is_trained(trainable: Any) -> None:
     with pytest.raises(OptionError, match=r"^trainable: expected at least one True, got .*: nothing would be trained"):
         SGD(0.1, trainable=trainable)
 
 
 @pytest.mark.parametrize("trainable", [True, False, 1, "last", {0: False}, {True}], ids=str)
+@pytest.mark.numpy_only
 def test_trainable_is_a_sequence(trainable: Any) -> None:
     with pytest.raises(OptionError, match=r"^trainable: expected a sequence with True or False, or a pair .*; got"):
         Adam(trainable=trainable)
 
 
 @pytest.mark.parametrize("value", [0, 1, None, "yes", 1.0, (True, 1), (0, True)], ids=str)
+@pytest.mark.numpy_only
 def test_trainable_holds_booleans(value: Any) -> None:
     with pytest.raises(OptionError, match=r"^trainable\[1\](\[[01]\])?: expected True or False, or a pair .* got"):
         Adam(trainable=[True, value])
 
 
 @pytest.mark.parametrize("multipliers", [0.5, "half", {0: 1.0}], ids=str)
+@pytest.mark.numpy_only
 def test_multipliers_are_a_sequence(multipliers: Any) -> None:
     with pytest.raises(OptionError, match=r"^multipliers: expected a sequence with a number, or a pair .*; got"):
         Adam(multipliers=multipliers)
@@ -360,6 +370,7 @@ def test_multipliers_are_a_sequence(multipliers: Any) -> None:
 @pytest.mark.parametrize(
     "value", [-1e-9, math.nan, math.inf, "fast", None, 1j, True, (1.0, -1.0), (None, 1.0)], ids=str
 )
+@pytest.mark.numpy_only
 def test_multipliers_are_finite_numbers_from_0_on(value: Any) -> None:
     with pytest.raises(OptionError, match=r"^multipliers\[2\](\[[01]\])?: expected a finite number ≥ 0, got"):
         SGD(0.1, multipliers=[1.0, 1.0, value])
@@ -367,12 +378,14 @@ def test_multipliers_are_finite_numbers_from_0_on(value: Any) -> None:
 
 @pytest.mark.parametrize("name, value", [("trainable", True), ("multipliers", 1.0)])
 @pytest.mark.parametrize("length", [0, 1, 3])
+@pytest.mark.numpy_only
 def test_a_pair_has_two_values(name: str, value: Any, length: int) -> None:
     with pytest.raises(OptionError, match=rf"^{name}\[0\]: expected .* or a pair \(weights, biases\), got"):
         SGD(0.1, **{name: [(value,) * length, value]})
 
 
 @pytest.mark.parametrize("value", [0, 1, None, "no", [True, False]], ids=str)
+@pytest.mark.numpy_only
 def test_decay_biases_is_a_boolean(value: Any) -> None:
     with pytest.raises(OptionError, match=r"^decay_biases: expected True or False, got"):
         AdamW(decay_biases=value)
