@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Samples:
 
 def _require_finite(ops: Ops, name: str, array: Array, dtype: np.dtype[Any]) -> None:
     """Raise DataError unless every number is finite, in `dtype` too."""
-    limit = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    limit = _largest_finite(dtype)
     flat = array.reshape(-1)
     with ops.scope():
         if ops.all_finite(flat) and (dtype == array.dtype or _bound(ops, flat) <= limit):
@@ -66,6 +67,11 @@ def _require_finite(ops: Ops, name: str, array: Array, dtype: np.dtype[Any]) -> 
             f"{name}: expected finite numbers that {dtype} can hold, up to ±{limit:.4g}; "
             f"got NaN, infinity or a larger number in row {row}"
         )
+
+
+@functools.cache
+def _largest_finite(dtype: np.dtype[Any]) -> float:
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
 def _bound(ops: Ops, array: Array) -> float:

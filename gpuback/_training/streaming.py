@@ -12,7 +12,9 @@ import contextvars
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,8 +27,12 @@ from gpuback._training.batches import Samples, validation_pair
 from gpuback._training.sources import is_auto
 from gpuback.errors import DataError, GpubackError, OptionError
 
-SLOTS = 3
-"""For the batch that is trained on and two ahead."""
+AHEAD = 2
+"""Batches that are loaded before the step on the one before them is over."""
+
+SHORT_STEP = 1e-3
+"""Seconds. After a shorter step the loading thread sleeps on as long as `AHEAD` batches are ready: waking it at every
+step cost steps of 90 µs another 12 µs."""
 
 BatchLike: TypeAlias = Sequence[ArrayLike]
 """(x, y) or (x, y, sample_weight)."""
@@ -104,13 +110,13 @@ class Stream:
         if validation is not None:
             expected = "(x, y), since nothing can be held out of batches="
             self._validation = validation_pair(net, validation, expected)
-        self._prefetch = net.ops.prefetch(SLOTS)
+        self._prefetch = net.ops.prefetch(AHEAD + 1)
         self._thread: threading.Thread | None = None
         self._closing = False
         self._epochs: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._loaded: queue.SimpleQueue[tuple[int, Samples] | BaseException | None] = queue.SimpleQueue()
-        for slot in range(SLOTS):
+        for slot in range(AHEAD + 1):
             self._free.put(slot)
 
     def _require_usable_iterator(self, epochs: int, resume: bool) -> None:
@@ -140,6 +146,7 @@ class Stream:
             self._thread = thread
         self._prefetch.follow()
         self._epochs.put(number)
+        read: list[int] = []
         while (loaded := self._loaded.get()) is not None:
             if isinstance(loaded, BaseException):
                 try:
@@ -148,9 +155,14 @@ class Stream:
                     del loaded  # which refers to this frame
             slot, batch = loaded
             self._prefetch.acquire(slot)
+            started = time.perf_counter()
             yield batch
             self._prefetch.release(slot)
-            self._free.put(slot)
+            read.append(slot)
+            if self._loaded.qsize() < AHEAD or time.perf_counter() - started > SHORT_STEP:
+                for slot in read:
+                    self._free.put(slot)
+                read.clear()
 
     def close(self) -> None:
         """End the thread, waiting for the batch that it may be taking."""
@@ -186,7 +198,7 @@ class Stream:
                 except StopIteration:
                     self._free.put(slot)
                     break
-                self._loaded.put((slot, self._load(slot, item, f"batch {taken} of epoch {epoch}")))
+                self._loaded.put((slot, self._load(slot, item, taken, epoch)))
                 del item
             else:
                 return
@@ -206,31 +218,34 @@ class Stream:
             raise OptionError(f"batches({epoch}): expected an iterable of batches, got {type(iterable).__name__}")
         return iter(iterable)
 
-    def _load(self, slot: int, item: BatchLike, where: str) -> Samples:
+    def _load(self, slot: int, item: BatchLike, number: int, epoch: int) -> Samples:
         """Check a batch, on the host if its data are there, and copy it to the slot."""
         if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-            raise DataError(f"{where}: expected (x, y) or (x, y, sample_weight), got {_in_words(item)}")
-        ops, names = self._net.ops, ("x", "y", "sample_weight")
+            where, came = f"batch {number} of epoch {epoch}", _in_words(item)
+            raise DataError(f"{where}: expected (x, y) or (x, y, sample_weight), got {came}")
+        ops = self._net.ops
         try:
-            x, y, *rest = (
-                None if value is None and name == "sample_weight" else ops.to_array(value, name)
-                for value, name in zip(item, names, strict=False)
-            )
-            weight = rest[0] if rest else None
-            on_host = all(array is None or isinstance(array, np.ndarray) for array in (x, y, weight))
-            samples = Samples.checked(self._net, x, y, weight, _HOST if on_host else None)
+            x, y = ops.to_array(item[0], "x"), ops.to_array(item[1], "y")
+            weight = None if len(item) == 2 or item[2] is None else ops.to_array(item[2], "sample_weight")
+            on_host = isinstance(x, np.ndarray) and isinstance(y, np.ndarray) and isinstance(weight, np.ndarray | None)
+            samples = Samples.checked(self._net, x, y, weight, _HOST if on_host else ops)
             return Samples(*self._prefetch.load(slot, (samples.x, samples.y, samples.weight)))
         except GpubackError as error:
-            raise type(error)(f"{where}: {error}") from None
+            raise type(error)(f"batch {number} of epoch {epoch}: {error}") from None
 
 
 class _HostOps(NumpyOps):
-    """NumPy's operations without BLAS, whose threads are the steps'."""
+    """NumPy's operations to check a batch with: without BLAS, whose threads are the steps', and quick to start."""
+
+    def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
+        return _NO_SCOPE  # comparisons need none
 
     def all_finite(self, array: Array) -> bool:
-        return bool(np.isfinite(array).all())
+        finite = np.isfinite(array)
+        return bool(finite.item(finite.argmin()))
 
 
+_NO_SCOPE = nullcontext()
 _HOST = _HostOps()
 
 
