@@ -94,7 +94,7 @@ class Stream:
         self._steps = count_or_none("steps_per_epoch", steps_per_epoch)
         if _is_iterable(batches):
             iterable: Any = batches
-            if iter(iterable) is iterable:
+            if isinstance(iterable, Iterator):  # iter() is not asked: that of a DataLoader draws random numbers
                 self._require_usable_iterator(epochs, resume)
             self._open: Callable[[int], Iterable[BatchLike]] = lambda epoch: iterable
             self._length = _length(iterable) if self._steps is None else self._steps
@@ -141,9 +141,8 @@ class Stream:
     def epoch(self, number: int) -> Iterator[Samples]:
         if self._thread is None:  # the user's code sees the settings of `fit`'s caller, such as np.errstate
             run = contextvars.copy_context().run
-            thread = threading.Thread(target=run, args=(self._load_epochs,), name="gpuback batches", daemon=True)
-            thread.start()
-            self._thread = thread
+            self._thread = threading.Thread(target=run, args=(self._load_epochs,), name="gpuback batches", daemon=True)
+            self._thread.start()
         self._prefetch.follow()
         self._epochs.put(number)
         read: list[int] = []
@@ -158,7 +157,7 @@ class Stream:
             started = time.perf_counter()
             yield batch
             self._prefetch.release(slot)
-            read.append(slot)
+            read.append(slot)  # after the last batch, they all go back: no more than the epoch's end is queued
             if self._loaded.qsize() < AHEAD or time.perf_counter() - started > SHORT_STEP:
                 for slot in read:
                     self._free.put(slot)
@@ -166,7 +165,7 @@ class Stream:
 
     def close(self) -> None:
         """End the thread, waiting for the batch that it may be taking."""
-        if self._thread is None:
+        if self._thread is None or self._thread.ident is None:  # it could not be started
             return
         self._closing = True
         self._free.put(0)
@@ -250,14 +249,14 @@ _HOST = _HostOps()
 
 
 def _is_iterable(value: object) -> bool:
-    return hasattr(value, "__iter__") or hasattr(value, "__getitem__")
+    return hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__")
 
 
 def _length(batches: Any) -> int | None:
     """Return how many batches there are, for display only; None if they do not say."""
     try:
         return len(batches)
-    except TypeError:  # PyTorch's DataLoader raises it too, where its data set has no length
+    except (TypeError, NotImplementedError):  # a DataLoader has a length only if its data set has
         return None
 
 

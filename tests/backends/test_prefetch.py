@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from emulator.copies import EmulatedCopyStream
@@ -83,11 +85,13 @@ def test_arrays_on_the_device_stay_there_and_alive_until_their_step_is_over() ->
     x, y = DeviceArray(), np.arange(3)
     (same, labels, _) = prefetch.load(0, (x, y, None))
     assert same is x and labels is not y
-    assert prefetch._held[0][0] is x
+    alive = weakref.ref(x)
+    del x, same
+    assert alive() is not None
     prefetch.acquire(0)
     prefetch.release(0)
     prefetch.load(0, batch(3, 1))
-    assert prefetch._held[0][0] is not x
+    assert alive() is None
 
 
 def test_a_buffer_grows_and_does_not_shrink() -> None:

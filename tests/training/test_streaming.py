@@ -108,10 +108,17 @@ def test_every_form_of_batches_gives_the_same_bits() -> None:
         def __getitem__(self, index: int) -> Any:
             return batches[index]
 
+    class OfEpoch:
+        def __init__(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Iterator[Any]:
+            return of_epoch(self.epoch)
+
     lists = [[array.tolist() for array in batch] for batch in batches]
-    for given in (batches, Sequence(), of_epoch, lists):
+    for given in (batches, Sequence(), of_epoch, OfEpoch, lists):
         assert train(network(), batches=given) == expected
-    assert numbers == [0, 1, 2]
+    assert numbers == [0, 1, 2, 0, 1, 2]
     given = itertools.chain.from_iterable(itertools.repeat(batches))
     assert train(network(), batches=given, steps_per_epoch=len(batches)) == expected
     assert next(given) is batches[0]  # nothing beyond the last epoch was taken
