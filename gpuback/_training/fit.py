@@ -112,8 +112,7 @@ def fit(
             raise OptionError(f"steps_per_epoch: expected batches= with it, got {steps_per_epoch!r} without")
         source = ArraySource(net, x, y, sample_weight, batch_size=batch_size, shuffle=shuffle, validation=validation)
     else:
-        arrays = {"x": x, "y": y, "sample_weight": sample_weight}
-        require_batches_alone(**arrays, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        require_batches_alone(x=x, y=y, sample_weight=sample_weight, batch_size=batch_size, shuffle=shuffle, seed=seed)
         source = Stream(net, batches, steps_per_epoch, validation, epochs=epochs, resume=resume)
     step = TrainStep(net, optimizer, clip_norm=clip_norm, micro_batch_size=micro_batch_size, loss_scaling=loss_scaling)
     history = History()

@@ -143,7 +143,11 @@ class EmulatorLauncher:
         target[...] = source
 
     def copy_stream(self, slots: int) -> EmulatedCopyStream:
-        landings = {"early": lambda: True, "late": lambda: False, "random": partial(random.choice, (True, False))}
+        landings = {
+            "early": lambda: True,
+            "late": lambda: False,
+            "random": partial(random.Random(0).choice, (True, False)),
+        }
         return EmulatedCopyStream(slots, landings[self._copies])
 
     def bind(self, plan: LaunchPlan, /, **arguments: Argument) -> Launch:

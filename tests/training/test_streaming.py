@@ -399,6 +399,7 @@ def test_numbers_that_the_dtype_cannot_hold_are_named(value: float, dtype: str) 
         streamed(with_third(x, Y), network(dtype=dtype))
 
 
+@pytest.mark.numpy_only
 @pytest.mark.parametrize(
     "item, came",
     [
@@ -438,6 +439,7 @@ def test_what_the_iterable_raises_comes_out_unchanged() -> None:
         assert frames[-1] in ("broken", "<lambda>") and "fit" in frames
 
 
+@pytest.mark.numpy_only
 @pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, KeyboardInterrupt])
 def test_what_is_no_exception_comes_out_too(kind: type[BaseException]) -> None:
     def leaving(epoch: int) -> Iterator[Any]:
@@ -464,6 +466,7 @@ def test_too_few_batches_are_refused(make: Callable[[], Any]) -> None:
         streamed(given, steps_per_epoch=3)
 
 
+@pytest.mark.numpy_only
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -503,6 +506,7 @@ def test_shuffle_false_says_what_is_so() -> None:
     assert streamed([(X, Y)], shuffle=False).steps == 2
 
 
+@pytest.mark.numpy_only
 @pytest.mark.parametrize(
     "options, message",
     [
