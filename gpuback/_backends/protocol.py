@@ -60,6 +60,10 @@ SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 2.0**24
 the largest."""
 
 
+BATCH_ARRAYS = 3
+"""A batch is samples, targets and weights."""
+
+
 class Workspace(Protocol):
     """The buffers that the layers of one block share. Memory order, padding and dtype are the backend's choice."""
 

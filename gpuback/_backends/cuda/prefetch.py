@@ -8,12 +8,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from gpuback._backends.protocol import BATCH_ARRAYS
 from gpuback._core.growing import GrowingBuffer
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import CopyStream
-
-ARRAYS = 3
-"""In a batch: samples, targets, weights."""
 
 Buffers: TypeAlias = tuple[GrowingBuffer, GrowingBuffer]
 """For one array, on the host and on the device."""
@@ -39,7 +37,7 @@ class CudaPrefetch:
             return GrowingBuffer(copies.host_buffer), GrowingBuffer(lambda n_bytes: empty(n_bytes, BYTE))
 
         self._copies = copies
-        self._buffers = [[make_buffers() for _ in range(ARRAYS)] for _ in range(slots)]
+        self._buffers = [[make_buffers() for _ in range(BATCH_ARRAYS)] for _ in range(slots)]
         self._held: list[list[Array | None]] = [[]] * slots  # what lies on the device already
 
     def scope(self) -> AbstractContextManager[object]:

@@ -7,19 +7,17 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
+from gpuback._backends.protocol import BATCH_ARRAYS
 from gpuback._core.growing import GrowingBuffer
 from gpuback._core.scratch import aligned_empty
 from gpuback._core.typing import Array
-
-ARRAYS = 3
-"""In a batch: samples, targets, weights."""
 
 
 class NumpyPrefetch:
     """Copies a batch to the buffers of a slot; see `gpuback._backends.protocol.Prefetch`. Nothing is queued."""
 
     def __init__(self, slots: int) -> None:
-        self._buffers = [[GrowingBuffer(_memory) for _ in range(ARRAYS)] for _ in range(slots)]
+        self._buffers = [[GrowingBuffer(_memory) for _ in range(BATCH_ARRAYS)] for _ in range(slots)]
 
     def scope(self) -> AbstractContextManager[object]:
         return nullcontext()
