@@ -154,6 +154,9 @@ def test_no_variant_is_left_out():
         train(launcher, name, Adam(0.01), (3, 5, 2))
         train(launcher, name, SGD(0.01), (3, 5, 2))
         output_delta(launcher, name, "tanh")
+    for name in ("float32", "float64"):
+        train(launcher, name, Adam(0.01, decay_biases=False), (3, 5, 2))
+        train(launcher, name, SGD(0.01, trainable=[False, True]), (3, 5, 2))
     assert rows <= launcher.variants <= rows | layers
 
 
