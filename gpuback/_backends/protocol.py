@@ -31,8 +31,8 @@ once per `TrainStep`, all others once per batch size. These others take what sta
 - converts nothing: its arguments have the dtypes and shapes that stand here,
 - does not wait for a device, and does not raise on NaN or infinity,
 - with a `graph_capture`, only launches: it does not allocate, copy by other means, or read values on the host. Captured
-  are the functions of `bind_load`, `bind_forward`, `bind_loss` (told where the loss goes) and `bind_backward`, the
-  refresh of `bind_weights`, and `CapturableUpdate.launch`.
+  are the functions of `bind_load`, `bind_forward`, `bind_loss` (told where the loss goes), `bind_backward` and
+  `bind_delta`, the refresh of `bind_weights`, and `CapturableUpdate.launch`.
 
 Bound functions run in `Ops.scope`. The order of every sum depends on shapes alone, never on timing. A backend's own
 sums of K terms run in chains of length ℓ with ℓ + K/ℓ ≤ 4√K.

@@ -162,6 +162,8 @@ OPTIMIZERS = {
     "nesterov": lambda: SGD(0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "adam": lambda: Adam(0.01),
     "adamw": lambda: AdamW(0.01, weight_decay=0.1),
+    "frozen parts": lambda: Adam(0.01, trainable=[False, (False, True), True], multipliers=[1, 0.1, (1, 2)]),
+    "weights decay": lambda: SGD(0.1, momentum=0.9, weight_decay=0.1, decay_biases=False),
 }
 
 

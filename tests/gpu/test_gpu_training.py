@@ -48,6 +48,29 @@ def test_steps_are_numpys(dtype: str, micro_batch_size: int | None, sizes: Any) 
     assert np.linalg.norm(theta - exact) <= CLOSE[dtype] * np.linalg.norm(exact)
 
 
+GROUPS: dict[str, dict[str, Any]] = {
+    "frozen": {"trainable": [False, (False, True), True]},
+    "unequal": {"multipliers": [0.1, 1, (1, 2)], "decay_biases": False},
+}
+
+
+@pytest.mark.parametrize("sizes", [(40, 150, 30, 9), (40, 64, 30, 9)], ids=["wide", "narrow"])
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_steps_with_groups_are_numpys(dtype: str, groups: str, sizes: Any) -> None:
+    runs = []
+    for backend in ("numpy", "cupy"):
+        net = network(backend, sizes, dtype=dtype)
+        step = TrainStep(net, SGD(0.1, 0.9, weight_decay=0.1, **GROUPS[groups]), clip_norm=0.5)
+        runs.append(moved(net, step, (1000, 130, 1000, 1000, 1000)))  # the last one is a graph's on a GPU
+    (losses, theta), (expected, exact) = runs[1], runs[0]
+    assert losses == pytest.approx(expected, rel=CLOSE[dtype])
+    assert np.linalg.norm(theta - exact) <= CLOSE[dtype] * np.linalg.norm(exact)
+    if groups == "frozen":
+        biases = (41 + 30) * sizes[1]  # b_2 is the first that is trained
+        assert not theta[:biases].any() and theta[biases : biases + 30].all()
+
+
 def test_the_scale_is_settled_as_numpy_does() -> None:
     states = []
     for backend in ("numpy", "cupy"):
