@@ -69,12 +69,12 @@ class Optimizer(ABC):
 
     @property
     def trainable(self) -> tuple[Any, ...] | None:
-        """What is trained, by layer, as it was given; None: everything."""
+        """What is trained: for each layer a boolean, or a pair (weights, biases); None: everything."""
         return self._groups.options().get("trainable")
 
     @property
     def multipliers(self) -> tuple[Any, ...] | None:
-        """The multipliers of the learning rate, by layer, as they were given; None: 1 everywhere."""
+        """The multipliers of the learning rate: for each layer a number, or such a pair; None: 1 everywhere."""
         return self._groups.options().get("multipliers")
 
     @property
