@@ -91,6 +91,7 @@ class MLP:
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
+        self._version = 0  # of θ: one more after each change that is not through a view of θ
         self._pool, self._per_sample_pool = Pool(), Pool()
 
     @classmethod
@@ -146,6 +147,7 @@ class MLP:
         values = self._ops.asarray(value, self._theta.dtype, "theta")
         if values.shape != self._theta.shape:
             raise ShapeError(f"theta: expected shape {self._theta.shape}, got {values.shape}")
+        self._version += 1
         self._theta[...] = values
 
     @property

@@ -58,26 +58,31 @@ class Optimizer(ABC):
         """How many updates it has made."""
         return 0 if self._net is None else self._update.steps
 
-    def step(self, net: MLP, gradients: HasTheta) -> None:
+    def step(self, net: MLP, gradients: HasTheta, clip_norm: float | None = None) -> None:
         """Update `net.theta` in place, once.
 
         Args:
             net: the network.
-            gradients: as its `value_and_grad` returned them, or anything with a `.theta` of θ's shape and dtype.
+            gradients: as its `value_and_grad` or `vjp` returned them, or anything with a `.theta` of θ's shape and
+                dtype.
+            clip_norm: gradients whose Euclidean norm over all of θ is larger are scaled down to it; `gradients` may be
+                overwritten.
 
         Raises:
-            OptionError: the optimizer belongs to another network.
+            OptionError: the optimizer belongs to another network; clip_norm is no finite number > 0.
             ShapeError: the gradients are another network's.
         """
+        clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
         if gradients.theta.shape != net.theta.shape or gradients.theta.dtype != net.theta.dtype:
             raise ShapeError(
                 f"gradients: expected shape {net.theta.shape} of {net.theta.dtype}, "
                 f"got {gradients.theta.shape} of {gradients.theta.dtype}"
             )
         self._bind(net)
-        gradient = gradients.theta
+        gradient = gradients.theta if gradients.theta.flags.c_contiguous else gradients.theta.copy()
+        net._version += 1
         with net.ops.scope(self._update.on_invalid):
-            self._update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
+            self._update(gradient, clip_norm=clip_norm, **self._update_options())
 
     def _step_if_finite(
         self,
@@ -93,6 +98,8 @@ class Optimizer(ABC):
         options: on a GPU, `launches=` a function that makes the update's launches, and others with them.
         """
         clip_norm = None if clip_norm is None else float(clip_norm)
+        assert self._net is not None
+        self._net._version += 1
         self._update(
             gradient,
             loss=loss,

@@ -81,8 +81,8 @@ class NumpyUpdate(ABC):
                 return
             if stop_after_nonfinite and self.diverged_at is not None:
                 return
-            if clip_norm is not None:
-                factor = clip(gradient, clip_norm)
+        if clip_norm is not None:
+            factor = clip(gradient, clip_norm)
         self.steps += 1
         self.applied = True
         self._invalid = False
