@@ -40,17 +40,23 @@ class Layout:
             starts.append(starts[-1] + n_out * (n_in + 1))
         return starts
 
+    @cached_property
+    def _places(self) -> list[tuple[int, int, int, tuple[int, int]]]:
+        """Where each layer's weights start, where they end and its biases start, where those end; its W's shape."""
+        places = []
+        for start, (n_in, n_out) in zip(self.weight_starts, self.shapes, strict=True):
+            end = start + n_out * n_in
+            places.append((start, end, end + n_out, (n_out, n_in)))
+        return places
+
     def split(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Return views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,).
 
         An array (B, n_parameters) gives views (B, nO, nI) and (B, nO).
         """
-        weights, biases = [], []
-        for start, (n_in, n_out) in zip(self.weight_starts, self.shapes, strict=True):
-            end = start + n_out * n_in
-            weights.append(flat[..., start:end].reshape(*flat.shape[:-1], n_out, n_in))
-            biases.append(flat[..., end : end + n_out])
-        return tuple(weights), tuple(biases)
+        rows = flat.shape[:-1]
+        weights = [flat[..., start:end].reshape(rows + shape) for start, end, _, shape in self._places]
+        return tuple(weights), tuple([flat[..., end:after] for _, end, after, _ in self._places])
 
 
 @dataclass
@@ -58,7 +64,8 @@ class Gradients:
     """∂loss/∂θ: for each part of a network, an array of that part's shape.
 
     Attributes:
-        theta: (n_parameters,) the whole gradient, in θ's order and dtype.
+        theta: (n_parameters,) the whole gradient, in θ's order and dtype. None, and `weights` and `biases` empty, where
+            a call of `MLP.vjp`'s pullback did not ask for it.
         weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`. They count from 0 as tuples do: weights[0]
             is ∇W_1. `MLP.per_sample_grad` puts an axis of B samples in front of `theta`, `weights` and `biases`.
         inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.

@@ -257,7 +257,7 @@ def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
             net(batch((rows,))).sum().backward()
             steps.step()
     assert made == [7, 3]
-    blocks = [block for kept in net._pool._free for block in kept._blocks.values()]
+    blocks = [block for kept in net._pool._free for block in kept.held._blocks.values()]
     assert all(block.h_0 is None for block in blocks)  # the batch itself is not kept
 
 
