@@ -81,7 +81,7 @@ class Pullback:
         delta = ops.asarray(dy, dtype, "dy")
         expected = self._x_shape[0], architecture.sizes[-1]
         if delta.shape != expected:
-            raise ShapeError(f"dy: expected shape {expected}, y's own, got {delta.shape}")
+            raise ShapeError(f"dy: expected shape {expected}, as y has, got {delta.shape}")
         gradients = as_gradients(out, architecture, ops) if need_theta_grad else Gradients(None, (), ())
         gradients.inputs = ops.empty(self._x_shape, dtype) if need_input_grad else None
         lease = self._lease
