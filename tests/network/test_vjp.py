@@ -10,7 +10,7 @@ import weakref
 import numpy as np
 import pytest
 from support.network_bounds import FEW, Near, Oracle, hold, through_rows
-from support.oracle import outputs
+from support.oracle import G, outputs
 
 import gpuback
 from gpuback import MLP, SGD, Adam, TrainStep
@@ -100,6 +100,24 @@ def test_gradients_are_within_the_contract(form, output, size):
     hold("ŷ", net.ops.to_numpy(y), oracle.predicted)
     hold("∂/∂θ", gradients[0], expected.gradient)
     hold("∂/∂x", gradients[1], expected.inputs)
+
+
+@pytest.mark.thorough(first=4)
+@pytest.mark.parametrize("number", range(300))
+def test_so_are_those_of_random_networks(number):
+    """Of depth 1 to 4, all activations and outputs in turn."""
+    rng, names = np.random.default_rng(number), list(G)
+    form = [form for form in FORMATS if form != "float64"][number % 6]
+    depth, output = 1 + number // 6 % 4, OUTPUTS[number // 24 % 4]
+    activation = [names[(number + 4 * k) % len(names)] for k in range(depth - 1)]
+    sizes = [int(width) for width in rng.integers(2, 40, size=depth + 1)]
+    net = network(sizes, activation=activation, output=output, seed=number, **FORMATS[form])
+    x, dy = numbers(net, int(rng.integers(1, 60)), 10.0 ** rng.integers(-9, 3), seed=number)
+    oracle = PullbackOracle(net, dy)
+    expected = oracle.step(net.ops.to_numpy(net.theta), x, dy)
+    by_theta, by_x = copied(net, net.vjp(x)[1](dy, need_input_grad=True))
+    hold("∂/∂θ", by_theta, expected.gradient)
+    hold("∂/∂x", by_x, expected.inputs)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
