@@ -20,13 +20,11 @@ from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
 from gpuback._network.backprop import Passes, make_passes
 from gpuback._network.explain import Explanation, explain
-from gpuback._network.held import HeldPasses, Lease
 from gpuback._network.inputs import as_batch, as_gradients, as_samples
-from gpuback._network.layers import BoundNetwork
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
 from gpuback._network.pool import Pool
 from gpuback._network.trace import Trace, trace
-from gpuback._network.vjp import Pullback
+from gpuback._network.vjp import Pullback, vjp
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
 
 
@@ -278,17 +276,7 @@ class MLP:
             >>> np.allclose(own.theta, net.value_and_grad(x, target)[1].theta)
             True
         """
-        architecture, ops = self._architecture, self._ops
-        samples = as_samples(x, architecture, ops)
-        size = len(samples)
-        outputs = ops.empty((size, self.sizes[-1]), self._theta.dtype)
-        passes = self._held_pool.acquire(size)
-        if passes is None:
-            network = BoundNetwork.of(architecture, self._theta, ops)
-            passes = HeldPasses(size, network, size, architecture.output)
-        lease = Lease(self._held_pool, passes)
-        lease.run(passes.in_scope, passes.forward, samples, outputs)
-        return outputs, Pullback(self, samples, lease)
+        return vjp(self, self._held_pool, x)
 
     def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """Compute per-sample gradient norms, without materialising the gradients.

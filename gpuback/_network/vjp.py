@@ -9,7 +9,9 @@ from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._network.held import HeldPasses, Lease
-from gpuback._network.inputs import as_gradients
+from gpuback._network.inputs import as_gradients, as_samples
+from gpuback._network.layers import BoundNetwork
+from gpuback._network.pool import Pool
 from gpuback.errors import OptionError, ShapeError
 
 
@@ -24,6 +26,24 @@ class Versioned(Protocol):
     @property
     def ops(self) -> Ops: ...
 
+    @property
+    def theta(self) -> Array: ...
+
+
+def vjp(net: Versioned, pool: Pool, x: ArrayLike) -> tuple[Array, Pullback]:
+    """Compute ŷ and the pullback; see `MLP.vjp`. Passes come from `pool` and go back there."""
+    architecture, ops, version = net.architecture, net.ops, net._version
+    samples = as_samples(x, architecture, ops)
+    size = len(samples)
+    outputs = ops.empty((size, architecture.sizes[-1]), architecture.precision.accumulator)
+    passes = pool.acquire(size)
+    if passes is None:
+        network = BoundNetwork.of(architecture, net.theta, ops)
+        passes = HeldPasses(size, network, size, architecture.output)
+    lease = Lease(pool, passes)
+    lease.run(passes.in_scope, passes.forward, samples, outputs)
+    return outputs, Pullback(net, version, samples.shape, lease)
+
 
 class Pullback:
     """The derivatives of Σ_b <dy_b, ŷ_b> of one batch, as a function of dy.
@@ -33,9 +53,9 @@ class Pullback:
     uses them for the next batch of that size.
     """
 
-    def __init__(self, net: Versioned, x: Array, lease: Lease[HeldPasses]) -> None:
-        self._net, self._version, self._lease = net, net._version, lease
-        self._x_shape = x.shape
+    def __init__(self, net: Versioned, version: int, x_shape: tuple[int, int], lease: Lease[HeldPasses]) -> None:
+        """Args: net: the network; version: of its θ; x_shape: of the batch; lease: of the passes that hold it."""
+        self._net, self._version, self._x_shape, self._lease = net, version, x_shape, lease
 
     def __call__(
         self,
