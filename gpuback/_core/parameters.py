@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -75,6 +75,20 @@ class Gradients:
     weights: tuple[Array, ...]
     biases: tuple[Array, ...]
     inputs: Array | None = None
+
+    def _split_by(self, layout: Layout) -> None:
+        """Make `weights` and `biases` views into `theta` by this layout, if that has not been done."""
+        known = self.__dict__.get("_split")
+        if known is not None:
+            theta, weights, biases, by = known
+            if theta is self.theta and weights is self.weights and biases is self.biases and by is layout:
+                return
+        self.weights, self.biases = layout.split(self.theta)
+        self.__dict__["_split"] = self.theta, self.weights, self.biases, layout
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields for copy and pickle, of which a deep one makes arrays of views."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | None) -> NDArray[np.float64]:
