@@ -118,6 +118,7 @@ where nothing else runs, and up to a thousand times slower where something does.
 
 CPU = (
     Entry(OURS, "ours", f"{__name__}.gpuback_library", "gpuback", (*LAYERS, *TRAINING, "reproducible")),
+    Entry("gpuback vjp", "mode", f"{__name__}.gpuback_library", "gpuback", ("step",), "vjp"),
     Entry("gpuback reproducible", "mode", f"{__name__}.gpuback_library", "gpuback", ("reproducible",), "reproducible"),
     Entry(
         "PyTorch eager", "peer", f"{__name__}.pytorch", "torch", (*LAYERS, *TRAINING, "product"), environment=SHORT_SPIN

@@ -16,9 +16,13 @@ from benchmarks.peers import Contestant, blas_threads
 
 
 def contestant(case: Case, variant: str) -> Contestant:
-    """Make a contestant: plain, "reproducible", or "cupy" for a step on the GPU."""
+    """Make a contestant: plain, "reproducible", "vjp" with a loss of its own, or "cupy" for a step on the GPU."""
     if variant == "cupy":
         return step(case, backend="cupy")
+    if variant == "vjp":
+        made = own_loss(case)
+        made.setting, made.choices = blas_threads.setting(), blas_threads.choices()
+        return made
     make = {"layer": layer_backward, "loss": loss, "fit": fit}.get(case.family)
     made = step(case, reproducible=variant == "reproducible") if make is None else make(case)
     made.setting, made.choices = blas_threads.setting(), blas_threads.choices()
@@ -105,6 +109,47 @@ def step(case: Case, **options: Any) -> Contestant:
         return {"theta": theta if isinstance(theta, np.ndarray) else theta.get(), "loss": float(value)}
 
     return Contestant(call, check, wait=wait, restart=restart)
+
+
+def own_loss(case: Case) -> Contestant:
+    """Train with `vjp` and `optimizer.step`; softmax and cross-entropy are this function's own, in plain NumPy."""
+    start = data.training(case)
+    theta = data.flat(start.weights, start.biases)
+    targets = np.eye(case.sizes[-1], dtype=theta.dtype)[start.y]
+    net = adam_or_sgd = gradients = None
+    value = 0.0
+
+    def cross_entropy(z: Any) -> float:
+        """Turn the scores into the mean loss's gradient for them, in place; return the loss."""
+        z -= z.max(axis=1, keepdims=True)
+        right = np.vdot(z, targets)
+        np.exp(z, out=z)
+        total = z.sum(axis=1, keepdims=True)
+        z /= total
+        z -= targets
+        z /= len(z)
+        return float(np.log(total).sum() - right) / len(z)
+
+    def call() -> None:
+        nonlocal value, gradients
+        z, pullback = net.vjp(start.x)
+        value = cross_entropy(z)
+        gradients = pullback(z, out=gradients)
+        adam_or_sgd.step(net, gradients)
+
+    def restart() -> None:
+        nonlocal net, adam_or_sgd, gradients
+        net, adam_or_sgd = network(case, theta, loss="squared_error"), optimizer(case)
+        gradients = None
+
+    def check() -> dict[str, Any]:
+        restart()
+        for _ in range(CHECKED_STEPS):
+            call()
+        return {"theta": net.theta, "loss": value}
+
+    restart()
+    return Contestant(call, check, restart=restart)
 
 
 def on_device(array: Any, backend: str) -> Any:

@@ -187,6 +187,30 @@ class LossScale(Protocol):
         ...
 
 
+class GradientScale(Protocol):
+    """The power of two σ that da carries through a float16 backward pass, chosen by the dy that it starts from."""
+
+    def fit(self, dy: Array) -> Array:
+        """Choose σ so that ½ ≤ σ max |dy| < 1, and return it as the weights w_b of `bind_output_delta`. Does not wait.
+
+        σ is 1 if the maximum is 0 or not finite, and stays within 2⁻¹²⁶ … 2¹²⁶.
+
+        Args:
+            dy: (rows, n_L) in A, C-contiguous.
+
+        Returns:
+            (rows,) in A, every element σ; valid until the next call.
+        """
+        ...
+
+    def unscale(self, values: Array, out: Array, accumulate: bool) -> None:
+        """out (+)= values / σ: contiguous arrays in A of one shape, of which `values` may be overwritten.
+
+        Without `accumulate`, out may be `values` itself.
+        """
+        ...
+
+
 class GraphCapture(Protocol):
     """Captures a sequence of launches, to repeat it as one; see `gpuback._cuda.launch.Launcher`."""
 
@@ -584,6 +608,10 @@ class Ops(Protocol):
 
         This is `bind_backward` without dW and db; arguments as its own.
         """
+        ...
+
+    def bind_gradient_scale(self, rows: int, width: int, precision: Precision) -> GradientScale:
+        """Return the scale that float16 gradients carry which start from a dy (rows, width) in A."""
         ...
 
     def layer_backward(

@@ -111,4 +111,4 @@ def fold(net: MLP, features: Standardization, targets: Standardization | None = 
             f"standard deviations from {features.scale.min():.3g} up cannot be folded into {theta.dtype} weights; use"
             " dtype float64 or scale the data"
         )
-    net.theta[...] = net.ops.asarray(theta, theta.dtype, "theta")
+    net.theta = theta

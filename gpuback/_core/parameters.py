@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -45,17 +45,23 @@ class Layout:
         n_in, n_out = self.shapes[k]
         return slice(self.weight_starts[k], self.weight_starts[k] + n_out * (n_in + 1))
 
+    @cached_property
+    def _places(self) -> list[tuple[int, int, int, tuple[int, int]]]:
+        """Where each layer's weights start, where they end and its biases start, where those end; its W's shape."""
+        places = []
+        for start, (n_in, n_out) in zip(self.weight_starts, self.shapes, strict=True):
+            end = start + n_out * n_in
+            places.append((start, end, end + n_out, (n_out, n_in)))
+        return places
+
     def split(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Return views of a flat (n_parameters,) array: the weights, each (nO, nI), and the biases, each (nO,).
 
         An array (B, n_parameters) gives views (B, nO, nI) and (B, nO).
         """
-        weights, biases = [], []
-        for start, (n_in, n_out) in zip(self.weight_starts, self.shapes, strict=True):
-            end = start + n_out * n_in
-            weights.append(flat[..., start:end].reshape(*flat.shape[:-1], n_out, n_in))
-            biases.append(flat[..., end : end + n_out])
-        return tuple(weights), tuple(biases)
+        rows = flat.shape[:-1]
+        weights = [flat[..., start:end].reshape(rows + shape) for start, end, _, shape in self._places]
+        return tuple(weights), tuple([flat[..., end:after] for _, end, after, _ in self._places])
 
 
 class ParameterRange(NamedTuple):
@@ -89,7 +95,8 @@ class Gradients:
     """∂loss/∂θ: for each part of a network, an array of that part's shape.
 
     Attributes:
-        theta: (n_parameters,) the whole gradient, in θ's order and dtype.
+        theta: (n_parameters,) the whole gradient, in θ's order and dtype. None, and `weights` and `biases` empty, where
+            a call of `MLP.vjp`'s pullback did not ask for it.
         weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`. They count from 0 as tuples do: weights[0]
             is ∇W_1. `MLP.per_sample_grad` puts an axis of B samples in front of `theta`, `weights` and `biases`.
         inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.
@@ -99,6 +106,20 @@ class Gradients:
     weights: tuple[Array, ...]
     biases: tuple[Array, ...]
     inputs: Array | None = None
+
+    def _split_by(self, layout: Layout) -> None:
+        """Make `weights` and `biases` views into `theta` by this layout, if that has not been done."""
+        known = self.__dict__.get("_split")
+        if known is not None:
+            theta, weights, biases, by = known
+            if theta is self.theta and weights is self.weights and biases is self.biases and by is layout:
+                return
+        self.weights, self.biases = layout.split(self.theta)
+        self.__dict__["_split"] = self.theta, self.weights, self.biases, layout
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields for copy and pickle, of which a deep one makes arrays of views."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | None) -> NDArray[np.float64]:

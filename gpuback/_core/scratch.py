@@ -20,8 +20,7 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: np.dtype[Any], order: Lit
     """Do what `np.empty` does, but start at a cache line."""
     n_bytes = math.prod((shape,) if isinstance(shape, int) else shape) * dtype.itemsize
     raw = np.empty(n_bytes + CACHE_LINE, np.uint8)
-    start = -raw.ctypes.data % CACHE_LINE
-    return raw[start : start + n_bytes].view(dtype).reshape(shape, order=order)
+    return np.ndarray(shape, dtype, raw, -raw.ctypes.data % CACHE_LINE, order=order)
 
 
 class ScratchPool:

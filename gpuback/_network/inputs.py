@@ -116,5 +116,5 @@ def as_gradients(out: Gradients | None, architecture: Architecture, ops: Ops) ->
         raise OptionError(
             "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
         )
-    out.weights, out.biases = layout.split(out.theta)
+    out._split_by(layout)
     return out

@@ -41,6 +41,12 @@ Backward = Callable[[Array, Sequence[Array], Sequence[Array], bool], None]
 class Layers:
     """Every layer bound to its buffers, for a fixed number of rows.
 
+    Args:
+        network: the layers.
+        rows: how many.
+        scale: the power of two that every da carries.
+        workspace: of so many rows, for what is only needed while layers run; one of its own by default.
+
     Attributes:
         output: a_L, (rows, n_L), which `forward` leaves behind.
         output_delta: da_L times `scale`, in the operands' dtype, from which a backward pass starts; may be `output`
@@ -49,11 +55,13 @@ class Layers:
         input_gradient: ∂loss/∂x, (rows, n_0), which a backward pass leaves behind if it was asked for.
     """
 
-    def __init__(self, network: BoundNetwork, rows: int, scale: float) -> None:
+    def __init__(self, network: BoundNetwork, rows: int, scale: float, workspace: Any = None) -> None:
         architecture, ops = network.architecture, network.ops
         precision, sizes = architecture.precision, architecture.sizes
         self._network, self._scale = network, scale
-        self.workspace = workspace = ops.workspace(rows, sizes, precision)
+        if workspace is None:
+            workspace = ops.workspace(rows, sizes, precision)
+        self.workspace = workspace
         activations = architecture.hidden_activations
         self._load = ops.bind_load(sizes[0], precision, workspace)
 

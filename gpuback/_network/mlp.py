@@ -24,6 +24,7 @@ from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
 from gpuback._network.pool import Pool
 from gpuback._network.trace import Trace, trace
+from gpuback._network.vjp import Pullback, vjp
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
 
 
@@ -91,7 +92,8 @@ class MLP:
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
-        self._pool, self._per_sample_pool = Pool(), Pool()
+        self._version = 0  # of θ: one more after each change that is not through a view of θ
+        self._pool, self._per_sample_pool, self._held_pool = Pool(), Pool(), Pool()
 
     @classmethod
     def _of(cls, architecture: Architecture, backend: str, theta: ArrayLike) -> MLP:
@@ -146,6 +148,7 @@ class MLP:
         values = self._ops.asarray(value, self._theta.dtype, "theta")
         if values.shape != self._theta.shape:
             raise ShapeError(f"theta: expected shape {self._theta.shape}, got {values.shape}")
+        self._version += 1
         self._theta[...] = values
 
     @property
@@ -238,6 +241,42 @@ class MLP:
             value = passes.value_and_grad(samples, targets, weight, gradients, accumulate=accumulate)
         self._release(passes)
         return self._scalar(value), gradients
+
+    def vjp(self, x: ArrayLike) -> tuple[Array, Pullback]:
+        """Compute the outputs, and a function from ∂loss/∂ŷ to the loss's gradients: for a loss of your own.
+
+            y, pullback = net.vjp(x)
+            gradients = pullback(dy)  # Σ_b <dy_b, ŷ_b> differentiated by θ
+
+        Nothing is divided by B. The output function belongs to ŷ: behind a softmax, dy is by probabilities. A pullback
+        may be called again and again, and any number of them may be alive. Each holds its batch's intermediate arrays
+        until it is dropped, and refers to x, which has to stay as it is. So has θ: after `optimizer.step`, a
+        `TrainStep` or `net.theta = …` it raises. Writes through views, e.g. `net.weights[0][...] = …`, go unnoticed
+        and make gradients wrong.
+
+        Args:
+            x: (B, n_0), as for `forward`.
+
+        Returns:
+            ŷ (B, n_L), fresh, in θ's dtype, and the pullback, a function (dy, *, need_theta_grad=True,
+            need_input_grad=False, out=None, accumulate=False) of dy (B, n_L). It returns `Gradients`. The last three
+            are `value_and_grad`'s. Without need_theta_grad there is `Gradients.inputs` alone.
+
+        Raises:
+            ShapeError, DtypeError, DeviceError: x, or later dy or out, does not fit the network.
+            OptionError: of the pullback: θ has changed; accumulate without out; either without need_theta_grad; nothing
+                to compute.
+
+        Example:
+            >>> import numpy as np
+            >>> net = MLP([2, 3, 1], loss="squared_error", seed=0, backend="numpy")
+            >>> x, target = np.ones((4, 2)), np.zeros((4, 1))
+            >>> y, pullback = net.vjp(x)
+            >>> own = pullback((y - target) / 4)  # of the mean of ½ (y − target)²
+            >>> np.allclose(own.theta, net.value_and_grad(x, target)[1].theta)
+            True
+        """
+        return vjp(self, self._held_pool, x)
 
     def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """Compute per-sample gradient norms, without materialising the gradients.

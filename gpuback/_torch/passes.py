@@ -7,33 +7,26 @@ in buffers that belong to that one call until its graph is freed. So calls may b
 
 from __future__ import annotations
 
-import itertools
-import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
+from gpuback._core.parameters import Gradients
 from gpuback._core.precision import DTYPES, Precision
 from gpuback._core.threads import ThreadPool, blas_threads
-from gpuback._core.typing import Array
-from gpuback._network.layers import BoundNetwork, Layers
+from gpuback._network.held import HeldPasses, Lease
+from gpuback._network.layers import BoundNetwork
 from gpuback._network.pool import Pool
-from gpuback._network.tasks import Tasks
 from gpuback._torch import devices
 from gpuback.errors import DtypeError
 
 
 class ModulePasses:
-    """A module's layers for one batch size: bound to its parameters' own memory, or to rounded copies of them.
-
-    As in `gpuback._network.backprop`, a batch goes through the network in blocks of rows, which make up tasks for
-    threads. But with `need_gradient` every block has buffers of its own, in which it waits for its backward pass.
-    """
+    """A module's layers for one batch size: bound to its parameters' own memory, or to rounded copies of them."""
 
     def __init__(
         self,
@@ -47,22 +40,14 @@ class ModulePasses:
     ) -> None:
         """Args: key: the pool's; parameters: W_1, b_1, …, W_L, b_L; the others as those of `Backprop`."""
         self.key = key
-        self._ops, self._architecture = ops, architecture
-        self._float16 = architecture.precision.operand == np.float16
-        self._need_gradient, self._need_input_grad = need_gradient, need_input_grad
+        self._ops, self._architecture, self._need_input_grad = ops, architecture, need_input_grad
         self._copies: list[torch.Tensor] = []
-        self._network = network = self._bind(parameters)
         threads = ThreadPool(1, blas_alone=blas_threads() > 1) if torch.get_num_threads() == 1 else None
-        self._tasks = tasks = Tasks(network, batch_size, need_gradient, threads=threads)
-
-        def block(rows: int) -> _Block:
-            return _Block(network, rows, need_gradient, need_input_grad)
-
+        self.held = HeldPasses(
+            key, self._bind(parameters), batch_size, "identity", need_gradient=need_gradient, threads=threads
+        )
         if need_gradient:
-            ends = itertools.chain.from_iterable(tasks.spans)
-            self._blocks: dict[object, _Block] = {start: block(end - start) for start, end in ends}
-        else:
-            self._blocks = {(height, worker): block(height) for height in tasks.heights for worker in tasks.workers}
+            self.held.bind_backward((True, need_input_grad))
 
     def _bind(self, parameters: Sequence[torch.Tensor]) -> BoundNetwork:
         """Bind the parameters' own memory where products can read it, else copies of them."""
@@ -80,88 +65,23 @@ class ModulePasses:
         """Return a_L (B, n_L), fresh."""
         for copy, parameter in zip(self._copies, parameters if self._copies else (), strict=True):
             copy.copy_(parameter)
-        self._network.refresh()
         out = x.new_empty(len(x), self._architecture.sizes[-1])
-        samples, a = devices.array_over(x, self._ops), devices.array_over(out, self._ops)
-
-        def work(task: int, worker: int) -> None:
-            for start, end in self._tasks.spans[task]:
-                block = self._blocks[start if self._need_gradient else (end - start, worker)]
-                block.run_forward(samples[start:end], a[start:end])
-
-        self._tasks.run(work)
+        self.held.forward(devices.array_over(x, self._ops), devices.array_over(out, self._ops))
         return out
 
     def backward(self, da: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Return ∂loss/∂x, if it was bound, and ∂loss/∂W_1, ∂loss/∂b_1, …, all fresh, from da = ∂loss/∂a_L."""
         layout, ops = self._architecture.layout, self._ops
-        if self._float16:
-            da, unscale = _scaled(da)
         flat = da.new_empty(layout.n_parameters)
         dx = da.new_empty(len(da), self._architecture.sizes[0]) if self._need_input_grad else None
-        delta, gradient = devices.array_over(da.contiguous(), ops), devices.array_over(flat, ops)
-        inputs = None if dx is None else devices.array_over(dx, ops)
-        sums = [layout.split(part) for part in (gradient, *self._tasks.partials)]
-
-        def work(task: int, worker: int) -> None:
-            spans = self._tasks.spans[task]
-            for start, end in spans:
-                block = self._blocks[start]
-                block.run_backward(delta[start:end], *sums[task], start > spans[0][0])
-                if inputs is not None:
-                    inputs[start:end] = block.input_gradient
-
-        self._tasks.run(work)
-        for partial in self._tasks.partials:
-            gradient += partial
-        if self._float16:
-            flat *= unscale
-            dx = None if dx is None else dx.mul_(unscale)
+        theta = devices.array_over(flat, ops)
+        gradients = Gradients(theta, *layout.split(theta), None if dx is None else devices.array_over(dx, ops))
+        self.held.backward(devices.array_over(da.contiguous(), ops), gradients)
         return dx, [part for pair in zip(*layout.split(flat), strict=True) for part in pair]
 
     def forget(self) -> None:
         """Drop references to the batch."""
-        for block in self._blocks.values():
-            block.h_0 = None
-
-
-class _Block(Layers):
-    """All layers for one block of rows, whose forward pass may be long before its backward pass."""
-
-    def __init__(self, network: BoundNetwork, rows: int, need_gradient: bool, need_input_grad: bool) -> None:
-        super().__init__(network, rows, 1.0)
-        if need_gradient:
-            self.backward = self.bind_backward([True] * len(network.weights), need_input_grad)
-        architecture, ops = network.architecture, network.ops
-        self.h_0: Array = None
-        self._write_output = ops.bind_output("identity", self.output, self.workspace)
-        self._load_delta = ops.bind_load(architecture.sizes[-1], architecture.precision, self.workspace)
-
-    def run_forward(self, x: Array, out: Array) -> None:
-        """Compute out = a_L; keep h_0, which may be x itself, for the backward pass."""
-        self.h_0 = self.forward(x)
-        self._write_output(out)
-
-    def run_backward(self, da: Array, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
-        """Compute dW and db (=, or += with `accumulate`) from da = ∂loss/∂a_L."""
-        _bits(self.output_delta)[...] = _bits(self._load_delta(da))
-        self.backward(self.h_0, dW, db, accumulate)
-
-
-def _bits(array: Array) -> Array:
-    """View an array's bits as integers, to copy them without a backend's own arithmetic."""
-    return array.view(np.dtype(f"u{array.itemsize}"))
-
-
-def _scaled(da: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale da by the power of two that brings its largest element to between ½ and 1; return the inverse power too.
-
-    float16 cannot hold the small gradients of a mean over many samples, nor large sums. The backward pass is linear in
-    da, so a factor changes nothing else. The power is assembled on the GPU, bit by bit: the host does not wait.
-    """
-    exponent = torch.frexp(da.abs().amax()).exponent.to(torch.int32).clamp(-126, 126)
-    power, inverse = (((127 + sign * exponent) << 23).view(torch.float32) for sign in (-1, 1))
-    return da * power, inverse
+        self.held.forget()
 
 
 def take_lease(
@@ -172,7 +92,7 @@ def take_lease(
     rows: int,
     need_gradient: bool,
     need_input_grad: bool,
-) -> Lease:
+) -> Lease[ModulePasses]:
     """Lease passes for one call on so many rows, computed in `precision`; dropping the lease releases them."""
     device = parameters[0].device
     own = [parameter.data_ptr() for parameter in parameters] if reads_in_place(precision, parameters) else []
@@ -186,26 +106,11 @@ def take_lease(
     return Lease(pool, passes)
 
 
-class Lease:
-    """Passes that belong to one call as long as this object lives: PyTorch drops it with the call's graph.
-
-    Attributes:
-        lock: for the backward pass, which several threads may run at once through one graph.
-    """
-
-    def __init__(self, pool: Pool, passes: ModulePasses) -> None:
-        self._pool, self.passes, self.lock = pool, passes, threading.Lock()
-
-    def __del__(self) -> None:
-        self.passes.forget()
-        self._pool.release(self.passes)
-
-
 class Fused(torch.autograd.Function):
     """a_L as a function of x and the parameters, with a backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, lease: Lease, x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, lease: Lease[ModulePasses], x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         """Compute a_L (B, n_L) of x (B, n_0), both in the accumulator's dtype; parameters may have 16 bits."""
         ctx.save_for_backward(x, *parameters)  # so that PyTorch notices if one of them is changed before backward
         ctx.lease = lease
@@ -214,8 +119,8 @@ class Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, da: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _, *parameters = ctx.saved_tensors
-        with torch.no_grad(), devices.on_stream_of(da.device), ctx.lease.lock:
-            dx, gradients = ctx.lease.passes.backward(da)
+        with torch.no_grad(), devices.on_stream_of(da.device):
+            dx, gradients = ctx.lease.run(ctx.lease.passes.backward, da)
         found = [part.to(own.dtype) for part, own in zip(gradients, parameters, strict=True)]
         if dx is not None:
             found.append(dx)
@@ -242,10 +147,10 @@ class FirstOrder(torch.autograd.Function):
         )
 
 
-def run_forward(lease: Lease, x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+def run_forward(lease: Lease[ModulePasses], x: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return a_L (B, n_L), fresh, computed on PyTorch's current stream."""
     with devices.on_stream_of(x.device):
-        return lease.passes.forward(x, parameters)
+        return lease.run(lease.passes.forward, x, parameters)
 
 
 def name_of(dtype: torch.dtype) -> str:

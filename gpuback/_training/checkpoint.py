@@ -112,7 +112,7 @@ class Checkpoint:
         optimizer.learning_rate = learning_rate
         if scale is not None:
             scale.state = tuple(loss_scale)
-        net.theta[...] = net.ops.asarray(theta, net.theta.dtype, "theta")
+        net.theta = theta
         history.loss, history.validation_loss, history.learning_rate = seen.values()
         history.best_epoch, history.steps, history._batches = best_epoch, steps, batches
         history.stopped_early = patience is not None and history.epochs_since_best >= patience

@@ -156,7 +156,7 @@ def fit(
                 last = history.stopped_early or history.epochs == epochs
                 saved.write(net, optimizer, history, seed, best_theta, step._loss_scale, last=last)
     if patience is not None and best_theta is not None:
-        net.theta[...] = best_theta
+        net.theta = best_theta
     return history
 
 

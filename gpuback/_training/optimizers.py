@@ -6,7 +6,7 @@ The definitions are PyTorch's (`torch.optim`), to which results are equal up to 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gpuback._backends.protocol import Ops, Update
@@ -34,6 +34,9 @@ class Optimizer(ABC):
 
     _update: Update
     """The backend's update of θ and state, once `_bind` or `_restore` has made it."""
+
+    _in_scope: Callable[..., Any]
+    """Runs work in the scope of that update."""
 
     _state_names: tuple[str, ...] = ()
     _ranges: list[ParameterRange] | None = None
@@ -87,26 +90,33 @@ class Optimizer(ABC):
         """How many updates it has made."""
         return 0 if self._net is None else self._update.steps
 
-    def step(self, net: MLP, gradients: HasTheta) -> None:
+    def step(self, net: MLP, gradients: HasTheta, clip_norm: float | None = None) -> None:
         """Update `net.theta` in place, once.
 
         Args:
             net: the network.
-            gradients: as its `value_and_grad` returned them, or anything with a `.theta` of θ's shape and dtype.
+            gradients: as its `value_and_grad` or `vjp` returned them, or anything with a `.theta` of θ's shape and
+                dtype.
+            clip_norm: gradients whose Euclidean norm over all of θ is larger are scaled down to it; `gradients` may be
+                overwritten.
 
         Raises:
-            OptionError: the optimizer belongs to another network.
+            OptionError: the optimizer belongs to another network; clip_norm is no finite number > 0.
             ShapeError: the gradients are another network's.
         """
+        clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
         if gradients.theta.shape != net.theta.shape or gradients.theta.dtype != net.theta.dtype:
             raise ShapeError(
                 f"gradients: expected shape {net.theta.shape} of {net.theta.dtype}, "
                 f"got {gradients.theta.shape} of {gradients.theta.dtype}"
             )
         self._bind(net)
-        gradient = gradients.theta
-        with net.ops.scope(self._update.on_invalid):
-            self._update(gradient if gradient.flags.c_contiguous else gradient.copy(), **self._update_options())
+        gradient = gradients.theta if gradients.theta.flags.c_contiguous else gradients.theta.copy()
+        net._version += 1
+        self._in_scope(self._update_in_scope, gradient, clip_norm)
+
+    def _update_in_scope(self, gradient: Array, clip_norm: float | None) -> None:
+        self._update(gradient, clip_norm=clip_norm, **self._update_options())
 
     def _step_if_finite(
         self,
@@ -122,6 +132,8 @@ class Optimizer(ABC):
         options: on a GPU, `launches=` a function that makes the update's launches, and others with them.
         """
         clip_norm = None if clip_norm is None else float(clip_norm)
+        assert self._net is not None
+        self._net._version += 1
         self._update(
             gradient,
             loss=loss,
@@ -150,25 +162,30 @@ class Optimizer(ABC):
         for name in self._state_names:
             self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
             self.state[name].fill(0)
-        self._update = self._bind_update(net.ops, net.theta, 0)
+        self._make_update(net, 0)
         self._net = net
+
+    def _make_update(self, net: MLP, step_count: int) -> None:
+        """Bind the update to θ and to the state, and the scope that it runs in."""
+        self._update = self._bind_update(net.ops, net.theta, step_count)
+        self._in_scope = net.ops.bind_scope(self._update.on_invalid)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the update, which is bound to this θ, for copy and pickle together with the network."""
-        return {**self.__dict__, "_update": self.step_count}
+        return {**self.__dict__, "_update": self.step_count, "_in_scope": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         step_count = self.__dict__.pop("_update")
         if self._net is not None:
-            self._update = self._bind_update(self._net.ops, self._net.theta, step_count)
+            self._make_update(self._net, step_count)
 
     def _restore(self, net: MLP, state: Mapping[str, Any], step_count: int) -> None:
         """Go on from the state of an optimizer of the same kind after `step_count` steps."""
         self._bind(net)
         for name in self._state_names:
             self.state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
-        self._update = self._bind_update(net.ops, net.theta, step_count)
+        self._make_update(net, step_count)
 
     def _options(self) -> dict[str, Any]:
         """Return kind and hyper-parameters as JSON can hold them, with the learning rate before any schedule."""

@@ -12,6 +12,7 @@ import pytest
 from gpuback._backends import protocol
 from gpuback._backends.cuda import updates as cuda_updates
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork
+from gpuback._backends.cuda.gradient_scale import CudaGradientScale
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.cuda.prefetch import CudaPrefetch
 from gpuback._backends.cuda.updates import CudaLossScale
@@ -20,6 +21,7 @@ from gpuback._backends.exact.cuda_ops import CudaExactBackend, ReproducibleCudaB
 from gpuback._backends.exact.numpy_ops import NumpyExactBackend, ReproducibleNumpyOps, ReproducibleWorkspace
 from gpuback._backends.exact.products import ExactBackend
 from gpuback._backends.numpy import updates as numpy_updates
+from gpuback._backends.numpy.gradient_scale import NumpyGradientScale
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.numpy.prefetch import NumpyPrefetch
 from gpuback._backends.numpy.workspace import NumpyWorkspace
@@ -33,6 +35,7 @@ IMPLEMENTATIONS = {
     protocol.Update: [numpy_updates.SGDUpdate, numpy_updates.AdamUpdate],
     protocol.CapturableUpdate: [cuda_updates.SGDUpdate, cuda_updates.AdamUpdate],
     protocol.LossScale: [numpy_updates.NumpyLossScale, CudaLossScale],
+    protocol.GradientScale: [NumpyGradientScale, CudaGradientScale],
     protocol.GraphCapture: [CudaLauncher],
     protocol.Prefetch: [NumpyPrefetch, CudaPrefetch],
     CopyStream: [CudaCopyStream],

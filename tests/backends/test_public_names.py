@@ -43,6 +43,12 @@ def gradients_of(result: Any) -> list[Any]:
     return [value, gradients.theta]
 
 
+def vjp(backend: str) -> list[Any]:
+    y, pullback = network(backend).vjp(batch()[0])
+    gradients = pullback(np.linspace(-1, 1, y.size).reshape(y.shape), need_input_grad=True)
+    return [y, gradients.theta, gradients.inputs]
+
+
 def saved_and_loaded(backend: str) -> list[Any]:
     path = Path("network.safetensors")
     network(backend).save(path)
@@ -114,6 +120,7 @@ USES: dict[str, Callable[[str], list[Any]]] = {
     "MLP.value_and_clipped_grad": lambda backend: gradients_of(network(backend).value_and_clipped_grad(*batch(), 0.1)),
     "MLP.gradient_norms": lambda backend: [network(backend).gradient_norms(*batch())],
     "MLP.per_sample_grad": lambda backend: [network(backend).per_sample_grad(*batch()).theta],
+    "MLP.vjp": vjp,
     "MLP.trace": trace,
     "MLP.explain": explained,
     "MLP.to": lambda backend: [network(backend).to("numpy").forward(batch()[0])],

@@ -149,15 +149,17 @@ def test_no_variant_is_left_out():
     assert set(LAYER_CASES) == layers
     others = (*EXACT_SOURCES, "network/fused_step.cu", "network/fused_passes.cu", "network/fused_weight_gradients.cu")
     rows = {kernel.variant for kernel in every_kernel() if kernel.variant.source not in others} - layers
-    launcher = EmulatorLauncher(checked=True)
+    launcher, scaling = EmulatorLauncher(checked=True), EmulatorLauncher(checked=True)
     for name in PRECISIONS:
         train(launcher, name, Adam(0.01), (3, 5, 2))
         train(launcher, name, SGD(0.01), (3, 5, 2))
         output_delta(launcher, name, "tanh")
+        gradient_scale(scaling, name)  # which also launches one of exact_sums.cu's
     for name in ("float32", "float64"):
         train(launcher, name, Adam(0.01, decay_biases=False), (3, 5, 2))
         train(launcher, name, SGD(0.01, trainable=[False, True]), (3, 5, 2))
-    assert rows <= launcher.variants <= rows | layers
+    assert launcher.variants <= rows | layers
+    assert rows <= launcher.variants | scaling.variants
 
 
 # ---- Bits
@@ -355,6 +357,29 @@ def test_da_of_a_given_gradient_of_the_output_in_every_schedule(precision, outpu
     for order, resident in (("fifo", 1), ("lifo", 3), ("random", 5)):
         launcher = EmulatorLauncher(order, resident_blocks=resident, checked=True)
         found.add(output_delta(launcher, precision, output).tobytes())
+    assert len(found) == 1
+
+
+def gradient_scale(launcher: Any, precision: str) -> tuple[Any, Any]:
+    """The scale that a gradient gets, once for each row, and sums that others without it are added to."""
+    rng, (rows, n), chosen = np.random.default_rng(4), (700, 5), PRECISIONS[precision]
+    ops = CudaOps(GuardedNumpy(), launcher)
+    numbers = 1e-6 * rng.standard_normal((rows, n)), rng.standard_normal(1500), rng.standard_normal(1500)
+    dy, values, sums = (ops.asarray(array, chosen.accumulator, "") for array in numbers)
+    scale = ops.bind_gradient_scale(rows, n, chosen)
+    weights = scale.fit(dy)
+    expected = sums + values / weights[0]
+    scale.unscale(values, sums, True)
+    np.testing.assert_array_equal(sums, expected)
+    return weights, sums
+
+
+@pytest.mark.parametrize("precision", ["float16", "float64"])
+def test_a_gradients_scale_in_every_schedule(precision):
+    found = set()
+    for order, resident in (("fifo", 1), ("lifo", 3), ("random", 5)):
+        launcher = EmulatorLauncher(order, resident_blocks=resident, checked=True)
+        found.add(tuple(array.tobytes() for array in gradient_scale(launcher, precision)))
     assert len(found) == 1
 
 

@@ -136,6 +136,23 @@ def test_out_of_another_make_is_written_through_its_theta():
     assert [W.shape for W in other.weights] == [(1, 3)]
 
 
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda out: pickle.loads(pickle.dumps(out))])
+def test_out_is_written_through_its_theta_when_its_parts_are_no_views(duplicate):
+    net = gpuback.MLP([3, 1], loss="squared_error", seed=0)
+    _, out = net.value_and_grad(X, np.zeros(5))
+    expected = net.ops.to_numpy(out.theta).copy()
+    net.value_and_grad(X, np.zeros(5), out=out)  # known by now to have views
+    twin = duplicate(out)
+    for other in (twin, out):
+        other.theta[...] = 0
+        net.value_and_grad(X, np.zeros(5), out=other)
+        np.testing.assert_array_equal(net.ops.to_numpy(other.theta), expected)
+        np.testing.assert_array_equal(net.ops.to_numpy(other.weights[0]).ravel(), expected[:3])
+    out.weights = tuple(np.zeros_like(W) for W in out.weights)
+    net.value_and_grad(X, np.ones(5), out=out)
+    np.testing.assert_array_equal(net.ops.to_numpy(out.weights[0]).ravel(), net.ops.to_numpy(out.theta)[:3])
+
+
 def test_explain_counts_what_a_step_costs():
     explanation = gpuback.MLP([64, 32, 10], seed=0).explain(100)
     products = 100 * (64 * 32 * 2 + 32 * 10 * 3) * 2  # forward and dW for both layers, dh for the upper one

@@ -257,7 +257,7 @@ def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
             net(batch((rows,))).sum().backward()
             steps.step()
     assert made == [7, 3]
-    blocks = [block for kept in net._pool._free for block in kept._blocks.values()]
+    blocks = [block for kept in net._pool._free for block in kept.held._blocks.values()]
     assert all(block.h_0 is None for block in blocks)  # the batch itself is not kept
 
 
@@ -502,18 +502,6 @@ def test_float16_with_gradients_of_zero_or_not_finite(value: float) -> None:
     net, x = fused(dtype="float16"), batch(dtype=torch.float32)
     (dx,) = torch.autograd.grad(net(x), x, torch.full((11, 5), value))
     assert not dx.any() if value == 0 else not dx.isfinite().any()
-
-
-def test_the_factor_in_float16_is_a_power_of_two() -> None:
-    for exponent in range(-149, 128):
-        da = torch.tensor([[2.0**exponent, -(2.0**-149)]])
-        scaled, inverse = passes._scaled(da)
-        mantissa, _ = torch.frexp(inverse)
-        assert mantissa == 0.5
-        assert scaled[0, 0] * inverse == da[0, 0]
-        assert scaled.abs().max() <= 2
-        if -126 < exponent < 126:
-            assert scaled[0, 0] == 0.5
 
 
 # --- what goes in

@@ -339,7 +339,29 @@ def test_an_optimizer_refuses_a_second_network(optimizer: Any) -> None:
     step(optimizer, first, np.ones(5))  # and still serves its own
 
 
+# --- clipping
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e-30, 5.001])
+def test_a_step_scales_a_longer_gradient_down(clip_norm: float) -> None:
+    """(3, −4) has a norm of 5. As torch.nn.utils.clip_grad_norm_ does."""
+    net, optimizer = network(2), SGD(1.0)
+    net.theta[:] = 0
+    optimizer.step(net, SimpleNamespace(theta=np.array([3, -4], np.float32)), clip_norm=clip_norm)
+    factor = min(1.0, clip_norm / (5 + 1e-6))
+    np.testing.assert_allclose(net.theta, [-3 * factor, 4 * factor], rtol=3 * 2**-24)
+
+
 # --- what is refused
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan, math.inf, "1"], ids=repr)
+def test_a_clip_norm_out_of_range(clip_norm: Any) -> None:
+    net = network(2)
+    before = net.theta.copy()
+    with pytest.raises(OptionError, match="^clip_norm: expected a finite number > 0, got"):
+        SGD(1.0).step(net, SimpleNamespace(theta=np.ones(2, np.float32)), clip_norm=clip_norm)
+    np.testing.assert_array_equal(net.theta, before)
 
 
 @pytest.mark.parametrize("gradient", [np.ones(4, np.float32), np.ones((5, 1), np.float32), np.ones(5)])

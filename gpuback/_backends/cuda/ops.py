@@ -21,6 +21,7 @@ from gpuback._backends.cuda.arguments import ints, labels_and_targets, matrices,
 from gpuback._backends.cuda.arrays import pitch_for
 from gpuback._backends.cuda.formats import accum_of, uses_tensor_cores
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork
+from gpuback._backends.cuda.gradient_scale import CudaGradientScale
 from gpuback._backends.cuda.layers import CudaLayers
 from gpuback._backends.cuda.network_plans import Refusal, StepPlan, TwoLaunches, fused_plan, step_plan
 from gpuback._backends.cuda.per_sample import CudaPerSample
@@ -201,6 +202,9 @@ class CudaOps(CudaLayers, CudaPerSample):
             partials=None,
             arrivals=None,
         )
+
+    def bind_gradient_scale(self, rows: int, width: int, precision: Precision) -> CudaGradientScale:
+        return CudaGradientScale(self, rows, width, precision)
 
     # Updates
 

@@ -20,6 +20,8 @@ VectorEntry = Literal[
     "scale_weights",
     "unscale",
     "update_scale",
+    "choose_scale",
+    "add_unscaled",
     "begin_step",
     "vector_norm",
     "sgd",
@@ -96,7 +98,7 @@ def vector_plan(entry: VectorEntry, length: int, accum: Accum) -> LaunchPlan:
     blocks = min(ceil_div(length, 4 * THREADS), 256 if adds_up else LARGEST_ROW_GRID)
     if exact:
         source = "exact/exact_sums.cu"
-    elif entry in ("scale_weights", "unscale", "update_scale"):
+    elif entry in ("scale_weights", "unscale", "update_scale", "choose_scale", "add_unscaled"):
         source = "elementwise/loss_scaling.cu"
     else:
         source = "elementwise/optimizers.cu"

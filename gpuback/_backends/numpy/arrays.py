@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import Context
@@ -16,6 +17,9 @@ from gpuback._backends.numpy.updates import all_finite
 from gpuback._core.exact_sums import norm
 from gpuback._core.scratch import aligned_empty
 from gpuback._core.typing import Array, ArrayLike
+
+SMALL = 1024
+"""Numbers in an array."""
 
 SIGNED, UNSIGNED = np.dtype(np.intp), np.dtype(np.uintp)
 
@@ -36,7 +40,9 @@ class NumpyArrays:
         return context.run
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return aligned_empty(shape, dtype)
+        """Make an array; a large one starts at a cache line. To find one takes longer than a small one gains."""
+        size = shape if isinstance(shape, int) else math.prod(shape)
+        return np.empty(shape, dtype) if size < SMALL else aligned_empty(shape, dtype)
 
     def asarray(self, value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
         return as_host_array(value, dtype, what)

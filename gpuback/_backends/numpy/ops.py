@@ -18,6 +18,7 @@ import numpy as np
 
 from gpuback._backends.numpy import plans
 from gpuback._backends.numpy.arrays import NumpyArrays
+from gpuback._backends.numpy.gradient_scale import NumpyGradientScale
 from gpuback._backends.numpy.per_sample import NumpyPerSample
 from gpuback._backends.numpy.updates import AdamUpdate, NumpyLossScale, SGDUpdate
 from gpuback._backends.numpy.workspace import NumpyWorkspace
@@ -271,6 +272,9 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
             round_dh()
 
         return finish
+
+    def bind_gradient_scale(self, rows: int, width: int, precision: Precision) -> NumpyGradientScale:
+        return NumpyGradientScale(rows, precision)
 
     def layer_backward(
         self,

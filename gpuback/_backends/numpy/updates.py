@@ -113,16 +113,16 @@ class NumpyUpdate(ABC):
         **hyper_parameters: Any,
     ) -> None:
         factor, self.applied = 1.0, False
+        trained = [gradient] if self._all_trained else [gradient[span] for span in self._spans]
         if loss is not None:
-            trained = [gradient] if self._all_trained else [gradient[span] for span in self._spans]
             if not (math.isfinite(loss) and all(map(all_finite, trained))):
                 if self.diverged_at is None:
                     self.diverged_at = self.steps
                 return
             if stop_after_nonfinite and self.diverged_at is not None:
                 return
-            if clip_norm is not None:
-                factor = clip(trained, clip_norm)
+        if clip_norm is not None:
+            factor = clip(trained, clip_norm)
         self.steps += 1
         self.applied = True
         self._invalid = False
