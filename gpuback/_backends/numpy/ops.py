@@ -136,7 +136,7 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
         """Return a function (y, weight): Σ_b w_b ℓ_b over a block's rows, and da in place of a."""
         losses, wide = np.empty(len(a), a.dtype), np.empty(len(a))
         add_up = partial(wide.dot, np.ones_like(wide))
-        run = loss.outputs[output](a, losses, workspace.scratch_like(a), divisor)
+        run = loss.bind(output, a, losses, workspace.scratch_like(a), divisor)
         round_da = workspace.bind_round(a)
 
         def loss_and_delta(y: Array, weight: Array | None) -> float:
