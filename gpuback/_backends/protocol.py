@@ -444,6 +444,24 @@ class Ops(Protocol):
         """
         ...
 
+    def bind_output_delta(
+        self, output: str, source: Array | None, da: Array, divisor: float, workspace: Any
+    ) -> Callable[[Array, Array | None], object]:
+        """Return a function (dy, weight): da_b = w_b J_bᵀ dy_b / divisor, rounded to O, with J_b = ∂ŷ_b/∂a_b.
+
+        dy is (rows, n_L) in A, C-contiguous; weight is w (rows,) in A or None. With dy = ∂ℓ/∂ŷ, da is what `bind_loss`
+        computes.
+
+        Args:
+            output: the name of O: "softmax" or an activation.
+            source: what O' is computed from, (rows, n_L) in A, only read: a_L for an activation whose `derivative_from`
+                is "a", else ŷ; None for the identity.
+            da: (rows, n_L), written; the `Workspace.output_delta`.
+            divisor: as `bind_loss`'s.
+            workspace: of this many rows.
+        """
+        ...
+
     # Loss
 
     def bind_loss(
@@ -511,6 +529,22 @@ class Ops(Protocol):
         """
         ...
 
+    def bind_delta(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
+        workspace: Any,
+    ) -> Callable[[], object]:
+        """Return a function without arguments: da_prev = (da W) ⊙ g'(a_prev).
+
+        This is `bind_backward` without dW and db; arguments as its own.
+        """
+        ...
+
     def layer_backward(
         self,
         da: Array,
@@ -535,18 +569,6 @@ class Ops(Protocol):
         ...
 
     # Each sample's own gradient: da is not divided by B, and samples do not meet before they are clipped.
-
-    def bind_delta(
-        self,
-        da: Array,
-        W: Array,
-        da_prev: Array,
-        activation_prev: Activation,
-        source_prev: Array,
-        workspace: Any,
-    ) -> Callable[[], object]:
-        """Return a function without arguments: da_prev = (da W) ⊙ g'. Arguments as `bind_backward`'s."""
-        ...
 
     def bind_add_norms(self, da: Array, norms: Array, workspace: Any) -> Callable[[Array, bool, Array | None], None]:
         """Return a function (h_prev, first, out): norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)).

@@ -6,14 +6,12 @@ The rest is gpuback's: the output function before it, (∂ŷ/∂a)ᵀ after it, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gpuback._core.activations import ACTIVATIONS
-from gpuback._core.chained_sums import bind_sum_rows
-from gpuback._core.loss_formulas import Run, Softmax
+from gpuback._core.loss_formulas import Run, Softmax, bind_through_output
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
 from gpuback.errors import DeviceError, DtypeError, OptionError, ShapeError
@@ -88,28 +86,20 @@ def _bind_output(
     output: str, a: Array, y_hat: Array, scratch: Scratch
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """Return two functions: y_hat = O(a); and, when a holds ∂ℓ/∂ŷ, a = (∂ŷ/∂a)ᵀ ∂ℓ/∂ŷ."""
+    source = y_hat
     if output == "softmax":
-        softmax, product, dot = Softmax(a, y_hat), scratch.a, np.empty((len(a), 1), a.dtype)
-        sum_product = bind_sum_rows(product)
+        softmax = Softmax(a, y_hat)
 
         def forward() -> None:
             softmax.shift()
             softmax.normalise()
+    else:
+        activation = ACTIVATIONS[output]
+        source = np.empty_like(a) if activation.derivative_from == "a" else y_hat
 
-        def backward() -> None:
-            np.multiply(a, y_hat, out=product)
-            sum_product(dot[:, 0])
-            np.subtract(a, dot, out=a)
-            np.multiply(a, y_hat, out=a)
+        def forward() -> None:
+            if source is not y_hat:
+                np.copyto(source, a)
+            activation.forward(a, y_hat, scratch)
 
-        return forward, backward
-    activation = ACTIVATIONS[output]
-    if activation.derivative_from == "h":
-        return partial(activation.forward, a, y_hat, scratch), partial(activation.backward, a, y_hat, scratch)
-    source = np.empty_like(a)
-
-    def keep_and_activate() -> None:
-        np.copyto(source, a)
-        activation.forward(a, y_hat, scratch)
-
-    return keep_and_activate, partial(activation.backward, a, source, scratch)
+    return forward, bind_through_output(output, source, a, scratch)
