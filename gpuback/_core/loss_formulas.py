@@ -266,7 +266,6 @@ def softmax_squared_error(
     return run
 
 
-<<<<<<< ours
 def exponential_poisson(a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None) -> Run:
     """ℓ = Σ_j y_j log(y_j/ŷ_j) − y_j + ŷ_j, half the deviance, with ŷ = e^a; ∂ℓ/∂a = ŷ − y.
 
@@ -305,13 +304,14 @@ def elementwise(output: str, penalty: Penalty) -> Build:
         terms = scratch.a
         sum_terms = bind_sum_rows(terms)
         penalise = penalty(a, terms, scratch, parameters)
+        through_output = bind_through_output(output, outputs, a, scratch)
 
         def run(y: Array) -> None:
             activation.forward(a, outputs, scratch)
             np.subtract(outputs, y, out=a)
             penalise()
             sum_terms(losses)
-            activation.backward(a, outputs, scratch)
+            through_output()
             np.divide(a, divisor, out=a)
 
         return run
@@ -370,7 +370,8 @@ def quantile(r: Array, terms: Array, scratch: Scratch, parameters: Array | None)
         np.add(r, other, out=r)
 
     return run
-=======
+
+
 def bind_through_output(name: str, source: Array, delta: Array, scratch: Scratch) -> Callable[[], None]:
     """Return a function that turns delta = ∂ℓ/∂ŷ into ∂ℓ/∂a = Jᵀ delta in place, J = ∂ŷ/∂a of one output function.
 
@@ -392,7 +393,6 @@ def bind_through_output(name: str, source: Array, delta: Array, scratch: Scratch
         np.multiply(delta, source, out=delta)
 
     return through_softmax
->>>>>>> theirs
 
 
 def _bind_half_squares(residual: Array, losses: Array, squares: Array) -> Callable[[], None]:

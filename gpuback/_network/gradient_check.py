@@ -143,7 +143,8 @@ def check_gradients(
 
 def _float64_twin(net: MLP) -> MLP:
     """Make the same function in float64, with parameters as the network's products read them."""
-    options = net.architecture.as_options() | {"dtype": "float64", "allow_tf32": False, "reproducible": False}
+    exact = {"dtype": "float64", "allow_tf32": False, "reproducible": False, "loss": net.architecture.loss_row}
+    options = net.architecture.as_options() | exact
     twin = MLP(**options, backend="numpy", seed=0)
     twin.theta[:] = net.ops.to_numpy(net.theta)
     if net.architecture.precision.sixteen_bit:

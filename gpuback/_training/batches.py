@@ -32,7 +32,8 @@ class Samples:
     @classmethod
     def checked(cls, net: MLP, x: ArrayLike, y: ArrayLike, weight: ArrayLike | None) -> Samples:
         samples, targets, weights = as_batch(x, y, weight, net.architecture, net.ops)
-        for name, array in (("x", samples), ("y", targets), ("sample_weight", weights)):
+        own = net.architecture.loss_row.targets == "own"  # what NaN means there is the function's business
+        for name, array in (("x", samples), ("y", None if own else targets), ("sample_weight", weights)):
             if array is not None and array.dtype.kind == "f":
                 _require_finite(net, name, array, net.dtype if name == "x" else array.dtype)
         return cls(samples, targets, weights)

@@ -115,7 +115,7 @@ class TrainStep:
         self.micro_batch_size = micro_batch_size
         self._architecture_and_ops = net.architecture, net.ops
         self._gradients = empty_gradients(*self._architecture_and_ops)
-        capture = net.ops.graph_capture
+        capture = net.ops.graph_capture if net.architecture.loss_row.targets != "own" else None
         self._graphs = None if capture is None else StepGraphs(net.ops, capture, self._gradients)
         self._in_scope = net.ops.bind_scope(lambda *_: optimizer._update.on_invalid())
 
