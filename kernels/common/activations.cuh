@@ -6,7 +6,7 @@
 #include "types.cuh"
 
 enum Activation {
-  IDENTITY = 0, RELU = 1, LEAKY_RELU = 2, ELU = 3, SIGMOID = 4, TANH = 5, SOFTPLUS = 6,
+  IDENTITY = 0, RELU = 1, LEAKY_RELU = 2, ELU = 3, SIGMOID = 4, TANH = 5, SOFTPLUS = 6, EXPONENTIAL = 7,
   GELU = 32, SILU = 33
 };
 
@@ -84,6 +84,7 @@ DEVICE void activate_smooth(int activation, Real (&a)[N]) {
     case SIGMOID: EACH(sigmoid(x));
     case TANH: EACH(tanh_of(x));
     case SOFTPLUS: EACH(softplus(x));
+    case EXPONENTIAL: EACH(exp_of(x));
     case GELU: EACH(gated(x, sigmoid(Gelu<Real>::argument(x))));
     case SILU: EACH(gated(x, sigmoid(x)));
     default: EACH(no_function<Real>());
@@ -119,6 +120,7 @@ DEVICE void times_derivative_smooth(int activation, Real (&d)[N], const Real (&s
     case SIGMOID: EACH(x * (1 - x));
     case TANH: EACH(1 - x * x);
     case SOFTPLUS: EACH(-expm1_of(-x));
+    case EXPONENTIAL: EACH(x);
     // s (1 + a u' (1 - s)), with 1 - s as the sigmoid of -u, whose rounding error stays small beside it
     case GELU:
       EACH(sigmoid(Gelu<Real>::argument(x)) *

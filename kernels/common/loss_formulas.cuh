@@ -4,17 +4,28 @@
 //                                       of a label y: log s - z_y                  y^ - e(y)
 //                                       with z = a - max a, s = sum_j e^z_j, y^ = e^z / s
 //     binary cross entropy, sigmoid     l = sum_j max(a, 0) - a y + log1p(e^-|a|)  y^ - y
+//       weighted                        of targets t_j = p_j y_j + m_j
 //     squared error                     l = 1/2 sum_j (y^ - y)^2                   r = y^ - y
 //       identity, sigmoid, tanh                                                    r g'(a)
 //       softmax                                                                    y^ (r - sum_j r_j y^_j)
+//     absolute error                    l = sum_j |r_j|                            sign(r) g'(a), sign(0) = 0
+//     Huber                             l = sum_j c (r - c/2)                      c g'(a)
+//                                       with c = r clipped to +-delta
+//     quantile                          l = sum_j (1 - q) r or -q r                (1 - q or -q, 0 at 0) g'(a)
+//     Poisson, exponential              l = sum_j y log(y / y^) - y + y^           y^ - y
+//
+// The parameters of a loss, rows of n numbers one after the other: p and m; delta; 1 - q and q.
 //
 // A label outside 0 ... n - 1 is never used as an index: its loss and its dl/da become NaN.
 #pragma once
 #include "activations.cuh"
 #include "block_sum.cuh"
 
-enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
-enum OutputFunction { OUTPUT_SOFTMAX = -1 };  // else IDENTITY, SIGMOID or TANH
+enum Loss {
+  CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2, ABSOLUTE_ERROR = 3, HUBER = 4, QUANTILE = 5,
+  POISSON = 6, WEIGHTED_CROSS_ENTROPY = 7
+};
+enum OutputFunction { OUTPUT_SOFTMAX = -1 };  // else an Activation
 
 // A row of pre-activations in memory, worked on by LANES neighbouring lanes of a warp: each takes every LANES-th
 // column. All lanes of the warp work on such rows at a time.
@@ -72,7 +83,7 @@ struct Softmax {
   DEVICE Real operator()(Real a) const { return exp_of(a - highest) * inverse; }
 };
 
-// The output functions that are no softmax.
+// The output functions of sums over outputs: identity, sigmoid and tanh.
 template <typename Real>
 DEVICE Real apply_output(int output, Real a) {
   switch (output) {
@@ -141,13 +152,26 @@ DEVICE Real label_loss_in_registers(const Row<LANES, Real>& row, int64 label, Wr
   return known ? log_of(total) - (of_label - highest) : nan;
 }
 
-template <int LANES, typename Real, typename Write>
-DEVICE Real probability_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
+// target(j): y_j, the same at every call.
+template <int LANES, typename Real, typename Target, typename Write>
+DEVICE Real probability_loss(const Row<LANES, Real>& row, Target target, Write write) {
   const Softmax<Real> softmax(row);
-  const Real log_total = log_of(softmax.total), mass = row.sum([=](int j, Real) { return y[j]; });
-  const Real loss = row.sum([=](int j, Real a) { return y[j] * (log_total - (a - softmax.highest)); });
-  row.each([&](int j, Real a) { write(j, mass * softmax(a) - y[j]); });
+  const Real log_total = log_of(softmax.total), mass = row.sum([=](int j, Real) { return target(j); });
+  const Real loss = row.sum([=](int j, Real a) { return target(j) * (log_total - (a - softmax.highest)); });
+  row.each([&](int j, Real a) { write(j, mass * softmax(a) - target(j)); });
   return loss;
+}
+
+// `label` is null or points to the sample's label; one that is out of range makes NaN.
+template <int LANES, typename Real, typename Write>
+DEVICE Real weighted_loss(const Row<LANES, Real>& row, const int64* label, const Real* y, const Real* parameters,
+                          Write write) {
+  const int64 own = label ? *label : 0;
+  const Real nan = Real(__uint_as_float(0x7fc00000u)), of_label = own < 0 || own >= row.n ? nan : Real(1);
+  return probability_loss(row, [=](int j) {
+    const Real target = label ? (j == own ? of_label : of_label * 0) : y[j];
+    return parameters[j] * target + parameters[row.n + j];
+  }, write);
 }
 
 template <int LANES, typename Real, typename Write>
@@ -177,12 +201,47 @@ DEVICE Real squared_softmax_loss(const Row<LANES, Real>& row, const Real* y, Wri
   return Real(0.5) * twice;
 }
 
+// Losses that are a sum over the outputs of a function of the residual.
+template <int LANES, typename Real, typename Write>
+DEVICE Real residual_loss(const Row<LANES, Real>& row, const Real* y, int loss, int output, const Real* parameters,
+                          Write write) {
+  return row.sum([&](int j, Real a) {
+    const Real predicted = apply_output(output, a), r = predicted - y[j];
+    Real slope = r, of_loss = r;  // the loss is their product
+    if (loss == HUBER) {
+      const Real delta = parameters[j];
+      slope = r > delta ? delta : r < -delta ? -delta : r;
+      of_loss = r - Real(0.5) * slope;
+    } else if (r != 0) {
+      const Real above = loss == QUANTILE ? parameters[j] : Real(1);
+      const Real below = loss == QUANTILE ? parameters[row.n + j] : Real(1);
+      slope = r > 0 ? above : r < 0 ? -below : r;
+    }
+    write(j, slope * output_derivative(output, predicted));
+    return slope * of_loss;
+  });
+}
+
+// With d = a - log y a term is y (e^d - 1 - d), which cancels less where y^ is near y. A target below 0 makes NaN.
+template <int LANES, typename Real, typename Write>
+DEVICE Real poisson_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
+  return row.sum([&](int j, Real a) {
+    const Real target = y[j], predicted = exp_of(a), d = a - log_of(target);
+    write(j, predicted - target);
+    return target == 0 ? predicted : target * (expm1_of(d) - d);
+  });
+}
+
 // `label` points to the sample's label, or is null: then y are its targets.
 template <int LANES, typename Real, typename Write>
 DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y,
-                        Write write) {
-  if (loss == CROSS_ENTROPY) return label ? label_loss(row, *label, write) : probability_loss(row, y, write);
+                        const Real* parameters, Write write) {
+  if (loss == CROSS_ENTROPY)
+    return label ? label_loss(row, *label, write) : probability_loss(row, [=](int j) { return y[j]; }, write);
   if (loss == BINARY_CROSS_ENTROPY) return binary_loss(row, y, write);
+  if (loss == WEIGHTED_CROSS_ENTROPY) return weighted_loss(row, label, y, parameters, write);
+  if (loss == POISSON) return poisson_loss(row, y, write);
+  if (loss != SQUARED_ERROR) return residual_loss(row, y, loss, output, parameters, write);
   return output == OUTPUT_SOFTMAX ? squared_softmax_loss(row, y, write) : squared_loss(row, y, output, write);
 }
 
@@ -193,7 +252,11 @@ DEVICE void output_of_row(const Row<LANES, Real>& row, int output, Write write) 
     const Softmax<Real> softmax(row);
     row.each([&](int j, Real a) { write(j, softmax(a)); });
   } else {
-    row.each([&](int j, Real a) { write(j, apply_output(output, a)); });
+    row.each([&](int j, Real a) {
+      Real value[1] = {a};
+      activate(output, value);
+      write(j, value[0]);
+    });
   }
 }
 

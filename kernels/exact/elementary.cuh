@@ -133,6 +133,7 @@ DEVICE Double activation_of(int activation, Double a) {
     case SIGMOID: return sigmoid(a);
     case TANH: return tanh(a);
     case SOFTPLUS: return softplus(a);
+    case EXPONENTIAL: return exp(a);
     case GELU: return times_sigmoid(a, -GELU_LIMIT, gelu_exponential(a));
     case SILU: return times_sigmoid(a, -EXP_LIMIT, exponential(a));
   }
@@ -150,6 +151,7 @@ DEVICE Double slope_of(int activation, Double source) {
     case SIGMOID: return (Double(1.0) - x) * x;
     case TANH: return Double(1.0) - x * x;
     case SOFTPLUS: return -expm1(-x);
+    case EXPONENTIAL: return x;
     case GELU: {
       const Double limited = clipped(x, -GELU_LIMIT, GELU_LIMIT);
       return gated_slope((limited * limited * GELU_CUBIC_SLOPE + GELU_LINEAR) * limited, gelu_exponential(x));

@@ -26,6 +26,7 @@ DEVICE void each_top_row(const Network& net, int valid, Body body) {
 // How a loss is computed.
 struct LossOptions {
   int loss, output;
+  const float* parameters;
   float divisor;  // B over the scale that da carries
 };
 
@@ -37,10 +38,11 @@ DEVICE void write_losses(const Network& net, const Samples& samples, const LossO
     const float weight = samples.weight_b ? samples.weight_b[b] : 1.0f, scale = weight / options.divisor;
     float* a = net.top() + r * net.pitch_top();
     const auto write = [=](int j, float gradient) { a[j] = gradient * scale; };
-    const float value = samples.labels_b
-                            ? label_loss_in_registers<PER_LANE>(row, samples.labels_b[b], write)
-                            : loss_of_row(row, options.loss, options.output, nullptr,
-                                          samples.targets_bj + b * row.n, write);
+    const int64* label = samples.labels_b ? samples.labels_b + b : nullptr;
+    const float value = label && options.loss == CROSS_ENTROPY
+                            ? label_loss_in_registers<PER_LANE>(row, *label, write)
+                            : loss_of_row(row, options.loss, options.output, label, samples.targets_bj + b * row.n,
+                                          options.parameters, write);
     if (TopRow::lane() == 0) a[round_up_16(row.n)] = value * weight;
   });
 }
