@@ -191,6 +191,8 @@ def possible_fused_plan(
 def why_unsupported(architecture: Architecture, limits: DeviceLimits) -> Refusal | None:
     """Say why no kernel takes such a network at once; None if there is one."""
     precision, widest = architecture.precision, max(architecture.sizes)
+    if architecture.loss_row.kernel_id is None:
+        return Refusal("its loss is a function, and goes layer by layer")
     if uses_tensor_cores(precision) and not limits.tensor_cores:
         return Refusal("this device has no tensor cores for such operands")
     if precision.reproducible:
