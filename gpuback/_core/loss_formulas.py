@@ -21,7 +21,7 @@ from functools import partial
 
 import numpy as np
 
-from gpuback._core.activations import ACTIVATIONS, ZERO, sigmoid
+from gpuback._core.activations import ACTIVATIONS, sigmoid
 from gpuback._core.chained_sums import bind_sum_rows
 from gpuback._core.scratch import Scratch, bind
 from gpuback._core.typing import Array
@@ -278,7 +278,7 @@ def exponential_poisson(a: Array, losses: Array, scratch: Scratch, divisor: floa
         np.equal(y, 0, out=is_zero)
         np.log(y, out=difference)
         np.subtract(a, difference, out=difference)
-        np.copyto(difference, ZERO, where=is_zero)
+        np.copyto(difference, 0, where=is_zero)
         np.expm1(difference, out=term)
         np.subtract(term, difference, out=term)
         np.multiply(term, y, out=term)
