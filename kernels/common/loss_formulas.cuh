@@ -50,13 +50,19 @@ struct Row {
     for (int j = lane(); j < n; j += LANES) body(j, a[j]);
   }
 
-  // The sum of term(j, a_j) over the row. A lane adds 64 of its columns at a time.
-  template <typename Term>
+  // The sum of term(j, a_j) over the row. A lane adds 64 of its columns at a time. Rolled, the loop takes fewer registers.
+  template <bool ROLLED = false, typename Term>
   DEVICE Real sum(Term term) const {
     Real total = 0;
     for (int first = lane(); first < n; first += LANES * 64) {
+      const int end = min(n, first + LANES * 64);
       Real sum = 0;
-      for (int j = first; j < min(n, first + LANES * 64); j += LANES) sum += term(j, a[j]);
+      if (ROLLED) {
+#pragma unroll 1
+        for (int j = first; j < end; j += LANES) sum += term(j, a[j]);
+      } else {
+        for (int j = first; j < end; j += LANES) sum += term(j, a[j]);
+      }
       total += sum;
     }
     return combined(total, Add());
@@ -109,12 +115,15 @@ DEVICE Real output_derivative(int output, Real predicted) {
 // for the last time: the gradient may take its place.
 
 template <int LANES, typename Real, typename Write>
+DEVICE Real unknown_label(const Row<LANES, Real>& row, Write write) {
+  const Real nan = Real(__uint_as_float(0x7fc00000u));
+  row.each([&](int j, Real) { write(j, nan); });
+  return nan;
+}
+
+template <int LANES, typename Real, typename Write>
 DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
-  if (label < 0 || label >= row.n) {
-    const Real nan = Real(__uint_as_float(0x7fc00000u));
-    row.each([&](int j, Real) { write(j, nan); });
-    return nan;
-  }
+  if (label < 0 || label >= row.n) return unknown_label(row, write);
   const Softmax<Real> softmax(row);
   const Real of_label = row.combined(label % LANES == row.lane() ? row.a[label] : Real(0), Add());
   const Real loss = log_of(softmax.total) - (of_label - softmax.highest);
@@ -152,26 +161,23 @@ DEVICE Real label_loss_in_registers(const Row<LANES, Real>& row, int64 label, Wr
   return known ? log_of(total) - (of_label - highest) : nan;
 }
 
-// target(j): y_j, the same at every call.
-template <int LANES, typename Real, typename Target, typename Write>
-DEVICE Real probability_loss(const Row<LANES, Real>& row, Target target, Write write) {
+// Of targets that are rows y or, if there are parameters, p y + m. `own`: a label, whose row is e(own), or -1.
+template <int LANES, typename Real, typename Write>
+DEVICE Real probability_loss(const Row<LANES, Real>& row, int own, const Real* y, const Real* parameters,
+                             Write write) {
+  const auto target = [=](int j) {
+    const Real given = own < 0 ? y[j] : j == own ? Real(1) : Real(0);
+    return parameters ? parameters[j] * given + parameters[row.n + j] : given;
+  };
+  const bool in_shared_memory = LANES < 32;  // of a fused network, which has no registers to spare
   const Softmax<Real> softmax(row);
-  const Real log_total = log_of(softmax.total), mass = row.sum([=](int j, Real) { return target(j); });
-  const Real loss = row.sum([=](int j, Real a) { return target(j) * (log_total - (a - softmax.highest)); });
+  const Real mass = row.template sum<in_shared_memory>([=](int j, Real) { return target(j); });
+  const Real log_total = log_of(softmax.total);
+  const Real loss = row.template sum<in_shared_memory>([=](int j, Real a) {
+    return target(j) * (log_total - (a - softmax.highest));
+  });
   row.each([&](int j, Real a) { write(j, mass * softmax(a) - target(j)); });
   return loss;
-}
-
-// `label` is null or points to the sample's label; one that is out of range makes NaN.
-template <int LANES, typename Real, typename Write>
-DEVICE Real weighted_loss(const Row<LANES, Real>& row, const int64* label, const Real* y, const Real* parameters,
-                          Write write) {
-  const int64 own = label ? *label : 0;
-  const Real nan = Real(__uint_as_float(0x7fc00000u)), of_label = own < 0 || own >= row.n ? nan : Real(1);
-  return probability_loss(row, [=](int j) {
-    const Real target = label ? (j == own ? of_label : of_label * 0) : y[j];
-    return parameters[j] * target + parameters[row.n + j];
-  }, write);
 }
 
 template <int LANES, typename Real, typename Write>
@@ -184,15 +190,6 @@ DEVICE Real binary_loss(const Row<LANES, Real>& row, const Real* y, Write write)
 }
 
 template <int LANES, typename Real, typename Write>
-DEVICE Real squared_loss(const Row<LANES, Real>& row, const Real* y, int output, Write write) {
-  return Real(0.5) * row.sum([&](int j, Real a) {
-    const Real predicted = apply_output(output, a), residual = predicted - y[j];
-    write(j, residual * output_derivative(output, predicted));
-    return residual * residual;
-  });
-}
-
-template <int LANES, typename Real, typename Write>
 DEVICE Real squared_softmax_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
   const Softmax<Real> softmax(row);
   const Real dot = row.sum([=](int j, Real a) { return (softmax(a) - y[j]) * softmax(a); });
@@ -201,7 +198,7 @@ DEVICE Real squared_softmax_loss(const Row<LANES, Real>& row, const Real* y, Wri
   return Real(0.5) * twice;
 }
 
-// Losses that are a sum over the outputs of a function of the residual.
+// Losses that are a sum over the outputs of a function of the residual; twice that for the squared error.
 template <int LANES, typename Real, typename Write>
 DEVICE Real residual_loss(const Row<LANES, Real>& row, const Real* y, int loss, int output, const Real* parameters,
                           Write write) {
@@ -212,7 +209,7 @@ DEVICE Real residual_loss(const Row<LANES, Real>& row, const Real* y, int loss, 
       const Real delta = parameters[j];
       slope = r > delta ? delta : r < -delta ? -delta : r;
       of_loss = r - Real(0.5) * slope;
-    } else if (r != 0) {
+    } else if (loss != SQUARED_ERROR && r != 0) {
       const Real above = loss == QUANTILE ? parameters[j] : Real(1);
       const Real below = loss == QUANTILE ? parameters[row.n + j] : Real(1);
       slope = r > 0 ? above : r < 0 ? -below : r;
@@ -236,13 +233,16 @@ DEVICE Real poisson_loss(const Row<LANES, Real>& row, const Real* y, Write write
 template <int LANES, typename Real, typename Write>
 DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y,
                         const Real* parameters, Write write) {
-  if (loss == CROSS_ENTROPY)
-    return label ? label_loss(row, *label, write) : probability_loss(row, [=](int j) { return y[j]; }, write);
+  if (loss == CROSS_ENTROPY || loss == WEIGHTED_CROSS_ENTROPY) {
+    if (label && !parameters) return label_loss(row, *label, write);
+    if (label && (*label < 0 || *label >= row.n)) return unknown_label(row, write);
+    return probability_loss(row, label ? (int)*label : -1, y, parameters, write);
+  }
   if (loss == BINARY_CROSS_ENTROPY) return binary_loss(row, y, write);
-  if (loss == WEIGHTED_CROSS_ENTROPY) return weighted_loss(row, label, y, parameters, write);
   if (loss == POISSON) return poisson_loss(row, y, write);
-  if (loss != SQUARED_ERROR) return residual_loss(row, y, loss, output, parameters, write);
-  return output == OUTPUT_SOFTMAX ? squared_softmax_loss(row, y, write) : squared_loss(row, y, output, write);
+  if (output == OUTPUT_SOFTMAX) return squared_softmax_loss(row, y, write);
+  const Real sum = residual_loss(row, y, loss, output, parameters, write);
+  return loss == SQUARED_ERROR ? Real(0.5) * sum : sum;
 }
 
 // write(j, y^_j) for each of the lane's columns.

@@ -66,12 +66,7 @@ struct Row {
 };
 
 // With rest = sum of e^z_j over the other classes: nothing cancels, however sure the prediction is.
-DEVICE Double label_row(const float* a, int64 label, int n, const Row& row) {
-  if (label < 0 || label >= n) {
-    const Double nan = __longlong_as_double(0x7ff8000000000000);
-    for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, nan);
-    return nan;
-  }
+DEVICE Double label_row(const float* a, int label, int n, const Row& row) {
   const Double highest = row_max(a, n), z = Double(a[label]) - highest;
   const Double rest = row_sum(n, [=](int j) { return j == label ? Double(0.0) : exp(Double(a[j]) - highest); });
   const Double total = rest + exp(z);
@@ -82,26 +77,32 @@ DEVICE Double label_row(const float* a, int64 label, int n, const Row& row) {
   return z.value == 0.0 ? log1p(rest) : log(total) - z;
 }
 
-// target(j): y_j, the same at every call.
-template <typename Target>
-DEVICE Double probability_row(const float* a, Target target, int n, const Row& row) {
+// Of targets that are rows y or, if there are parameters, p y + m. `own`: a label, whose row is e(own), or -1.
+DEVICE Double probability_row(const float* a, int own, const float* y, const double* parameters, int n,
+                              const Row& row) {
+  const auto target = [=](int j) {
+    const Double given = own < 0 ? (double)y[j] : j == own ? 1.0 : 0.0;
+    return parameters ? Double(parameters[j]) * given + parameters[n + j] : given;
+  };
   const Softmax softmax(a, n);
-  const Double log_total = log(softmax.total), mass = row_sum(n, target);
+  const Double mass = row_sum(n, target), log_total = log(softmax.total);
   return row_sum(n, [=](int j) {
-    row.store(j, mass * softmax(a[j]) - target(j));
-    return target(j) * (log_total - softmax.shifted(a[j]));
+    const Double t = target(j);
+    row.store(j, mass * softmax(a[j]) - t);
+    return t * (log_total - softmax.shifted(a[j]));
   });
 }
 
 // `label` is null or points to the sample's label.
-DEVICE Double weighted_row(const float* a, const int64* label, const float* y, const double* parameters, int n,
-                           const Row& row) {
-  const int64 own = label ? *label : 0;
-  const double nan = __longlong_as_double(0x7ff8000000000000), of_label = own < 0 || own >= n ? nan : 1.0;
-  return probability_row(a, [=](int j) {
-    const Double target = label ? (j == own ? of_label : of_label * 0.0) : (double)y[j];
-    return Double(parameters[j]) * target + parameters[n + j];
-  }, n, row);
+DEVICE Double class_row(const float* a, const int64* label, const float* y, const double* parameters, int n,
+                        const Row& row) {
+  if (label && (*label < 0 || *label >= n)) {
+    const Double nan = __longlong_as_double(0x7ff8000000000000);
+    for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, nan);
+    return nan;
+  }
+  const int own = label ? (int)*label : -1;
+  return label && !parameters ? label_row(a, own, n, row) : probability_row(a, own, y, parameters, n, row);
 }
 
 DEVICE Double binary_row(const float* a, const float* y, int n, const Row& row) {
@@ -172,13 +173,10 @@ KERNEL __launch_bounds__(256, 4) exact_loss_rows(
     const float *a = a_bj + (int64)b * a_pitch, *y = targets_bj + (int64)b * n;
     const Row row = {da_bj + (int64)b * da_pitch, weight_b ? weight_b[b] : 1.0f, divisor};
     Double value;
-    if (loss == CROSS_ENTROPY)
-      value = labels_b ? label_row(a, labels_b[b], n, row)
-                       : probability_row(a, [=](int j) { return Double(y[j]); }, n, row);
+    if (loss == CROSS_ENTROPY || loss == WEIGHTED_CROSS_ENTROPY)
+      value = class_row(a, labels_b ? labels_b + b : nullptr, y, parameters, n, row);
     else if (loss == BINARY_CROSS_ENTROPY)
       value = binary_row(a, y, n, row);
-    else if (loss == WEIGHTED_CROSS_ENTROPY)
-      value = weighted_row(a, labels_b ? labels_b + b : nullptr, y, parameters, n, row);
     else if (loss == POISSON)
       value = poisson_row(a, y, n, row);
     else if (loss != SQUARED_ERROR)
