@@ -56,7 +56,7 @@ def require_function(function: LossFunction | None, name: str) -> LossFunction:
         OptionError: there is none, since it was saved by its name.
     """
     if function is None:
-        raise OptionError(f"this network's loss was a function, {name!r}: MLP.load(path, loss={name}) brings it back")
+        raise OptionError(f"this network's loss was a function, {name!r}: MLP.load(path, loss=…) takes it again")
     return function
 
 
