@@ -115,15 +115,12 @@ DEVICE Real output_derivative(int output, Real predicted) {
 // for the last time: the gradient may take its place.
 
 template <int LANES, typename Real, typename Write>
-DEVICE Real unknown_label(const Row<LANES, Real>& row, Write write) {
-  const Real nan = Real(__uint_as_float(0x7fc00000u));
-  row.each([&](int j, Real) { write(j, nan); });
-  return nan;
-}
-
-template <int LANES, typename Real, typename Write>
 DEVICE Real label_loss(const Row<LANES, Real>& row, int64 label, Write write) {
-  if (label < 0 || label >= row.n) return unknown_label(row, write);
+  if (label < 0 || label >= row.n) {
+    const Real nan = Real(__uint_as_float(0x7fc00000u));
+    row.each([&](int j, Real) { write(j, nan); });
+    return nan;
+  }
   const Softmax<Real> softmax(row);
   const Real of_label = row.combined(label % LANES == row.lane() ? row.a[label] : Real(0), Add());
   const Real loss = log_of(softmax.total) - (of_label - softmax.highest);
@@ -161,12 +158,14 @@ DEVICE Real label_loss_in_registers(const Row<LANES, Real>& row, int64 label, Wr
   return known ? log_of(total) - (of_label - highest) : nan;
 }
 
-// Of targets that are rows y or, if there are parameters, p y + m. `own`: a label, whose row is e(own), or -1.
+// Of targets that are rows y or, if there are parameters, p y + m. `own`: -1, or a label, whose row is e(own), or n for
+// one that is out of range: it makes NaN, by a way that rows of a warp can go together.
 template <int LANES, typename Real, typename Write>
 DEVICE Real probability_loss(const Row<LANES, Real>& row, int own, const Real* y, const Real* parameters,
                              Write write) {
   const auto target = [=](int j) {
-    const Real given = own < 0 ? y[j] : j == own ? Real(1) : Real(0);
+    const Real no_label = own < row.n ? Real(0) : Real(__uint_as_float(0x7fc00000u));
+    const Real given = own < 0 ? y[j] : j == own ? Real(1) : no_label;
     return parameters ? parameters[j] * given + parameters[row.n + j] : given;
   };
   const bool in_shared_memory = LANES < 32;  // of a fused network, which has no registers to spare
@@ -235,8 +234,8 @@ DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const
                         const Real* parameters, Write write) {
   if (loss == CROSS_ENTROPY || loss == WEIGHTED_CROSS_ENTROPY) {
     if (label && !parameters) return label_loss(row, *label, write);
-    if (label && (*label < 0 || *label >= row.n)) return unknown_label(row, write);
-    return probability_loss(row, label ? (int)*label : -1, y, parameters, write);
+    const int own = !label ? -1 : *label < 0 || *label >= row.n ? row.n : (int)*label;
+    return probability_loss(row, own, y, parameters, write);
   }
   if (loss == BINARY_CROSS_ENTROPY) return binary_loss(row, y, write);
   if (loss == POISSON) return poisson_loss(row, y, write);

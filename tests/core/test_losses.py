@@ -308,6 +308,7 @@ def test_any_logits(loss: str, output: str, dtype: str, data: st.DataObject, B: 
     assert_right(loss, output, np.array(a, dtype, order=order), y)
 
 
+@pytest.mark.thorough(first=len(PAIRS))
 @each_pair
 def test_gradient_is_the_limit_of_difference_quotients(loss: str, output: str) -> None:
     """Independent of the Jacobians above: the loss itself, in float64, one pre-activation after the other."""
