@@ -58,7 +58,7 @@ def described(choice: Any) -> str:
 def test_losses_with_parameters(choice: tuple[losses.Loss, str], dtype: str, form: str) -> None:
     loss, output = choice
     options = {"activation": "tanh", "loss": loss, "output": output, "seed": 3, **DTYPES[dtype]}
-    net = network_on(EmulatorLauncher("random", copies="random", checked=True), SIZES, form, **options)
+    net = network_on(EmulatorLauncher("random", copies="random"), SIZES, form, **options)
     plain = MLP(SIZES, **options, backend="numpy")
     plain.theta = net.theta
     for rows in (False, True) if loss.name == "cross_entropy" else (False,):
