@@ -75,8 +75,8 @@ class Architecture:
             )
         if own and reproducible:
             raise OptionError(
-                f"reproducible=True: expected one of gpuback's losses, got the function {row.name!r}, whose bits nobody "
-                "can promise"
+                f"reproducible=True: expected one of gpuback's losses, got the function {row.name!r}, "
+                "whose bits nobody can promise"
             )
         precision = Precision.of(dtype, allow_tf32=allow_tf32, reproducible=bool(reproducible))
         return cls(widths, names, output, row, precision)

@@ -147,9 +147,7 @@ def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array,
     return run
 
 
-def weighted_cross_entropy(
-    a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None
-) -> Run:
+def weighted_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None) -> Run:
     """ℓ = −Σ_j t_j log ŷ_j with t_j = p_j y_j + m_j and ŷ = softmax(a); ∂ℓ/∂a = (Σ_j t_j) ŷ − t.
 
     Args:

@@ -24,6 +24,7 @@ from gpuback._core.typing import Array
 from gpuback._core.validation import in_range, number, positive
 from gpuback.errors import OptionError, unknown_name
 
+
 class Loss:
     """One loss with its options, which do not change. Losses of one kind with the same options are equal.
 
@@ -131,14 +132,14 @@ class BinaryCrossEntropy(Loss):
     """ℓ = −Σ_j (y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j)), behind sigmoid, for y_j in [0, 1]."""
 
     name, kernel_id, targets = "binary_cross_entropy", 1, "probabilities"
-    outputs = {"sigmoid": formulas.sigmoid_binary_cross_entropy}
+    outputs: Mapping[str, Build] = {"sigmoid": formulas.sigmoid_binary_cross_entropy}
 
 
 class SquaredError(Loss):
     """ℓ = ½ Σ_j (ŷ_j − y_j)²."""
 
     name, kernel_id, targets = "squared_error", 2, "values"
-    outputs = {
+    outputs: Mapping[str, Build] = {
         "identity": formulas.identity_squared_error,
         "softmax": formulas.softmax_squared_error,
         "sigmoid": formulas.elementwise_squared_error("sigmoid"),
@@ -154,7 +155,7 @@ class AbsoluteError(Loss):
     """ℓ = Σ_j |ŷ_j − y_j|. Its derivative is the residual's sign, 0 at 0."""
 
     name, kernel_id, targets = "absolute_error", 3, "values"
-    outputs = {output: formulas.elementwise(output, formulas.absolute) for output in ELEMENTWISE}
+    outputs: Mapping[str, Build] = {output: formulas.elementwise(output, formulas.absolute) for output in ELEMENTWISE}
 
 
 class Huber(Loss):
@@ -170,7 +171,7 @@ class Huber(Loss):
     """
 
     name, kernel_id, targets = "huber", 4, "values"
-    outputs = {output: formulas.elementwise(output, formulas.huber) for output in ELEMENTWISE}
+    outputs: Mapping[str, Build] = {output: formulas.elementwise(output, formulas.huber) for output in ELEMENTWISE}
 
     def __init__(self, delta: float = 1.0) -> None:
         self.delta = positive("delta", delta)
@@ -199,7 +200,7 @@ class Quantile(Loss):
     """
 
     name, kernel_id, targets = "quantile", 5, "values"
-    outputs = {output: formulas.elementwise(output, formulas.quantile) for output in ELEMENTWISE}
+    outputs: Mapping[str, Build] = {output: formulas.elementwise(output, formulas.quantile) for output in ELEMENTWISE}
 
     def __init__(self, q: float | Iterable[float] = 0.5) -> None:
         self.q = (number(q),) if isinstance(q, (int, float, np.number)) else numbers("q", q)
@@ -224,7 +225,7 @@ class Poisson(Loss):
     """ℓ = Σ_j y_j log(y_j/ŷ_j) − y_j + ŷ_j, half the Poisson deviance, behind ŷ = e^a, for counts y_j ≥ 0."""
 
     name, kernel_id, targets = "poisson", 6, "counts"
-    outputs = {"exponential": formulas.exponential_poisson}
+    outputs: Mapping[str, Build] = {"exponential": formulas.exponential_poisson}
 
 
 LOSSES: dict[str, Loss] = {

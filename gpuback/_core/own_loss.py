@@ -37,8 +37,13 @@ def call(function: LossFunction, name: str, y_hat: Array, y: Array, kind: type, 
         came = f"{len(result)} values" if isinstance(result, (tuple, list)) else type(result).__name__
         raise ShapeError(f"loss {name!r}: expected it to return two arrays, the losses and ∂ℓ/∂ŷ, got {came}")
     losses, gradient = result
-    for what, value, shape in (("losses", losses, y_hat.shape[:1]), ("∂ℓ/∂ŷ", gradient, y_hat.shape)):
-        if not isinstance(value, (kind, np.generic, int, float)):
+    returned: list[tuple[str, Any, tuple[int, ...]]] = [
+        ("losses", losses, y_hat.shape[:1]),
+        ("∂ℓ/∂ŷ", gradient, y_hat.shape),
+    ]
+    array_or_number: Any = (kind, np.generic, int, float)  # a number has the wrong shape
+    for what, value, shape in returned:
+        if not isinstance(value, array_or_number):
             came = f"{type(value).__module__}.{type(value).__qualname__}"
             wrong = DeviceError if hasattr(value, "__dlpack__") else DtypeError
             raise wrong(f"loss {name!r}: expected {what} as an array of the {backend} backend, got a {came}")

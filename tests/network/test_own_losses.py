@@ -52,13 +52,17 @@ def arrays(net: MLP, x: Any, y: Any, weight: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("output", ["identity", "sigmoid", "tanh", "softmax"])
-@pytest.mark.parametrize(("dtype", "off"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 0.02), ("float16", 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "off"), [("float64", 1e-12), ("float32", 1e-5), ("bfloat16", 0.02), ("float16", 2e-3)]
+)
 def test_a_function_is_as_good_as_gpubacks_own(output: str, dtype: str, off: float) -> None:
     x, y, weight = batch()
     ours, theirs = (network(loss, output=output, dtype=dtype) for loss in ("squared_error", squared))
     for expected, found in zip(arrays(ours, x, y, weight), arrays(theirs, x, y, weight), strict=True):
         scale = np.abs(np.asarray(expected, np.float64)).max()
-        np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(expected, np.float64), rtol=0, atol=off * scale)
+        np.testing.assert_allclose(
+            np.asarray(found, np.float64), np.asarray(expected, np.float64), rtol=0, atol=off * scale
+        )
 
 
 def test_labels_stay_integers() -> None:
@@ -195,14 +199,14 @@ def test_a_long_batch_comes_in_blocks_from_several_threads() -> None:
 
 
 def test_what_a_function_raises_comes_out_unchanged() -> None:
-    class Mine(Exception):
+    class MineError(Exception):
         pass
 
     fails = [True]
 
     def loss(y_hat: Any, y: Any) -> tuple[Any, Any]:
         if fails[0]:
-            raise Mine("my own")
+            raise MineError("my own")
         return squared(y_hat, y)
 
     x, y, _ = batch(30)
@@ -210,7 +214,7 @@ def test_what_a_function_raises_comes_out_unchanged() -> None:
     step = gpuback.TrainStep(net, gpuback.Adam())
     before = np.array(net.theta)
     for call in (lambda: net.loss(x, y), lambda: net.value_and_grad(x, y), lambda: step(x, y), lambda: net.trace(x, y)):
-        with pytest.raises(Mine, match="^my own$"):
+        with pytest.raises(MineError, match="^my own$"):
             call()
     np.testing.assert_array_equal(net.theta, before)
     fails[0] = False
