@@ -160,13 +160,13 @@ DEVICE Real label_loss_in_registers(const Row<LANES, Real>& row, int64 label, Wr
 
 // Of targets that are rows y or, if there are parameters, p y + m. `own`: -1, or a label, whose row is e(own), or n for
 // one that is out of range: it makes NaN, by a way that rows of a warp can go together.
-template <int LANES, typename Real, typename Write>
+template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
 DEVICE Real probability_loss(const Row<LANES, Real>& row, int own, const Real* y, const Real* parameters,
                              Write write) {
   const auto target = [=](int j) {
     const Real no_label = own < row.n ? Real(0) : Real(__uint_as_float(0x7fc00000u));
     const Real given = own < 0 ? y[j] : j == own ? Real(1) : no_label;
-    return parameters ? parameters[j] * given + parameters[row.n + j] : given;
+    return ALL_LOSSES && parameters ? parameters[j] * given + parameters[row.n + j] : given;
   };
   const bool in_shared_memory = LANES < 32;  // of a fused network, which has no registers to spare
   const Softmax<Real> softmax(row);
@@ -198,19 +198,19 @@ DEVICE Real squared_softmax_loss(const Row<LANES, Real>& row, const Real* y, Wri
 }
 
 // Losses that are a sum over the outputs of a function of the residual; twice that for the squared error.
-template <int LANES, typename Real, typename Write>
+template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
 DEVICE Real residual_loss(const Row<LANES, Real>& row, const Real* y, int loss, int output, const Real* parameters,
                           Write write) {
   return row.sum([&](int j, Real a) {
     const Real predicted = apply_output(output, a), r = predicted - y[j];
     Real slope = r, of_loss = r;  // the loss is their product
-    if (loss == HUBER) {
+    if (ALL_LOSSES && loss == HUBER) {
       const Real delta = parameters[j];
       slope = r > delta ? delta : r < -delta ? -delta : r;
       of_loss = r - Real(0.5) * slope;
-    } else if (loss != SQUARED_ERROR && r != 0) {
-      const Real above = loss == QUANTILE ? parameters[j] : Real(1);
-      const Real below = loss == QUANTILE ? parameters[row.n + j] : Real(1);
+    } else if (ALL_LOSSES && loss != SQUARED_ERROR && r != 0) {
+      const bool quantile = loss == QUANTILE;
+      const Real above = quantile ? parameters[j] : Real(1), below = quantile ? parameters[row.n + j] : Real(1);
       slope = r > 0 ? above : r < 0 ? -below : r;
     }
     write(j, slope * output_derivative(output, predicted));
@@ -228,19 +228,20 @@ DEVICE Real poisson_loss(const Row<LANES, Real>& row, const Real* y, Write write
   });
 }
 
-// `label` points to the sample's label, or is null: then y are its targets.
-template <int LANES, typename Real, typename Write>
+// `label` points to the sample's label, or is null: then y are its targets. Without ALL_LOSSES, losses up to SQUARED_ERROR
+// alone: the others take registers.
+template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
 DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y,
                         const Real* parameters, Write write) {
   if (loss == CROSS_ENTROPY || loss == WEIGHTED_CROSS_ENTROPY) {
-    if (label && !parameters) return label_loss(row, *label, write);
-    const int own = !label ? -1 : *label < 0 || *label >= row.n ? row.n : (int)*label;
-    return probability_loss(row, own, y, parameters, write);
+    if (LANES == 32 && label && !parameters) return label_loss(row, *label, write);
+    const int own = !ALL_LOSSES || !label ? -1 : *label < 0 || *label >= row.n ? row.n : (int)*label;
+    return probability_loss<ALL_LOSSES>(row, own, y, parameters, write);
   }
   if (loss == BINARY_CROSS_ENTROPY) return binary_loss(row, y, write);
-  if (loss == POISSON) return poisson_loss(row, y, write);
+  if (ALL_LOSSES && loss == POISSON) return poisson_loss(row, y, write);
   if (output == OUTPUT_SOFTMAX) return squared_softmax_loss(row, y, write);
-  const Real sum = residual_loss(row, y, loss, output, parameters, write);
+  const Real sum = residual_loss<ALL_LOSSES>(row, y, loss, output, parameters, write);
   return loss == SQUARED_ERROR ? Real(0.5) * sum : sum;
 }
 

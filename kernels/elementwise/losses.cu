@@ -27,7 +27,7 @@ KERNEL __launch_bounds__(256, 2) loss_rows(
     const Row<32, Accum> row = {a_bj + (int64)b * a_pitch, n};
     Element* da = da_bj ? da_bj + (int64)b * da_pitch : nullptr;
     const Accum weight = weight_b ? weight_b[b] : Accum(1);
-    const Accum value = loss_of_row(row, loss, output, labels_b ? labels_b + b : nullptr, targets_bj + (int64)b * n,
+    const Accum value = loss_of_row<true>(row, loss, output, labels_b ? labels_b + b : nullptr, targets_bj + (int64)b * n,
                                    parameters, [=](int j, Accum gradient) {
       if (da) to_element(gradient * weight / divisor, da[j]);
     });

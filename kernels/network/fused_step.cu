@@ -43,8 +43,7 @@ DEVICE BiasSums behind_weights(const Network& net, int k) {
 
 KERNEL __launch_bounds__(THREADS, 1) fused_step(
     const int* layout, int layers, const float* x_bi, const int64* labels_b, const float* targets_bj,
-    const float* weight_b, int n_batch, int loss, int output, const float* parameters,
-    float divisor, int tile_b, int rows_per_split,
+    const float* weight_b, int n_batch, int loss, int output, float divisor, int tile_b, int rows_per_split,
     int n_splits, int group_size, float* theta, int n_parameters, int optimizer, float* first_state,
     float* second_state, const double* hyper, double* state, float* gradient, int accumulate, float factor,
     float* dx_bi, float* mean_loss, float* partials, double* losses, double* squares, unsigned* counters,
@@ -54,7 +53,7 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step(
   const int64 tile_bytes = (unsigned char*)(net.top() + tile_b * net.pitch_top()) - (unsigned char*)net.inputs(0);
   load_layers(net, theta, n_parameters, tile_bytes);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
-  const LossOptions options = {loss, output, parameters, divisor};
+  const LossOptions options = {loss, output, divisor, nullptr};
   const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state, gradient, accumulate,
                          factor};
   const Splits splits = {n_splits, group_size};
@@ -78,7 +77,7 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step(
       warp_rows.wait();
     }
     __syncthreads();  // a_L is complete
-    write_losses(net, samples, options, first, valid);
+    write_losses<false>(net, samples, options, first, valid);
     round_top(net, valid);
     __syncthreads();  // da_L and losses are complete
     if (threadIdx.x < 32) add_losses(net, valid);

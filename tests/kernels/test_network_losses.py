@@ -1,4 +1,4 @@
-"""Losses with parameters in the kernels that take a whole narrow network at once: against NumPy's layer by layer."""
+"""The losses that take a whole narrow network two launches, against NumPy's layer by layer."""
 
 from __future__ import annotations
 
@@ -52,13 +52,12 @@ def described(choice: Any) -> str:
 
 
 @pytest.mark.thorough(first=len(LOSSES))
-@pytest.mark.parametrize("form", ["fused_step", "fused_passes"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("choice", LOSSES, ids=described)
-def test_losses_with_parameters(choice: tuple[losses.Loss, str], dtype: str, form: str) -> None:
+def test_losses_and_gradients(choice: tuple[losses.Loss, str], dtype: str) -> None:
     loss, output = choice
     options = {"activation": "tanh", "loss": loss, "output": output, "seed": 3, **DTYPES[dtype]}
-    net = network_on(EmulatorLauncher("random", copies="random"), SIZES, form, **options)
+    net = network_on(EmulatorLauncher("random", copies="random"), SIZES, **options)
     plain = MLP(SIZES, **options, backend="numpy")
     plain.theta = net.theta
     for rows in (False, True) if loss.name == "cross_entropy" else (False,):
@@ -77,8 +76,13 @@ def test_losses_with_parameters(choice: tuple[losses.Loss, str], dtype: str, for
             assert off(wrong, expected) > 10 * limit and off(gradients.theta, right.theta) > 10 * limit
 
 
+def test_a_step_of_theirs_is_two_launches() -> None:
+    net = network_on(EmulatorLauncher(), SIZES, dtype="bfloat16", loss="huber")
+    assert "in two launches: beside the sums of all gradients, registers have no room for huber" in str(net.explain(9))
+
+
 @pytest.mark.thorough(first=1)
-@pytest.mark.parametrize("form", ["fused_step", "fused_passes", "layers"])
+@pytest.mark.parametrize("form", ["fused_passes", "layers"])
 @pytest.mark.parametrize("wrong", [-1, 5, 2**62])
 def test_a_label_out_of_range_makes_a_weighted_loss_nan(wrong: int, form: str) -> None:
     """Labels on a GPU are not checked before."""

@@ -127,21 +127,19 @@ class CudaFusedNetwork:
 
     def _loss_options(self) -> dict[str, Argument]:
         architecture = self._architecture
-        row, width, dtype = architecture.loss_row, architecture.sizes[-1], architecture.precision.accumulator
-        return {
-            **ints(loss=loss_id(row), output=output_id(architecture.output)),
-            "parameters": loss_parameters(self._arrays.xp, row, width, dtype),
-            "divisor": self._divisor,
-        }
+        loss, output = loss_id(architecture.loss_row), output_id(architecture.output)
+        return ints(loss=loss, output=output) | {"divisor": self._divisor}
 
     def _bind_passes(self, plan: PassesPlan, layout: Array, wanted: int, workspace: Array | None) -> Launch:
         """Bind a function of the samples, labels, targets, weights, ŷ, dx and the mean loss."""
+        loss, width = self._architecture.loss_row, self._architecture.sizes[-1]
         return self._arrays.launcher.bind(
             plan.launch,
             layout=layout,
             theta=self._theta,
             **self._batch(),
             **self._loss_options(),
+            parameters=loss_parameters(self._arrays.xp, loss, width, self._theta.dtype),
             out_bj=Slot(),
             dx_bi=Slot(),
             mean_loss=Slot(),
