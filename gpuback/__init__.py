@@ -1,5 +1,6 @@
 """gpuback: gradients of feed-forward networks by back-propagation, on NVIDIA GPUs and, just the same, on NumPy."""
 
+from gpuback import losses as losses
 from gpuback import schedules as schedules
 from gpuback._backends.fused_backward import fused_backward as fused_backward
 from gpuback._backends.registry import BackendStatus as BackendStatus

@@ -39,7 +39,7 @@ TYPES = {
     "float16": TensorProto.FLOAT16,
 }
 
-IN_EVERY_TYPE = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
+IN_EVERY_TYPE = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exponential": "Exp"}
 """Operators that ONNX Runtime has in float64, too."""
 
 IN_FLOAT32: dict[str, tuple[str, dict[str, Any]]] = {
@@ -208,4 +208,4 @@ class _Graph:
         elif name == "identity":
             self.node("Identity", a, name="y")
         else:
-            self.node(IN_EVERY_TYPE[name], a, name="y")
+            self.activation(name, a, "y")

@@ -18,7 +18,7 @@ from gpuback._network.gradient_check import BlockCheck as BlockCheck
 from gpuback._network.gradient_check import GradientReport as GradientReport
 from gpuback._network.gradient_check import check_gradients as check_gradients
 from gpuback._network.mlp import MLP, Gradients
-from gpuback.errors import DtypeError, unknown_name
+from gpuback.errors import DtypeError, OptionError, unknown_name
 
 
 def tolerance(
@@ -162,11 +162,22 @@ def random_layer(
 
 
 def random_batch(net: MLP, batch_size: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """x (B, n_0) and targets y that fit the network's loss."""
+    """x (B, n_0) and targets y that fit the network's loss.
+
+    Raises:
+        OptionError: the loss is a function, and what targets it reads only its author knows.
+    """
     rng = np.random.Generator(np.random.PCG64(seed))
     x = rng.standard_normal((batch_size, net.sizes[0]))
     kind = net.architecture.loss_row.targets
+    if kind == "own":
+        raise OptionError(
+            f"random targets: expected one of gpuback's losses, got the function {net.architecture.loss!r}; make a "
+            "batch that it can read"
+        )
     if kind == "classes":
         return x, rng.integers(net.sizes[-1], size=batch_size)
     shape = (batch_size, net.sizes[-1])
+    if kind == "counts":
+        return x, rng.integers(4, size=shape).astype(np.float64)
     return x, rng.random(shape) if kind == "probabilities" else rng.standard_normal(shape)

@@ -48,7 +48,13 @@ IN_NAVIGATION = {"benchmarks.md": "Results", "benchmarks/running.md": "Running b
 """Pages that the navigation does not call by their heading."""
 
 API: dict[str, dict[str, list[str]]] = {
-    "networks": {"": ["MLP", "Gradients", "check_gradients", "GradientReport", "backends", "BackendStatus"]},
+    "networks": {
+        "": ["MLP", "Gradients", "check_gradients", "GradientReport", "backends", "BackendStatus"],
+        "losses": [
+            *("CrossEntropy", "BinaryCrossEntropy", "SquaredError", "AbsoluteError", "Huber", "Quantile", "Poisson"),
+            "Loss",
+        ],
+    },
     "training": {
         "": ["fit", "TrainStep", "History", "LossScaling", "SGD", "Adam", "AdamW"],
         "schedules": ["constant", "step_decay", "cosine", "warmup", "Schedule"],
@@ -71,7 +77,7 @@ API: dict[str, dict[str, list[str]]] = {
 An empty list stands for all classes. Names are found through the module that users import, wherever they are defined.
 """
 
-ELSEWHERE = {"schedules", "DivergedError", "GpubackError"}
+ELSEWHERE = {"losses", "schedules", "DivergedError", "GpubackError"}
 """Names of gpuback itself that their own module's entry shows."""
 
 TITLES = {"others": "Other libraries", "arrays": "Your own arrays"}

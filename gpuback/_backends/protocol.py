@@ -415,7 +415,7 @@ class Ops(Protocol):
         """Tell whether two arrays may share memory. False only if they do not."""
         ...
 
-    def any_outside(self, array: Array, highest: int) -> bool:
+    def any_outside(self, array: Array, highest: float) -> bool:
         """Tell whether a label or target lies outside 0 … highest; NaN does not count.
 
         A backend that would have to wait for the data may say False: then a label out of range makes its loss NaN.

@@ -15,7 +15,7 @@ from gpuback import datasets
 from gpuback._cli import FAILED, machine, report, show
 from gpuback._cli import options as o
 from gpuback._cli.predict import load, predict_for
-from gpuback._cli.tasks import default_loss, looks_like_regression
+from gpuback._cli.tasks import default_loss, is_regression, looks_like_regression
 from gpuback._cli.train import Files, train_network
 from gpuback._core.persistence import replacing
 from gpuback._training.optimizers import OPTIMIZERS, Optimizer
@@ -120,7 +120,7 @@ def train(
 
     data = datasets.load(source, target=target, labels=labels)
     loss = loss or default_loss(data)
-    if loss != "squared_error" and looks_like_regression(data):
+    if not is_regression(loss) and looks_like_regression(data):
         warn(f"{data.name} has {data.n_classes} classes; if they are quantities, --loss squared_error is for them")
     result = train_network(
         data,

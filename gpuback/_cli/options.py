@@ -97,9 +97,9 @@ Loss: TypeAlias = Annotated[
     str | None,
     network_option(
         "--loss",
-        help=f"{', '.join(LOSSES)}. The last two read labels as one-hot rows. Exceptions: for binary_cross_entropy, two"
-        " classes are one output, the probability of class 1; for squared_error, whole numbers with more than √N"
-        " different values are a regression.",
+        help=f"{', '.join(LOSSES)}. All but the first read labels as one-hot rows. Exceptions: for binary_cross_entropy"
+        " two classes are one output, the probability of class 1; for squared_error, absolute_error, huber and"
+        " quantile, whole numbers with more than √N different values are a regression; for poisson, all of them are.",
         default="cross_entropy for labels, squared_error for real targets",
     ),
 ]
@@ -108,7 +108,9 @@ CheckLoss: TypeAlias = Annotated[
 ]
 OutputFunction: TypeAlias = Annotated[
     str | None,
-    network_option("--output-function", help="softmax, sigmoid, identity or tanh.", default="what suits the loss"),
+    network_option(
+        "--output-function", help="softmax, sigmoid, identity, tanh or exponential.", default="what suits the loss"
+    ),
 ]
 Dtype: TypeAlias = Annotated[
     str | None,

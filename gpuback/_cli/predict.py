@@ -87,5 +87,5 @@ def predict_for(net: MLP, data: Dataset, *, score: bool) -> Prediction:
     return Prediction(
         outputs,
         predicted_labels(outputs) if net.architecture.loss == "cross_entropy" else None,
-        score_of(net.architecture.loss, outputs, data.y) if score else None,
+        score_of(net.architecture.loss_row, outputs, data.y) if score else None,
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from gpuback._core.losses import LOSSES
+from gpuback._core.losses import LOSSES, Loss
 from gpuback._core.typing import Array
 from gpuback.datasets import Dataset
 from gpuback.errors import DataError, OptionError, ShapeError, require_known
@@ -33,19 +33,26 @@ def default_loss(data: Dataset) -> str:
     return "cross_entropy" if data.task == "classification" else "squared_error"
 
 
+def is_regression(loss: str) -> bool:
+    """Tell whether a loss is one for quantities; False for an unknown name."""
+    return loss in LOSSES and LOSSES[loss].targets in ("values", "counts")
+
+
 def task_of(data: Dataset, loss: str) -> Task:
     """Make the task of a data set and a loss.
 
     Labels stay labels for cross_entropy. For binary_cross_entropy two classes are one output, the probability of class
-    1, and more are one-hot rows. For squared_error they are one-hot rows, unless the data `looks_like_regression`.
+    1, and more are one-hot rows. For losses of quantities they are one-hot rows, unless the data
+    `looks_like_regression`. For poisson they are counts.
 
     Raises:
         OptionError: an unknown loss, or one for classes where the targets are real numbers.
         DataError: there is only one class.
     """
     require_known("loss", loss, LOSSES)
-    if data.task == "regression" or (loss == "squared_error" and looks_like_regression(data)):
-        if loss != "squared_error":
+    counts = LOSSES[loss].targets == "counts"
+    if data.task == "regression" or counts or (is_regression(loss) and looks_like_regression(data)):
+        if not is_regression(loss):
             raise OptionError(
                 f"loss {loss} needs class labels, but the targets of {data.name} are real numbers: use squared_error"
             )
@@ -96,7 +103,7 @@ class Score(NamedTuple):
         return {"accuracy" if self.name == "accuracy" else "r2": self.value}
 
 
-def score_of(loss: str, outputs: Array, y: Array) -> Score:
+def score_of(loss: Loss, outputs: Array, y: Array) -> Score:
     """Compute the accuracy of a classifier, or R² of a regression, averaged over its outputs.
 
     Args:
@@ -108,7 +115,7 @@ def score_of(loss: str, outputs: Array, y: Array) -> Score:
         ShapeError: the outputs and the targets differ in number.
     """
     width = outputs.shape[1]
-    if loss != "squared_error" or (y.dtype.kind in "iu" and width > 1):
+    if loss.targets in ("classes", "probabilities") or (y.dtype.kind in "iu" and width > 1 and y.ndim == 1):
         return Score("accuracy", float(np.mean(predicted_labels(outputs) == y)))
     targets = y.reshape(len(y), -1)
     if targets.shape[1] != width:

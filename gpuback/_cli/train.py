@@ -166,7 +166,7 @@ def train_network(
         n_held_out=len(test),
         training_loss=float(net.loss(x, y)),
         held_out_loss=float(net.loss(data.x[test], task.y[test])),
-        score=score_of(net.architecture.loss, net.ops.to_numpy(net.forward(data.x[test])), data.y[test]),
+        score=score_of(net.architecture.loss_row, net.ops.to_numpy(net.forward(data.x[test])), data.y[test]),
         seconds_per_step=history.seconds / steps if steps else None,
     )
 

@@ -38,7 +38,7 @@ class Activation:
 
     Attributes:
         name: what users write.
-        kernel_id: the number by which CUDA kernels know it.
+        kernel_id: the number by which CUDA kernels know it: below 32 with g' from h, from 32 to 63 with g' from a.
         derivative_from: the array that g' is computed from: "h" = g(a), or "a".
         initialisation: the uniform initialisation that suits it: "he" for rectifiers, "glorot" for the rest.
         forward: (a, h, scratch) → None, h = g(a).
@@ -160,6 +160,16 @@ def softplus_backward(dh: Array, h: Array, scratch: Scratch) -> None:
     np.multiply(dh, slope, out=dh)
 
 
+def exponential(a: Array, h: Array, scratch: Scratch) -> None:
+    """h = e^a."""
+    np.exp(a, out=h)
+
+
+def exponential_backward(dh: Array, h: Array, scratch: Scratch) -> None:
+    """g' = h."""
+    np.multiply(dh, h, out=dh)
+
+
 def gelu(a: Array, h: Array, scratch: Scratch) -> None:
     """h = a·sigmoid(2√(2/π)(a + 0.044715 a³)): the tanh form of gelu, written so that it does not cancel for a ≪ 0."""
     _gelu_argument(a, h)
@@ -233,7 +243,8 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("sigmoid", 4, "h", "glorot", sigmoid, sigmoid_backward),
         Activation("tanh", 5, "h", "glorot", tanh, tanh_backward),
         Activation("softplus", 6, "h", "he", softplus, softplus_backward),
-        Activation("gelu", 7, "a", "he", gelu, gelu_backward),
-        Activation("silu", 8, "a", "he", silu, silu_backward),
+        Activation("exponential", 7, "h", "glorot", exponential, exponential_backward),
+        Activation("gelu", 32, "a", "he", gelu, gelu_backward),
+        Activation("silu", 33, "a", "he", silu, silu_backward),
     )
 }

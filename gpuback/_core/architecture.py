@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from gpuback._core.activations import ACTIVATIONS, Activation
-from gpuback._core.losses import LOSSES, Loss
+from gpuback._core.losses import LOSSES, Loss, OwnLoss, loss_of
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
 from gpuback.errors import OptionError, ShapeError, require_known
@@ -21,12 +21,13 @@ class Architecture:
 
     Attributes:
         activations: one name per hidden layer.
+        loss_row: the loss, with its options.
     """
 
     sizes: tuple[int, ...]
     activations: tuple[str, ...]
     output: str
-    loss: str
+    loss_row: Loss
     precision: Precision
 
     @classmethod
@@ -36,7 +37,7 @@ class Architecture:
         *,
         activation: str | Sequence[str] = "relu",
         output: str | None = None,
-        loss: str = "cross_entropy",
+        loss: object = "cross_entropy",
         dtype: object = "float32",
         allow_tf32: bool = False,
         reproducible: bool = False,
@@ -44,8 +45,9 @@ class Architecture:
         """Check what a user asked for and fill in the defaults.
 
         Raises:
-            OptionError: an unknown name, an output function that the loss does not go with, allow_tf32 without float32,
-                reproducible with float64 or allow_tf32.
+            OptionError: an unknown name, an output function that the loss does not go with, options of the loss for
+                another number of outputs, allow_tf32 without float32, reproducible with float64, allow_tf32 or a loss
+                that is a function.
             ShapeError: fewer than two sizes, a width below 1, or a number of activations other than the number of
                 hidden layers.
         """
@@ -60,17 +62,24 @@ class Architecture:
             )
         for name in (activation, *names) if isinstance(activation, str) else names:
             require_known("activation", name, ACTIVATIONS)
-        require_known("loss", loss, LOSSES)
-        row = LOSSES[loss]
+        row = loss_of(loss)
+        row.check_width(widths[-1])
         if output is None:
             output = row.default_output
-        require_known("output", output, {name for other in LOSSES.values() for name in other.outputs})
-        if output not in row.outputs:
+        own = isinstance(row, OwnLoss)
+        outputs = {name for other in LOSSES.values() for name in other.outputs}
+        require_known("output", output, outputs.union(ACTIVATIONS) if own else outputs)
+        if not row.goes_with(output):
             raise OptionError(
-                f"loss {loss!r} goes with output {' or '.join(map(repr, row.outputs))}, not with {output!r}"
+                f"loss {row.name!r} goes with output {' or '.join(map(repr, row.outputs))}, not with {output!r}"
+            )
+        if own and reproducible:
+            raise OptionError(
+                f"reproducible=True: expected one of gpuback's losses, got the function {row.name!r}, "
+                "whose bits nobody can promise"
             )
         precision = Precision.of(dtype, allow_tf32=allow_tf32, reproducible=bool(reproducible))
-        return cls(widths, names, output, loss, precision)
+        return cls(widths, names, output, row, precision)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields for copy and pickle, without the cached values derived from them."""
@@ -84,17 +93,21 @@ class Architecture:
     def hidden_activations(self) -> list[Activation]:
         return [ACTIVATIONS[name] for name in self.activations]
 
-    @cached_property
-    def loss_row(self) -> Loss:
-        return LOSSES[self.loss]
+    @property
+    def loss(self) -> str:
+        """The loss's name."""
+        return self.loss_row.name
 
     def as_options(self) -> dict[str, Any]:
-        """Return the keyword arguments of `create` that make this architecture again, as JSON can hold them."""
+        """Return the keyword arguments of `create` that make this architecture again, as JSON can hold them.
+
+        A loss that is a function is there by its name alone.
+        """
         return {
             "sizes": list(self.sizes),
             "activation": list(self.activations),
             "output": self.output,
-            "loss": self.loss,
+            "loss": self.loss_row.as_option(),
             "dtype": self.precision.name,
             "allow_tf32": self.precision.tf32,
             "reproducible": self.precision.reproducible,

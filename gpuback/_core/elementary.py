@@ -422,6 +422,7 @@ FORWARD: dict[str, Function] = {
     "sigmoid": sigmoid,
     "tanh": tanh,
     "softplus": softplus,
+    "exponential": exp,
     "gelu": gelu,
     "silu": silu,
 }
@@ -435,6 +436,7 @@ SLOPE: dict[str, Function] = {
     "sigmoid": sigmoid_slope,
     "tanh": tanh_slope,
     "softplus": softplus_slope,
+    "exponential": identity,
     "gelu": gelu_slope,
     "silu": silu_slope,
 }

@@ -1,303 +1,326 @@
-"""The losses: one table from (loss, output function) to a sample's loss and its gradient ∂ℓ/∂a_L.
+"""The losses: what users choose from, by name or with options, and functions of their own.
 
-Each entry *builds* the function that runs per batch, so that buffers, index arrays and views are made once:
-`build(a, losses, scratch, divisor)` takes the output layer's pre-activations a (B, n), an array for the samples' losses
-(B,) and scratch like a, and returns `run(y)`, which writes ℓ_b into `losses` and overwrites a by ∂ℓ_b/∂a_b / divisor.
-The caller sums over the batch and applies the sample weights. Rows do not affect each other here.
-
-Canonical pairs (softmax + cross-entropy, sigmoid + binary cross-entropy, identity + squared error) are one expression
-each, ŷ − e(y). Squared error behind a softmax, sigmoid or tanh goes through that function's whole Jacobian, (∂ŷ/∂a)ᵀ (ŷ
-− y).
-
-`a` may be C- or Fortran-contiguous. Fortran order (each class contiguous) makes sums over a few classes vector
-operations.
+`LOSSES` holds one row for each name, with the default options. `Loss.outputs` leads from there to the formulas on NumPy
+(`loss_formulas.py`); CUDA kernels know a loss by its number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gpuback._core.activations import ACTIVATIONS, sigmoid
-from gpuback._core.chained_sums import bind_sum_rows
-from gpuback._core.scratch import Scratch, bind
+from gpuback._core import loss_formulas as formulas
+from gpuback._core import own_loss
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.loss_formulas import Build, Run
+from gpuback._core.own_loss import LossFunction
+from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
+from gpuback._core.validation import in_range, number, positive
+from gpuback.errors import OptionError, unknown_name
 
-Run = Callable[[Array], None]
-Build = Callable[[Array, Array, Scratch, float], Run]
 
-
-@dataclass(frozen=True, slots=True)
 class Loss:
-    """One loss.
+    """One loss with its options, which do not change. Losses of one kind with the same options are equal.
 
     Attributes:
         name: what users write.
-        kernel_id: the number by which CUDA kernels know it.
-        targets: "classes" (integer labels (B,) or probability rows), "probabilities" in [0, 1], or any real "values".
-        outputs: the output functions it goes with, the default first.
+        kernel_id: the number by which CUDA kernels know it; None if there is no kernel.
+        targets: "classes" (integer labels (B,) or probability rows), "probabilities" in [0, 1], "counts" ≥ 0, any real
+            "values", or of a function its "own": B rows of whatever it reads.
+        outputs: the output functions it goes with, the default first, and the formulas on NumPy.
     """
 
     name: str
-    kernel_id: int
-    targets: Literal["classes", "probabilities", "values"]
+    kernel_id: int | None
+    targets: Literal["classes", "probabilities", "counts", "values", "own"]
     outputs: Mapping[str, Build]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments that make this loss again, as JSON can hold them."""
+        return {}
 
     @property
     def default_output(self) -> str:
         return next(iter(self.outputs))
 
+    def goes_with(self, output: str) -> bool:
+        """Say whether the loss can follow an output function."""
+        return output in self.outputs
 
-class Softmax:
-    """ŷ = softmax(a), row by row, in steps, because cross-entropy needs the values in between.
+    def check_width(self, width: int) -> None:
+        """Raise OptionError if an option is for another number of outputs."""
 
-    Attributes:
-        total: (B,) Σ_j e^z_j, after `exponentials`.
-    """
+    def parameters(self, width: int) -> NDArray[np.float64] | None:
+        """Return the numbers that kernels read for an output layer of this width: rows (…, width), or None."""
+        return None
 
-    def __init__(self, a: Array, out: Array, divisor: float = 1.0) -> None:
-        """Args: a: (B, n) pre-activations; out: (B, n), may be a; divisor: of the result."""
-        maximum, self.total, divisors = (np.empty(len(a), a.dtype) for _ in range(3))
-        self._sum = bind_sum_rows(out)
-        self._scale_total = bind(np.multiply, self.total, _constant(divisor, a), out=divisors)
-        axis, of_rows = 1, (maximum[:, None], divisors[:, None])
-        if a.flags.f_contiguous and out.flags.f_contiguous:  # the same, with NumPy's inner loops over samples
-            axis, of_rows, a, out = 0, (maximum, divisors), a.T, out.T
-        self._find_maximum = partial(np.maximum.reduce, a, axis, None, maximum)
-        self._subtract_maximum = bind(np.subtract, a, of_rows[0], out=out)
-        self._exp = bind(np.exp, out, out=out)
-        self._divide = bind(np.divide, out, of_rows[1], out=out)
+    def bind(self, output: str, a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
+        """Bind the formula on NumPy to its buffers; see `gpuback._core.loss_formulas`."""
+        parameters = self.parameters(a.shape[1])
+        in_dtype = None if parameters is None else parameters.astype(a.dtype)
+        return self.outputs[output](a, losses, scratch, divisor, in_dtype)
 
-    def shift(self) -> None:
-        """out = z = a − max_j a_j, so that no exponential overflows."""
-        self._find_maximum()
-        self._subtract_maximum()
+    def as_option(self) -> Any:
+        """Return what `loss_of` makes this loss of again, as JSON can hold it: the name alone if that is enough."""
+        return self.name if self == LOSSES.get(self.name) else {"name": self.name, **self.options}
 
-    def exponentials(self) -> None:
-        """out = e^z."""
-        self._exp()
-        self._sum(self.total)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loss) and type(self) is type(other) and self.options == other.options
 
-    def divide(self) -> None:
-        """out = out / (divisor Σ_j e^z_j)."""
-        self._scale_total()
-        self._divide()
+    def __hash__(self) -> int:
+        return hash((type(self), self.name))
 
-    def normalise(self) -> None:
-        """From z: out = ŷ / divisor."""
-        self.exponentials()
-        self.divide()
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
 
-def _constant(value: float, like: Array) -> Array:
-    """Make an array without axes of a number: ufuncs start faster on it than on a Python number."""
-    return np.array(value, like.dtype)
+class CrossEntropy(Loss):
+    """ℓ = −Σ_j t_j log ŷ_j, behind softmax, with t = e(y) for a label y, or t = y for a row of probabilities.
 
-
-def softmax_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
-    """ℓ = −Σ_j y_j log ŷ_j with ŷ = softmax(a); ∂ℓ/∂a = ŷ − e(y), or (Σ_j y_j) ŷ − y for rows of probabilities.
-
-    With z = a − max a and s = Σ_j e^z_j, −log ŷ_j = log s − z_j, which is never negative: logits of ±10⁴ are harmless.
-    """
-    of_labels = _of_labels(a, losses, Softmax(a, a, divisor), divisor)
-    of_probabilities = _of_probabilities(a, losses, Softmax(a, a), scratch.a, divisor)
-
-    def run(y: Array) -> None:
-        if y.ndim == 1:
-            of_labels(y)
-        else:
-            of_probabilities(y)
-
-    return run
-
-
-def _of_labels(z: Array, losses: Array, softmax: Softmax, divisor: float) -> Run:
-    """ℓ_b = log s_b − z_b[y_b], and a becomes ŷ/divisor − e(y)/divisor: each term is divided separately."""
-    row_stride, class_stride = (stride // z.itemsize for stride in z.strides)
-    stride, one = np.array(class_stride, np.intp), _constant(1.0 / divisor, z)
-    flat = z.reshape(-1, order="A")  # a view, in the order of memory
-    first_of_row = np.arange(len(z), dtype=np.intp) * row_stride
-    own = np.empty_like(first_of_row)
-    picked = np.empty_like(losses)
-    pick = partial(flat.take, own, None, picked, "clip")  # labels were checked; "raise" would buffer the output
-    operations = (
-        bind(np.add, own, first_of_row, out=own),
-        pick,
-        softmax.exponentials,
-        bind(np.log, softmax.total, out=losses),
-        bind(np.subtract, losses, picked, out=losses),
-        softmax.divide,
-        pick,
-        bind(np.subtract, picked, one, out=picked),
-        partial(flat.__setitem__, own, picked),
-    )
-
-    def run(y: Array) -> None:
-        softmax.shift()
-        np.multiply(y, stride, out=own)
-        for operation in operations:
-            operation()
-
-    return run
-
-
-def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array, divisor: float) -> Run:
-    """ℓ_b = Σ_j y_bj (log s_b − z_bj), and from a to ((Σ_j y_bj) ŷ − y) / divisor."""
-    total = np.empty_like(losses)
-    sum_scratch = bind_sum_rows(scratch)
-
-    def run(y: Array) -> None:
-        softmax.shift()
-        np.copyto(scratch, z)
-        softmax.normalise()
-        np.log(softmax.total, out=total)
-        np.subtract(total[:, None], scratch, out=scratch)
-        np.multiply(scratch, y, out=scratch)
-        sum_scratch(losses)
-        np.copyto(scratch, y)
-        sum_scratch(total)
-        np.multiply(z, total[:, None], out=z)
-        np.subtract(z, y, out=z)
-        np.divide(z, divisor, out=z)
-
-    return run
-
-
-def sigmoid_binary_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
-    """ℓ = −Σ_j (y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j)) with ŷ = sigmoid(a); ∂ℓ/∂a = ŷ − y.
-
-    Term j is (max(a, 0) − a y) + log1p(e^−|a|). No logarithm is taken of a number that has rounded to 0 or 1. If y is 0
-    or 1 and a agrees, the first part is exactly 0.
-    """
-    term, other = scratch.a, scratch.b
-    sum_terms = bind_sum_rows(term)
-
-    def run(y: Array) -> None:
-        np.maximum(a, scratch.zeros, out=term)
-        np.multiply(a, y, out=other)
-        np.subtract(term, other, out=term)
-        np.abs(a, out=other)
-        np.negative(other, out=other)
-        np.exp(other, out=other)
-        np.log1p(other, out=other)
-        np.add(term, other, out=term)
-        sum_terms(losses)
-        sigmoid(a, a, scratch)
-        np.subtract(a, y, out=a)
-        np.divide(a, divisor, out=a)
-
-    return run
-
-
-def identity_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
-    """ℓ = ½ Σ_j (a_j − y_j)²; ∂ℓ/∂a = a − y."""
-    half_squares = _bind_half_squares(a, losses, scratch.a)
-
-    def run(y: Array) -> None:
-        np.subtract(a, y, out=a)
-        half_squares()
-        np.divide(a, divisor, out=a)
-
-    return run
-
-
-def elementwise_squared_error(name: str) -> Build:
-    """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = g(a) element by element: the Jacobian is diagonal, ∂ℓ/∂a = (ŷ − y) ⊙ g'(a)."""
-    activation = ACTIVATIONS[name]
-
-    def build(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
-        outputs = np.empty_like(a)
-        half_squares = _bind_half_squares(a, losses, scratch.a)
-
-        through_output = bind_through_output(name, outputs, a, scratch)
-
-        def run(y: Array) -> None:
-            activation.forward(a, outputs, scratch)
-            np.subtract(outputs, y, out=a)
-            half_squares()
-            through_output()
-            np.divide(a, divisor, out=a)
-
-        return run
-
-    return build
-
-
-def softmax_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
-    """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = softmax(a).
-
-    The Jacobian is diag(ŷ) − ŷ ŷᵀ, so with r = ŷ − y, ∂ℓ/∂a = ŷ ⊙ (r − Σ_j r_j ŷ_j).
-    """
-    outputs = np.empty_like(a)
-    softmax = Softmax(a, outputs)
-    half_squares = _bind_half_squares(a, losses, scratch.a)
-    through_output = bind_through_output("softmax", outputs, a, scratch)
-
-    def run(y: Array) -> None:
-        softmax.shift()
-        softmax.normalise()
-        np.subtract(outputs, y, out=a)
-        half_squares()
-        through_output()
-        np.divide(a, divisor, out=a)
-
-    return run
-
-
-def bind_through_output(name: str, source: Array, delta: Array, scratch: Scratch) -> Callable[[], None]:
-    """Return a function that turns delta = ∂ℓ/∂ŷ into ∂ℓ/∂a = Jᵀ delta in place, J = ∂ŷ/∂a of one output function.
+    With label smoothing ε and class weights c, t_j = c_j ((1 − ε) e(y)_j + ε/n_L). Of a label, without smoothing, this
+    is the sample weight c_y. The divisor of the batch's mean stays B: `torch.nn.CrossEntropyLoss(weight=c)` divides by
+    Σ_b c_{y_b} unless its reduction is "sum".
 
     Args:
-        name: of the output function: "softmax" or an activation.
-        source: ŷ (B, n); or a, if the activation's derivative is computed from it; None for the identity.
-        delta: (B, n).
-        scratch: like delta.
+        label_smoothing: ε, from 0 to below 1.
+        class_weight: c, a finite number ≥ 0 for each class; None for 1.
+
+    Raises:
+        OptionError: an option is out of range.
+
+    Source: Szegedy et al., Rethinking the Inception architecture, 2016 (label smoothing).
     """
-    if name != "softmax":
-        return partial(ACTIVATIONS[name].backward, delta, source, scratch)
-    product, dot = scratch.a, np.empty(len(delta), delta.dtype)
-    sum_product = bind_sum_rows(product)
 
-    def through_softmax() -> None:
-        np.multiply(delta, source, out=product)
-        sum_product(dot)
-        np.subtract(delta, dot[:, None], out=delta)
-        np.multiply(delta, source, out=delta)
+    name, targets = "cross_entropy", "classes"
 
-    return through_softmax
+    def __init__(self, *, label_smoothing: float = 0.0, class_weight: Iterable[float] | None = None) -> None:
+        self.label_smoothing = in_range("label_smoothing", label_smoothing, 0.0, 1.0)
+        self.class_weight = None if class_weight is None else numbers("class_weight", class_weight)
+        if self.class_weight is not None and not all(0.0 <= c < math.inf for c in self.class_weight):
+            raise OptionError(f"class_weight: expected finite numbers ≥ 0, got {list(self.class_weight)}")
+        plain = self.label_smoothing == 0.0 and self.class_weight is None
+        self.kernel_id = 0 if plain else 7
+        self.outputs = {"softmax": formulas.softmax_cross_entropy if plain else formulas.weighted_cross_entropy}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        weight = None if self.class_weight is None else list(self.class_weight)
+        return {"label_smoothing": self.label_smoothing, "class_weight": weight}
+
+    def check_width(self, width: int) -> None:
+        if self.class_weight is not None and len(self.class_weight) != width:
+            raise OptionError(
+                f"class_weight: expected {width} numbers, one for each output, got {len(self.class_weight)}"
+            )
+
+    def parameters(self, width: int) -> NDArray[np.float64] | None:
+        """Return (2, n): c_j (1 − ε) and c_j ε/n; t is the first times e(y), plus the second."""
+        if self.kernel_id == 0:
+            return None
+        weight = np.ones(width) if self.class_weight is None else np.array(self.class_weight)
+        return np.stack([weight * (1.0 - self.label_smoothing), weight * (self.label_smoothing / width)])
 
 
-def _bind_half_squares(residual: Array, losses: Array, squares: Array) -> Callable[[], None]:
-    """losses_b = ½ Σ_j residual_bj²."""
-    sum_squares = bind_sum_rows(squares)
+class BinaryCrossEntropy(Loss):
+    """ℓ = −Σ_j (y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j)), behind sigmoid, for y_j in [0, 1]."""
 
-    def run() -> None:
-        np.multiply(residual, residual, out=squares)
-        sum_squares(losses)
-        np.multiply(losses, 0.5, out=losses)
+    name, kernel_id, targets = "binary_cross_entropy", 1, "probabilities"
+    outputs: Mapping[str, Build] = {"sigmoid": formulas.sigmoid_binary_cross_entropy}
 
-    return run
+
+class SquaredError(Loss):
+    """ℓ = ½ Σ_j (ŷ_j − y_j)²."""
+
+    name, kernel_id, targets = "squared_error", 2, "values"
+    outputs: Mapping[str, Build] = {
+        "identity": formulas.identity_squared_error,
+        "softmax": formulas.softmax_squared_error,
+        "sigmoid": formulas.elementwise_squared_error("sigmoid"),
+        "tanh": formulas.elementwise_squared_error("tanh"),
+    }
+
+
+ELEMENTWISE = ("identity", "sigmoid", "tanh")
+"""The output functions of losses that are a sum over the outputs, without a formula of their own for softmax."""
+
+
+class AbsoluteError(Loss):
+    """ℓ = Σ_j |ŷ_j − y_j|. Its derivative is the residual's sign, 0 at 0."""
+
+    name, kernel_id, targets = "absolute_error", 3, "values"
+    outputs: Mapping[str, Build] = {output: formulas.elementwise(output, formulas.absolute) for output in ELEMENTWISE}
+
+
+class Huber(Loss):
+    """ℓ = Σ_j c_j (r_j − c_j/2), r = ŷ − y, with c = r clipped to ±δ: ½ r² near 0, δ (|r| − δ/2) beyond δ.
+
+    Args:
+        delta: δ, more than 0.
+
+    Raises:
+        OptionError: δ is no finite number > 0.
+
+    Source: Huber, Robust estimation of a location parameter, 1964.
+    """
+
+    name, kernel_id, targets = "huber", 4, "values"
+    outputs: Mapping[str, Build] = {output: formulas.elementwise(output, formulas.huber) for output in ELEMENTWISE}
+
+    def __init__(self, delta: float = 1.0) -> None:
+        self.delta = positive("delta", delta)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"delta": self.delta}
+
+    def parameters(self, width: int) -> NDArray[np.float64]:
+        """Return (n,), δ."""
+        return np.full(width, self.delta)
+
+
+class Quantile(Loss):
+    """ℓ = Σ_j max(q_j r_j, (q_j − 1) r_j), r = y − ŷ, the pinball loss: ŷ_j becomes the q_j-quantile of y_j.
+
+    With several q, targets may also be (B,) or (B, 1): then each output is another quantile of the same number.
+
+    Args:
+        q: a number between 0 and 1, or one for each output.
+
+    Raises:
+        OptionError: a q is not between 0 and 1.
+
+    Source: Koenker and Bassett, Regression quantiles, 1978.
+    """
+
+    name, kernel_id, targets = "quantile", 5, "values"
+    outputs: Mapping[str, Build] = {output: formulas.elementwise(output, formulas.quantile) for output in ELEMENTWISE}
+
+    def __init__(self, q: float | Iterable[float] = 0.5) -> None:
+        self.q = (number(q),) if isinstance(q, (int, float, np.number)) else numbers("q", q)
+        if not self.q or not all(0.0 < one < 1.0 for one in self.q):
+            raise OptionError(f"q: expected a number between 0 and 1, or one for each output, got {q!r}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"q": self.q[0] if len(self.q) == 1 else list(self.q)}
+
+    def check_width(self, width: int) -> None:
+        if len(self.q) not in (1, width):
+            raise OptionError(f"q: expected one number, or {width}, one for each output, got {len(self.q)}")
+
+    def parameters(self, width: int) -> NDArray[np.float64]:
+        """Return (2, n), 1 − q and q."""
+        q = np.broadcast_to(np.array(self.q), width)
+        return np.stack([1.0 - q, q])
+
+
+class Poisson(Loss):
+    """ℓ = Σ_j y_j log(y_j/ŷ_j) − y_j + ŷ_j, half the Poisson deviance, behind ŷ = e^a, for counts y_j ≥ 0."""
+
+    name, kernel_id, targets = "poisson", 6, "counts"
+    outputs: Mapping[str, Build] = {"exponential": formulas.exponential_poisson}
 
 
 LOSSES: dict[str, Loss] = {
     row.name: row
     for row in (
-        Loss("cross_entropy", 0, "classes", {"softmax": softmax_cross_entropy}),
-        Loss("binary_cross_entropy", 1, "probabilities", {"sigmoid": sigmoid_binary_cross_entropy}),
-        Loss(
-            "squared_error",
-            2,
-            "values",
-            {
-                "identity": identity_squared_error,
-                "softmax": softmax_squared_error,
-                "sigmoid": elementwise_squared_error("sigmoid"),
-                "tanh": elementwise_squared_error("tanh"),
-            },
-        ),
+        CrossEntropy(),
+        BinaryCrossEntropy(),
+        SquaredError(),
+        AbsoluteError(),
+        Huber(),
+        Quantile(),
+        Poisson(),
     )
 }
+
+
+class OwnLoss(Loss):
+    """A function of the user's as a loss; of a file without its function, only the name.
+
+    Args:
+        function: see `LossFunction`; None if it is not there.
+        name: of the function; by default its own.
+    """
+
+    kernel_id, targets, outputs, default_output = None, "own", {}, "identity"
+
+    def __init__(self, function: LossFunction | None, name: str | None = None) -> None:
+        self.function = function
+        self.name = _name_of(function) if name is None else name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"function": self.name}
+
+    def goes_with(self, output: str) -> bool:
+        return output == "softmax" or output in ACTIVATIONS
+
+    def bind(self, output: str, a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
+        return own_loss.bind(self.function, self.name, output, a, losses, scratch, divisor)
+
+    def as_option(self) -> Any:
+        return self.options
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnLoss) and (self.function, self.name) == (other.function, other.name)
+
+    __hash__ = Loss.__hash__
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _name_of(function: object) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def loss_of(option: object) -> Loss:
+    """Make a loss of a name, of a `Loss`, of a function, or of what `Loss.as_option` returned.
+
+    Raises:
+        OptionError: an unknown name, or none of these.
+    """
+    if isinstance(option, Loss):
+        return option
+    if isinstance(option, str):
+        if option not in LOSSES:
+            raise unknown_name("loss", option, LOSSES)
+        return LOSSES[option]
+    if isinstance(option, Mapping):
+        if set(option) == {"function"}:
+            return OwnLoss(None, str(option["function"]))
+        row = loss_of(option.get("name"))
+        try:
+            return type(row)(**{name: value for name, value in option.items() if name != "name"})
+        except TypeError:
+            raise OptionError(f"loss {row.name!r}: expected options {list(row.options)}, got {dict(option)}") from None
+    if isinstance(option, type) and issubclass(option, Loss):
+        raise OptionError(f"loss: expected an object such as {option.__name__}(), got the class {option.__name__}")
+    if callable(option):
+        return OwnLoss(option)
+    raise OptionError(
+        f"loss: expected a name ({', '.join(LOSSES)}), an object of gpuback.losses or a function of (ŷ, y), "
+        f"got {option!r}"
+    )
+
+
+def numbers(name: str, values: Iterable[float]) -> tuple[float, ...]:
+    """Return one or more numbers as Python floats, NaN for what is no number.
+
+    Raises:
+        OptionError: it is no sequence.
+    """
+    try:
+        return tuple(number(value) for value in values)
+    except TypeError:
+        raise OptionError(f"{name}: expected a sequence of numbers, got {values!r}") from None

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.losses import AbsoluteError, BinaryCrossEntropy, CrossEntropy, Huber, Quantile, SquaredError
 from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array, ArrayLike
@@ -24,6 +25,10 @@ FORMULA_LIMIT = 1e-6
 
 DIRECTIONS = 4
 """Random directions per block: each sees an error in any of the block's elements."""
+
+
+NEARBY = 1e-6
+"""How far the output layer is moved, relative to the bound of its error, to see what its gradient does."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ def check_gradients(
     For each block (every W_k, b_k, and the inputs) the loss of a float64 twin of the network is differenced along
     random directions and compared with the twin's gradient. Then the network's own gradient, in its own dtype, is
     compared with the twin's. Finite differences are meaningless across a kink, so samples with a pre-activation that
-    changes sign on the way are left out.
+    changes sign on the way are left out, as are
+    those on a kink of the loss. Where a function that is the loss has kinks is not known.
 
     Args:
         net, x, y, sample_weight: as `MLP.value_and_grad` takes them; tens of samples are enough.
@@ -143,7 +149,8 @@ def check_gradients(
 
 def _float64_twin(net: MLP) -> MLP:
     """Make the same function in float64, with parameters as the network's products read them."""
-    options = net.architecture.as_options() | {"dtype": "float64", "allow_tf32": False, "reproducible": False}
+    exact = {"dtype": "float64", "allow_tf32": False, "reproducible": False, "loss": net.architecture.loss_row}
+    options = net.architecture.as_options() | exact
     twin = MLP(**options, backend="numpy", seed=0)
     twin.theta[:] = net.ops.to_numpy(net.theta)
     if net.architecture.precision.sixteen_bit:
@@ -164,15 +171,21 @@ def _rows_away_from_kinks(
     directions: list[list[NDArray[np.float64]]],
     step: float,
 ) -> NDArray[np.bool_]:
-    """Find samples whose pre-activations keep their signs within the steps, where the activation has a kink at 0."""
+    """Find samples that stay on their side of every kink of an activation or of the loss within the steps."""
     kinked = [k for k, name in enumerate(twin.architecture.activations, 1) if ACTIVATIONS[name].kinks]
     smooth = np.ones(len(samples), bool)
-    if not kinked:
+    row = twin.architecture.loss_row
+    if not kinked and not isinstance(row, (AbsoluteError, Huber, Quantile)):
         return smooth
 
     def signs() -> list[NDArray[np.bool_]]:
         trace = twin.trace(samples, targets)
-        return [trace.a[k] > 0 for k in kinked]
+        sides = [trace.a[k] > 0 for k in kinked]
+        if isinstance(row, (AbsoluteError, Quantile)):
+            sides.append(trace.output > targets)
+        elif isinstance(row, Huber):
+            sides.append(np.abs(trace.output - targets) > row.delta)
+        return sides
 
     here = signs()
     for (_, view), along in zip(blocks, directions, strict=True):
@@ -252,12 +265,7 @@ def _rounding_bounds(
         a_error.append((h_error[k - 1] + h[k - 1]) @ W[k].T + b[k])
         h_error.append(slopes[k] * a_error[k] + h[k] if k < depth else nothing)
 
-    y = np.zeros_like(t.output)
-    if targets.ndim == 1:
-        y[np.arange(batch_size), targets] = 1
-    else:
-        y[...] = targets
-    error = (a_error[depth] + np.abs(t.output) + np.abs(y)) / batch_size
+    error = _loss_error(twin, t, targets, a_error[depth]) / batch_size
     if weight is not None:
         error *= np.abs(weight)[:, None]
     bounds: list[NDArray[np.float64]] = []
@@ -268,6 +276,39 @@ def _rounding_bounds(
         if k > 1:  # g' is good to absolute error, and the pre-activation that it belongs to is off as well
             error = slopes[k - 1] * error + dh[k - 1] * (1 + a_error[k - 1])
     return [*bounds, error]
+
+
+def _loss_error(twin: MLP, t: Trace, targets: NDArray[Any], a_error: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bound the error of ∂ℓ_b/∂a_b, (B, n_L), where a is off by `a_error`.
+
+    For canonical pairs it is ŷ − y. For other losses it is seen from what ∂ℓ/∂a does if a and y move that little.
+    """
+    row, output = twin.architecture.loss_row, twin.architecture.output
+    if isinstance(row, (CrossEntropy, BinaryCrossEntropy, SquaredError)) and row.parameters(t.output.shape[1]) is None:
+        y = np.zeros_like(t.output)
+        if targets.ndim == 1:
+            y[np.arange(len(y)), targets] = 1
+        else:
+            y[...] = targets
+        error: NDArray[np.float64] = a_error + np.abs(t.output) + np.abs(y)
+        return error
+
+    def gradient(a: NDArray[np.float64], y: NDArray[Any]) -> NDArray[np.float64]:
+        delta = a.copy()
+        row.bind(output, delta, np.empty(len(a)), Scratch(delta), 1.0)(y)
+        return delta
+
+    a, rng = t.a[-1], np.random.Generator(np.random.PCG64(0))
+    with twin.ops.scope():
+        exact = gradient(a, targets)
+        error = np.abs(exact)
+        for _ in range(DIRECTIONS):
+            moved = a + NEARBY * rng.choice((-1.0, 1.0), a.shape) * (a_error + np.abs(a))
+            y = targets
+            if targets.dtype.kind == "f":
+                y = targets * (1.0 + NEARBY * rng.choice((-1.0, 1.0), targets.shape))
+            np.maximum(error, np.abs(exact) + np.abs(gradient(moved, y) - exact) / NEARBY, out=error)
+    return error
 
 
 def _slopes(twin: MLP, t: Trace) -> list[NDArray[np.float64]]:

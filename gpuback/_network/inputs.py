@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
+from gpuback._core.losses import OwnLoss, Quantile
+from gpuback._core.own_loss import require_function
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._network.backprop import empty_gradients
@@ -13,6 +17,9 @@ from gpuback.errors import DtypeError, LabelError, OptionError, ShapeError
 
 LABELS = np.dtype(np.intp)
 """The dtype in which losses read class labels."""
+
+MOST_COUNTS = 2**63 - 1
+"""The largest integer of the dtype in which `Ops.any_outside` compares integers."""
 
 
 def as_batch(
@@ -43,32 +50,49 @@ def as_samples(x: ArrayLike, architecture: Architecture, ops: Ops) -> Array:
 
 
 def as_targets(y: ArrayLike, architecture: Architecture, batch_size: int, ops: Ops) -> Array:
-    """Return y as the loss reads it: integer labels (B,) or rows (B, n_L).
+    """Return y as the loss reads it: integer labels (B,), rows (B, n_L), or B rows of anything for a function.
 
     Raises:
-        ShapeError: neither of these shapes, or another number of samples than x has.
+        ShapeError: none of these shapes, or another number of samples than x has.
         DtypeError: class labels that are not integers.
-        LabelError: a label outside 0 … n_L − 1, or a probability outside [0, 1].
+        LabelError: a label outside 0 … n_L − 1, a probability outside [0, 1], or a count below 0.
+        OptionError: the loss was a function, which the network was loaded without.
     """
-    width, kind = architecture.sizes[-1], architecture.loss_row.targets
+    width, row = architecture.sizes[-1], architecture.loss_row
+    kind = row.targets
     targets = ops.to_array(y, "y")
+    if isinstance(row, OwnLoss):
+        return _as_own(targets, row, architecture, batch_size, ops)
     if kind == "classes" and targets.ndim == 1:
         return _as_labels(targets, width, batch_size, ops)
-    if kind != "classes" and width == 1 and targets.ndim == 1:
+    one = width == 1 or (isinstance(row, Quantile) and len(row.q) > 1)
+    if kind != "classes" and one and targets.ndim == 1:
         targets = targets[:, None]
+    if one and targets.shape == (batch_size, 1):
+        targets = np.broadcast_to(targets, (batch_size, width))
     if targets.shape != (batch_size, width):
         shapes = f"({batch_size}, {width})"
         if kind == "classes":
             shapes = f"({batch_size},) of integer labels or {shapes} of probabilities"
-        elif width == 1:
+        elif one:
             shapes = f"({batch_size},) or {shapes}"
         raise ShapeError(f"y: expected shape {shapes} for loss {architecture.loss!r}, got {targets.shape}")
-    if kind != "values" and ops.any_outside(targets, 1):
+    if kind == "counts" and ops.any_outside(targets, MOST_COUNTS if targets.dtype.kind in "iu" else math.inf):
+        raise LabelError(f"y: expected numbers ≥ 0 for loss {architecture.loss!r}, got {targets.min()}")
+    if kind in ("classes", "probabilities") and ops.any_outside(targets, 1):
         raise LabelError(
             f"y: expected probabilities in [0, 1] for loss {architecture.loss!r}, "
             f"got {targets.min()} to {targets.max()}"
         )
     return ops.asarray(targets, architecture.precision.accumulator, "y")
+
+
+def _as_own(y: Array, loss: OwnLoss, architecture: Architecture, batch_size: int, ops: Ops) -> Array:
+    """Return B rows of whatever a function reads: floats in θ's dtype, other numbers in their own."""
+    require_function(loss.function, loss.name)
+    if y.ndim == 0 or len(y) != batch_size:
+        raise ShapeError(f"y: expected {batch_size} rows, one per sample of x, got shape {y.shape}")
+    return ops.asarray(y, y.dtype if y.dtype.kind in "biu" else architecture.precision.accumulator, "y")
 
 
 def _as_labels(y: Array, n_classes: int, batch_size: int, ops: Ops) -> Array:

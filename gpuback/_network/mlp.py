@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Any
@@ -14,6 +14,8 @@ from gpuback._backends.protocol import Ops
 from gpuback._backends.registry import ops_for
 from gpuback._core import persistence
 from gpuback._core.architecture import Architecture
+from gpuback._core.losses import Loss
+from gpuback._core.own_loss import LossFunction
 from gpuback._core.parameters import Gradients as Gradients
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
@@ -35,10 +37,14 @@ class MLP:
         sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
         activation: g by name, one for all hidden layers or one for each: identity, relu, leaky_relu, elu, sigmoid,
             tanh, softplus, gelu, silu.
-        output: O: "softmax", "identity", "sigmoid" or "tanh". The default follows from the loss: softmax for
-            cross_entropy, sigmoid for binary_cross_entropy, identity for squared_error, which goes with any of them.
-        loss: "cross_entropy" (targets: integer labels (B,) or probability rows (B, n_L)), "binary_cross_entropy" ((B,
-            n_L) in [0, 1]) or "squared_error" ((B, n_L); ½ Σ_j (ŷ_j − y_j)² per sample).
+        output: O. The default follows from the loss: "softmax" for cross_entropy, "sigmoid" for binary_cross_entropy,
+            "exponential" for poisson, else "identity". squared_error, absolute_error, huber and quantile also go with
+            "sigmoid" and "tanh", squared_error with "softmax" too, and a function with softmax and any activation.
+        loss: a name, an object of `gpuback.losses`, whose options a name leaves at their defaults, or a function.
+            "cross_entropy" (targets: integer labels (B,) or probability rows (B, n_L)), "binary_cross_entropy" ((B,
+            n_L) in [0, 1]), "squared_error" ((B, n_L); ½ Σ_j (ŷ_j − y_j)² per sample), "absolute_error", "huber",
+            "quantile" (the same targets) or "poisson" ((B, n_L) ≥ 0). A function of (ŷ, y) returns the samples' losses
+            (B,) and ∂ℓ/∂ŷ (B, n_L); its targets are B rows of whatever it reads. See docs/own-loss.md.
         dtype: the operands of products are rounded to it: float64, float32, bfloat16 or float16. θ, gradients and sums
             are float64 for float64, else float32.
         allow_tf32: float32 products may round their operands to TF32 (11 significant bits).
@@ -65,7 +71,7 @@ class MLP:
         *,
         activation: str | Sequence[str] = "relu",
         output: str | None = None,
-        loss: str = "cross_entropy",
+        loss: str | Loss | Mapping[str, Any] | LossFunction = "cross_entropy",
         dtype: object = "float32",
         allow_tf32: bool = False,
         backend: str = "auto",
@@ -164,6 +170,8 @@ class MLP:
     def __repr__(self) -> str:
         options = self._architecture.as_options()
         sizes = options.pop("sizes")
+        if not isinstance(options["loss"], str):
+            options["loss"] = self._architecture.loss_row
         arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
         return f"MLP({sizes}, {arguments}, backend={self.backend!r})"
 
@@ -377,7 +385,10 @@ class MLP:
         return MLP._of(self._architecture, backend, self._ops.to_numpy(self._theta))
 
     def save(self, path: PathLike) -> None:
-        """Write θ and the architecture to a safetensors file, first beside it and then renamed into place."""
+        """Write θ and the architecture to a safetensors file, first beside it and then renamed into place.
+
+        Of a loss that is a function, the file holds the name: give `load` the function again.
+        """
         persistence.write(
             path,
             {"theta": self._ops.to_numpy(self._theta)},
@@ -386,12 +397,24 @@ class MLP:
         )
 
     @classmethod
-    def load(cls, path: PathLike, backend: str = "auto") -> MLP:
+    def load(
+        cls,
+        path: PathLike,
+        backend: str = "auto",
+        loss: str | Loss | Mapping[str, Any] | LossFunction | None = None,
+    ) -> MLP:
         """Read the network that `save` wrote.
+
+        Args:
+            path: the file.
+            backend: as MLP's.
+            loss: a loss in place of the file's, as MLP takes it. Where the file's was a function, the network predicts
+                without it, and raises when its loss is asked for.
 
         Raises:
             FileNotFoundError: there is no such file.
             FileFormatError: it is cut short, tampered with, or not a gpuback model.
+            OptionError: `loss` does not go with the network.
             BackendError: the backend cannot be used here.
         """
         arrays, metadata = persistence.read(path, kind="model")
@@ -408,6 +431,8 @@ class MLP:
                 f"{os.fspath(path)}: expected theta of shape {expected[0]} and dtype {expected[1]} for sizes "
                 f"{architecture.sizes}, got {theta.shape} and {theta.dtype}"
             )
+        if loss is not None:
+            architecture = Architecture.create(**architecture.as_options() | {"loss": loss})
         return cls._of(architecture, backend, theta)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ LOSSES = {"identity": "squared_error", "softmax": "cross_entropy", "sigmoid": "b
 def from_torch(
     module: nn.Module,
     *,
-    loss: str | None = None,
+    loss: Any = None,
     dtype: object = None,
     allow_tf32: bool = False,
     reproducible: bool = False,
@@ -60,7 +60,7 @@ def from_torch(
         loss: by default one that goes with the chain's last function: cross_entropy with Softmax,
             binary_cross_entropy with Sigmoid, else squared_error. A chain that ends with Linear and is trained with
             `nn.CrossEntropyLoss` or `nn.BCEWithLogitsLoss` has loss "cross_entropy" or "binary_cross_entropy":
-            `forward` then gives the softmax or sigmoid of its scores.
+            `forward` then gives the softmax or sigmoid of its scores. Any other that `gpuback.MLP` takes, too.
         dtype: operands are rounded to it; the parameters' dtype by default (a `FusedMLP`'s own `dtype`).
         allow_tf32, reproducible, backend: as `gpuback.MLP`'s.
 
@@ -110,6 +110,9 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
     An `MLP`'s modules are on the CPU, in θ's dtype: operands are not rounded to 16 bits there. The result is ŷ. For
     losses that expect raw scores, such as `nn.CrossEntropyLoss`, leave the last module out: `to_torch(net)[:-1]`. A
     `FusedMLP`'s modules have its parameters' dtype and device.
+
+    Raises:
+        ConversionError: neither of these, or a function that PyTorch has no module of.
     """
     if not isinstance(net, (MLP, FusedMLP)):
         raise ConversionError(f"expected an MLP or a FusedMLP, got {type(net).__name__}")
@@ -122,6 +125,8 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
     for (W, b), name in zip(layers, [*net.architecture.activations, net.architecture.output], strict=True):
         linear = nn.Linear(W.shape[1], W.shape[0], device="meta")  # without numbers, which would be drawn in vain
         linear.weight, linear.bias = nn.Parameter(W), nn.Parameter(b)
+        if name not in MODULES:
+            raise ConversionError(f"PyTorch has no module for the function {name!r}; expected one of {list(MODULES)}")
         modules += [linear, MODULES[name]()]
     return nn.Sequential(*(modules[:-1] if net.architecture.output == "identity" else modules))
 

@@ -14,7 +14,7 @@ from gpuback._core.parameters import initial_parameters
 from gpuback._core.precision import Precision
 from gpuback._network.pool import Pool
 from gpuback._torch.passes import Fused, accumulator_dtype, name_of, run_forward, take_lease
-from gpuback.errors import ConversionError, DeviceError, DtypeError, ShapeError
+from gpuback.errors import ConversionError, DeviceError, DtypeError, ShapeError, require_known
 
 OUTPUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "identity": lambda a: a,
@@ -72,11 +72,12 @@ class FusedMLP(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
+        require_known("output", output, OUTPUTS)
         self.architecture = Architecture.create(
             sizes,
             activation=activation,
             output=output,
-            loss="squared_error",  # which goes with every output; there is none here
+            loss="squared_error",  # which goes with each of these; there is none here
             dtype=name_of(dtype) if isinstance(dtype, torch.dtype) else dtype,
             allow_tf32=allow_tf32,
         )

@@ -35,7 +35,8 @@ class Samples:
         """Check a network's data and bring them to its backend, or to that of `ops`."""
         ops = net.ops if ops is None else ops
         samples, targets, weights = as_batch(x, y, weight, net.architecture, ops)
-        for name, array in (("x", samples), ("y", targets), ("sample_weight", weights)):
+        own = net.architecture.loss_row.targets == "own"  # what NaN means there is the function's business
+        for name, array in (("x", samples), ("y", None if own else targets), ("sample_weight", weights)):
             if array is not None and array.dtype.kind == "f":
                 _require_finite(ops, name, array, net.dtype if name == "x" else array.dtype)
         return cls(samples, targets, weights)

@@ -119,7 +119,7 @@ class TrainStep:
         self._gradients = empty_gradients(*self._architecture_and_ops)
         if self._trainable is not None:
             self._gradients.theta.fill(0)  # frozen layers' gradients are never written, but a loss scale divides them
-        capture = net.ops.graph_capture
+        capture = net.ops.graph_capture if net.architecture.loss_row.targets != "own" else None
         self._graphs = None if capture is None else StepGraphs(net.ops, capture, self._gradients)
         self._in_scope = net.ops.bind_scope(lambda *_: optimizer._update.on_invalid())
 

@@ -18,7 +18,7 @@ def from_sklearn(estimator: object, *, backend: str = "auto", dtype: object = No
 
     ŷ is what `predict_proba` of a multiclass or multilabel classifier and `predict` of a regressor return; of a binary
     classifier it is the one sigmoid output, the probability of classes_[1]. The loss is the estimator's: cross_entropy,
-    binary_cross_entropy or squared_error.
+    binary_cross_entropy, squared_error or poisson.
 
     Args:
         estimator: a fitted MLPClassifier or MLPRegressor, of sklearn.neural_network or of gpuback.sklearn.
@@ -29,8 +29,7 @@ def from_sklearn(estimator: object, *, backend: str = "auto", dtype: object = No
         A network of its own: later changes to either do not reach the other.
 
     Raises:
-        EstimatorError: not fitted, another kind of estimator, or one with an output that gpuback does not have
-            (loss="poisson").
+        EstimatorError: not fitted, another kind of estimator, or one with an output that gpuback does not have.
     """
     kinds = (neural_network.MLPClassifier, neural_network.MLPRegressor, BaseMLP)
     if not isinstance(estimator, kinds):

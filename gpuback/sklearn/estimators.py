@@ -123,7 +123,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     """`sklearn.neural_network.MLPRegressor` by gpuback, for one output or several.
 
     Args: as scikit-learn's, with the differences that `MLPClassifier` names, and:
-        loss: "squared_error", ½(ŷ − y)². "poisson" is refused.
+        loss: "squared_error", ½(ŷ − y)², or "poisson", half the Poisson deviance, for y ≥ 0 and predictions e^a.
 
     Attributes: as `MLPClassifier`'s.
 
@@ -203,7 +203,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         return X, y, y
 
     def _output(self, targets: Any) -> tuple[int, str]:
-        return (1 if targets.ndim == 1 else targets.shape[1]), "identity"
+        return (1 if targets.ndim == 1 else targets.shape[1]), "exp" if self.loss == "poisson" else "identity"
 
     def _predictions(self, outputs: Any) -> Any:
         return outputs.ravel() if outputs.shape[1] == 1 else outputs

@@ -16,7 +16,12 @@ from gpuback.errors import OptionError
 ACTIVATION_NAMES = {"logistic": "sigmoid"}
 """gpuback's names for the activations that scikit-learn calls otherwise."""
 
-LOSSES = {"softmax": "cross_entropy", "logistic": "binary_cross_entropy", "identity": "squared_error"}
+LOSSES = {
+    "softmax": "cross_entropy",
+    "logistic": "binary_cross_entropy",
+    "identity": "squared_error",
+    "exp": "poisson",
+}
 """The loss that goes with each `out_activation_`."""
 
 Check = tuple[str, Callable[[Any], bool]]
@@ -109,8 +114,6 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
             "solver: gpuback has 'adam' and 'sgd' and no 'lbfgs', which works on all samples at once in float64; "
             "sklearn.neural_network has it, and gpuback.sklearn.from_sklearn makes a network of what it has fitted"
         )
-    if parameters.get("loss") == "poisson":
-        raise OptionError("loss: gpuback has 'squared_error' and no 'poisson'; sklearn.neural_network has it")
     for name, value in parameters.items():
         if name in CHECKS:
             expected, holds = CHECKS[name]
@@ -133,7 +136,7 @@ ABOVE_0 = _number("a finite number > 0", lambda value: 0 < value < math.inf)
 BELOW_1 = _number("a number ≥ 0 and < 1", lambda value: 0 <= value < 1)
 
 CHECKS: dict[str, Check] = {
-    "loss": _one_of("squared_error"),
+    "loss": _one_of("squared_error", "poisson"),
     "activation": _one_of(*ACTIVATION_NAMES, *ACTIVATIONS),
     "solver": _one_of("adam", "sgd"),
     "alpha": AT_LEAST_0,

@@ -4,17 +4,28 @@
 //                                       of a label y: log s - z_y                  y^ - e(y)
 //                                       with z = a - max a, s = sum_j e^z_j, y^ = e^z / s
 //     binary cross entropy, sigmoid     l = sum_j max(a, 0) - a y + log1p(e^-|a|)  y^ - y
+//       weighted                        of targets t_j = p_j y_j + m_j
 //     squared error                     l = 1/2 sum_j (y^ - y)^2                   r = y^ - y
 //       identity, sigmoid, tanh                                                    r g'(a)
 //       softmax                                                                    y^ (r - sum_j r_j y^_j)
+//     absolute error                    l = sum_j |r_j|                            sign(r) g'(a), sign(0) = 0
+//     Huber                             l = sum_j c (r - c/2)                      c g'(a)
+//                                       with c = r clipped to +-delta
+//     quantile                          l = sum_j (1 - q) r or -q r                (1 - q or -q, 0 at 0) g'(a)
+//     Poisson, exponential              l = sum_j y log(y / y^) - y + y^           y^ - y
+//
+// The parameters of a loss, rows of n numbers one after the other: p and m; delta; 1 - q and q.
 //
 // A label outside 0 ... n - 1 is never used as an index: its loss and its dl/da become NaN.
 #pragma once
 #include "activations.cuh"
 #include "block_sum.cuh"
 
-enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
-enum OutputFunction { OUTPUT_SOFTMAX = -1 };  // else IDENTITY, SIGMOID or TANH
+enum Loss {
+  CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2, ABSOLUTE_ERROR = 3, HUBER = 4, QUANTILE = 5,
+  POISSON = 6, WEIGHTED_CROSS_ENTROPY = 7
+};
+enum OutputFunction { OUTPUT_SOFTMAX = -1 };  // else an Activation
 
 // A row of pre-activations in memory, worked on by LANES neighbouring lanes of a warp: each takes every LANES-th
 // column. All lanes of the warp work on such rows at a time.
@@ -39,13 +50,19 @@ struct Row {
     for (int j = lane(); j < n; j += LANES) body(j, a[j]);
   }
 
-  // The sum of term(j, a_j) over the row. A lane adds 64 of its columns at a time.
-  template <typename Term>
+  // The sum of term(j, a_j) over the row. A lane adds 64 of its columns at a time. Rolled, the loop takes fewer registers.
+  template <bool ROLLED = false, typename Term>
   DEVICE Real sum(Term term) const {
     Real total = 0;
     for (int first = lane(); first < n; first += LANES * 64) {
+      const int end = min(n, first + LANES * 64);
       Real sum = 0;
-      for (int j = first; j < min(n, first + LANES * 64); j += LANES) sum += term(j, a[j]);
+      if (ROLLED) {
+#pragma unroll 1
+        for (int j = first; j < end; j += LANES) sum += term(j, a[j]);
+      } else {
+        for (int j = first; j < end; j += LANES) sum += term(j, a[j]);
+      }
       total += sum;
     }
     return combined(total, Add());
@@ -72,16 +89,26 @@ struct Softmax {
   DEVICE Real operator()(Real a) const { return exp_of(a - highest) * inverse; }
 };
 
-// The output functions that are no softmax.
+// The output functions of sums over outputs: identity, sigmoid and tanh.
 template <typename Real>
 DEVICE Real apply_output(int output, Real a) {
-  return output == SIGMOID ? sigmoid(a) : output == TANH ? tanh_of(a) : a;
+  switch (output) {
+    case IDENTITY: return a;
+    case SIGMOID: return sigmoid(a);
+    case TANH: return tanh_of(a);
+    default: return no_function<Real>();
+  }
 }
 
 // Their derivative, from y^.
 template <typename Real>
 DEVICE Real output_derivative(int output, Real predicted) {
-  return output == SIGMOID ? predicted * (1 - predicted) : output == TANH ? 1 - predicted * predicted : Real(1);
+  switch (output) {
+    case IDENTITY: return 1;
+    case SIGMOID: return predicted * (1 - predicted);
+    case TANH: return 1 - predicted * predicted;
+    default: return no_function<Real>();
+  }
 }
 
 // Each of these returns a row's loss and calls write(j, dl/da_j) for each of the lane's columns, when a_j has been read
@@ -131,12 +158,24 @@ DEVICE Real label_loss_in_registers(const Row<LANES, Real>& row, int64 label, Wr
   return known ? log_of(total) - (of_label - highest) : nan;
 }
 
-template <int LANES, typename Real, typename Write>
-DEVICE Real probability_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
+// Of targets that are rows y or, if there are parameters, p y + m. `own`: -1, or a label, whose row is e(own), or n for
+// one that is out of range: it makes NaN, by a way that rows of a warp can go together.
+template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
+DEVICE Real probability_loss(const Row<LANES, Real>& row, int own, const Real* y, const Real* parameters,
+                             Write write) {
+  const auto target = [=](int j) {
+    const Real no_label = own < row.n ? Real(0) : Real(__uint_as_float(0x7fc00000u));
+    const Real given = own < 0 ? y[j] : j == own ? Real(1) : no_label;
+    return ALL_LOSSES && parameters ? parameters[j] * given + parameters[row.n + j] : given;
+  };
+  const bool in_shared_memory = LANES < 32;  // of a fused network, which has no registers to spare
   const Softmax<Real> softmax(row);
-  const Real log_total = log_of(softmax.total), mass = row.sum([=](int j, Real) { return y[j]; });
-  const Real loss = row.sum([=](int j, Real a) { return y[j] * (log_total - (a - softmax.highest)); });
-  row.each([&](int j, Real a) { write(j, mass * softmax(a) - y[j]); });
+  const Real mass = row.template sum<in_shared_memory>([=](int j, Real) { return target(j); });
+  const Real log_total = log_of(softmax.total);
+  const Real loss = row.template sum<in_shared_memory>([=](int j, Real a) {
+    return target(j) * (log_total - (a - softmax.highest));
+  });
+  row.each([&](int j, Real a) { write(j, mass * softmax(a) - target(j)); });
   return loss;
 }
 
@@ -150,15 +189,6 @@ DEVICE Real binary_loss(const Row<LANES, Real>& row, const Real* y, Write write)
 }
 
 template <int LANES, typename Real, typename Write>
-DEVICE Real squared_loss(const Row<LANES, Real>& row, const Real* y, int output, Write write) {
-  return Real(0.5) * row.sum([&](int j, Real a) {
-    const Real predicted = apply_output(output, a), residual = predicted - y[j];
-    write(j, residual * output_derivative(output, predicted));
-    return residual * residual;
-  });
-}
-
-template <int LANES, typename Real, typename Write>
 DEVICE Real squared_softmax_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
   const Softmax<Real> softmax(row);
   const Real dot = row.sum([=](int j, Real a) { return (softmax(a) - y[j]) * softmax(a); });
@@ -167,13 +197,52 @@ DEVICE Real squared_softmax_loss(const Row<LANES, Real>& row, const Real* y, Wri
   return Real(0.5) * twice;
 }
 
-// `label` points to the sample's label, or is null: then y are its targets.
+// Losses that are a sum over the outputs of a function of the residual; twice that for the squared error.
+template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
+DEVICE Real residual_loss(const Row<LANES, Real>& row, const Real* y, int loss, int output, const Real* parameters,
+                          Write write) {
+  return row.sum([&](int j, Real a) {
+    const Real predicted = apply_output(output, a), r = predicted - y[j];
+    Real slope = r, of_loss = r;  // the loss is their product
+    if (ALL_LOSSES && loss == HUBER) {
+      const Real delta = parameters[j];
+      slope = r > delta ? delta : r < -delta ? -delta : r;
+      of_loss = r - Real(0.5) * slope;
+    } else if (ALL_LOSSES && loss != SQUARED_ERROR && r != 0) {
+      const bool quantile = loss == QUANTILE;
+      const Real above = quantile ? parameters[j] : Real(1), below = quantile ? parameters[row.n + j] : Real(1);
+      slope = r > 0 ? above : r < 0 ? -below : r;
+    }
+    write(j, slope * output_derivative(output, predicted));
+    return slope * of_loss;
+  });
+}
+
+// With d = a - log y a term is y (e^d - 1 - d), which cancels less where y^ is near y. A target below 0 makes NaN.
 template <int LANES, typename Real, typename Write>
+DEVICE Real poisson_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
+  return row.sum([&](int j, Real a) {
+    const Real target = y[j], predicted = exp_of(a), d = a - log_of(target);
+    write(j, predicted - target);
+    return target == 0 ? predicted : target * (expm1_of(d) - d);
+  });
+}
+
+// `label` points to the sample's label, or is null: then y are its targets. Without ALL_LOSSES, losses up to SQUARED_ERROR
+// alone: the others take registers.
+template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
 DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y,
-                        Write write) {
-  if (loss == CROSS_ENTROPY) return label ? label_loss(row, *label, write) : probability_loss(row, y, write);
+                        const Real* parameters, Write write) {
+  if (loss == CROSS_ENTROPY || loss == WEIGHTED_CROSS_ENTROPY) {
+    if (LANES == 32 && label && !parameters) return label_loss(row, *label, write);
+    const int own = !ALL_LOSSES || !label ? -1 : *label < 0 || *label >= row.n ? row.n : (int)*label;
+    return probability_loss<ALL_LOSSES>(row, own, y, parameters, write);
+  }
   if (loss == BINARY_CROSS_ENTROPY) return binary_loss(row, y, write);
-  return output == OUTPUT_SOFTMAX ? squared_softmax_loss(row, y, write) : squared_loss(row, y, output, write);
+  if (ALL_LOSSES && loss == POISSON) return poisson_loss(row, y, write);
+  if (output == OUTPUT_SOFTMAX) return squared_softmax_loss(row, y, write);
+  const Real sum = residual_loss<ALL_LOSSES>(row, y, loss, output, parameters, write);
+  return loss == SQUARED_ERROR ? Real(0.5) * sum : sum;
 }
 
 // write(j, y^_j) for each of the lane's columns.
@@ -183,7 +252,11 @@ DEVICE void output_of_row(const Row<LANES, Real>& row, int output, Write write) 
     const Softmax<Real> softmax(row);
     row.each([&](int j, Real a) { write(j, softmax(a)); });
   } else {
-    row.each([&](int j, Real a) { write(j, apply_output(output, a)); });
+    row.each([&](int j, Real a) {
+      Real value[1] = {a};
+      activate(output, value);
+      write(j, value[0]);
+    });
   }
 }
 

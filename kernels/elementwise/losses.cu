@@ -19,16 +19,16 @@
 
 KERNEL __launch_bounds__(256, 2) loss_rows(
     const Accum* a_bj, int a_pitch, const int64* labels_b, const Accum* targets_bj, const Accum* weight_b,
-    Element* da_bj, int da_pitch, Accum* mean_loss, int n_batch, int n, int loss, int output, Accum divisor,
-    double* partials, unsigned* arrivals) {
+    Element* da_bj, int da_pitch, Accum* mean_loss, int n_batch, int n, int loss, int output, const Accum* parameters,
+    Accum divisor, double* partials, unsigned* arrivals) {
   SHARED_MEMORY(memory);
   double sums[1] = {0};
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {
     const Row<32, Accum> row = {a_bj + (int64)b * a_pitch, n};
     Element* da = da_bj ? da_bj + (int64)b * da_pitch : nullptr;
     const Accum weight = weight_b ? weight_b[b] : Accum(1);
-    const Accum value = loss_of_row(row, loss, output, labels_b ? labels_b + b : nullptr, targets_bj + (int64)b * n,
-                                   [=](int j, Accum gradient) {
+    const Accum value = loss_of_row<true>(row, loss, output, labels_b ? labels_b + b : nullptr, targets_bj + (int64)b * n,
+                                   parameters, [=](int j, Accum gradient) {
       if (da) to_element(gradient * weight / divisor, da[j]);
     });
     if (threadIdx.x % 32 == 0) sums[0] += (double)(value * weight);

@@ -19,7 +19,10 @@
 #include "../common/canonical_nan.cuh"
 #include "elementary.cuh"
 
-enum Loss { CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2 };
+enum Loss {  // as in common/loss_formulas.cuh
+  CROSS_ENTROPY = 0, BINARY_CROSS_ENTROPY = 1, SQUARED_ERROR = 2, ABSOLUTE_ERROR = 3, HUBER = 4, QUANTILE = 5,
+  POISSON = 6, WEIGHTED_CROSS_ENTROPY = 7
+};
 enum Output { OUTPUT_SOFTMAX = -1 };  // else an Activation
 
 // The sum of term(column) over a row, in every lane: each lane adds its columns from +0 on, then lanes i and i + 16 are
@@ -63,12 +66,7 @@ struct Row {
 };
 
 // With rest = sum of e^z_j over the other classes: nothing cancels, however sure the prediction is.
-DEVICE Double label_row(const float* a, int64 label, int n, const Row& row) {
-  if (label < 0 || label >= n) {
-    const Double nan = __longlong_as_double(0x7ff8000000000000);
-    for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, nan);
-    return nan;
-  }
+DEVICE Double label_row(const float* a, int label, int n, const Row& row) {
   const Double highest = row_max(a, n), z = Double(a[label]) - highest;
   const Double rest = row_sum(n, [=](int j) { return j == label ? Double(0.0) : exp(Double(a[j]) - highest); });
   const Double total = rest + exp(z);
@@ -79,13 +77,32 @@ DEVICE Double label_row(const float* a, int64 label, int n, const Row& row) {
   return z.value == 0.0 ? log1p(rest) : log(total) - z;
 }
 
-DEVICE Double probability_row(const float* a, const float* y, int n, const Row& row) {
+// Of targets that are rows y or, if there are parameters, p y + m. `own`: a label, whose row is e(own), or -1.
+DEVICE Double probability_row(const float* a, int own, const float* y, const double* parameters, int n,
+                              const Row& row) {
+  const auto target = [=](int j) {
+    const Double given = own < 0 ? (double)y[j] : j == own ? 1.0 : 0.0;
+    return parameters ? Double(parameters[j]) * given + parameters[n + j] : given;
+  };
   const Softmax softmax(a, n);
-  const Double log_total = log(softmax.total), mass = row_sum(n, [=](int j) { return Double(y[j]); });
+  const Double mass = row_sum(n, target), log_total = log(softmax.total);
   return row_sum(n, [=](int j) {
-    row.store(j, mass * softmax(a[j]) - y[j]);
-    return Double(y[j]) * (log_total - softmax.shifted(a[j]));
+    const Double t = target(j);
+    row.store(j, mass * softmax(a[j]) - t);
+    return t * (log_total - softmax.shifted(a[j]));
   });
+}
+
+// `label` is null or points to the sample's label.
+DEVICE Double class_row(const float* a, const int64* label, const float* y, const double* parameters, int n,
+                        const Row& row) {
+  if (label && (*label < 0 || *label >= n)) {
+    const Double nan = __longlong_as_double(0x7ff8000000000000);
+    for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, nan);
+    return nan;
+  }
+  const int own = label ? (int)*label : -1;
+  return label && !parameters ? label_row(a, own, n, row) : probability_row(a, own, y, parameters, n, row);
 }
 
 DEVICE Double binary_row(const float* a, const float* y, int n, const Row& row) {
@@ -122,17 +139,48 @@ DEVICE Double squared_softmax_row(const float* a, const float* y, int n, const R
   return Double(0.5) * sum;
 }
 
+DEVICE Double residual_row(const float* a, const float* y, int n, int loss, int output, const double* parameters,
+                           const Row& row) {
+  return row_sum(n, [=](int j) {
+    const Double predicted = activation_of(output, Double(a[j])), r = predicted - y[j];
+    Double slope = r, factor = r;
+    if (loss == HUBER) {
+      const Double delta = parameters[j];
+      slope = r > delta ? delta : r < -delta ? -delta : r;
+      factor = r - Double(0.5) * slope;
+    } else {
+      const Double above = loss == QUANTILE ? parameters[j] : 1.0, below = loss == QUANTILE ? parameters[n + j] : 1.0;
+      slope = r > 0.0 ? above : r < 0.0 ? -below : r;
+    }
+    row.store(j, slope * slope_of(output, predicted));
+    return slope * factor;
+  });
+}
+
+DEVICE Double poisson_row(const float* a, const float* y, int n, const Row& row) {
+  return row_sum(n, [=](int j) {
+    const Double x = a[j], target = y[j], predicted = exp(x), d = x - log(target);
+    row.store(j, predicted - target);
+    return target.value == 0.0 ? predicted : target * (expm1(d) - d);
+  });
+}
+
 KERNEL __launch_bounds__(256, 4) exact_loss_rows(
     const float* a_bj, int a_pitch, const int64* labels_b, const float* targets_bj, const float* weight_b,
-    Element* da_bj, int da_pitch, double* losses_b, int n_batch, int n, int loss, int output, double divisor) {
+    Element* da_bj, int da_pitch, double* losses_b, int n_batch, int n, int loss, int output,
+    const double* parameters, double divisor) {
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {
     const float *a = a_bj + (int64)b * a_pitch, *y = targets_bj + (int64)b * n;
     const Row row = {da_bj + (int64)b * da_pitch, weight_b ? weight_b[b] : 1.0f, divisor};
     Double value;
-    if (loss == CROSS_ENTROPY)
-      value = labels_b ? label_row(a, labels_b[b], n, row) : probability_row(a, y, n, row);
+    if (loss == CROSS_ENTROPY || loss == WEIGHTED_CROSS_ENTROPY)
+      value = class_row(a, labels_b ? labels_b + b : nullptr, y, parameters, n, row);
     else if (loss == BINARY_CROSS_ENTROPY)
       value = binary_row(a, y, n, row);
+    else if (loss == POISSON)
+      value = poisson_row(a, y, n, row);
+    else if (loss != SQUARED_ERROR)
+      value = residual_row(a, y, n, loss, output, parameters, row);
     else
       value = output == OUTPUT_SOFTMAX ? squared_softmax_row(a, y, n, row) : squared_row(a, y, n, output, row);
     if (threadIdx.x % 32 == 0) losses_b[b] = (value * row.weight).value;

@@ -28,14 +28,14 @@ enum Wanted { OUTPUTS = 0, LOSS = 1, GRADIENTS = 2 };
 
 KERNEL __launch_bounds__(THREADS, 2) fused_passes(
     const int* layout, int layers, int all_weights, const float* x_bi, const int64* labels_b, const float* targets_bj,
-    const float* weight_b, int n_batch, int wanted, int loss, int output, float divisor, float factor, int tile_b,
-    int rows_per_split, int n_splits, const float* theta, float* out_bj, float* dx_bi, float* mean_loss,
-    Element* workspace, double* losses, unsigned* counters) {
+    const float* weight_b, int n_batch, int wanted, int loss, int output, const float* parameters,
+    float divisor, float factor, int tile_b, int rows_per_split, int n_splits, const float* theta, float* out_bj,
+    float* dx_bi, float* mean_loss, Element* workspace, double* losses, unsigned* counters) {
   SHARED_MEMORY(memory);
   const Network net = load_network(memory, layout, layers);
   for (int k = 0; k < (all_weights ? layers : 0); ++k) load_layer(net, k, theta);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
-  const LossOptions options = {loss, output, divisor};
+  const LossOptions options = {loss, output, divisor, parameters};
   const GridResults results = {nullptr, losses, nullptr, counters, {n_splits, n_splits}, n_splits, 0, 0.0};
   const Workspace written = {workspace, n_batch};
   const bool backward = wanted == GRADIENTS;
@@ -73,7 +73,7 @@ KERNEL __launch_bounds__(THREADS, 2) fused_passes(
           });
         });
       } else {
-        write_losses(net, samples, options, first, valid);
+        write_losses<true>(net, samples, options, first, valid);
       }
       if (backward) {
         round_top(net, valid);

@@ -12,7 +12,11 @@ import gpuback._backends.registry
 from gpuback._backends.cuda import arguments as cuda_arguments
 from gpuback._backends.cuda import updates as cuda_updates
 from gpuback._core.activations import ACTIVATIONS
-from gpuback._core.losses import LOSSES
+from gpuback._core.losses import LOSSES, CrossEntropy
+
+LOSS_IDS = {row.name: row.kernel_id for row in LOSSES.values()} | {
+    "weighted_cross_entropy": CrossEntropy(label_smoothing=0.1).kernel_id
+}
 
 
 @pytest.fixture
@@ -57,12 +61,14 @@ def test_cupy_that_cannot_be_used_says_exactly_why(monkeypatch, fresh_verdict, c
 def test_kernel_ids_stand_in_the_kernels_table():
     table = Path(__file__, "../../../kernels/README.md").resolve().read_text(encoding="utf-8")
     cells = [cell.strip() for line in table.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")]
-    for row in [*ACTIVATIONS.values(), *LOSSES.values()]:
-        assert cells[cells.index(row.name) + 1] == str(row.kernel_id)
+    for name, number in {**{row.name: row.kernel_id for row in ACTIVATIONS.values()}, **LOSS_IDS}.items():
+        assert cells[cells.index(name) + 1] == str(number)
     for row in ACTIVATIONS.values():
         assert cells[cells.index(row.name) + 2] == row.derivative_from
-    for rows in (ACTIVATIONS, LOSSES):
-        assert sorted(row.kernel_id for row in rows.values()) == list(range(len(rows)))
+    assert sorted(LOSS_IDS.values()) == list(range(len(LOSS_IDS)))
+    for first, source in ((0, "h"), (32, "a")):
+        numbers = [row.kernel_id for row in ACTIVATIONS.values() if row.derivative_from == source]
+        assert sorted(numbers) == list(range(first, first + len(numbers)))
 
 
 def enumerators(source: str, name: str) -> dict[str, int]:
@@ -76,17 +82,10 @@ def test_kernels_and_tables_agree_on_numbers():
     assert enumerators("common/activations.cuh", "Activation") == {
         row.name.upper(): row.kernel_id for row in ACTIVATIONS.values()
     }
-    assert enumerators("common/loss_formulas.cuh", "Loss") == {
-        row.name.upper(): row.kernel_id for row in LOSSES.values()
-    }
+    for source in ("common/loss_formulas.cuh", "exact/exact_losses.cu"):
+        assert enumerators(source, "Loss") == {name.upper(): number for name, number in LOSS_IDS.items()}
     assert enumerators("common/loss_formulas.cuh", "OutputFunction") == {"OUTPUT_SOFTMAX": cuda_arguments.SOFTMAX}
     state = enumerators("common/optimizer_formulas.cuh", "State")
     assert state == {name.upper(): place for place, name in enumerate(cuda_updates.STATE)}
     hyper = enumerators("common/optimizer_formulas.cuh", "HyperParameter")
     assert hyper == {name.upper(): place for place, name in enumerate(cuda_updates.HYPER_PARAMETERS)}
-
-
-def test_kernels_know_which_derivatives_come_from_a():
-    from_a = [row.kernel_id for row in ACTIVATIONS.values() if row.derivative_from == "a"]
-    assert min(from_a) == enumerators("common/activations.cuh", "Activation")["GELU"]
-    assert from_a == list(range(min(from_a), len(ACTIVATIONS)))

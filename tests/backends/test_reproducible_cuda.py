@@ -31,7 +31,7 @@ from gpuback._backends.exact.products import Scales, Sums
 from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._core import elementary
 from gpuback._core.activations import ACTIVATIONS, Activation
-from gpuback._core.losses import LOSSES
+from gpuback._core.losses import LOSSES, CrossEntropy
 from gpuback._core.precision import Precision
 from gpuback._cuda import compiler
 from gpuback._cuda import cublas as blas
@@ -46,6 +46,8 @@ require_emulator()
 
 DTYPES = ("float32", "bfloat16", "float16")
 PAIRS = [(loss.name, output) for loss in LOSSES.values() for output in loss.outputs]
+WEIGHTED = "weighted_cross_entropy"
+"""Stands for cross_entropy with options."""
 SHAPES = [(1, 1), (3, 17), (17, 3), (33, 100), (100, 33), (9, 300)]
 KINDS = ("mixed", "zeros", "wide", "subnormal", "special")
 SCHEDULES = [("fifo", 1), ("lifo", 3), ("random", 2)]
@@ -250,11 +252,18 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
     """Rows' losses in float64, before their sum can hide anything, da, and ŷ."""
     precision = Precision.of(dtype, reproducible=True)
     launcher = EmulatorLauncher(**({"checked": True} | choices))
+    weighted, loss = loss == WEIGHTED, "cross_entropy" if loss == WEIGHTED else loss
     for rows, width in [(1, 1), (5, 3), (11, 33), (23, 200)]:
+        row = CrossEntropy(label_smoothing=0.125, class_weight=range(width)) if weighted else LOSSES[loss]
+        parameters = row.parameters(width)
         rng = np.random.default_rng([rows, width])
         a = laid_out(numbers((rows, width), kind, "float32") * np.float32(4.0 if kind == "mixed" else 1.0), "tight")
         labels = rng.integers(width, size=rows) if loss == "cross_entropy" and not probabilities else None
         targets = rng.random((rows, width)).astype(np.float32) if labels is None else None
+        if targets is not None:
+            targets[0] = 0
+        if loss in ("absolute_error", "huber", "quantile"):  # a residual of 0
+            targets[:, 0] = elementary.apply(elementary.FORWARD[output], a)[:, 0]
         weight = copied(rng.random(rows).astype(np.float32)) if width != 3 else None
         da, losses = laid_out(np.zeros((rows, width), precision.operand), "padded"), empty(rows, np.float64)
         launcher.bind(
@@ -264,10 +273,12 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
             targets_bj=None if targets is None else copied(targets),
             weight_b=weight,
             losses_b=losses,
-            **ints(n_batch=rows, n=width, loss=LOSSES[loss].kernel_id, output=output_id(output)),
+            **ints(n_batch=rows, n=width, loss=row.kernel_id, output=output_id(output)),
+            parameters=parameters,
             divisor=np.float64(rows / 8),
         )()
-        expected, delta = RULES[loss, output](a.astype(np.float64), targets if labels is None else labels)
+        y = targets if labels is None else labels
+        expected, delta = RULES[loss, output](a.astype(np.float64), y, parameters)
         if weight is not None:
             expected, delta = expected * weight, delta * weight[:, None]
         np.testing.assert_array_equal(losses, expected)
@@ -288,10 +299,10 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["mixed", "zeros", "wide", "special"])
-@pytest.mark.parametrize("loss, output", PAIRS)
+@pytest.mark.parametrize("loss, output", [*PAIRS, (WEIGHTED, "softmax")])
 def test_losses(loss, output, kind, dtype):
     check_losses(loss, output, dtype, kind)
-    if loss == "cross_entropy":
+    if loss in ("cross_entropy", WEIGHTED):
         check_losses(loss, output, dtype, kind, probabilities=True)
 
 

@@ -23,7 +23,7 @@ LEVELS = (
     ("_cuda",),
     ("_backends",),
     ("_network",),
-    ("schedules",),
+    ("losses", "schedules"),
     ("_training",),
     ("_gates", "_torch", "__init__"),
     ("testing", "datasets", "torch", "sklearn", "onnx", "tensorboard"),

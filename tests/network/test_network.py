@@ -176,7 +176,7 @@ def test_explain_counts_what_a_step_costs():
         ({"activation": ["relu", "relu"]}, ValueError, "1 (one per hidden layer"),
         ({"activation": 5}, ValueError, "activation: expected a name or one for each hidden layer, got 5"),
         ({"activation": [["relu"]]}, ValueError, "unknown activation ['relu']"),
-        ({"loss": ["cross_entropy"]}, ValueError, "unknown loss ['cross_entropy']"),
+        ({"loss": ["cross_entropy"]}, ValueError, "loss: expected a name"),
         ({"output": ["softmax"]}, ValueError, "unknown output ['softmax']"),
         ({"loss": "crossentropy"}, ValueError, "Did you mean 'cross_entropy'?"),
         ({"output": "sofmax"}, ValueError, "Did you mean 'softmax'?"),

@@ -103,9 +103,22 @@ def test_what_is_no_fitted_perceptron(estimator, message):
         from_sklearn(estimator)
 
 
-def test_poisson_regression():
-    model = neural_network.MLPRegressor(loss="poisson", max_iter=2).fit(X, np.abs(X[:, 0]))
-    with pytest.raises(EstimatorError, match="expected out_activation_ softmax, logistic, identity, got 'exp'"):
+@each_library
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_poisson_regression(library, n_outputs):
+    y = np.abs(X[:, :n_outputs])
+    model = library.MLPRegressor(loss="poisson", max_iter=4, random_state=0)
+    model.fit(X, y.ravel() if n_outputs == 1 else y)
+    net = from_sklearn(model)
+    assert (net.architecture.loss, net.architecture.output, model.out_activation_) == ("poisson", "exponential", "exp")
+    expected = model.predict(X).reshape(53, n_outputs)
+    np.testing.assert_allclose(net.forward(X), expected, rtol=1e-6 if library is gpuback.sklearn else 1e-13)
+
+
+def test_an_output_that_gpuback_does_not_have():
+    model = neural_network.MLPRegressor(max_iter=2).fit(X, X[:, 0])
+    model.out_activation_ = "cube"
+    with pytest.raises(EstimatorError, match="expected out_activation_ softmax, logistic, identity, exp, got 'cube'"):
         from_sklearn(model)
 
 

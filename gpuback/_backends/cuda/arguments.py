@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpuback._backends.cuda.arrays import pitch_of
 from gpuback._core.activations import ACTIVATIONS, Activation
+from gpuback._core.losses import Loss
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument
 
@@ -21,6 +24,18 @@ def activation_id(activation: Activation | None) -> int:
 def output_id(name: str) -> int:
     """Return the kernels' number for an output function."""
     return SOFTMAX if name == "softmax" else ACTIVATIONS[name].kernel_id
+
+
+def loss_id(loss: Loss) -> int:
+    """Return the kernels' number for a loss that has a kernel."""
+    assert loss.kernel_id is not None
+    return loss.kernel_id
+
+
+def loss_parameters(xp: Any, loss: Loss, width: int, dtype: np.dtype[Any]) -> Array | None:
+    """Return the numbers that kernels read for a loss on an output layer of this width; None if there are none."""
+    parameters = loss.parameters(width)
+    return None if parameters is None else xp.asarray(parameters.astype(dtype))
 
 
 def ints(**values: int) -> dict[str, Argument]:

@@ -132,7 +132,7 @@ class CudaArrays:
             return self.xp.ascontiguousarray(array.astype(dtype))
         return self.xp.asarray(as_host_array(self.to_numpy(array), dtype, what))
 
-    def any_outside(self, array: Array, highest: int) -> bool:
+    def any_outside(self, array: Array, highest: float) -> bool:
         """Say whether an element of an array on the host lies outside 0 … highest.
 
         Data on the GPU are not read, since that would wait for it. There a label out of range makes NaN.

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from gpuback._backends.cuda import network_plans
-from gpuback._backends.cuda.arguments import ints, labels_and_targets, output_id
+from gpuback._backends.cuda.arguments import ints, labels_and_targets, loss_id, loss_parameters, output_id
 from gpuback._backends.cuda.arrays import CudaArrays
 from gpuback._backends.cuda.network_plans import PassesPlan, StepPlan, TwoLaunches, WeightGradientsPlan
 from gpuback._backends.cuda.updates import CudaUpdate
@@ -128,17 +128,19 @@ class CudaFusedNetwork:
 
     def _loss_options(self) -> dict[str, Argument]:
         architecture = self._architecture
-        loss, output = architecture.loss_row.kernel_id, output_id(architecture.output)
+        loss, output = loss_id(architecture.loss_row), output_id(architecture.output)
         return ints(loss=loss, output=output) | {"divisor": self._divisor}
 
     def _bind_passes(self, plan: PassesPlan, layout: Array, wanted: int, workspace: Array | None) -> Launch:
         """Bind a function of the samples, labels, targets, weights, ŷ, dx and the mean loss."""
+        loss, width = self._architecture.loss_row, self._architecture.sizes[-1]
         return self._arrays.launcher.bind(
             plan.launch,
             layout=layout,
             theta=self._theta,
             **self._batch(),
             **self._loss_options(),
+            parameters=loss_parameters(self._arrays.xp, loss, width, self._theta.dtype),
             out_bj=Slot(),
             dx_bi=Slot(),
             mean_loss=Slot(),

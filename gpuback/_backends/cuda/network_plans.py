@@ -28,6 +28,7 @@ from gpuback._backends.cuda.network_layout import (
 from gpuback._backends.cuda.split_k import SplitK
 from gpuback._core.architecture import Architecture
 from gpuback._core.integers import ceil_div, round_up
+from gpuback._core.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
 
@@ -59,6 +60,10 @@ class Shape(NamedTuple):
 
 SHAPES = (Shape(32, 14), Shape(64, 7), Shape(128, 2))
 """The variants there are, the better first."""
+
+
+IN_ONE_LAUNCH = (CrossEntropy(), BinaryCrossEntropy(), SquaredError())
+"""The losses of `fused_step`."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,8 @@ def possible_fused_plan(
 def why_unsupported(architecture: Architecture, limits: DeviceLimits) -> Refusal | None:
     """Say why no kernel takes such a network at once; None if there is one."""
     precision, widest = architecture.precision, max(architecture.sizes)
+    if architecture.loss_row.kernel_id is None:
+        return Refusal("its loss is a function, and goes layer by layer")
     if uses_tensor_cores(precision) and not limits.tensor_cores:
         return Refusal("this device has no tensor cores for such operands")
     if precision.reproducible:
@@ -226,6 +233,8 @@ def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits)
     if shape is None:
         known = " or ".join(f"{shape.layers} of {shape.width}" for shape in SHAPES)
         return Refusal(f"registers hold the sums of {known} layers, not of {depth} up to {widest} wide")
+    if architecture.loss_row not in IN_ONE_LAUNCH:
+        return Refusal(f"beside the sums of all gradients, registers have no room for {architecture.loss}")
     warps = step_warps(precision)
     for tile_b in TILES_B if warps == 8 else WIDE_TILES_B:
         layout, shared_bytes = step_layout(architecture, tile_b)

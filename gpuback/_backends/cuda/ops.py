@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.cuda import layer_plans, row_plans
-from gpuback._backends.cuda.arguments import ints, labels_and_targets, matrices, output_id
+from gpuback._backends.cuda.arguments import ints, labels_and_targets, loss_id, loss_parameters, matrices, output_id
 from gpuback._backends.cuda.arrays import pitch_for
 from gpuback._backends.cuda.formats import accum_of, uses_tensor_cores
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork
@@ -27,14 +27,16 @@ from gpuback._backends.cuda.network_plans import Refusal, StepPlan, TwoLaunches,
 from gpuback._backends.cuda.per_sample import CudaPerSample
 from gpuback._backends.cuda.updates import AdamUpdate, CudaLossScale, SGDUpdate
 from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace
+from gpuback._core import own_loss
+from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.architecture import Architecture
 from gpuback._core.integers import ceil_div
-from gpuback._core.losses import Loss
+from gpuback._core.losses import Loss, OwnLoss
 from gpuback._core.parameters import Layout, ParameterRange
 from gpuback._core.precision import Precision
 from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Launcher, Slot
+from gpuback._cuda.launch import Launch, Launcher, Slot
 
 
 class CudaOps(CudaLayers, CudaPerSample):
@@ -120,11 +122,13 @@ class CudaOps(CudaLayers, CudaPerSample):
     ) -> Callable[..., Array]:
         """Bind da = w_b ∂ℓ_b/∂a_b / divisor and the mean over the batch of w_b ℓ_b.
 
-        A label that is out of range makes its loss and its row of da NaN.
+        A label that is out of range makes its loss and its row of da NaN, a count below 0 its loss.
 
         Returns:
             A function of y, w and an array for the mean, by default a fresh one; it returns the mean, a 0-d array.
         """
+        if isinstance(loss, OwnLoss):
+            return self._bind_own_loss(loss, output, a, da, divisor, workspace)
         precision, (rows, width) = workspace.precision, a.shape
         total: Any = precision.accumulator.type
         plan = row_plans.loss_plan(rows, precision)
@@ -135,7 +139,8 @@ class CudaOps(CudaLayers, CudaPerSample):
             targets_bj=Slot(),
             weight_b=Slot(),
             mean_loss=Slot(),
-            **ints(n_batch=rows, n=width, loss=loss.kernel_id, output=output_id(output)),
+            **ints(n_batch=rows, n=width, loss=loss_id(loss), output=output_id(output)),
+            parameters=loss_parameters(self.xp, loss, width, precision.accumulator),
             divisor=total(divisor),
             partials=self.xp.empty(plan.grid, np.float64),
             arrivals=workspace.counters,
@@ -145,6 +150,35 @@ class CudaOps(CudaLayers, CudaPerSample):
             if mean is None:
                 mean = self.xp.empty((), precision.accumulator)
             launch(*labels_and_targets(y), weight, mean)
+            return mean
+
+        return loss_and_delta
+
+    def _bind_own_loss(
+        self, loss: OwnLoss, output: str, a: Array, da: Array, divisor: float, workspace: CudaWorkspace
+    ) -> Callable[..., Array]:
+        """Bind a user's function: a launch for ŷ before it, and one for da and the mean of its losses after it."""
+        dtype = workspace.precision.accumulator
+        y_hat = self.empty(a.shape, dtype)
+        to_output = self.bind_output(output, a, workspace)
+        from_a = output != "softmax" and ACTIVATIONS[output].derivative_from == "a"
+        plan = row_plans.output_delta_plan(len(a), workspace.precision)
+        losses = {
+            "losses_b": Slot(),
+            "mean_loss": Slot(),
+            "partials": self.xp.empty(plan.grid, np.float64),
+            "arrivals": workspace.counters,
+        }
+        launch = self._bind_delta_launch(output, a if from_a else y_hat, da, divisor, workspace, losses)
+
+        def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
+            to_output(y_hat)
+            function = own_loss.require_function(loss.function, loss.name)
+            pair = own_loss.call(function, loss.name, y_hat, y, self.xp.ndarray, self.name)
+            values, gradient = (self.xp.ascontiguousarray(part, dtype=dtype) for part in pair)
+            if mean is None:
+                mean = self.xp.empty((), dtype)
+            launch(gradient, weight, values, mean)
             return mean
 
         return loss_and_delta
@@ -188,6 +222,18 @@ class CudaOps(CudaLayers, CudaPerSample):
         self, output: str, source: Array | None, da: Array, divisor: float, workspace: CudaWorkspace
     ) -> Callable[[Array, Array | None], object]:
         """Bind da = w_b J_bᵀ dy_b / divisor as a function of dy and w; see `gpuback._backends.protocol.Ops`."""
+        no_losses = dict.fromkeys(("losses_b", "mean_loss", "partials", "arrivals"))
+        return self._bind_delta_launch(output, source, da, divisor, workspace, no_losses)
+
+    def _bind_delta_launch(
+        self,
+        output: str,
+        source: Array | None,
+        da: Array,
+        divisor: float,
+        workspace: CudaWorkspace,
+        losses: dict[str, Any],
+    ) -> Launch:
         precision, (rows, width) = workspace.precision, da.shape
         total: Any = precision.accumulator.type
         return self.launcher.bind(
@@ -197,10 +243,7 @@ class CudaOps(CudaLayers, CudaPerSample):
             **matrices(source_bj=source, da_bj=da),
             **ints(dy_pitch=width, n_batch=rows, n=width, output=output_id(output)),
             divisor=total(divisor),
-            losses_b=None,
-            mean_loss=None,
-            partials=None,
-            arrivals=None,
+            **losses,
         )
 
     def bind_gradient_scale(self, rows: int, width: int, precision: Precision) -> CudaGradientScale:

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.cuda import row_plans
-from gpuback._backends.cuda.arguments import activation_id, ints, labels_and_targets, matrices, output_id
+from gpuback._backends.cuda.arguments import (
+    activation_id,
+    ints,
+    labels_and_targets,
+    loss_id,
+    loss_parameters,
+    matrices,
+    output_id,
+)
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
 from gpuback._backends.cuda.formats import accum_of
 from gpuback._backends.cuda.ops import CudaOps
@@ -82,7 +90,8 @@ class ReproducibleCudaOps(ExactLayers, CudaOps):
             targets_bj=Slot(),
             weight_b=Slot(),
             losses_b=losses,
-            **ints(n_batch=rows, n=width, loss=loss.kernel_id, output=output_id(output)),
+            **ints(n_batch=rows, n=width, loss=loss_id(loss), output=output_id(output)),
+            parameters=loss_parameters(self.xp, loss, width, np.dtype(np.float64)),
             divisor=np.float64(divisor),
         )
         write_sum = bind_exact_sum(self.xp, self.launcher, rows)

@@ -1,7 +1,8 @@
 """The losses with `reproducible=True`: each row in float64, by fixed sequences of operations; rounded where stored.
 
-Every entry takes a few rows of pre-activations a_L, (R, n) float64, and of targets, and returns the rows' losses ℓ (R,)
-and ∂ℓ/∂a (R, n), both float64. The equations are those of `gpuback._core.losses`.
+Every entry takes a few rows of pre-activations a_L, (R, n) float64, of targets, and the loss's parameters in float64,
+and returns the rows' losses ℓ (R,) and ∂ℓ/∂a (R, n), both float64. The equations are those of
+`gpuback._core.loss_formulas`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, Function, exp, log, log1p
+from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, Function, exp, expm1, log, log1p
+from gpuback._core.losses import ELEMENTWISE
 from gpuback._core.typing import Array
 
-Rule = Callable[[Array, Array], tuple[Array, Array]]
+Rule = Callable[[Array, Array, Array | None], tuple[Array, Array]]
 
 LANES = 32
 """A row is added up in 32 sums of every 32nd number, one for each lane of a warp."""
@@ -51,11 +53,15 @@ def softmax(a: Array) -> tuple[Array, Array, Array]:
     return z, powers / total, total
 
 
-def _softmax_cross_entropy(a: Array, y: Array) -> tuple[Array, Array]:
+def _softmax_cross_entropy(a: Array, y: Array, parameters: Array | None) -> tuple[Array, Array]:
     if y.ndim == 1:
-        return _cross_entropy_of_labels(a, y)
+        if parameters is None:
+            return _cross_entropy_of_labels(a, y)
+        y = np.eye(a.shape[1])[y]
     z, predicted, total = softmax(a)
     y = y.astype(np.float64)
+    if parameters is not None:
+        y = parameters[0] * y + parameters[1]
     mass = row_sums(y)[:, None]
     return row_sums(y * (evaluated(log, total) - z)), mass * predicted - y
 
@@ -77,7 +83,7 @@ def _cross_entropy_of_labels(a: Array, y: Array) -> tuple[Array, Array]:
     return losses, powers / total[:, None]
 
 
-def _sigmoid_binary_cross_entropy(a: Array, y: Array) -> tuple[Array, Array]:
+def _sigmoid_binary_cross_entropy(a: Array, y: Array, parameters: Array | None) -> tuple[Array, Array]:
     """∂ℓ/∂a = ŷ − y as (1 − y) sigmoid(a) − y sigmoid(−a): no term cancels for a y of 0 or 1."""
     terms = (np.where(a < 0, 0.0, a) - a * y) + evaluated(log1p, evaluated(exp, -np.abs(a)))
     sigmoid = FORWARD["sigmoid"]
@@ -85,7 +91,7 @@ def _sigmoid_binary_cross_entropy(a: Array, y: Array) -> tuple[Array, Array]:
     return row_sums(terms), (1.0 - y) * evaluated(sigmoid, a) - y * evaluated(sigmoid, -a)
 
 
-def _softmax_squared_error(a: Array, y: Array) -> tuple[Array, Array]:
+def _softmax_squared_error(a: Array, y: Array, parameters: Array | None) -> tuple[Array, Array]:
     _, predicted, _ = softmax(a)
     residual = predicted - y
     dot = row_sums(residual * predicted)[:, None]
@@ -93,7 +99,7 @@ def _softmax_squared_error(a: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _elementwise_squared_error(name: str) -> Rule:
-    def rule(a: Array, y: Array) -> tuple[Array, Array]:
+    def rule(a: Array, y: Array, parameters: Array | None) -> tuple[Array, Array]:
         predicted = evaluated(FORWARD[name], a)
         residual = predicted - y
         return 0.5 * row_sums(residual * residual), residual * evaluated(SLOPE[name], predicted)
@@ -111,10 +117,50 @@ def through_output(name: str, source: Array, dy: Array) -> Array:
     return dy * evaluated(SLOPE[name], source)
 
 
+Penalty = Callable[[Array, Array | None], tuple[Array, Array]]
+"""Of residuals r = ŷ − y: p'(r), and the factor whose product with it is p(r)."""
+
+
+def _elementwise(name: str, penalty: Penalty) -> Rule:
+    def rule(a: Array, y: Array, parameters: Array | None) -> tuple[Array, Array]:
+        predicted = evaluated(FORWARD[name], a)
+        slope, factor = penalty(predicted - y, parameters)
+        return row_sums(slope * factor), slope * evaluated(SLOPE[name], predicted)
+
+    return rule
+
+
+def _absolute(r: Array, parameters: Array | None) -> tuple[Array, Array]:
+    return np.where(r > 0, 1.0, np.where(r < 0, -1.0, r)), r
+
+
+def _huber(r: Array, parameters: Array | None) -> tuple[Array, Array]:
+    assert parameters is not None
+    clipped = np.where(r > parameters, parameters, np.where(r < -parameters, -parameters, r))
+    return clipped, r - 0.5 * clipped
+
+
+def _quantile(r: Array, parameters: Array | None) -> tuple[Array, Array]:
+    assert parameters is not None
+    above, below = parameters
+    return np.where(r > 0, above, np.where(r < 0, -below, r)), r
+
+
+def _exponential_poisson(a: Array, y: Array, parameters: Array | None) -> tuple[Array, Array]:
+    y = y.astype(np.float64)
+    predicted, difference = evaluated(exp, a), a - evaluated(log, y)
+    terms = y * (evaluated(expm1, difference) - difference)
+    return row_sums(np.where(y == 0, predicted, terms)), predicted - y
+
+
 RULES: dict[tuple[str, str], Rule] = {
     ("cross_entropy", "softmax"): _softmax_cross_entropy,
     ("binary_cross_entropy", "sigmoid"): _sigmoid_binary_cross_entropy,
     ("squared_error", "softmax"): _softmax_squared_error,
-    **{("squared_error", name): _elementwise_squared_error(name) for name in ("identity", "sigmoid", "tanh")},
+    **{("squared_error", name): _elementwise_squared_error(name) for name in ELEMENTWISE},
+    **{("absolute_error", name): _elementwise(name, _absolute) for name in ELEMENTWISE},
+    **{("huber", name): _elementwise(name, _huber) for name in ELEMENTWISE},
+    **{("quantile", name): _elementwise(name, _quantile) for name in ELEMENTWISE},
+    ("poisson", "exponential"): _exponential_poisson,
 }
 """The rule of each pair of loss and output function."""

@@ -65,11 +65,12 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
     ) -> Callable[[Array, Array | None], Array]:
         """Return a function (y, weight) that returns w_b ℓ_b, (rows,) float64; see `Ops.bind_loss`."""
         rule, round_da = loss_rule(loss, output), workspace.bind_round(da)
+        parameters = loss.parameters(a.shape[1])
 
         def loss_and_delta(y: Array, weight: Array | None) -> Array:
             losses = np.empty(len(a))
             for rows in _row_chunks(len(a), a.shape[1]):
-                losses[rows], delta = rule(a[rows].astype(np.float64), y[rows])
+                losses[rows], delta = rule(a[rows].astype(np.float64), y[rows], parameters)
                 if weight is not None:
                     losses[rows] *= weight[rows]
                     delta *= weight[rows, None]

@@ -78,7 +78,7 @@ class NumpyArrays:
     def may_overlap(self, array: Array, other: Array) -> bool:
         return np.may_share_memory(array, other)
 
-    def any_outside(self, array: Array, highest: int) -> bool:
+    def any_outside(self, array: Array, highest: float) -> bool:
         if array.dtype is SIGNED:  # as an unsigned number a negative one is huge: one maximum finds both kinds
             unsigned = array.view(UNSIGNED)
             return bool(unsigned.item(unsigned.argmax()) > highest)  # argmax is quicker to start than maximum.reduce

@@ -25,7 +25,8 @@ from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.activations import ACTIVATIONS, Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.chained_sums import bind_sum_columns
-from gpuback._core.losses import Loss, Softmax, bind_through_output
+from gpuback._core.loss_formulas import Softmax, bind_through_output
+from gpuback._core.losses import Loss
 from gpuback._core.parameters import Layout, ParameterRange
 from gpuback._core.precision import Precision, round_to_tf32
 from gpuback._core.scratch import aligned_empty, bind
@@ -137,7 +138,7 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
         """Return a function (y, weight): Σ_b w_b ℓ_b over a block's rows, and da in place of a."""
         losses, wide = np.empty(len(a), a.dtype), np.empty(len(a))
         add_up = partial(wide.dot, np.ones_like(wide))
-        run = loss.outputs[output](a, losses, workspace.scratch_like(a), divisor)
+        run = loss.bind(output, a, losses, workspace.scratch_like(a), divisor)
         round_da = workspace.bind_round(a)
 
         def loss_and_delta(y: Array, weight: Array | None) -> float:
