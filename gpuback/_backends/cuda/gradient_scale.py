@@ -27,6 +27,8 @@ class CudaGradientScale:
             plan,
             x=Slot(),
             n=np.int64(size),
+            spans=None,
+            n_spans=np.int32(0),
             result=largest,
             partials=xp.empty(3 * plan.grid, np.float64),
             arrivals=xp.zeros(1, np.uint32),
