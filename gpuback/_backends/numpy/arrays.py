@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._backends.inputs import as_host_array
+from gpuback._backends.numpy.prefetch import NumpyPrefetch
 from gpuback._backends.numpy.updates import all_finite
 from gpuback._core.exact_sums import norm
 from gpuback._core.scratch import aligned_empty
 from gpuback._core.typing import Array, ArrayLike
 
 SMALL = 1024
-"""Numbers in an array."""
+"""An array of fewer numbers is small."""
 
 SIGNED, UNSIGNED = np.dtype(np.intp), np.dtype(np.uintp)
 
@@ -70,6 +71,9 @@ class NumpyArrays:
     def take_rows(self, array: Array, indices: Array, out: Array) -> None:
         """out = array[indices]. With mode "raise", NumPy would buffer the output."""
         np.take(array, indices, axis=0, out=out, mode="clip")
+
+    def prefetch(self, slots: int) -> NumpyPrefetch:
+        return NumpyPrefetch(slots)
 
     def may_overlap(self, array: Array, other: Array) -> bool:
         return np.may_share_memory(array, other)
