@@ -132,8 +132,10 @@ def as_gradients(out: Gradients | None, architecture: Architecture, ops: Ops) ->
         return empty_gradients(architecture, ops)
     layout, dtype = architecture.layout, architecture.precision.accumulator
     expected = (layout.n_parameters,)
-    if not isinstance(out, Gradients) or out.theta.shape != expected or out.theta.dtype != dtype:
-        came = f"theta {out.theta.shape} of {out.theta.dtype}" if isinstance(out, Gradients) else type(out).__name__
+    theta = out.theta if isinstance(out, Gradients) else None
+    if theta is None or theta.shape != expected or theta.dtype != dtype:
+        without = "Gradients without theta" if isinstance(out, Gradients) else type(out).__name__
+        came = without if theta is None else f"theta {theta.shape} of {theta.dtype}"
         raise ShapeError(f"out: expected Gradients with theta {expected} of {dtype}, got {came}")
     flags = out.theta.flags  # CuPy's know only the first of these
     if not (flags.c_contiguous and getattr(flags, "aligned", True) and getattr(flags, "writeable", True)):

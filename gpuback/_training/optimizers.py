@@ -105,13 +105,12 @@ class Optimizer(ABC):
             ShapeError: the gradients are another network's.
         """
         clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
-        if gradients.theta.shape != net.theta.shape or gradients.theta.dtype != net.theta.dtype:
-            raise ShapeError(
-                f"gradients: expected shape {net.theta.shape} of {net.theta.dtype}, "
-                f"got {gradients.theta.shape} of {gradients.theta.dtype}"
-            )
+        gradient, theta = gradients.theta, net.theta
+        if gradient is None or gradient.shape != theta.shape or gradient.dtype != theta.dtype:
+            came = "a theta of None" if gradient is None else f"{gradient.shape} of {gradient.dtype}"
+            raise ShapeError(f"gradients: expected shape {theta.shape} of {theta.dtype}, got {came}")
         self._bind(net)
-        gradient = gradients.theta if gradients.theta.flags.c_contiguous else gradients.theta.copy()
+        gradient = gradient if gradient.flags.c_contiguous else gradient.copy()
         net._version += 1
         self._in_scope(self._update_in_scope, gradient, clip_norm)
 

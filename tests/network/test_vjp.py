@@ -555,6 +555,17 @@ def test_gradients_of_another_network_are_refused():
         net.vjp(x)[1](dy, out=network((5, 3), activation=[]).value_and_grad(x, dy)[1])
 
 
+def test_gradients_by_x_alone_are_no_out_and_make_no_step():
+    net = network()
+    x, dy = numbers(net, 5)
+    pullback = net.vjp(x)[1]
+    by_x = pullback(dy, need_theta_grad=False, need_input_grad=True)
+    with pytest.raises(ShapeError, match=r"^out: expected Gradients with theta .* got Gradients without theta$"):
+        pullback(dy, out=by_x)
+    with pytest.raises(ShapeError, match=r"^gradients: expected shape .* got a theta of None$"):
+        SGD(0.1).step(net, by_x)
+
+
 # --- training with it
 
 

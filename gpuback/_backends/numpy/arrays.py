@@ -19,7 +19,7 @@ from gpuback._core.scratch import aligned_empty
 from gpuback._core.typing import Array, ArrayLike
 
 SMALL = 1024
-"""Numbers in an array."""
+"""An array of fewer numbers is small."""
 
 SIGNED, UNSIGNED = np.dtype(np.intp), np.dtype(np.uintp)
 
