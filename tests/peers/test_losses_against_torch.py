@@ -150,7 +150,7 @@ def test_conversions() -> None:
 
 
 def test_what_pytorch_has_no_module_of() -> None:
-    with pytest.raises(ConversionError, match="PyTorch has no module for the function 'exponential'"):
+    with pytest.raises(ConversionError, match="activation 'exponential': expected one that PyTorch has a module"):
         to_torch(MLP(SIZES, loss="poisson"))
 
 
