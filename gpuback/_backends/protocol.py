@@ -534,12 +534,14 @@ class Ops(Protocol):
     ) -> Callable[..., Any]:
         """Return a function (y, weight) that computes a block's loss, and da = w_b ∂ℓ_b/∂a_b / divisor, rounded to O.
 
-        y holds labels (rows,) int64 or targets (rows, n_L) in A; weight is w (rows,) in A or None. The function returns
+        y holds labels (rows,) int64 or targets (rows, n_L) in A, or for an `OwnLoss` rows of whatever its function
+        reads; weight is w (rows,) in A or None. For an `OwnLoss` this calls the user's function with ŷ
+        (`gpuback._core.own_loss.call`) and goes on as `bind_output_delta`; it is never captured. The function returns
         the block's part of the loss in whatever form `mean_loss` reads. Where that is an array, a third argument says
         where to write it: a captured step may not allocate it.
 
         Args:
-            loss, output: a row of `LOSSES`, and one of its output functions.
+            loss, output: the loss with its options, and one of its output functions.
             a: (rows, n_L) in A.
             da: (rows, n_L), written; the `Workspace.output_delta` of a.
             divisor: B, the number of samples in the whole batch, divided by the scale that da carries.

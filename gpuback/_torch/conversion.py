@@ -126,7 +126,7 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
         linear = nn.Linear(W.shape[1], W.shape[0], device="meta")  # without numbers, which would be drawn in vain
         linear.weight, linear.bias = nn.Parameter(W), nn.Parameter(b)
         if name not in MODULES:
-            raise ConversionError(f"PyTorch has no module for the function {name!r}; expected one of {list(MODULES)}")
+            raise ConversionError(f"activation {name!r}: expected one that PyTorch has a module for")
         modules += [linear, MODULES[name]()]
     return nn.Sequential(*(modules[:-1] if net.architecture.output == "identity" else modules))
 

@@ -50,7 +50,8 @@ struct Row {
     for (int j = lane(); j < n; j += LANES) body(j, a[j]);
   }
 
-  // The sum of term(j, a_j) over the row. A lane adds 64 of its columns at a time. Rolled, the loop takes fewer registers.
+  // The sum of term(j, a_j) over the row. A lane adds 64 of its columns at a time. Rolled, the loop takes fewer
+  // registers.
   template <bool ROLLED = false, typename Term>
   DEVICE Real sum(Term term) const {
     Real total = 0;
@@ -168,7 +169,7 @@ DEVICE Real probability_loss(const Row<LANES, Real>& row, int own, const Real* y
     const Real given = own < 0 ? y[j] : j == own ? Real(1) : no_label;
     return ALL_LOSSES && parameters ? parameters[j] * given + parameters[row.n + j] : given;
   };
-  const bool in_shared_memory = LANES < 32;  // of a fused network, which has no registers to spare
+  const bool in_shared_memory = LANES < 32;  // of a whole network, whose kernels have no registers to spare
   const Softmax<Real> softmax(row);
   const Real mass = row.template sum<in_shared_memory>([=](int j, Real) { return target(j); });
   const Real log_total = log_of(softmax.total);
@@ -221,15 +222,15 @@ DEVICE Real residual_loss(const Row<LANES, Real>& row, const Real* y, int loss, 
 // With d = a - log y a term is y (e^d - 1 - d), which cancels less where y^ is near y. A target below 0 makes NaN.
 template <int LANES, typename Real, typename Write>
 DEVICE Real poisson_loss(const Row<LANES, Real>& row, const Real* y, Write write) {
-  return row.sum([&](int j, Real a) {
+  return row.template sum<(LANES < 32)>([&](int j, Real a) {
     const Real target = y[j], predicted = exp_of(a), d = a - log_of(target);
     write(j, predicted - target);
     return target == 0 ? predicted : target * (expm1_of(d) - d);
   });
 }
 
-// `label` points to the sample's label, or is null: then y are its targets. Without ALL_LOSSES, losses up to SQUARED_ERROR
-// alone: the others take registers.
+// `label` points to the sample's label, or is null: then y are its targets. Without ALL_LOSSES there are only the first
+// three: the others take registers.
 template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
 DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y,
                         const Real* parameters, Write write) {

@@ -508,8 +508,8 @@ PLANTED = {
         "for (int step = 1; step < 32; step *= 2) sum = sum",
     ),
     "a product and a sum for the compiler to contract": (
-        *(contracted, "exact/exact_losses.cu", "mass * softmax(a[j]) - y[j]"),
-        "Double(mass.value * softmax(a[j]).value - y[j])",
+        *(contracted, "exact/exact_losses.cu", "mass * softmax(a[j]) - t"),
+        "Double(mass.value * softmax(a[j]).value - t.value)",
     ),
 }
 

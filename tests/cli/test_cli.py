@@ -243,6 +243,34 @@ def test_targets_of_many_values_are_a_regression_for_squared_error(run: Run, tmp
     np.testing.assert_allclose(np.ravel(prediction["outputs"])[[0, 59]], [1900, 2018], atol=2)
 
 
+def test_losses_of_quantities(run: Run, tmp_path: Path) -> None:
+    """Counts are counts for poisson, however few values they have."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, 200)
+    path = tmp_path / "counts.csv"
+    rows = zip(x, rng.poisson(np.exp(1 + 2 * x)), strict=True)
+    path.write_text("x,n\n" + "".join(f"{a},{n}\n" for a, n in rows))
+    for loss, output in [("poisson", "exponential"), ("huber", "identity"), ("quantile", "identity")]:
+        source = path if loss == "poisson" else "diabetes"
+        options = "--hidden", 8, "--epochs", 60, "--no-plot", "--json"
+        document = json.loads(succeeded(run("train", source, "--loss", loss, *options)).out)
+        network = document["network"]
+        assert (document["task"], network["loss"], network["output"]) == ("regression", loss, output)
+        assert document["held_out_score"]["r2"] > 0.25
+    outputs = json.loads(succeeded(run("predict", "counts.safetensors", path, "--json")).out)["outputs"]
+    assert np.ravel(outputs).min() > 0
+
+
+def test_a_network_whose_loss_was_a_function(run: Run, tmp_path: Path) -> None:
+    def pinball(y_hat: Any, y: Any) -> Any: ...
+
+    MLP([4, 3], loss=pinball, seed=0).save(tmp_path / "net")
+    assert list(columns_of(succeeded(run("predict", "net", "iris")).out)) == ["output0", "output1", "output2"]
+    assert "accuracy" in succeeded(run("predict", "net", "iris", "--score")).err
+    ran = run("check", "net")
+    assert ran.code != 0 and "pinball" in ran.err
+
+
 def test_16_bit_networks_are_warned_of(run: Run) -> None:
     ran = succeeded(run("train", "wine", "--dtype", "bfloat16", "--epochs", 2, "--no-plot"))
     assert ran.err.count("\n") == 1

@@ -152,6 +152,22 @@ def test_training_with_a_function() -> None:
     np.testing.assert_allclose(*parameters, rtol=1e-10, atol=1e-13)
 
 
+def test_streamed_batches_with_targets_of_several_axes() -> None:
+    def sums(y_hat: Any, y: Any) -> tuple[Any, Any]:
+        return squared(y_hat, y.sum(axis=1))
+
+    x, y, _ = batch(20)
+    y = np.stack([y, 2 * y], axis=1)
+    nets = network(sums), network(sums)
+    batches = [(x[:8], y[:8]), (x[8:], y[8:])]
+    gpuback.fit(nets[0], batches=batches, epochs=2)
+    step = gpuback.TrainStep(nets[1], gpuback.Adam())
+    for _ in range(2):
+        for part in batches:
+            step(*part)
+    np.testing.assert_array_equal(nets[0].theta, nets[1].theta)
+
+
 def test_float16_with_a_loss_scale() -> None:
     x, y, _ = batch(16)
     steps = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 import gpuback
 from gpuback import MLP, losses
@@ -36,12 +36,12 @@ def pinball(a: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def deviance(a: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Half of it: PoissonNLLLoss, less what it is for ŷ = y."""
     least = torch.xlogy(y, y) - y
-    return (F.poisson_nll_loss(a, y, log_input=True, reduction="none") + least).sum(1)
+    return (functional.poisson_nll_loss(a, y, log_input=True, reduction="none") + least).sum(1)
 
 
 def smoothed(a: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     weight = torch.tensor(C, dtype=a.dtype)
-    return F.cross_entropy(a, y, weight, reduction="none", label_smoothing=0.1)
+    return functional.cross_entropy(a, y, weight, reduction="none", label_smoothing=0.1)
 
 
 def focal(a: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -62,12 +62,16 @@ def own_log_cosh(y_hat: Any, y: Any) -> tuple[Any, Any]:
 
 
 CASES: dict[str, tuple[Any, str | None, Any, TorchLoss]] = {
-    "absolute": ("absolute_error", None, VALUES, lambda a, y: F.l1_loss(a, y, reduction="none").sum(1)),
-    "absolute, tanh": ("absolute_error", "tanh", VALUES, lambda a, y: F.l1_loss(a.tanh(), y, reduction="none").sum(1)),
-    "Huber": (losses.Huber(0.5), None, VALUES, lambda a, y: F.huber_loss(a, y, reduction="none", delta=0.5).sum(1)),
+    "absolute": ("absolute_error", None, VALUES, lambda a, y: (a - y).abs().sum(1)),
+    "absolute, tanh": (
+        "absolute_error", "tanh", VALUES, lambda a, y: functional.l1_loss(a.tanh(), y, reduction="none").sum(1),
+    ),
+    "Huber": (
+        losses.Huber(0.5), None, VALUES, lambda a, y: functional.huber_loss(a, y, reduction="none", delta=0.5).sum(1),
+    ),
     "Huber, sigmoid": (
         losses.Huber(0.5), "sigmoid", VALUES,
-        lambda a, y: F.huber_loss(a.sigmoid(), y, reduction="none", delta=0.5).sum(1),
+        lambda a, y: functional.huber_loss(a.sigmoid(), y, reduction="none", delta=0.5).sum(1),
     ),
     "quantile": (losses.Quantile(Q), None, VALUES, pinball),
     "Poisson": ("poisson", None, COUNTS, deviance),
@@ -75,15 +79,15 @@ CASES: dict[str, tuple[Any, str | None, Any, TorchLoss]] = {
     "rows": (losses.CrossEntropy(label_smoothing=0.1, class_weight=C), None, ROWS, smoothed),
     "class weights": (
         losses.CrossEntropy(class_weight=C), None, LABELS,
-        lambda a, y: F.cross_entropy(a, y, torch.tensor(C, dtype=a.dtype), reduction="none"),
+        lambda a, y: functional.cross_entropy(a, y, torch.tensor(C, dtype=a.dtype), reduction="none"),
     ),
     "smoothing": (
         losses.CrossEntropy(label_smoothing=0.3), None, LABELS,
-        lambda a, y: F.cross_entropy(a, y, reduction="none", label_smoothing=0.3),
+        lambda a, y: functional.cross_entropy(a, y, reduction="none", label_smoothing=0.3),
     ),
     "a function": (own_focal, "softmax", LABELS, focal),
     "a function, softplus": (
-        own_log_cosh, "softplus", VALUES, lambda a, y: torch.log(torch.cosh(F.softplus(a) - y)).sum(1),
+        own_log_cosh, "softplus", VALUES, lambda a, y: torch.log(torch.cosh(functional.softplus(a) - y)).sum(1),
     ),
 }  # fmt: skip
 
@@ -127,7 +131,9 @@ def test_a_function_that_returns_tensors_is_told_so() -> None:
     def loss(y_hat: Any, y: Any) -> Any:
         return torch.tensor(y_hat).sum(1), torch.tensor(y_hat)
 
-    with pytest.raises(DeviceError, match=r"^loss 'loss': expected losses as an array of the numpy backend, got a torch"):
+    with pytest.raises(
+        DeviceError, match=r"^loss 'loss': expected losses as an array of the numpy backend, got a torch"
+    ):
         MLP(SIZES, loss=loss, backend="numpy").loss(X, VALUES)
 
 
@@ -144,7 +150,7 @@ def test_conversions() -> None:
 
 
 def test_what_pytorch_has_no_module_of() -> None:
-    with pytest.raises(ConversionError, match="PyTorch has no module for the function 'exponential'"):
+    with pytest.raises(ConversionError, match="activation 'exponential': expected one that PyTorch has a module"):
         to_torch(MLP(SIZES, loss="poisson"))
 
 
@@ -166,7 +172,7 @@ def test_a_training_run_beside_pytorchs() -> None:
     sgd, step = torch.optim.SGD(parameters, 0.1), gpuback.TrainStep(net, gpuback.SGD(0.1))
     for _ in range(20):
         sgd.zero_grad()
-        loss = F.huber_loss(module(torch.tensor(X)), torch.tensor(VALUES), reduction="sum", delta=0.5) / B
+        loss = functional.huber_loss(module(torch.tensor(X)), torch.tensor(VALUES), reduction="sum", delta=0.5) / B
         loss.backward()
         sgd.step()
         assert float(step(X, VALUES)) == pytest.approx(loss.item(), rel=1e-11)
