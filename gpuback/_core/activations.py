@@ -38,7 +38,7 @@ class Activation:
 
     Attributes:
         name: what users write.
-        kernel_id: the number by which CUDA kernels know it.
+        kernel_id: the number by which CUDA kernels know it: below 32 with g' from h, from 32 to 63 with g' from a.
         derivative_from: the array that g' is computed from: "h" = g(a), or "a".
         initialisation: the uniform initialisation that suits it: "he" for rectifiers, "glorot" for the rest.
         forward: (a, h, scratch) → None, h = g(a).
@@ -233,7 +233,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("sigmoid", 4, "h", "glorot", sigmoid, sigmoid_backward),
         Activation("tanh", 5, "h", "glorot", tanh, tanh_backward),
         Activation("softplus", 6, "h", "he", softplus, softplus_backward),
-        Activation("gelu", 7, "a", "he", gelu, gelu_backward),
-        Activation("silu", 8, "a", "he", silu, silu_backward),
+        Activation("gelu", 32, "a", "he", gelu, gelu_backward),
+        Activation("silu", 33, "a", "he", silu, silu_backward),
     )
 }

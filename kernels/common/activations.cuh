@@ -1,16 +1,20 @@
 // The activation functions g and their derivatives g', by the numbers in gpuback/_core/activations.py.
 //
-// g' is computed from h = g(a), except for gelu and silu, where it is computed from a. At a kink it is the derivative
-// from the left.
+// g' is computed from h = g(a) or, where bit 5 of the number is set, from a. At a kink it is the derivative from the
+// left. A number without a function makes NaN.
 #pragma once
 #include "types.cuh"
 
 enum Activation {
-  IDENTITY = 0, RELU = 1, LEAKY_RELU = 2, ELU = 3, SIGMOID = 4, TANH = 5, SOFTPLUS = 6, GELU = 7, SILU = 8
+  IDENTITY = 0, RELU = 1, LEAKY_RELU = 2, ELU = 3, SIGMOID = 4, TANH = 5, SOFTPLUS = 6,
+  GELU = 32, SILU = 33
 };
 
-// g' of these is computed from a.
-DEVICE bool derivative_from_a(int activation) { return activation >= GELU; }
+DEVICE bool derivative_from_a(int activation) { return activation & 32; }
+
+// What comes of a number without a function.
+template <typename Real>
+DEVICE Real no_function() { return Real(__uint_as_float(0x7fc00000u)); }
 
 // Single and double precision under one name.
 DEVICE float exp_of(float x) { return expf(x); }
@@ -59,7 +63,7 @@ template <typename Real>
 DEVICE Real gated(Real a, Real s) { return (a < -Real(1e4) ? -Real(1e4) : a) * s; }
 
 // Activations that need no more than a comparison. The others call functions that take much code for each number.
-DEVICE bool piecewise_linear(int activation) { return activation <= LEAKY_RELU; }
+DEVICE bool piecewise_linear(int activation) { return (unsigned)activation <= LEAKY_RELU; }
 
 #define EACH(expression)                                                                                 \
   _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = a[j]; a[j] = (expression); }       \
@@ -82,6 +86,7 @@ DEVICE void activate_smooth(int activation, Real (&a)[N]) {
     case SOFTPLUS: EACH(softplus(x));
     case GELU: EACH(gated(x, sigmoid(Gelu<Real>::argument(x))));
     case SILU: EACH(gated(x, sigmoid(x)));
+    default: EACH(no_function<Real>());
   }
 }
 #undef EACH
@@ -94,7 +99,7 @@ DEVICE void activate(int activation, Real (&a)[N]) {
     activate_smooth(activation, a);
 }
 
-// d <- d g', with g' computed from `source`: h, or a for gelu and silu.
+// d <- d g', with g' computed from `source`: h or a.
 #define EACH(expression)                                                                                 \
   _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = source[j]; d[j] *= (expression); }       \
   break
@@ -119,6 +124,7 @@ DEVICE void times_derivative_smooth(int activation, Real (&d)[N], const Real (&s
       EACH(sigmoid(Gelu<Real>::argument(x)) *
            (1 + limited(x) * Gelu<Real>::argument_slope(limited(x)) * sigmoid(-Gelu<Real>::argument(x))));
     case SILU: EACH(sigmoid(x) * (1 + limited(x) * sigmoid(-x)));
+    default: EACH(no_function<Real>());
   }
 }
 #undef EACH

@@ -75,13 +75,23 @@ struct Softmax {
 // The output functions that are no softmax.
 template <typename Real>
 DEVICE Real apply_output(int output, Real a) {
-  return output == SIGMOID ? sigmoid(a) : output == TANH ? tanh_of(a) : a;
+  switch (output) {
+    case IDENTITY: return a;
+    case SIGMOID: return sigmoid(a);
+    case TANH: return tanh_of(a);
+    default: return no_function<Real>();
+  }
 }
 
 // Their derivative, from y^.
 template <typename Real>
 DEVICE Real output_derivative(int output, Real predicted) {
-  return output == SIGMOID ? predicted * (1 - predicted) : output == TANH ? 1 - predicted * predicted : Real(1);
+  switch (output) {
+    case IDENTITY: return 1;
+    case SIGMOID: return predicted * (1 - predicted);
+    case TANH: return 1 - predicted * predicted;
+    default: return no_function<Real>();
+  }
 }
 
 // Each of these returns a row's loss and calls write(j, dl/da_j) for each of the lane's columns, when a_j has been read

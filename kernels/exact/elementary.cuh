@@ -123,6 +123,7 @@ DEVICE Double gated_slope(Double term, const Exponential& e) {
 // g(a), by the numbers of activations.cuh.
 DEVICE Double activation_of(int activation, Double a) {
   switch (activation) {
+    case IDENTITY: return a;
     case RELU: return (a < 0.0 ? Double(0.0) : a) + 0.0;
     case LEAKY_RELU: return a > 0.0 ? a : a * LEAKY_SLOPE;
     case ELU: {
@@ -135,13 +136,14 @@ DEVICE Double activation_of(int activation, Double a) {
     case GELU: return times_sigmoid(a, -GELU_LIMIT, gelu_exponential(a));
     case SILU: return times_sigmoid(a, -EXP_LIMIT, exponential(a));
   }
-  return a;
+  return no_function<double>();
 }
 
-// g' from h = g(a), or from a for gelu and silu.
+// g' from h = g(a), or from a.
 DEVICE Double slope_of(int activation, Double source) {
   const Double x = source;
   switch (activation) {
+    case IDENTITY: return 1.0;
     case RELU: return x > 0.0 ? 1.0 : 0.0;
     case LEAKY_RELU: return x > 0.0 ? 1.0 : LEAKY_SLOPE;
     case ELU: return (x > 0.0 ? Double(0.0) : x) + 1.0;
@@ -154,5 +156,5 @@ DEVICE Double slope_of(int activation, Double source) {
     }
     case SILU: return gated_slope(clipped(x, -EXP_LIMIT, EXP_LIMIT), exponential(x));
   }
-  return 1.0;
+  return no_function<double>();
 }

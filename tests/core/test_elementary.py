@@ -441,6 +441,18 @@ def test_the_kernels_have_the_same_bits(name: str) -> None:
     assert_kernel_has_these_bits(EmulatorLauncher(folder=KERNELS), name, lambda x: x, lambda x: x)
 
 
+def test_a_number_without_a_function_makes_nan() -> None:
+    require_emulator()
+    launcher = EmulatorLauncher(folder=KERNELS)
+    plan = LaunchPlan(Variant("elementary.cu", "elementary", COEFFICIENTS), 1, 1)
+    for function in (4, 5):
+        for activation in (31, 63, 64, -1):
+            doubles, singles = np.zeros(1), np.zeros(1, np.float32)
+            which = {"function": np.int32(function), "activation": np.int32(activation), "n": np.int32(1)}
+            launcher.bind(plan, wide=doubles, narrow=singles, x=np.ones(1, np.float32), **which)()
+            assert np.isnan(doubles[0]) and np.isnan(singles[0])
+
+
 @pytest.mark.gpu
 @each_function
 def test_a_gpu_has_the_same_bits(name: str) -> None:

@@ -275,6 +275,17 @@ def test_activations_and_slopes_far_out(name, precision):
     np.testing.assert_allclose(da_prev.astype(wide), slope, rtol=16 * u, atol=100 * u)
 
 
+@pytest.mark.parametrize("number", [31, 63, 64, -1])
+def test_a_number_without_a_function_makes_nan(number):
+    """Were it the identity, a network could train with an activation that nobody asked for."""
+    g, precision = replace(ACTIVATIONS["tanh"], kernel_id=number), PRECISIONS["float32"]
+    x, one, zero = np.ones((5, 1), np.float32), np.ones((1, 1), np.float32), np.zeros(1, np.float32)
+    ops, out, da_prev = CudaOps(GuardedNumpy(), EmulatorLauncher(checked=True)), np.empty_like(x), np.empty_like(x)
+    ops.bind_forward(one, zero, out, np.empty_like(x), g, ops.workspace(len(x), (1, 1), precision))(x)
+    ops.layer_backward(x, x, one, x, g, precision, one.copy(), zero.copy(), da_prev, False)
+    assert np.isnan(out).all() and np.isnan(da_prev).all()
+
+
 @pytest.mark.thorough(first=1)
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["mixed", "positive"])
