@@ -511,6 +511,22 @@ class Ops(Protocol):
         """
         ...
 
+    def bind_delta(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
+        workspace: Any,
+    ) -> Callable[[], object]:
+        """Return a function without arguments: da_prev = (da W) ⊙ g'(a_prev).
+
+        This is `bind_backward` without dW and db; arguments as its own.
+        """
+        ...
+
     def layer_backward(
         self,
         da: Array,
@@ -535,18 +551,6 @@ class Ops(Protocol):
         ...
 
     # Each sample's own gradient: da is not divided by B, and samples do not meet before they are clipped.
-
-    def bind_delta(
-        self,
-        da: Array,
-        W: Array,
-        da_prev: Array,
-        activation_prev: Activation,
-        source_prev: Array,
-        workspace: Any,
-    ) -> Callable[[], object]:
-        """Return a function without arguments: da_prev = (da W) ⊙ g'. Arguments as `bind_backward`'s."""
-        ...
 
     def bind_add_norms(self, da: Array, norms: Array, workspace: Any) -> Callable[[Array, bool, Array | None], None]:
         """Return a function (h_prev, first, out): norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)).

@@ -226,7 +226,7 @@ def test_da_of_the_layer_below_by_itself(precision, items, n_out, n_in, plan_for
         da, W, a_prev = (laid_out(x, layout) for x in (layer.operands.da, layer.operands.W, layer.operands.a_prev))
         da_prev = laid_out(np.full_like(a_prev, np.nan), layout)
         workspace = ops.workspace(301, (n_in, n_out), PRECISIONS[precision])
-        ops.bind_delta(da, W, da_prev, ACTIVATIONS["gelu"], a_prev, workspace)()
+        ops.bind_delta(da, W, da_prev, ACTIVATIONS["gelu"], a_prev, 1.0, workspace)()
         bits.add(da_prev.tobytes())
     assert len(bits) == 1
     layer.check(layer.backward(EmulatorLauncher())._replace(da_prev=da_prev))

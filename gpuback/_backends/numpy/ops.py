@@ -221,17 +221,18 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
         da: Array,
         W: Array,
         da_prev: Array,
-        activation_prev: Activation,
-        source_prev: Array,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
         workspace: NumpyWorkspace,
     ) -> Callable[[], object]:
         operand = workspace.bind_product_operand(0, da.shape)
-        finish = self._bind_finish(da_prev, activation_prev, source_prev, 1.0, workspace)
-        assert finish is not None
+        finish = self._bind_finish(da_prev, activation_prev, source_prev, 1.0 / scale, workspace)
 
         def delta() -> None:
             (da if operand is None else operand(da)).dot(W, da_prev)
-            finish()
+            if finish is not None:
+                finish()
 
         return delta
 
