@@ -38,7 +38,8 @@ class Activation:
 
     Attributes:
         name: what users write.
-        kernel_id: the number by which CUDA kernels know it: below 32 with g' from h, from 32 to 63 with g' from a.
+        kernel_id: the number by which CUDA kernels know it: below 32 with g' from h, from 32 to 63 with g' from a. None
+            without a kernel: the CUDA backend refuses it by name.
         derivative_from: the array that g' is computed from: "h" = g(a), or "a".
         initialisation: the uniform initialisation that suits it: "he" for rectifiers, "glorot" for the rest.
         forward: (a, h, scratch) → None, h = g(a).
@@ -47,7 +48,7 @@ class Activation:
     """
 
     name: str
-    kernel_id: int
+    kernel_id: int | None
     derivative_from: Literal["h", "a"]
     initialisation: Literal["he", "glorot"]
     forward: Callable[[Array, Array, Scratch], None]

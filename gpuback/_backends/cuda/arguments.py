@@ -8,19 +8,32 @@ from gpuback._backends.cuda.arrays import pitch_of
 from gpuback._core.activations import ACTIVATIONS, Activation
 from gpuback._core.typing import Array
 from gpuback._cuda.launch import Argument
+from gpuback.errors import OptionError
 
 SOFTMAX = -1
 """How kernels know the output function that is no activation."""
 
 
 def activation_id(activation: Activation | None) -> int:
-    """Return the kernels' number for an activation; without one, the identity's."""
-    return ACTIVATIONS["identity"].kernel_id if activation is None else activation.kernel_id
+    """Return the kernels' number for an activation; without one, the identity's.
+
+    Raises:
+        OptionError: there is no kernel for it.
+    """
+    if activation is None:
+        activation = ACTIVATIONS["identity"]
+    if activation.kernel_id is None:
+        raise OptionError(f"activation {activation.name!r} has no CUDA form: expected one that has, or backend='numpy'")
+    return activation.kernel_id
 
 
 def output_id(name: str) -> int:
-    """Return the kernels' number for an output function."""
-    return SOFTMAX if name == "softmax" else ACTIVATIONS[name].kernel_id
+    """Return the kernels' number for an output function.
+
+    Raises:
+        OptionError: there is no kernel for it.
+    """
+    return SOFTMAX if name == "softmax" else activation_id(ACTIVATIONS[name])
 
 
 def ints(**values: int) -> dict[str, Argument]:

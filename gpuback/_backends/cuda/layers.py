@@ -51,7 +51,7 @@ class CudaLayers(CudaArrays):
         """Bind h = g(a), a = h_prev Wᵀ + b, in one launch; see `NumpyOps.bind_forward`."""
         precision, (n_out, n_in) = workspace.precision, W.shape
         plan = layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits)
-        tensor_cores = uses_tensor_cores(precision)
+        tensor_cores, number = uses_tensor_cores(precision), activation_id(activation)
         launches: dict[np.int32, Launch] = {}
 
         def forward(h_prev: Array) -> None:
@@ -64,7 +64,7 @@ class CudaLayers(CudaArrays):
                     h_pitch=pitch,
                     bias_o=b,
                     **matrices(w_oi=W, a_bo=a, out_bo=h),
-                    **ints(n_batch=len(h), n_out=n_out, n_in=n_in, activation=activation_id(activation)),
+                    **ints(n_batch=len(h), n_out=n_out, n_in=n_in, activation=number),
                     **(ints(out_is_float32=activation is None) if tensor_cores else {}),
                 )
             launch(h_prev)
@@ -86,6 +86,7 @@ class CudaLayers(CudaArrays):
         plan = layer_plans.layer_plan(
             rows, n_out, n_in, precision, self.launcher.limits, need_da_prev=da_prev is not None
         )
+        number = activation_id(activation_prev)
         launches: dict[np.int32, Launch] = {}
 
         def bind(h_pitch: np.int32) -> Launch:
@@ -97,7 +98,7 @@ class CudaLayers(CudaArrays):
                 | matrices(da_bo=da, w_oi=W, source_bi=source_prev, da_prev_bi=da_prev),
                 {"partials": workspace.partials, "arrivals": workspace.counters, "next_tile": workspace.next_tile},
                 da_prev_is_float32=da_prev is not None and da_prev.dtype == precision.accumulator,
-                activation=activation_id(activation_prev),
+                activation=number,
                 da_prev_factor=1.0 / scale if activation_prev is None else 1.0,
                 factor=1.0 / scale,
             )
@@ -217,7 +218,7 @@ class CudaLayers(CudaArrays):
                 shape,
                 given,
                 {"partials": Slot(), "arrivals": Slot(), "next_tile": Slot()},
-                activation=activation_prev.kernel_id,
+                activation=activation_id(activation_prev),
             )
             launches[key] = launch, plan
         launch, plan = launches[key]
