@@ -44,7 +44,7 @@ class Activation:
         initialisation: the uniform initialisation that suits it: "he" for rectifiers, "glorot" for the rest.
         forward: (a, h, scratch) → None, h = g(a).
         backward: (dh, source, scratch) → None, dh ← dh ⊙ g'(a).
-        kinks: g' or g'' jumps at 0, so finite differences across 0 mean little.
+        kinks: where g' or g'' jumps, in ascending order: finite differences across such an a mean little.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Activation:
     initialisation: Literal["he", "glorot"]
     forward: Callable[[Array, Array, Scratch], None]
     backward: Callable[[Array, Array, Scratch], None]
-    kinks: bool = False
+    kinks: tuple[float, ...] = ()
 
 
 def identity(a: Array, h: Array, scratch: Scratch) -> None:
@@ -228,9 +228,9 @@ ACTIVATIONS: dict[str, Activation] = {
     row.name: row
     for row in (
         Activation("identity", 0, "h", "glorot", identity, identity_backward),
-        Activation("relu", 1, "h", "he", relu, relu_backward, kinks=True),
-        Activation("leaky_relu", 2, "h", "he", leaky_relu, leaky_relu_backward, kinks=True),
-        Activation("elu", 3, "h", "he", elu, elu_backward, kinks=True),
+        Activation("relu", 1, "h", "he", relu, relu_backward, kinks=(0.0,)),
+        Activation("leaky_relu", 2, "h", "he", leaky_relu, leaky_relu_backward, kinks=(0.0,)),
+        Activation("elu", 3, "h", "he", elu, elu_backward, kinks=(0.0,)),
         Activation("sigmoid", 4, "h", "glorot", sigmoid, sigmoid_backward),
         Activation("tanh", 5, "h", "glorot", tanh, tanh_backward),
         Activation("softplus", 6, "h", "he", softplus, softplus_backward),
