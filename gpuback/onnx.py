@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 import gpuback
 from gpuback._core import persistence
-from gpuback._core.activations import ACTIVATIONS, GELU_CUBIC, GELU_SCALE, LEAKY_SLOPE, SATURATED
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import GELU_CUBIC, GELU_SCALE, LEAKY_SLOPE, SATURATED
 from gpuback._core.precision import DTYPES
 from gpuback._core.typing import PathLike
 from gpuback._network.mlp import MLP
@@ -104,7 +105,7 @@ def _model(net: MLP, opset: int) -> Any:
         a = graph.node("Gemm", *operands, name=f"a_{k}", transB=1)
         if k == depth:
             break
-        if ACTIVATIONS[name].derivative_from == "a":
+        if activation_named(name).derivative_from == "a":
             a = graph.rounded(a)
         h = graph.rounded(graph.activation(name, a, f"h_{k}"))
     graph.output(architecture.output, a)

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from gpuback._core.expressions import CudaForms
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
 
@@ -33,27 +34,43 @@ may be infinite, and ∞ · 0 is NaN."""
 
 
 @dataclass(frozen=True, slots=True)
+class Siren:
+    """Initial weights of sine networks: uniform on ±1/nI in the first layer, ±√(6/nI)/frequency in others.
+
+    Attributes:
+        frequency: w0 of sin(w0 a).
+
+    Source: Sitzmann et al., Implicit neural representations with periodic activation functions, 2020.
+    """
+
+    frequency: float
+
+
+@dataclass(frozen=True, slots=True)
 class Activation:
     """One row of the table.
 
     Attributes:
         name: what users write.
         kernel_id: the number by which CUDA kernels know it: below 32 with g' from h, from 32 to 63 with g' from a. None
-            without a kernel: the CUDA backend refuses it by name.
+            without a case in the kernels: then they are compiled with its forms, or refuse it by name.
         derivative_from: the array that g' is computed from: "h" = g(a), or "a".
-        initialisation: the uniform initialisation that suits it: "he" for rectifiers, "glorot" for the rest.
+        initialisation: the uniform initialisation that suits it: "he" for rectifiers, "glorot" for the rest, or a
+            `Siren`.
         forward: (a, h, scratch) → None, h = g(a).
         backward: (dh, source, scratch) → None, dh ← dh ⊙ g'(a).
         kinks: where g' or g'' jumps, in ascending order: finite differences across such an a mean little.
+        forms: g and g' as expressions, for an activation without a kernel_id.
     """
 
     name: str
     kernel_id: int | None
     derivative_from: Literal["h", "a"]
-    initialisation: Literal["he", "glorot"]
+    initialisation: Literal["he", "glorot"] | Siren
     forward: Callable[[Array, Array, Scratch], None]
     backward: Callable[[Array, Array, Scratch], None]
     kinks: tuple[float, ...] = ()
+    forms: CudaForms | None = None
 
 
 def identity(a: Array, h: Array, scratch: Scratch) -> None:

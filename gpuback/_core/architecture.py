@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from gpuback._core.activations import ACTIVATIONS, Activation
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import Activation
 from gpuback._core.losses import LOSSES, Loss
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
@@ -20,7 +21,7 @@ class Architecture:
     """A network's structure; see `gpuback.MLP` for what the fields mean.
 
     Attributes:
-        activations: one name per hidden layer.
+        activations: one canonical name per hidden layer.
     """
 
     sizes: tuple[int, ...]
@@ -58,8 +59,9 @@ class Architecture:
                 f"activation: expected one name, or {len(widths) - 2} (one per hidden layer of sizes {widths}), "
                 f"got {len(names)}"
             )
-        for name in (activation, *names) if isinstance(activation, str) else names:
-            require_known("activation", name, ACTIVATIONS)
+        if isinstance(activation, str):
+            activation_named(activation)  # also without a hidden layer
+        names = tuple(activation_named(name).name for name in names)
         require_known("loss", loss, LOSSES)
         row = LOSSES[loss]
         if output is None:
@@ -82,7 +84,7 @@ class Architecture:
 
     @property
     def hidden_activations(self) -> list[Activation]:
-        return [ACTIVATIONS[name] for name in self.activations]
+        return [activation_named(name) for name in self.activations]
 
     @cached_property
     def loss_row(self) -> Loss:

@@ -22,7 +22,8 @@ from typing import Literal
 
 import numpy as np
 
-from gpuback._core.activations import ACTIVATIONS, sigmoid
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import sigmoid
 from gpuback._core.chained_sums import bind_sum_rows
 from gpuback._core.scratch import Scratch, bind
 from gpuback._core.typing import Array
@@ -207,7 +208,7 @@ def identity_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: f
 
 def elementwise_squared_error(name: str) -> Build:
     """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = g(a) element by element: the Jacobian is diagonal, ∂ℓ/∂a = (ŷ − y) ⊙ g'(a)."""
-    activation = ACTIVATIONS[name]
+    activation = activation_named(name)
 
     def build(a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
         outputs = np.empty_like(a)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import Siren
 from gpuback._core.typing import Array
 from gpuback.errors import OptionError
 
@@ -74,9 +75,9 @@ def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | N
     """Draw θ before training: weights uniform on ±limit, biases 0.
 
     limit = √(6/nI) for rectifiers (He et al., 2015), √(6/(nI + nO)) for the rest (Glorot and Bengio, 2010), by the
-    activation that follows the layer. The numbers are PCG64's raw 64-bit output, whose top 53 bits are a multiple of
-    2⁻⁵³ in [0, 1). NumPy keeps that stream stable, but not `Generator`'s use of it. So a seed means the same θ on every
-    backend and NumPy version.
+    activation that follows the layer; `Siren` says what it is before sine(w0=…). The numbers are PCG64's raw 64-bit
+    output, whose top 53 bits are a multiple of 2⁻⁵³ in [0, 1). NumPy keeps that stream stable, but not `Generator`'s
+    use of it. So a seed means the same θ on every backend and NumPy version.
 
     Args:
         layout: the shapes.
@@ -95,9 +96,12 @@ def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | N
     bits = np.random.PCG64(seed)
     theta = np.zeros(layout.n_parameters)
     weights, _ = layout.split(theta)
-    for (n_in, n_out), weight, name in zip(layout.shapes, weights, activations, strict=True):
-        he = name in ACTIVATIONS and ACTIVATIONS[name].initialisation == "he"
-        limit = math.sqrt(6.0 / n_in) if he else math.sqrt(6.0 / (n_in + n_out))
+    for k, ((n_in, n_out), weight, name) in enumerate(zip(layout.shapes, weights, activations, strict=True)):
+        initialisation = "glorot" if name == "softmax" else activation_named(name).initialisation
+        if isinstance(initialisation, Siren):
+            limit = 1.0 / n_in if k == 0 else math.sqrt(6.0 / n_in) / initialisation.frequency
+        else:
+            limit = math.sqrt(6.0 / n_in) if initialisation == "he" else math.sqrt(6.0 / (n_in + n_out))
         weight[...] = limit * (2.0 * uniform(bits, n_in * n_out) - 1.0).reshape(n_out, n_in)
     return theta
 

@@ -169,7 +169,7 @@ def _rows_away_from_kinks(
     if not kinked:
         return smooth
 
-    def pieces() -> list[NDArray[np.intp]]:
+    def pieces() -> list[Array]:
         """Count for each pre-activation the kinks below it."""
         trace = twin.trace(samples, targets)
         return [np.searchsorted(kinks, trace.a[k]) for k, kinks in kinked]

@@ -24,7 +24,7 @@ from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
 from gpuback._network.pool import Pool
 from gpuback._network.trace import Trace, trace
-from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
+from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError, UnknownActivationError
 
 
 class MLP:
@@ -353,12 +353,15 @@ class MLP:
         Raises:
             FileNotFoundError: there is no such file.
             FileFormatError: it is cut short, tampered with, or not a gpuback model.
+            UnknownActivationError: an activation of a user's own that is not registered in this process.
             BackendError: the backend cannot be used here.
         """
         arrays, metadata = persistence.read(path, kind="model")
         try:
             architecture = Architecture.from_options(metadata["architecture"])
             theta = arrays["theta"]
+        except UnknownActivationError as error:
+            raise UnknownActivationError(f"{os.fspath(path)}: {error}") from error
         except (KeyError, TypeError, GpubackError) as error:
             raise FileFormatError(
                 f"{os.fspath(path)}: expected a gpuback model, got one that makes no network: {error}"

@@ -62,9 +62,17 @@ DEVICE Real limited(Real a) {
 template <typename Real>
 DEVICE Real gated(Real a, Real s) { return (a < -Real(1e4) ? -Real(1e4) : a) * s; }
 
+// Cases that this variant alone has, from number 64 on: USER_CASE(number, expression in x) for each. They stand in the
+// switches below and in exact/elementary.cuh.
+#ifndef USER_FORWARD
+#define USER_FORWARD
+#define USER_SLOPE
+#endif
+
 // Activations that need no more than a comparison. The others call functions that take much code for each number.
 DEVICE bool piecewise_linear(int activation) { return (unsigned)activation <= LEAKY_RELU; }
 
+#define USER_CASE(number, expression) case number: EACH(expression);
 #define EACH(expression)                                                                                 \
   _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = a[j]; a[j] = (expression); }       \
   break
@@ -86,10 +94,12 @@ DEVICE void activate_smooth(int activation, Real (&a)[N]) {
     case SOFTPLUS: EACH(softplus(x));
     case GELU: EACH(gated(x, sigmoid(Gelu<Real>::argument(x))));
     case SILU: EACH(gated(x, sigmoid(x)));
+    USER_FORWARD
     default: EACH(no_function<Real>());
   }
 }
 #undef EACH
+#undef USER_CASE
 
 template <typename Real, int N>
 DEVICE void activate(int activation, Real (&a)[N]) {
@@ -100,6 +110,7 @@ DEVICE void activate(int activation, Real (&a)[N]) {
 }
 
 // d <- d g', with g' computed from `source`: h or a.
+#define USER_CASE(number, expression) case number: EACH(expression);
 #define EACH(expression)                                                                                 \
   _Pragma("unroll") for (int j = 0; j < N; ++j) { const Real x = source[j]; d[j] *= (expression); }       \
   break
@@ -124,10 +135,12 @@ DEVICE void times_derivative_smooth(int activation, Real (&d)[N], const Real (&s
       EACH(sigmoid(Gelu<Real>::argument(x)) *
            (1 + limited(x) * Gelu<Real>::argument_slope(limited(x)) * sigmoid(-Gelu<Real>::argument(x))));
     case SILU: EACH(sigmoid(x) * (1 + limited(x) * sigmoid(-x)));
+    USER_SLOPE
     default: EACH(no_function<Real>());
   }
 }
 #undef EACH
+#undef USER_CASE
 
 template <typename Real, int N>
 DEVICE void times_derivative(int activation, Real (&d)[N], const Real (&source)[N]) {

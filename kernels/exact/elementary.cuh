@@ -120,8 +120,19 @@ DEVICE Double gated_slope(Double term, const Exponential& e) {
   return (term * (denominator * inverse) + 1.0) * (numerator * inverse);
 }
 
+// What users' expressions call their functions, and the type of their numbers.
+typedef Double Real;
+DEVICE Double exp_of(Double x) { return exp(x); }
+DEVICE Double expm1_of(Double x) { return expm1(x); }
+DEVICE Double log_of(Double x) { return log(x); }
+DEVICE Double log1p_of(Double x) { return log1p(x); }
+DEVICE Double tanh_of(Double x) { return tanh(x); }
+DEVICE Double abs_of(Double x) { return fabs(x.value); }
+#define USER_CASE(number, expression) case number: return expression;
+
 // g(a), by the numbers of activations.cuh.
 DEVICE Double activation_of(int activation, Double a) {
+  const Double x = a;
   switch (activation) {
     case IDENTITY: return a;
     case RELU: return (a < 0.0 ? Double(0.0) : a) + 0.0;
@@ -135,6 +146,7 @@ DEVICE Double activation_of(int activation, Double a) {
     case SOFTPLUS: return softplus(a);
     case GELU: return times_sigmoid(a, -GELU_LIMIT, gelu_exponential(a));
     case SILU: return times_sigmoid(a, -EXP_LIMIT, exponential(a));
+    USER_FORWARD
   }
   return no_function<double>();
 }
@@ -155,6 +167,8 @@ DEVICE Double slope_of(int activation, Double source) {
       return gated_slope((limited * limited * GELU_CUBIC_SLOPE + GELU_LINEAR) * limited, gelu_exponential(x));
     }
     case SILU: return gated_slope(clipped(x, -EXP_LIMIT, EXP_LIMIT), exponential(x));
+    USER_SLOPE
   }
   return no_function<double>();
 }
+#undef USER_CASE

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, Function, exp, log, log1p
+from gpuback._core.elementary import FORWARD, SLOPE, exp, log, log1p
+from gpuback._core.reproducible_forms import evaluated
 from gpuback._core.typing import Array
 
 Rule = Callable[[Array, Array], tuple[Array, Array]]
@@ -34,13 +35,6 @@ def sum_of_lanes(lanes: Array) -> Array:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
     return lanes[:, 0]
-
-
-def evaluated(function: Function, x: Array) -> Array:
-    """Apply an elementary function to an array; return a fresh one."""
-    result = np.empty_like(x)
-    function(x, result, tuple(np.empty_like(x) for _ in range(SCRATCH)))
-    return result
 
 
 def softmax(a: Array) -> tuple[Array, Array, Array]:

@@ -21,7 +21,8 @@ from gpuback._backends.numpy.arrays import NumpyArrays
 from gpuback._backends.numpy.per_sample import NumpyPerSample
 from gpuback._backends.numpy.updates import AdamUpdate, NumpyLossScale, SGDUpdate
 from gpuback._backends.numpy.workspace import NumpyWorkspace
-from gpuback._core.activations import ACTIVATIONS, Activation
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.chained_sums import bind_sum_columns
 from gpuback._core.losses import Loss, Softmax
@@ -169,7 +170,7 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
                 np.copyto(out, a)
 
             return apply_softmax
-        output, scratch = ACTIVATIONS[name].forward, workspace.scratch_like(a)
+        output, scratch = activation_named(name).forward, workspace.scratch_like(a)
 
         def apply(out: Array) -> None:
             output(a, a, scratch)
