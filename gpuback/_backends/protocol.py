@@ -444,6 +444,24 @@ class Ops(Protocol):
         """
         ...
 
+    def bind_output_delta(
+        self, output: str, source: Array | None, da: Array, divisor: float, workspace: Any
+    ) -> Callable[[Array, Array | None], object]:
+        """Return a function (dy, weight): da_b = w_b J_bᵀ dy_b / divisor, rounded to O, with J_b = ∂ŷ_b/∂a_b.
+
+        dy is (rows, n_L) in A, C-contiguous; weight is w (rows,) in A or None. With dy = ∂ℓ/∂ŷ, da is what `bind_loss`
+        computes.
+
+        Args:
+            output: the name of O: "softmax" or an activation.
+            source: what O' is computed from, (rows, n_L) in A, only read: a_L for an activation whose `derivative_from`
+                is "a", else ŷ; None for the identity.
+            da: (rows, n_L), written; the `Workspace.output_delta`.
+            divisor: as `bind_loss`'s.
+            workspace: of this many rows.
+        """
+        ...
+
     # Loss
 
     def bind_loss(
