@@ -76,7 +76,9 @@ def test_a_network_with_it_is_refused(swoosh: None, request: pytest.FixtureReque
     if net.backend == "numpy":
         assert np.isfinite(net.forward(x)).all()
         return
-    with pytest.raises(OptionError, match=re.escape("activation 'swoosh' has no CUDA form: expected one with cuda=gpuback.CudaForms")):
+    with pytest.raises(
+        OptionError, match=re.escape("activation 'swoosh' has no CUDA form: expected one with cuda=gpuback.CudaForms")
+    ):
         net.forward(x)
     with pytest.raises(OptionError, match="swoosh"):
         net.value_and_grad(x, np.zeros(ROWS, int))

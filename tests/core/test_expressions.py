@@ -104,7 +104,7 @@ def test_c_plus_plus_has_all_parentheses_and_no_integers() -> None:
     assert Expression("(((x)))", "g").code == "x"
 
 
-@given(text=st.text("x0123456789.+-*/()?:<>=!&| ;{}#\"\\\n,expof_Real", max_size=40))
+@given(text=st.text('x0123456789.+-*/()?:<>=!&| ;{}#"\\\n,expof_Real', max_size=40))
 def test_whatever_is_read_has_no_other_code_than_its_own(text: str) -> None:
     """Nothing of a text reaches a compiler but what has been understood."""
     try:

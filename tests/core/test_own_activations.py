@@ -196,7 +196,8 @@ def test_threads_that_register_the_same() -> None:
 
 def test_a_name_that_nobody_registered_says_what_to_do() -> None:
     with pytest.raises(
-        UnknownActivationError, match=r"Known: .*relu.* gpuback\.register_activation\('swell', …\) before MLP or MLP.load"
+        UnknownActivationError,
+        match=r"Known: .*relu.* gpuback\.register_activation\('swell', …\) before MLP or MLP.load",
     ):
         MLP([2, 3, 1], activation="swell")
     with pytest.raises(OptionError, match="Did you mean 'relu'"):
