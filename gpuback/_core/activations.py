@@ -35,7 +35,9 @@ may be infinite, and ∞ · 0 is NaN."""
 
 @dataclass(frozen=True, slots=True)
 class Siren:
-    """Initial weights of sine networks: uniform on ±1/nI in the first layer, ±√(6/nI)/frequency in others.
+    """Initial weights of sine networks: uniform on ±1/nI in the first layer, ±√(6/nI)/frequency in all others.
+
+    They also hold for an output layer behind such an activation.
 
     Attributes:
         frequency: w0 of sin(w0 a).

@@ -78,6 +78,12 @@ class Architecture:
         """Return the fields for copy and pickle, without the cached values derived from them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Raise UnknownActivationError where a user's activation is not registered in this process."""
+        self.__dict__.update(state)
+        for name in self.activations:
+            activation_named(name)
+
     @cached_property
     def layout(self) -> Layout:
         return Layout(self.sizes)

@@ -192,10 +192,10 @@ def test_initial_weights_are_those_without_constants(name: str) -> None:
 
 
 def test_initial_weights_of_sine_networks() -> None:
-    """±1/nI in the first layer, ±√(6/nI)/w0 in the next; the output layer's are Glorot's."""
+    """±1/nI in the first layer, ±√(6/nI)/w0 in all others."""
     sizes, w0 = (40, 300, 200, 30), 25.0
     net = MLP(sizes, activation=f"sine(w0={w0})", loss="squared_error", seed=0)
-    limits = [1 / 40, math.sqrt(6 / 300) / w0, math.sqrt(6 / 230)]
+    limits = [1 / 40, math.sqrt(6 / 300) / w0, math.sqrt(6 / 200) / w0]
     for W, limit in zip(net.weights, limits, strict=True):
         assert 0.99 * limit < np.abs(W).max() <= limit * (1 + 2.0**-24)
     he = MLP(sizes, activation="sine", loss="squared_error", seed=0)
