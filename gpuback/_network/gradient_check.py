@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array, ArrayLike
@@ -85,7 +84,7 @@ def check_gradients(
     For each block (every W_k, b_k, and the inputs) the loss of a float64 twin of the network is differenced along
     random directions and compared with the twin's gradient. Then the network's own gradient, in its own dtype, is
     compared with the twin's. Finite differences are meaningless across a kink, so samples with a pre-activation that
-    changes sign on the way are left out.
+    crosses one on the way are left out.
 
     Args:
         net, x, y, sample_weight: as `MLP.value_and_grad` takes them; tens of samples are enough.
@@ -164,23 +163,24 @@ def _rows_away_from_kinks(
     directions: list[list[NDArray[np.float64]]],
     step: float,
 ) -> NDArray[np.bool_]:
-    """Find samples whose pre-activations keep their signs within the steps, where the activation has a kink at 0."""
-    kinked = [k for k, name in enumerate(twin.architecture.activations, 1) if ACTIVATIONS[name].kinks]
+    """Find samples whose pre-activations stay on their sides of the activation's kinks within the steps."""
+    kinks = {k: row.kinks for k, row in enumerate(twin.architecture.hidden_activations, 1) if row.kinks}
     smooth = np.ones(len(samples), bool)
-    if not kinked:
+    if not kinks:
         return smooth
 
-    def signs() -> list[NDArray[np.bool_]]:
+    def pieces() -> list[NDArray[np.bool_]]:
+        """Where a is beyond each kink."""
         trace = twin.trace(samples, targets)
-        return [trace.a[k] > 0 for k in kinked]
+        return [trace.a[k] > kink for k in kinks for kink in kinks[k]]
 
-    here = signs()
+    here = pieces()
     for (_, view), along in zip(blocks, directions, strict=True):
         original = view.copy()
         for direction in along:
             for offset in (-2 * step, 2 * step):
                 view[...] = original + offset * direction
-                for before, after in zip(here, signs(), strict=True):
+                for before, after in zip(here, pieces(), strict=True):
                     smooth &= (before == after).all(axis=1)
         view[...] = original
     return smooth
