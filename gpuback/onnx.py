@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 import gpuback
 from gpuback._core import persistence
 from gpuback._core.activation_names import activation_named
-from gpuback._core.activations import GELU_CUBIC, GELU_SCALE, LEAKY_SLOPE, SATURATED
+from gpuback._core.activations_from_a import GELU_CUBIC, GELU_SCALE, SATURATED
+from gpuback._core.activations_piecewise import LEAKY_SLOPE
 from gpuback._core.precision import DTYPES
 from gpuback._core.typing import PathLike
 from gpuback._network.mlp import MLP

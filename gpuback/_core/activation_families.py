@@ -13,7 +13,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gpuback._core.activations import SATURATED, ZERO, Activation, Siren, sigmoid, silu, softplus
+from gpuback._core.activations import Activation, Siren
+from gpuback._core.activations_from_a import SATURATED, silu
+from gpuback._core.activations_from_h import sigmoid, softplus
+from gpuback._core.activations_piecewise import ZERO
 from gpuback._core.expressions import CudaForms
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
@@ -183,6 +186,24 @@ def _silu(name: str, beta: float) -> Activation:
     return _row(name, "a", "he", forward, backward, forms)
 
 
+def _sine(name: str, w0: float) -> Activation:
+    def forward(a: Array, h: Array, scratch: Scratch) -> None:
+        """h = sin(w0 a)."""
+        np.multiply(a, w0, out=h)
+        np.sin(h, out=h)
+
+    def backward(dh: Array, a: Array, scratch: Scratch) -> None:
+        """g' = w0 cos(w0 a)."""
+        slope = scratch.a
+        np.multiply(a, w0, out=slope)
+        np.cos(slope, out=slope)
+        np.multiply(slope, w0, out=slope)
+        np.multiply(dh, slope, out=dh)
+
+    forms = CudaForms(f"sin_of({w0!r} * x)", f"{w0!r} * cos_of({w0!r} * x)")
+    return _row(name, "a", Siren(w0), forward, backward, forms)
+
+
 def _hard_tanh(name: str, low: float, high: float) -> Activation:
     if not low < high:
         raise OptionError(
@@ -214,10 +235,11 @@ FAMILIES: dict[str, Family] = {
     "elu": _one("alpha", Constant(1.0), {1.0: "elu"}, _elu),
     "celu": _one("alpha", Constant(1.0), {1.0: "elu"}, _celu),
     "softplus": _one("beta", Constant(1.0), {1.0: "softplus"}, _softplus),
+    "sine": _one("w0", Constant(1.0), {1.0: "sine"}, _sine),
     "silu": _one("beta", Constant(1.0), {1.0: "silu"}, _silu),
     "hard_tanh": Family(
         {"low": Constant(-1.0, positive=False), "high": Constant(1.0, positive=False)},
-        lambda low, high: "hard_tanh" if (low, high) == (-1.0, 1.0) else None,
+        lambda low, high: {(-1.0, 1.0): "hard_tanh", (0.0, 6.0): "relu6"}.get((low, high)),
         _hard_tanh,
     ),
 }

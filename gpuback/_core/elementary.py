@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuback._core.activations import LEAKY_SLOPE
+from gpuback._core.activations_piecewise import LEAKY_SLOPE
 from gpuback._core.typing import Array
 
 SCRATCH = 4

@@ -35,6 +35,9 @@ FUNCTIONS: Functions = {
     "log_of": np.log,
     "log1p_of": np.log1p,
     "tanh_of": np.tanh,
+    "sqrt_of": np.sqrt,
+    "sin_of": np.sin,
+    "cos_of": np.cos,
     "abs_of": np.abs,
     "sigmoid": _sigmoid,
     "softplus": lambda x: np.logaddexp(x, 0.0),
@@ -238,8 +241,8 @@ class CudaForms:
     """An activation and its derivative as expressions, from which kernels are compiled.
 
     An expression is C++ in `x`, of type `Real` (float or double): numbers, + - * /, parentheses, ?: with comparisons,
-    and the functions exp_of, expm1_of, log_of, log1p_of, tanh_of, abs_of, sigmoid and softplus. Numbers are of type
-    Real, so that 1 / 2 is a half.
+    and the functions exp_of, expm1_of, log_of, log1p_of, tanh_of, sqrt_of, sin_of, cos_of, abs_of, sigmoid and
+    softplus. Numbers are of type Real, so that 1 / 2 is a half. The reproducible mode has no sin_of and cos_of.
 
     Args:
         forward: h = g(x), of x = a.

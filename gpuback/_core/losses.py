@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from gpuback._core.activation_names import activation_named
-from gpuback._core.activations import sigmoid
+from gpuback._core.activations_from_h import sigmoid
 from gpuback._core.chained_sums import bind_sum_rows
 from gpuback._core.scratch import Scratch, bind
 from gpuback._core.typing import Array

@@ -18,6 +18,7 @@ EXPRESSION_FUNCTIONS: dict[str, Function] = {
     "log_of": elementary.log,
     "log1p_of": elementary.log1p,
     "tanh_of": elementary.tanh,
+    "sqrt_of": lambda x, out, scratch: np.sqrt(x, out),
     "abs_of": lambda x, out, scratch: np.copyto(out, np.abs(x)),
     "sigmoid": elementary.sigmoid,
     "softplus": elementary.softplus,

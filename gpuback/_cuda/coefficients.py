@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuback._core import elementary
-from gpuback._core.activations import LEAKY_SLOPE
+from gpuback._core.activations_piecewise import LEAKY_SLOPE
 
 
 def _macro(name: str, *values: float) -> str:

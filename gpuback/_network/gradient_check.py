@@ -163,16 +163,16 @@ def _rows_away_from_kinks(
     directions: list[list[NDArray[np.float64]]],
     step: float,
 ) -> NDArray[np.bool_]:
-    """Find samples whose pre-activations cross no kink of their activation within the steps."""
-    kinked = [(k, row.kinks) for k, row in enumerate(twin.architecture.hidden_activations, 1) if row.kinks]
+    """Find samples whose pre-activations stay on their sides of the activation's kinks within the steps."""
+    kinks = {k: row.kinks for k, row in enumerate(twin.architecture.hidden_activations, 1) if row.kinks}
     smooth = np.ones(len(samples), bool)
-    if not kinked:
+    if not kinks:
         return smooth
 
-    def pieces() -> list[Array]:
-        """Count for each pre-activation the kinks below it."""
+    def pieces() -> list[NDArray[np.bool_]]:
+        """Where a is beyond each kink."""
         trace = twin.trace(samples, targets)
-        return [np.searchsorted(kinks, trace.a[k]) for k, kinks in kinked]
+        return [trace.a[k] > kink for k in kinks for kink in kinks[k]]
 
     here = pieces()
     for (_, view), along in zip(blocks, directions, strict=True):

@@ -3,6 +3,7 @@
 // g' is computed from h = g(a) or, where bit 5 of the number is set, from a. At a kink it is the derivative from the
 // left. A number without a function makes NaN.
 #pragma once
+#include "sine.cuh"
 #include "types.cuh"
 
 enum Activation {
@@ -29,6 +30,8 @@ DEVICE float tanh_of(float x) { return tanhf(x); }
 DEVICE double tanh_of(double x) { return tanh(x); }
 DEVICE float abs_of(float x) { return fabsf(x); }
 DEVICE double abs_of(double x) { return fabs(x); }
+DEVICE float sqrt_of(float x) { return sqrtf(x); }
+DEVICE double sqrt_of(double x) { return sqrt(x); }
 
 // 1 / (1 + e^-a) as e^min(a,0) / (1 + e^-|a|), which neither overflows nor cancels.
 template <typename Real>
@@ -61,6 +64,12 @@ DEVICE Real limited(Real a) {
 
 template <typename Real>
 DEVICE Real gated(Real a, Real s) { return (a < -Real(1e4) ? -Real(1e4) : a) * s; }
+
+// For users' expressions.
+template <typename Real>
+DEVICE Real sin_of(Real x) { return sine_of(x, 0); }
+template <typename Real>
+DEVICE Real cos_of(Real x) { return sine_of(x, 1); }
 
 // Cases that this variant alone has, from number 64 on: USER_CASE(number, expression in x) for each. They stand in the
 // switches below and in exact/elementary.cuh.

@@ -127,6 +127,7 @@ DEVICE Double expm1_of(Double x) { return expm1(x); }
 DEVICE Double log_of(Double x) { return log(x); }
 DEVICE Double log1p_of(Double x) { return log1p(x); }
 DEVICE Double tanh_of(Double x) { return tanh(x); }
+DEVICE Double sqrt_of(Double x) { return root(x); }
 DEVICE Double abs_of(Double x) { return fabs(x.value); }
 #define USER_CASE(number, expression) case number: return expression;
 

@@ -141,7 +141,8 @@ def test_g_and_its_derivative(name: str, dtype: str) -> None:
     steep = 300 if "100" in name or "w0" in name else 30  # a's rounding times the constant
     h, dh = np.empty_like(a), np.full_like(a, 2)
     row.forward(a, h, Scratch(a))
-    np.testing.assert_allclose(h, g(wide).astype(np.float64), rtol=steep * u, atol=4 * u)
+    absolute = 100 * u if "w0" in name else 4 * u  # w0 a is up to 90
+    np.testing.assert_allclose(h, g(wide).astype(np.float64), rtol=steep * u, atol=absolute)
     row.backward(dh, h if row.derivative_from == "h" else a, Scratch(a))
     scale = max(1.0, float(np.abs(slope(wide)).max()))
     np.testing.assert_allclose(dh / 2, slope(wide).astype(np.float64), atol=steep * scale * u)

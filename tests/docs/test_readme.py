@@ -84,7 +84,7 @@ def test_the_activation_of_the_worked_example_passes_the_gradient_check(monkeypa
     namespace = {}
     exec(blocks("CONTRIBUTING.md", "python")[0], namespace)
     forward, backward = namespace["softsign"], namespace["softsign_backward"]
-    row = Activation("softsign", 7, "h", "glorot", forward, backward, kinks=(0.0,))
+    row = Activation("softsign", 7, "h", "glorot", forward, backward, kinks=(0,))
     monkeypatch.setitem(ACTIVATIONS, "softsign", row)
     net = gpuback.MLP([3, 8, 5, 2], activation="softsign", backend="numpy", seed=0)
     x = np.random.default_rng(0).normal(size=(20, 3))
