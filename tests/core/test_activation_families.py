@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gpuback import MLP
+from gpuback import MLP, Adam, fit
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.scratch import Scratch
@@ -41,7 +41,7 @@ FORMULAS: dict[str, tuple[Function, Function]] = {
         lambda a: a * logistic(1.702 * a),
         lambda a: logistic(1.702 * a) * (1 + 1.702 * a * logistic(-1.702 * a)),
     ),
-    "hard_tanh(low=-2, high=0.7)": (lambda a: np.clip(a, -2, 0.7), lambda a: np.where((a > -2) & (a < 0.7), 1, 0)),
+    "hard_tanh(low=-2, high=0.75)": (lambda a: np.clip(a, -2, 0.75), lambda a: np.where((a > -2) & (a < 0.75), 1, 0)),
     "sine(w0=30)": (lambda a: np.sin(30 * a), lambda a: 30 * np.cos(30 * a)),
 }
 """g and g', of a."""
@@ -123,7 +123,7 @@ def test_architectures_with_equal_constants_are_equal() -> None:
 
 def points(dtype: str) -> np.ndarray:
     near = np.linspace(-3, 3, 121).reshape(11, 11)
-    return np.concatenate([near, [[0, 1, -1, 0.7, -2, 80, -80, 1e-3, -1e-3, 3, -0.0]]]).astype(dtype)
+    return np.concatenate([near, [[0, 1, -1, 0.75, -2, 80, -80, 1e-3, -1e-3, 3, -0.0]]]).astype(dtype)
 
 
 def own_points(name: str, dtype: str) -> np.ndarray:
@@ -203,16 +203,13 @@ def test_initial_weights_of_sine_networks() -> None:
     assert 0.99 * math.sqrt(6 / 40) < np.abs(he.weights[0]).max() <= math.sqrt(6 / 40)
 
 
-@pytest.mark.thorough
 def test_a_siren_fits_what_relu_cannot() -> None:
-    """A signal of many waves: sine(w0=30) comes far below relu."""
-    from gpuback import Adam, fit
-
+    """A signal of many waves: sine(w0=30) comes to a hundredth of relu's error."""
     x = np.linspace(-1, 1, 256)[:, None]
     y = np.sin(25 * x) * np.cos(60 * x**2) + 0.3 * np.sign(np.sin(9 * x))
     errors = {}
-    for name in ("sine(w0=30)", "relu"):
+    for name, learning_rate in (("sine(w0=30)", 3e-4), ("relu", 1e-2)):
         net = MLP([1, 64, 64, 1], activation=name, loss="squared_error", backend="numpy", seed=0)
-        fit(net, x, y, epochs=400, batch_size=64, optimizer=Adam(1e-3), seed=0, progress=False)
-        errors[name] = float(np.mean((np.asarray(net.forward(x)) - y) ** 2))
-    assert errors["sine(w0=30)"] < 0.01 < 0.1 < errors["relu"], errors
+        fit(net, x, y, epochs=200, batch_size=64, optimizer=Adam(learning_rate), seed=0, progress=False)
+        errors[name] = float(np.mean((net.forward(x) - y) ** 2))
+    assert errors["sine(w0=30)"] < 0.001 < 0.1 < errors["relu"], errors
