@@ -275,6 +275,15 @@ def with_constants(name: str) -> str | Activation | None:
     return same if same is not None else _made(title, tuple(values.items()))
 
 
+def constants_of(name: str) -> tuple[str, dict[str, float]] | None:
+    """Return the family and all constants of a canonical name; None if it belongs to no family."""
+    match = _CALL.fullmatch(name)
+    if match is None or match["family"] not in FAMILIES:
+        return None
+    family = match["family"]
+    return family, _values(family, FAMILIES[family], match["constants"])
+
+
 @functools.lru_cache(maxsize=256)
 def _made(title: str, values: tuple[tuple[str, float], ...]) -> Activation:
     family = FAMILIES[title]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,51 @@ def test_a_chain_becomes_a_network(activation: str, end: nn.Module | None, outpu
         loss,
     )
     assert_close(net.forward(x), module(x))
+
+
+WITH_CONSTANTS: dict[str, nn.Module] = {
+    "leaky_relu(slope=0.2)": nn.LeakyReLU(0.2),
+    "leaky_relu(slope=-0.5)": nn.LeakyReLU(-0.5),
+    "elu(alpha=0.5)": nn.ELU(0.5),
+    "celu(alpha=2)": nn.CELU(2),
+    "softplus(beta=100)": nn.Softplus(beta=100),
+    "softplus(beta=0.5)": nn.Softplus(0.5, threshold=30),
+    "hard_tanh(low=-2, high=2)": nn.Hardtanh(-2, 2),
+    "leaky_relu(slope=0.25)": nn.PReLU(init=0.25).requires_grad_(False),
+    "elu": nn.CELU(),
+    "relu": nn.LeakyReLU(0),
+    "hard_tanh": nn.Hardtanh(),
+}
+
+
+@pytest.mark.parametrize("activation", WITH_CONSTANTS)
+def test_modules_with_constants_become_families_and_back(activation: str) -> None:
+    module, x = chain(WITH_CONSTANTS[activation]), 3 * torch.randn(50, 6, dtype=torch.float64)
+    net = from_torch(module, backend="numpy")
+    assert net.architecture.activations == (activation,)
+    assert_close(net.forward(x), module(x), 1e-9 if "softplus" in activation else 1e-13)  # beyond the threshold
+    back = to_torch(net)
+    assert_close(back(x).detach().numpy(), module(x), 1e-9)
+    assert from_torch(back, backend="numpy").architecture == net.architecture
+
+
+def test_softplus_beyond_its_threshold_is_within_the_rounding_of_float32() -> None:
+    """PyTorch's is a itself there; the other one is more by e^-20/20 of it at most."""
+    a = torch.linspace(15, 60, 1001, dtype=torch.float64)[:, None] / 7
+    exact = from_torch(nn.Sequential(one(), nn.Softplus(7), one()), backend="numpy").forward(a)
+    assert np.abs(exact / nn.Softplus(7)(a).numpy() - 1).max() < 1.1e-10 < 2.0**-24
+
+
+def one() -> nn.Linear:
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.ones_(layer.weight)
+    return layer
+
+
+@pytest.mark.parametrize("name", ["sine(w0=30)", "silu(beta=1.702)"])
+def test_activations_without_a_module_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ConversionError, match=re.escape(f"activation {name!r}: expected one that PyTorch has")):
+        to_torch(MLP([6, 9, 5], activation=name))
 
 
 @pytest.mark.parametrize("dtype, step", [("float32", 2e-6), ("bfloat16", 2**-6), ("float16", 2**-9)])
@@ -169,9 +216,10 @@ class OwnLinear(nn.Linear):
     "module, message",
     [
         (chain(nn.GELU()), r"layer 1 \(GELU\) has approximate='none'; expected 'tanh', the form"),
-        (chain(nn.LeakyReLU(0.2)), r"layer 1 \(LeakyReLU\) has negative_slope=0.2; expected 0.01"),
-        (chain(nn.ELU(2.0)), r"layer 1 \(ELU\) has alpha=2.0; expected 1"),
-        (chain(nn.Softplus(beta=2)), r"layer 1 \(Softplus\) has beta=2"),
+        (chain(nn.ELU(-1)), r"layer 1 \(ELU\) activation elu: expected alpha to be a number from"),
+        (chain(nn.Hardtanh(-math.inf, 1)), r"layer 1 \(Hardtanh\) activation hard_tanh: expected low to be"),
+        (chain(nn.PReLU()), r"layer 1 \(PReLU\) trains its slope.*requires_grad_\(False\) first"),
+        (chain(nn.PReLU(9)), r"layer 1 \(PReLU\) has 9 slopes; expected one"),
         (chain(nn.Softplus(threshold=3)), r"layer 1 \(Softplus\) has .*threshold=3"),
         (chain(nn.ReLU(), end=nn.Softmax(dim=0)), r"layer 3 \(Softmax\) has dim=0; expected 1 or -1"),
         (chain(nn.ReLU(), end=nn.LogSoftmax(dim=1)), r"layer 3 \(LogSoftmax\) .*loss='cross_entropy'"),
