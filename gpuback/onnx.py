@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 import gpuback
 from gpuback._core import persistence
+from gpuback._core.activation_families import constants_of
 from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.activations_from_a import GELU_CUBIC, GELU_SCALE, SATURATED
 from gpuback._core.activations_piecewise import LEAKY_SLOPE
 from gpuback._core.precision import DTYPES
@@ -69,7 +71,7 @@ def to_onnx(net: MLP, path: PathLike, *, opset: int = DEFAULT_OPSET) -> None:
 
     Raises:
         OptionError: an opset that onnx does not know, or older than 13.
-        ConversionError: no MLP, or more parameters than an ONNX file can hold.
+        ConversionError: no MLP, an activation of a user's own, or more parameters than an ONNX file can hold.
         MissingFolderError: there is no such folder.
 
     Example:
@@ -172,6 +174,11 @@ class _Graph:
 
     def activation(self, name: str, a: str, h: str) -> str:
         """h = g(a), as `gpuback._core.activations` has it."""
+        found = constants_of(name)
+        if found is not None:
+            return self._with_constants(*found, a, h)
+        if name not in ACTIVATIONS:
+            raise ConversionError(f"activation {name!r}: expected one of gpuback's own, of which ONNX has operators")
         if name == "identity":
             return a
         if name in IN_EVERY_TYPE:
@@ -199,6 +206,36 @@ class _Graph:
         assert name == "softplus"
         tail = self.node("Exp", self.node("Neg", self.node("Abs", a)))
         return self.node("Add", positive, self.node("Log", self._plus_1(tail)), name=h)
+
+    def _with_constants(self, family: str, constants: dict[str, float], a: str, h: str) -> str:
+        """h = g(a) of `gpuback._core.activation_families`."""
+        values = list(constants.values())
+        first, value = self.number(values[0]), values[0]
+        double = self._total.itemsize == 8
+        if family == "hard_tanh":
+            return self.node("Clip", a, first, self.number(values[1]), name=h)
+        if family == "sine":
+            return self.node("Sin", self.node("Mul", a, first), name=h)
+        if family == "leaky_relu":
+            if not double:
+                return self.node("LeakyRelu", a, name=h, alpha=value)
+            return self.node("Max" if value <= 1 else "Min", a, self.node("Mul", a, first), name=h)
+        if family == "softplus":
+            return self.node(
+                "Div", self.activation("softplus", self.node("Mul", a, first), f"{h}.scaled"), first, name=h
+            )
+        if family == "silu":
+            if self._sixteen_bit:  # rounded, a may be −∞, which times 0 is NaN
+                a = self.node("Max", a, self.number(-SATURATED / value))
+            return self.node("Mul", a, self.node("Sigmoid", self.node("Mul", a, first)), name=h)
+        if family == "elu" and not double:
+            return self.node("Elu", a, name=h, alpha=value)
+        assert family in ("elu", "celu")
+        below = self.node("Min", a, self.number(0.0))
+        if family == "celu":
+            below = self.node("Div", below, first)
+        below = self.node("Mul", first, self.node("Sub", self.node("Exp", below), self.number(1.0)))
+        return self.node("Add", self.node("Max", a, self.number(0.0)), below, name=h)
 
     def _plus_1(self, value: str) -> str:
         return self.node("Add", value, self.number(1.0))

@@ -95,6 +95,28 @@ def test_every_activation(activation: str, dtype: str, tmp_path: Path) -> None:
     assert (bound < 0.15 * abs(exact).max()).all()
 
 
+FAMILIES = (
+    *("leaky_relu(slope=0.2)", "leaky_relu(slope=3)", "elu(alpha=0.5)", "celu(alpha=2)", "softplus(beta=100)"),
+    *("silu(beta=1.702)", "hard_tanh(low=-0.5, high=0.7)", "sine(w0=3)"),
+)
+
+
+@pytest.mark.parametrize("activation", FAMILIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_with_constants(activation: str, dtype: str, tmp_path: Path) -> None:
+    """Where numbers are rounded to 16 bits, one that lies halfway may go either way."""
+    net, x = network(activation, dtype=dtype), random_array(np.random.default_rng(2), (33, 6))
+    y, expected = run(net, x, tmp_path / "model.onnx"), net.forward(x)
+    limit = {"float64": 1e-13, "float32": 2e-5}.get(dtype) or 4 * UNIT_ROUNDOFF[dtype]
+    assert abs(y - expected).max() <= limit * abs(expected).max()
+
+
+def test_a_users_own_activation_is_refused_by_name(tmp_path: Path) -> None:
+    gpuback.register_activation("test_square", forward=np.square, slope=lambda a: 2 * a)
+    with pytest.raises(ConversionError, match="activation 'test_square': expected one of gpuback's own"):
+        to_onnx(network("test_square"), tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_output(output: str, dtype: str, tmp_path: Path) -> None:
