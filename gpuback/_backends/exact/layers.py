@@ -8,7 +8,7 @@ from typing import Any
 from gpuback._backends.exact import products
 from gpuback._backends.exact.losses import RULES, Rule
 from gpuback._core.activations import Activation
-from gpuback._core.elementary import FORWARD, SLOPE
+from gpuback._core.elementary_activations import FORWARD, SLOPE
 from gpuback._core.losses import Loss
 from gpuback._core.typing import Array
 from gpuback.errors import OptionError

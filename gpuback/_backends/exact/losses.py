@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, Function, exp, log, log1p
+from gpuback._core.elementary import SCRATCH, Function, exp, log, log1p
+from gpuback._core.elementary_activations import FORWARD, SLOPE
 from gpuback._core.typing import Array
 
 Rule = Callable[[Array, Array], tuple[Array, Array]]
