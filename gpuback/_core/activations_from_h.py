@@ -14,7 +14,7 @@ from gpuback._core.typing import Array
 SELU_SCALE = 1.0507009873554805
 """λ, and λα below: with these, normal pre-activations give h of mean 0 and variance 1."""
 
-SELU_DEPTH = 1.7580993408473766
+SELU_DEPTH = 1.7580993408473769
 
 LARGE = 1e10
 """The square of this, and 1 more, are the same number in every dtype, and far below what float32 holds."""
@@ -148,11 +148,11 @@ def selu(a: Array, h: Array, scratch: Scratch) -> None:
 
 def selu_backward(dh: Array, h: Array, scratch: Scratch) -> None:
     """g' = λ where h > 0, else h + λα."""
-    slope, above = scratch.a, scratch.b
+    slope, above, number = scratch.a, scratch.b, dh.dtype.type
     np.minimum(h, scratch.zeros, out=slope)
     np.add(slope, SELU_DEPTH, out=slope)
     np.greater(h, ZERO, out=scratch.mask)
-    np.multiply(scratch.mask, slope.dtype.type(SELU_DEPTH - SELU_SCALE), out=above)
+    np.multiply(scratch.mask, number(SELU_DEPTH) - number(SELU_SCALE), out=above)  # exact, so that λ remains
     np.subtract(slope, above, out=slope)
     np.multiply(dh, slope, out=dh)
 

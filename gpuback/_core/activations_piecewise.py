@@ -1,7 +1,6 @@
 """Activations made of straight lines, and hard_swish, a parabola between two of them: g and g' on whole arrays.
 
-How they are called is said in `gpuback._core.activations`. Here g' is 0 at the ends where g stops growing: relu'(0) = 0,
-hard_tanh'(±1) = 0.
+How they are called is said in `gpuback._core.activations`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import numpy as np
 
 from gpuback._core import elementary
 from gpuback._core.activations import Activation
-from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, Buffers, Function
+from gpuback._core.elementary import SCRATCH, Buffers, Function
+from gpuback._core.elementary_activations import FORWARD, SLOPE
 from gpuback._core.expressions import Expression
 from gpuback._core.typing import Array
 

@@ -8,7 +8,7 @@ from typing import Any
 from gpuback._backends.exact import products
 from gpuback._backends.exact.losses import RULES, Rule
 from gpuback._core.activations import Activation
-from gpuback._core.elementary import FORWARD
+from gpuback._core.elementary_activations import FORWARD
 from gpuback._core.losses import Loss
 from gpuback._core.reproducible_forms import EXPRESSION_FUNCTIONS, functions_of
 from gpuback._core.typing import Array

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuback._core.elementary import FORWARD, SLOPE, exp, log, log1p
+from gpuback._core.elementary import exp, log, log1p
+from gpuback._core.elementary_activations import FORWARD, SLOPE
 from gpuback._core.reproducible_forms import evaluated
 from gpuback._core.typing import Array
 

@@ -20,7 +20,8 @@ from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.activations import Activation
-from gpuback._core.elementary import FORWARD, SCRATCH, store
+from gpuback._core.elementary import SCRATCH, store
+from gpuback._core.elementary_activations import FORWARD
 from gpuback._core.exact_sums import exact_sum
 from gpuback._core.losses import Loss
 from gpuback._core.precision import Precision
