@@ -252,6 +252,7 @@ class CudaForms:
         OptionError: a text that is no such expression; the message says what was expected where.
 
     Example:
+        >>> from gpuback import CudaForms
         >>> CudaForms(forward="exp_of(-x * x)", slope="-2 * x * exp_of(-x * x)").forward
         'exp_of(-x * x)'
     """

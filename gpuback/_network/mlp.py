@@ -33,7 +33,9 @@ class MLP:
     Args:
         sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
         activation: g by name, one for all hidden layers or one for each: identity, relu, leaky_relu, elu, sigmoid,
-            tanh, softplus, gelu, silu.
+            tanh, softplus, gelu, silu. Some take constants: "leaky_relu(slope=0.2)", "elu(alpha=0.5)",
+            "celu(alpha=2)", "softplus(beta=100)", "silu(beta=1.702)", "hard_tanh(low=-2, high=2)", "sine(w0=30)". Or
+            one of your own; see `gpuback.register_activation`.
         output: O: "softmax", "identity", "sigmoid" or "tanh". The default follows from the loss: softmax for
             cross_entropy, sigmoid for binary_cross_entropy, identity for squared_error, which goes with any of them.
         loss: "cross_entropy" (targets: integer labels (B,) or probability rows (B, n_L)), "binary_cross_entropy" ((B,
@@ -45,8 +47,8 @@ class MLP:
         reproducible: loss, gradients and every step of training have the same bits on every backend, whatever the BLAS,
             its threads, the GPU and the order of a batch's rows; float32, bfloat16 and float16 only. A product is made
             of exact float64 products of the operands' parts and takes several times as long; see docs/reproducible.md.
-        seed: of the initial weights (He uniform for rectifiers, Glorot uniform for the rest; biases 0), the same on
-            every backend and NumPy version. None takes one from the operating system.
+        seed: of the initial weights (He uniform for rectifiers, Glorot uniform for the rest, SIREN's for sine(w0=…);
+            biases 0), the same on every backend and NumPy version. None takes one from the operating system.
 
     Raises:
         ShapeError, OptionError, DtypeError: an argument is out of range or unknown.
