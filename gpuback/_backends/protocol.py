@@ -60,6 +60,10 @@ SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 2.0**24
 the largest."""
 
 
+BATCH_ARRAYS = 3
+"""A batch is samples, targets and weights."""
+
+
 class Workspace(Protocol):
     """The buffers that the layers of one block share. Memory order, padding and dtype are the backend's choice."""
 
@@ -204,6 +208,37 @@ class GraphCapture(Protocol):
         ...
 
 
+class Prefetch(Protocol):
+    """Brings batches to the backend on one thread, the loading one, while another, the stepping one, trains on others.
+
+    A batch has one of a fixed number of slots, 0, 1, …, from its `load` until `release` was called for that slot.
+    """
+
+    def scope(self) -> AbstractContextManager[object]:
+        """Return the context that the loading thread runs in, its user's code too: the right device is current."""
+        ...
+
+    def follow(self) -> None:
+        """Let later loads come after what the calling thread has queued. Does not wait."""
+        ...
+
+    def load(self, slot: int, arrays: Sequence[Array | None]) -> tuple[Array | None, ...]:
+        """Return a batch's arrays on the backend: copies in the slot's buffers of those on the host, others themselves.
+
+        Runs on the loading thread, waits until the step that read the slot's last batch is over, and holds on to the
+        arrays until then.
+        """
+        ...
+
+    def acquire(self, slot: int) -> None:
+        """Let what the calling thread queues from now on come after the slot's copies. Does not wait."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Give the slot back: what read its batch has been queued by the calling thread. Does not wait."""
+        ...
+
+
 class FusedNetwork(Protocol):
     """The passes of a whole network for one batch size, in place of those of its layers.
 
@@ -344,6 +379,10 @@ class Ops(Protocol):
 
     def take_rows(self, array: Array, indices: Array, out: Array) -> None:
         """out = array[indices]. The indices, a part of what `indices` returned, are in range; `out` is C-contiguous."""
+        ...
+
+    def prefetch(self, slots: int) -> Prefetch:
+        """Return what brings batches here ahead of the steps that read them, with so many slots."""
         ...
 
     def may_overlap(self, array: Array, other: Array) -> bool:
