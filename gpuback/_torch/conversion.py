@@ -21,8 +21,17 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
+    "selu": nn.SELU,
+    "softsign": nn.Softsign,
+    "log_sigmoid": nn.LogSigmoid,
+    "hard_tanh": nn.Hardtanh,
+    "relu6": nn.ReLU6,
+    "hard_sigmoid": nn.Hardsigmoid,
     "gelu": lambda: nn.GELU(approximate="tanh"),
     "silu": nn.SiLU,
+    "gelu_erf": nn.GELU,
+    "mish": nn.Mish,
+    "hard_swish": nn.Hardswish,
     "softmax": lambda: nn.Softmax(dim=-1),
 }
 
@@ -31,7 +40,6 @@ NAMES = {type(make()): name for name, make in MODULES.items()}
 OPTIONS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
     "leaky_relu": ("negative_slope", lambda slope: bool(slope == 0.01), "0.01"),
     "elu": ("alpha", lambda alpha: bool(alpha == 1), "1"),
-    "gelu": ("approximate", lambda form: bool(form == "tanh"), "'tanh', the form that gpuback computes"),
     "softmax": ("dim", lambda dim: dim in (1, -1), "1 or -1"),
 }
 """The attribute that a module's function depends on: its name, the test, and the test in words."""
@@ -53,10 +61,10 @@ def from_torch(
 
     Args:
         module: an `nn.Sequential` (others may be nested in it), an `nn.Linear` or a `FusedMLP`. Between layers:
-            Identity, ReLU, LeakyReLU (slope 0.01), ELU (alpha 1), Sigmoid, Tanh, Softplus (beta 1), GELU (approximate
-            "tanh": the exact form differs by up to 5·10⁻⁴) or SiLU; at the end nothing, Softmax over the last axis,
-            Sigmoid or Tanh. Flatten and Dropout in evaluation mode do not change rows (B, n_0) and are left out. A
-            Linear without bias gets a bias of 0, which training changes.
+            Identity, ReLU, ReLU6, LeakyReLU (slope 0.01), ELU (alpha 1), SELU, Sigmoid, LogSigmoid, Tanh, Softplus
+            (beta 1), Softsign, GELU, SiLU, Mish, Hardsigmoid, Hardswish or Hardtanh (−1 to 1); at the end nothing,
+            Softmax over the last axis, Sigmoid or Tanh. Flatten and Dropout in evaluation mode do not change rows (B,
+            n_0) and are left out. A Linear without bias gets a bias of 0, which training changes.
         loss: by default one that goes with the chain's last function: cross_entropy with Softmax,
             binary_cross_entropy with Sigmoid, else squared_error. A chain that ends with Linear and is trained with
             `nn.CrossEntropyLoss` or `nn.BCEWithLogitsLoss` has loss "cross_entropy" or "binary_cross_entropy":
@@ -110,6 +118,10 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
     An `MLP`'s modules are on the CPU, in θ's dtype: operands are not rounded to 16 bits there. The result is ŷ. For
     losses that expect raw scores, such as `nn.CrossEntropyLoss`, leave the last module out: `to_torch(net)[:-1]`. A
     `FusedMLP`'s modules have its parameters' dtype and device.
+
+    Raises:
+        ConversionError: neither of these, or an activation that PyTorch has no module for: exponential, squareplus,
+            sine.
     """
     if not isinstance(net, (MLP, FusedMLP)):
         raise ConversionError(f"expected an MLP or a FusedMLP, got {type(net).__name__}")
@@ -122,6 +134,8 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
     for (W, b), name in zip(layers, [*net.architecture.activations, net.architecture.output], strict=True):
         linear = nn.Linear(W.shape[1], W.shape[0], device="meta")  # without numbers, which would be drawn in vain
         linear.weight, linear.bias = nn.Parameter(W), nn.Parameter(b)
+        if name not in MODULES:
+            raise ConversionError(f"activation {name!r}: expected one that PyTorch has a module for")
         modules += [linear, MODULES[name]()]
     return nn.Sequential(*(modules[:-1] if net.architecture.output == "identity" else modules))
 
@@ -171,6 +185,8 @@ class _Chain:
             )  # fmt: skip
         elif kind not in NAMES:
             raise _refused(place, module, f"is none of Linear, Flatten, Dropout, {_known()}")
+        elif kind is nn.GELU:
+            self._add_function(place, module, "gelu" if module.approximate == "tanh" else "gelu_erf")
         else:
             self._add_function(place, module, NAMES[kind])
 
@@ -208,6 +224,8 @@ class _Chain:
             raise _refused(
                 place, module, f"has beta={module.beta!r}, threshold={module.threshold!r}; expected 1 and 20"
             )
+        if name == "hard_tanh" and (module.min_val, module.max_val) != (-1, 1):
+            raise _refused(place, module, f"goes from {module.min_val!r} to {module.max_val!r}; expected −1 to 1")
         if not self.layers:
             raise _refused(place, module, "comes before the first Linear")
         if self._last != "identity":
