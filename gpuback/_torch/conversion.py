@@ -22,15 +22,23 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
+    "selu": nn.SELU,
+    "softsign": nn.Softsign,
+    "log_sigmoid": nn.LogSigmoid,
+    "hard_tanh": nn.Hardtanh,
+    "relu6": nn.ReLU6,
+    "hard_sigmoid": nn.Hardsigmoid,
     "gelu": lambda: nn.GELU(approximate="tanh"),
     "silu": nn.SiLU,
+    "gelu_erf": nn.GELU,
+    "mish": nn.Mish,
+    "hard_swish": nn.Hardswish,
     "softmax": lambda: nn.Softmax(dim=-1),
 }
 
 NAMES = {type(make()): name for name, make in MODULES.items()}
 
 OPTIONS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
-    "gelu": ("approximate", lambda form: bool(form == "tanh"), "'tanh', the form that gpuback computes"),
     "softmax": ("dim", lambda dim: dim in (1, -1), "1 or -1"),
 }
 """The attribute that a module's function depends on: its name, the test, and the test in words."""
@@ -52,9 +60,9 @@ def from_torch(
 
     Args:
         module: an `nn.Sequential` (others may be nested in it), an `nn.Linear` or a `FusedMLP`. Between layers:
-            Identity, ReLU, LeakyReLU, PReLU (one slope, which does not require grad), ELU, CELU, Hardtanh, Sigmoid,
-            Tanh, Softplus (threshold 20 or more), GELU (approximate "tanh": the exact form differs by up to 5·10⁻⁴) or
-            SiLU; at the end nothing, Softmax over the last axis, Sigmoid or Tanh. Flatten and Dropout in evaluation
+            Identity, ReLU, ReLU6, LeakyReLU, PReLU (one slope, which does not require grad), ELU, SELU, CELU, Sigmoid,
+            LogSigmoid, Tanh, Softplus (threshold 20 or more), Softsign, GELU, SiLU, Mish, Hardsigmoid, Hardswish or
+            Hardtanh; at the end nothing, Softmax over the last axis, Sigmoid or Tanh. Flatten and Dropout in evaluation
             mode do not change rows (B, n_0) and are left out. A Linear without bias gets a bias of 0, which training
             changes.
         loss: by default one that goes with the chain's last function: cross_entropy with Softmax,
@@ -112,7 +120,8 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
     `FusedMLP`'s modules have its parameters' dtype and device.
 
     Raises:
-        ConversionError: something else than an MLP or a FusedMLP, or an activation that PyTorch has no module for.
+        ConversionError: neither of these, or an activation that PyTorch has no module for: exponential, squareplus,
+            sine, silu with a constant, and one of a user's own.
     """
     if not isinstance(net, (MLP, FusedMLP)):
         raise ConversionError(f"expected an MLP or a FusedMLP, got {type(net).__name__}")
@@ -188,6 +197,8 @@ class _Chain:
             self._add_function(place, module, name)
         elif kind not in NAMES:
             raise _refused(place, module, f"is none of Linear, Flatten, Dropout, {_known()}")
+        elif kind is nn.GELU:
+            self._add_function(place, module, "gelu" if module.approximate == "tanh" else "gelu_erf")
         else:
             self._add_function(place, module, NAMES[kind])
 

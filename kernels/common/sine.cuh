@@ -1,4 +1,4 @@
-// sin(x + quarter pi/2) for every x, to 1.6 units of roundoff (2^-24 or 2^-53): absolute, so not near the zeros.
+// sin(x + quarter pi/2) for every x, to 2.5 units of roundoff, 2^-24 or 2^-53, as an absolute error.
 //
 // CUDA's own functions keep an array on a stack for large x. Here x less the nearest multiple k of pi/2 is
 //

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.oracle import normal_density, normal_tail
 
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.scratch import Scratch
@@ -65,20 +66,6 @@ def silu_slope(a: NDArray) -> NDArray:
 
 SELU_SCALE = np.longdouble("1.0507009873554804934193349852946")
 SELU_ALPHA = np.longdouble("1.6732632423543772848170429916717")
-
-
-def normal_tail(a: NDArray) -> NDArray:
-    """Φ(a), to relative error however small it is."""
-    root = np.sqrt(a.dtype.type(0.5))
-    if a.dtype == np.float64:
-        return np.vectorize(math.erfc, otypes=[a.dtype])(-a * root) / 2
-    with mpmath.workdps(30):
-        tails = [mpmath.erfc(-mpmath.mpf(float(x)) / mpmath.sqrt(2)) / 2 for x in a.flat]
-        return np.array([mpmath.nstr(x, 25) for x in tails]).astype(a.dtype).reshape(a.shape)
-
-
-def normal_density(a: NDArray) -> NDArray:
-    return np.exp(-(a**2) / 2) / np.sqrt(8 * np.arctan(a.dtype.type(1)))
 
 
 def mish_gate(a: NDArray) -> NDArray:

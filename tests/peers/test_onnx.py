@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from support.oracle import steepest
 
 import gpuback
 from gpuback import MLP
@@ -75,7 +77,7 @@ def exact_and_bound(net: MLP, x: NDArray[np.float64]) -> tuple[NDArray[Any], NDA
             hidden = W.shape[0] != net.sizes[-1]
             if hidden and ACTIVATIONS[g].derivative_from == "a":
                 error = error + store * abs(a) + smallest
-            error = 1.13 * error + R * u * (1 + abs(a))
+            error = steepest(g, a) * error + R * u * (1 + abs(a)) * np.maximum(steepest(g, a), 1)
             if hidden:
                 error = error + store * abs(h) + smallest
     return h, error.astype(float)
@@ -87,7 +89,8 @@ def exact_and_bound(net: MLP, x: NDArray[np.float64]) -> tuple[NDArray[Any], NDA
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_activation(activation: str, dtype: str, tmp_path: Path) -> None:
-    net, x = network(activation, dtype=dtype), random_array(np.random.default_rng(2), (33, 6))
+    scale = 0.3 if activation in ("exponential", "sine") else 1  # beyond, 16 bits leave little of their h
+    net, x = network(activation, dtype=dtype), random_array(np.random.default_rng(2), (33, 6), scale=scale)
     exact, bound = exact_and_bound(net, x)
     y = run(net, x, tmp_path / "model.onnx")
     assert (abs(y - exact) <= bound).all()
@@ -157,7 +160,7 @@ def test_what_is_rounded_to_16_bits(tmp_path: Path) -> None:
 
 
 def test_numbers_far_from_zero(tmp_path: Path) -> None:
-    for activation in ACTIVATIONS:
+    for activation in set(ACTIVATIONS) - {"exponential"}:
         for dtype in ("float32", "float64"):
             net = network([activation], "softmax", dtype, sizes=[1, 1, 2])
             net.theta[...] = [1, 0, 1, -1, 0, 0]
@@ -168,7 +171,7 @@ def test_numbers_far_from_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", [OLDEST_OPSET, 20])
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_erf", "mish", "hard_swish"])
 def test_a_pre_activation_that_float16_cannot_hold(activation: str, opset: int, tmp_path: Path) -> None:
     net = network(activation, dtype="float16", sizes=[1, 1, 1])
     net.theta[...] = [1, 0, 1, 0]
@@ -178,8 +181,8 @@ def test_a_pre_activation_that_float16_cannot_hold(activation: str, opset: int, 
 
 @pytest.mark.parametrize("opset", RUN_BY_RUNTIME)
 def test_every_opset(opset: int, tmp_path: Path) -> None:
-    for dtype in DTYPES:
-        net, x = network(["gelu", "elu"], "softmax", dtype), random_array(np.random.default_rng(2), (33, 6))
+    for dtype, names in itertools.product(DTYPES, (["gelu", "elu"], ["mish", "hard_swish"], ["gelu_erf", "selu"])):
+        net, x = network(names, "softmax", dtype), random_array(np.random.default_rng(2), (33, 6))
         exact, bound = exact_and_bound(net, x)
         assert (abs(run(net, x, tmp_path / "model.onnx", opset=opset) - exact) <= bound).all()
         (imported,) = onnx.load(tmp_path / "model.onnx").opset_import
