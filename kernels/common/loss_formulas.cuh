@@ -193,7 +193,11 @@ DEVICE void output_of_row(const Row<LANES, Real>& row, int output, Write write) 
     const Softmax<Real> softmax(row);
     row.each([&](int j, Real a) { write(j, softmax(a)); });
   } else {
-    row.each([&](int j, Real a) { write(j, apply_output(output, a)); });
+    row.each([&](int j, Real a) {
+      Real value[1] = {a};
+      activate(output, value);
+      write(j, value[0]);
+    });
   }
 }
 

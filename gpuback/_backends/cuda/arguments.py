@@ -77,17 +77,24 @@ def cases_of(activations: Sequence[Activation | None]) -> Cases:
     return Cases(tuple(numbers), defines)
 
 
-def output_id(name: str) -> int:
-    """Return the kernels' number for an output function.
+def output_cases(name: str) -> Cases:
+    """Give an output function, alone in its launch, its number.
 
     Raises:
-        OptionError: there is no kernel for it.
+        OptionError: there is neither a kernel nor a form of it.
     """
-    if name == "softmax":
-        return SOFTMAX
-    number = activation_named(name).kernel_id
-    if number is None:
-        raise OptionError(f"output {name!r} has no CUDA form: expected one that kernels have, or backend='numpy'")
+    return Cases((SOFTMAX,), ()) if name == "softmax" else cases_of([activation_named(name)])
+
+
+def output_id(name: str) -> int:
+    """Return the number of an output function that losses' kernels know.
+
+    Raises:
+        OptionError: they know none.
+    """
+    (number,), defines = output_cases(name)
+    if defines:
+        raise OptionError(f"output {name!r}: expected one that losses' kernels have, or backend='numpy'")
     return number
 
 

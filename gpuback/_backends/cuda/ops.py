@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.cuda import layer_plans, row_plans
-from gpuback._backends.cuda.arguments import ints, labels_and_targets, matrices, output_id
+from gpuback._backends.cuda.arguments import ints, labels_and_targets, matrices, output_cases, output_id
 from gpuback._backends.cuda.arrays import pitch_for
 from gpuback._backends.cuda.formats import accum_of, uses_tensor_cores
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork
@@ -175,12 +175,12 @@ class CudaOps(CudaLayers, CudaPerSample):
 
     def bind_output(self, name: str, a: Array, workspace: CudaWorkspace) -> Callable[[Array], object]:
         """Bind out = ŷ = O(a) as a function of out."""
-        rows, width = a.shape
+        (rows, width), cases = a.shape, output_cases(name)
         return self.launcher.bind(
-            row_plans.output_plan(rows, workspace.precision),
+            cases.added_to(row_plans.output_plan(rows, workspace.precision)),
             **matrices(a_bj=a),
             out_bj=Slot(),
-            **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
+            **ints(out_pitch=width, n_batch=rows, n=width, output=cases.numbers[0]),
         )
 
     def bind_output_delta(
@@ -189,12 +189,13 @@ class CudaOps(CudaLayers, CudaPerSample):
         """Bind da = w_b J_bᵀ dy_b / divisor as a function of dy and w; see `gpuback._backends.protocol.Ops`."""
         precision, (rows, width) = workspace.precision, da.shape
         total: Any = precision.accumulator.type
+        cases = output_cases(output)
         return self.launcher.bind(
-            row_plans.output_delta_plan(rows, precision),
+            cases.added_to(row_plans.output_delta_plan(rows, precision)),
             dy_bj=Slot(),
             weight_b=Slot(),
             **matrices(source_bj=source, da_bj=da),
-            **ints(dy_pitch=width, n_batch=rows, n=width, output=output_id(output)),
+            **ints(dy_pitch=width, n_batch=rows, n=width, output=cases.numbers[0]),
             divisor=total(divisor),
             losses_b=None,
             mean_loss=None,

@@ -14,13 +14,21 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.cuda import row_plans
-from gpuback._backends.cuda.arguments import Cases, cases_of, ints, labels_and_targets, matrices, output_id
+from gpuback._backends.cuda.arguments import (
+    Cases,
+    cases_of,
+    ints,
+    labels_and_targets,
+    matrices,
+    output_cases,
+    output_id,
+)
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
 from gpuback._backends.cuda.formats import accum_of
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
 from gpuback._backends.cuda.workspace import CudaBuffers
-from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule
+from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule, output_functions
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._core.activations import Activation
 from gpuback._core.losses import Loss
@@ -99,25 +107,27 @@ class ReproducibleCudaOps(ExactLayers, CudaOps):
         self, name: str, a: Array, workspace: ReproducibleCudaBuffers
     ) -> Callable[[Array], object]:
         """Bind out = ŷ = O(a) as a function of out."""
-        rows, width = a.shape
+        output_functions(name)
+        (rows, width), cases = a.shape, output_cases(name)
         return self.launcher.bind(
-            row_plans.exact_row_plan("exact_output_rows", rows, workspace.precision),
+            cases.added_to(row_plans.exact_row_plan("exact_output_rows", rows, workspace.precision)),
             **matrices(a_bj=a),
             out_bj=Slot(),
-            **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
+            **ints(out_pitch=width, n_batch=rows, n=width, output=cases.numbers[0]),
         )
 
     def bind_output_delta(  # type: ignore[override]
         self, output: str, source: Array | None, da: Array, divisor: float, workspace: ReproducibleCudaBuffers
     ) -> Callable[[Array, Array | None], object]:
         """Bind da = w_b J_bᵀ dy_b / divisor as a function of dy and w."""
-        rows, width = da.shape
+        output_functions(output)
+        (rows, width), cases = da.shape, output_cases(output)
         return self.launcher.bind(
-            row_plans.exact_row_plan("exact_output_delta_rows", rows, workspace.precision),
+            cases.added_to(row_plans.exact_row_plan("exact_output_delta_rows", rows, workspace.precision)),
             dy_bj=Slot(),
             weight_b=Slot(),
             **matrices(source_bj=source, da_bj=da),
-            **ints(dy_pitch=width, n_batch=rows, n=width, output=output_id(output)),
+            **ints(dy_pitch=width, n_batch=rows, n=width, output=cases.numbers[0]),
             divisor=np.float64(divisor),
         )
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from gpuback._backends.exact import products
 from gpuback._backends.exact.losses import RULES, Rule
+from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
+from gpuback._core.elementary import Function
 from gpuback._core.elementary_activations import FORWARD
 from gpuback._core.losses import Loss
 from gpuback._core.reproducible_forms import EXPRESSION_FUNCTIONS, functions_of
@@ -72,6 +74,19 @@ def loss_rule(loss: Loss, output: str) -> Rule:
             + ", ".join(" with ".join(pair) for pair in RULES)
         )
     return RULES[loss.name, output]
+
+
+def output_functions(name: str) -> tuple[Function, Function] | None:
+    """Return an output function and its derivative as fixed sequences of operations; None for softmax.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name == "softmax":
+        return None
+    activation = activation_named(name)
+    require_rule(activation)
+    return functions_of(activation)
 
 
 def require_rule(activation: Activation | None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuback._core.elementary import exp, log, log1p
+from gpuback._core.elementary import Function, exp, log, log1p
 from gpuback._core.elementary_activations import FORWARD, SLOPE
 from gpuback._core.reproducible_forms import evaluated
 from gpuback._core.typing import Array
@@ -96,14 +96,15 @@ def _elementwise_squared_error(name: str) -> Rule:
     return rule
 
 
-def through_output(name: str, source: Array, dy: Array) -> Array:
+def through_output(functions: tuple[Function, Function] | None, source: Array, dy: Array) -> Array:
     """Return Jᵀ dy, J = ∂ŷ/∂a of an output function: R rows of dy = ∂ℓ/∂ŷ, of what O' is computed from, and of ∂ℓ/∂a.
 
-    All are (R, n) float64. `source` is ŷ or, where O' is computed from it, a.
+    All are (R, n) float64. `functions` are O and O', or None for softmax. `source` is ŷ or, where O' is computed from
+    it, a.
     """
-    if name == "softmax":
+    if functions is None:
         return source * (dy - row_sums(dy * source)[:, None])
-    return dy * evaluated(SLOPE[name], source)
+    return dy * evaluated(functions[1], source)
 
 
 RULES: dict[tuple[str, str], Rule] = {
