@@ -33,7 +33,8 @@ class MLP:
     Args:
         sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
         activation: g by name, one for all hidden layers or one for each: identity, relu, leaky_relu, elu, sigmoid,
-            tanh, softplus, gelu, silu.
+            tanh, softplus, exponential, squareplus, selu, softsign, log_sigmoid, hard_tanh, relu6, hard_sigmoid, gelu
+            (the tanh form), silu, gelu_erf (the exact form), sine, mish, hard_swish.
         output: O: "softmax", "identity", "sigmoid" or "tanh". The default follows from the loss: softmax for
             cross_entropy, sigmoid for binary_cross_entropy, identity for squared_error, which goes with any of them.
         loss: "cross_entropy" (targets: integer labels (B,) or probability rows (B, n_L)), "binary_cross_entropy" ((B,
