@@ -60,6 +60,10 @@ SMALLEST_SCALE, LARGEST_SCALE = 2.0**-24, 2.0**24
 the largest."""
 
 
+BATCH_ARRAYS = 3
+"""A batch is samples, targets and weights."""
+
+
 class Workspace(Protocol):
     """The buffers that the layers of one block share. Memory order, padding and dtype are the backend's choice."""
 
@@ -201,6 +205,37 @@ class GraphCapture(Protocol):
 
     def copy(self, source: Array, target: Array) -> None:
         """Queue target = source, of one dtype and shape, both contiguous."""
+        ...
+
+
+class Prefetch(Protocol):
+    """Brings batches to the backend on one thread, the loading one, while another, the stepping one, trains on others.
+
+    A batch has one of a fixed number of slots, 0, 1, …, from its `load` until `release` was called for that slot.
+    """
+
+    def scope(self) -> AbstractContextManager[object]:
+        """Return the context that the loading thread runs in, its user's code too: the right device is current."""
+        ...
+
+    def follow(self) -> None:
+        """Let later loads come after what the calling thread has queued. Does not wait."""
+        ...
+
+    def load(self, slot: int, arrays: Sequence[Array | None]) -> tuple[Array | None, ...]:
+        """Return a batch's arrays on the backend: copies in the slot's buffers of those on the host, others themselves.
+
+        Runs on the loading thread, waits until the step that read the slot's last batch is over, and holds on to the
+        arrays until then.
+        """
+        ...
+
+    def acquire(self, slot: int) -> None:
+        """Let what the calling thread queues from now on come after the slot's copies. Does not wait."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Give the slot back: what read its batch has been queued by the calling thread. Does not wait."""
         ...
 
 
@@ -346,6 +381,10 @@ class Ops(Protocol):
         """out = array[indices]. The indices, a part of what `indices` returned, are in range; `out` is C-contiguous."""
         ...
 
+    def prefetch(self, slots: int) -> Prefetch:
+        """Return what brings batches here ahead of the steps that read them, with so many slots."""
+        ...
+
     def may_overlap(self, array: Array, other: Array) -> bool:
         """Tell whether two arrays may share memory. False only if they do not."""
         ...
@@ -444,6 +483,24 @@ class Ops(Protocol):
         """
         ...
 
+    def bind_output_delta(
+        self, output: str, source: Array | None, da: Array, divisor: float, workspace: Any
+    ) -> Callable[[Array, Array | None], object]:
+        """Return a function (dy, weight): da_b = w_b J_bᵀ dy_b / divisor, rounded to O, with J_b = ∂ŷ_b/∂a_b.
+
+        dy is (rows, n_L) in A, C-contiguous; weight is w (rows,) in A or None. With dy = ∂ℓ/∂ŷ, da is what `bind_loss`
+        computes.
+
+        Args:
+            output: the name of O: "softmax" or an activation.
+            source: what O' is computed from, (rows, n_L) in A, only read: a_L for an activation whose `derivative_from`
+                is "a", else ŷ; None for the identity.
+            da: (rows, n_L), written; the `Workspace.output_delta`.
+            divisor: as `bind_loss`'s.
+            workspace: of this many rows.
+        """
+        ...
+
     # Loss
 
     def bind_loss(
@@ -511,6 +568,22 @@ class Ops(Protocol):
         """
         ...
 
+    def bind_delta(
+        self,
+        da: Array,
+        W: Array,
+        da_prev: Array,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
+        workspace: Any,
+    ) -> Callable[[], object]:
+        """Return a function without arguments: da_prev = (da W) ⊙ g'(a_prev).
+
+        This is `bind_backward` without dW and db; arguments as its own.
+        """
+        ...
+
     def layer_backward(
         self,
         da: Array,
@@ -535,18 +608,6 @@ class Ops(Protocol):
         ...
 
     # Each sample's own gradient: da is not divided by B, and samples do not meet before they are clipped.
-
-    def bind_delta(
-        self,
-        da: Array,
-        W: Array,
-        da_prev: Array,
-        activation_prev: Activation,
-        source_prev: Array,
-        workspace: Any,
-    ) -> Callable[[], object]:
-        """Return a function without arguments: da_prev = (da W) ⊙ g'. Arguments as `bind_backward`'s."""
-        ...
 
     def bind_add_norms(self, da: Array, norms: Array, workspace: Any) -> Callable[[Array, bool, Array | None], None]:
         """Return a function (h_prev, first, out): norms_b = √(norms_b² + ‖da_b‖² (‖h_prev_b‖² + 1)).

@@ -214,11 +214,13 @@ def elementwise_squared_error(name: str) -> Build:
         outputs = np.empty_like(a)
         half_squares = _bind_half_squares(a, losses, scratch.a)
 
+        through_output = bind_through_output(name, outputs, a, scratch)
+
         def run(y: Array) -> None:
             activation.forward(a, outputs, scratch)
             np.subtract(outputs, y, out=a)
             half_squares()
-            activation.backward(a, outputs, scratch)
+            through_output()
             np.divide(a, divisor, out=a)
 
         return run
@@ -231,24 +233,43 @@ def softmax_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: fl
 
     The Jacobian is diag(ŷ) − ŷ ŷᵀ, so with r = ŷ − y, ∂ℓ/∂a = ŷ ⊙ (r − Σ_j r_j ŷ_j).
     """
-    outputs, product = np.empty_like(a), scratch.a
-    dot = np.empty_like(losses)
+    outputs = np.empty_like(a)
     softmax = Softmax(a, outputs)
-    sum_product = bind_sum_rows(product)
     half_squares = _bind_half_squares(a, losses, scratch.a)
+    through_output = bind_through_output("softmax", outputs, a, scratch)
 
     def run(y: Array) -> None:
         softmax.shift()
         softmax.normalise()
         np.subtract(outputs, y, out=a)
         half_squares()
-        np.multiply(a, outputs, out=product)
-        sum_product(dot)
-        np.subtract(a, dot[:, None], out=a)
-        np.multiply(a, outputs, out=a)
+        through_output()
         np.divide(a, divisor, out=a)
 
     return run
+
+
+def bind_through_output(name: str, source: Array, delta: Array, scratch: Scratch) -> Callable[[], None]:
+    """Return a function that turns delta = ∂ℓ/∂ŷ into ∂ℓ/∂a = Jᵀ delta in place, J = ∂ŷ/∂a of one output function.
+
+    Args:
+        name: of the output function: "softmax" or an activation.
+        source: ŷ (B, n); or a, if the activation's derivative is computed from it; None for the identity.
+        delta: (B, n).
+        scratch: like delta.
+    """
+    if name != "softmax":
+        return partial(ACTIVATIONS[name].backward, delta, source, scratch)
+    product, dot = scratch.a, np.empty(len(delta), delta.dtype)
+    sum_product = bind_sum_rows(product)
+
+    def through_softmax() -> None:
+        np.multiply(delta, source, out=product)
+        sum_product(dot)
+        np.subtract(delta, dot[:, None], out=delta)
+        np.multiply(delta, source, out=delta)
+
+    return through_softmax
 
 
 def _bind_half_squares(residual: Array, losses: Array, squares: Array) -> Callable[[], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import threading
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from gpuback._core.typing import Array
 from gpuback._cuda.compiler import Compiled, compile_variant, title
+from gpuback._cuda.copy_stream import CudaCopyStream
 from gpuback._cuda.launch import (
     Argument,
     ArgumentBlock,
@@ -174,6 +176,16 @@ class CudaLauncher:
     def copy(self, source: Array, target: Array) -> None:
         """Copy on CuPy's current stream: target = source, both contiguous, of the same dtype and shape."""
         target.data.copy_from_device_async(source.data, target.nbytes)
+
+    def copy_stream(self, slots: int) -> CudaCopyStream:
+        """Return what copies from the host on a stream of its own, the same one at each call."""
+        with self._cupy.cuda.Device(self.device_id):
+            return CudaCopyStream(self._cupy, self.device_id, self._stream_of_copies, slots)
+
+    @functools.cached_property
+    def _stream_of_copies(self) -> Any:
+        """One for good: CuPy keeps freed memory by stream, and would keep that of streams that are gone."""
+        return self._cupy.cuda.Stream(non_blocking=True)
 
     def _launch(self, plan: LaunchPlan, loaded: _Loaded, block: ArgumentBlock) -> Launch:
         launch_kernel = self._cupy.cuda.driver.launchKernel

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuback._core.typing import Array
 
@@ -77,6 +79,42 @@ Launch = Callable[..., None]
 """Launches what was bound; takes a value for each Slot, in the order in which the Slots were given."""
 
 
+class CopyStream(Protocol):
+    """Copies from the host to a device, beside the work that is queued there; see `Prefetch` for who calls what."""
+
+    def scope(self) -> AbstractContextManager[object]:
+        """Return the context of the thread that copies: the device is current, and so is the copies' stream."""
+        ...
+
+    def host_buffer(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Make memory on the host that the device copies from by itself."""
+        ...
+
+    def wait_for_step(self, slot: int) -> None:
+        """Wait until what was queued before the slot's last `release` is over."""
+        ...
+
+    def copy(self, source: NDArray[Any], target: Array) -> None:
+        """Queue target = source. The source, in a `host_buffer`, may not change until the copy is made."""
+        ...
+
+    def record(self, slot: int) -> None:
+        """Note that the slot's copies are queued."""
+        ...
+
+    def acquire(self, slot: int) -> None:
+        """Let the caller's current stream wait for the slot's copies."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """Note that all that reads the slot's arrays is queued on the caller's current stream."""
+        ...
+
+    def follow(self) -> None:
+        """Let the copies' stream wait for the caller's current stream."""
+        ...
+
+
 class Launcher(Protocol):
     """The interface of a device that runs kernels: a CUDA device, or the emulator."""
 
@@ -122,6 +160,10 @@ class Launcher(Protocol):
 
     def copy(self, source: Array, target: Array) -> None:
         """Copy target = source, both contiguous, of the same dtype and shape; queued like a launch."""
+        ...
+
+    def copy_stream(self, slots: int) -> CopyStream:
+        """Return what copies from the host beside the launches, into arrays in so many slots."""
         ...
 
 

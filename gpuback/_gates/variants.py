@@ -50,7 +50,8 @@ def _each() -> Iterator[CompiledKernel]:
                 )
     for name in ("bfloat16", "float16", "float32", "float64"):
         precision = Precision.of(name)
-        chosen = [row_plans.loss_plan(1, precision), row_plans.output_plan(1, precision)]
+        of_outputs = row_plans.loss_plan, row_plans.output_plan, row_plans.output_delta_plan
+        chosen = [plan(1, precision) for plan in of_outputs]
         chosen += [row_plans.per_sample_plan(entry, 1, precision) for entry in get_args(row_plans.PerSampleEntry)]
         if name != "float64":
             chosen.append(row_plans.copy_plan("copy_weights", 1, precision))
@@ -61,7 +62,7 @@ def _each() -> Iterator[CompiledKernel]:
     for name in ("bfloat16", "float16", "float32"):
         precision = Precision.of(name)
         chosen = [row_plans.exact_plan(entry, 1, 1, precision) for entry in get_args(row_plans.ExactEntry)]
-        chosen += [row_plans.exact_row_plan(entry, 1, precision) for entry in ("exact_loss_rows", "exact_output_rows")]
+        chosen += [row_plans.exact_row_plan(entry, 1, precision) for entry in get_args(row_plans.ExactRowEntry)]
         for plan in chosen:
             yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes)
     for accum in get_args(Accum):

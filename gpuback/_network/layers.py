@@ -34,21 +34,25 @@ class BoundNetwork:
         return cls(architecture, ops, weights, architecture.layout.split(theta)[1], refresh)
 
 
+Backward = Callable[[Array, Sequence[Array], Sequence[Array], bool], None]
+"""(h_0, dW, db, accumulate) → None: from da_L down, each layer's dW and db (=, or += with `accumulate`)."""
+
+
 class Layers:
     """Every layer bound to its buffers, for a fixed number of rows.
 
     Attributes:
         output: a_L, (rows, n_L), which `forward` leaves behind.
-        output_delta: da_L times `scale`, in the operands' dtype, from which `backward` starts; may be `output` itself.
+        output_delta: da_L times `scale`, in the operands' dtype, from which a backward pass starts; may be `output`
+            itself.
         hidden, sources: h_1 … h_{L−1}, and what each one's g' is computed from: itself or its a.
-        input_gradient: ∂loss/∂x, (rows, n_0), which `backward` leaves behind if it was asked for.
+        input_gradient: ∂loss/∂x, (rows, n_0), which a backward pass leaves behind if it was asked for.
     """
 
-    def __init__(
-        self, network: BoundNetwork, rows: int, scale: float, need_gradient: bool, need_input_grad: bool
-    ) -> None:
+    def __init__(self, network: BoundNetwork, rows: int, scale: float) -> None:
         architecture, ops = network.architecture, network.ops
         precision, sizes = architecture.precision, architecture.sizes
+        self._network, self._scale = network, scale
         self.workspace = workspace = ops.workspace(rows, sizes, precision)
         activations = architecture.hidden_activations
         self._load = ops.bind_load(sizes[0], precision, workspace)
@@ -64,20 +68,10 @@ class Layers:
             ops.bind_forward(W, b, h, a, g, workspace)
             for W, b, (h, a, g) in zip(network.weights, network.biases, targets, strict=True)
         ]
-        self.output_delta = da_top = workspace.output_delta(output)
+        self.output_delta = workspace.output_delta(output)
         self._upper = list(zip(upper, self.hidden, strict=True))
-
         self.sources = [h if a is None else a for h, a in zip(self.hidden, pre_activations, strict=True)]
-        self.input_gradient = workspace.delta(0, sizes[0]) if need_input_grad else None
-        self._backward: list[Callable[[Array, Array, Array, bool], None]] = []
-        if not need_gradient:
-            return
-        da_below = [self.input_gradient, *(workspace.delta(k, width) for k, width in enumerate(sizes[1:-1], 1))]
-        deltas = zip([*da_below[1:], da_top], da_below, [None, *activations], [None, *self.sources], strict=True)
-        self._backward = [
-            ops.bind_backward(da, W, da_prev, g, source, scale, workspace)
-            for W, (da, da_prev, g, source) in zip(network.weights, deltas, strict=True)
-        ]
+        self.input_gradient: Array | None = None
 
     def forward(self, x: Array) -> Array:
         """Compute a_L, the output layer's pre-activations.
@@ -91,11 +85,44 @@ class Layers:
             layer(h)
         return h_0
 
-    def backward(self, h_0: Array, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
-        """Go from da_L down: each layer's dW, db and the da of the layer below."""
-        inputs = [h_0, *self.hidden]
-        for k in range(len(self._backward) - 1, -1, -1):
-            self._backward[k](inputs[k], dW[k], db[k], accumulate)
+    def bind_backward(self, trainable: Sequence[bool], need_input_grad: bool) -> Backward:
+        """Bind a backward pass. It ends at the lowest layer that has something to compute.
+
+        Args:
+            trainable: for each layer, whether its dW and db are computed. The others' entries of dW and db are not
+                looked at.
+            need_input_grad: whether it leaves ∂loss/∂x in `input_gradient`.
+        """
+        ops, workspace, scale = self._network.ops, self.workspace, self._scale
+        sizes, hidden = self._network.architecture.sizes, self.hidden
+        if need_input_grad and self.input_gradient is None:
+            self.input_gradient = workspace.delta(0, sizes[0])
+        deltas = [
+            self.input_gradient if need_input_grad else None,
+            *(workspace.delta(k, width) for k, width in enumerate(sizes[1:-1], 1)),
+            self.output_delta,
+        ]
+        below = [(None, None), *zip(self._network.architecture.hidden_activations, self.sources, strict=True)]
+        lowest = 0 if need_input_grad else list(trainable).index(True)
+        layers: list[tuple[int, Callable[[Array, Array, Array, bool], object]]] = []
+        for k in range(len(sizes) - 2, lowest - 1, -1):
+            da, W = deltas[k + 1], self._network.weights[k]
+            if trainable[k]:
+                da_prev = deltas[k] if k > lowest or need_input_grad else None
+                layers.append((k, ops.bind_backward(da, W, da_prev, *below[k], scale, workspace)))
+            else:
+                layers.append((k, _without_gradients(ops.bind_delta(da, W, deltas[k], *below[k], scale, workspace))))
+
+        def backward(h_0: Array, dW: Sequence[Array], db: Sequence[Array], accumulate: bool) -> None:
+            inputs = [h_0, *hidden]
+            for k, layer in layers:
+                layer(inputs[k], dW[k], db[k], accumulate)
+
+        return backward
+
+
+def _without_gradients(delta: Callable[[], object]) -> Callable[[Array, Array, Array, bool], object]:
+    return lambda h_prev, dW, db, accumulate: delta()
 
 
 class Block(Layers):
@@ -111,7 +138,9 @@ class Block(Layers):
     ) -> None:
         architecture, ops = network.architecture, network.ops
         scale = architecture.precision.gradient_scale(batch_size)
-        super().__init__(network, rows, scale, need_gradient, need_input_grad)
+        super().__init__(network, rows, scale)
+        if need_gradient:
+            self.backward = self.bind_backward([True] * len(network.weights), need_input_grad)
         row, output = architecture.loss_row, architecture.output
         self.loss = ops.bind_loss(row, output, self.output, self.output_delta, batch_size / scale, self.workspace)
         self.apply_output = ops.bind_output(output, self.output, self.workspace)

@@ -124,7 +124,7 @@ class PerSampleBlock(Block):
         self._add_norms = [ops.bind_add_norms(da, norms, workspace) for da in deltas]
         self._outer = [ops.bind_outer(da, workspace) for da in deltas]
         self._down: list[Callable[[], object]] = [
-            ops.bind_delta(da, W, da_prev, g, source, workspace)
+            ops.bind_delta(da, W, da_prev, g, source, 1.0, workspace)
             for da, W, da_prev, g, source in zip(
                 deltas[1:], weights[1:], below, architecture.hidden_activations, self.sources, strict=True
             )

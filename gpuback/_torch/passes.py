@@ -129,7 +129,9 @@ class _Block(Layers):
     """All layers for one block of rows, whose forward pass may be long before its backward pass."""
 
     def __init__(self, network: BoundNetwork, rows: int, need_gradient: bool, need_input_grad: bool) -> None:
-        super().__init__(network, rows, 1.0, need_gradient, need_input_grad)
+        super().__init__(network, rows, 1.0)
+        if need_gradient:
+            self.backward = self.bind_backward([True] * len(network.weights), need_input_grad)
         architecture, ops = network.architecture, network.ops
         self.h_0: Array = None
         self._write_output = ops.bind_output("identity", self.output, self.workspace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,11 +31,13 @@ class Samples:
     weight: Array | None
 
     @classmethod
-    def checked(cls, net: MLP, x: ArrayLike, y: ArrayLike, weight: ArrayLike | None) -> Samples:
-        samples, targets, weights = as_batch(x, y, weight, net.architecture, net.ops)
+    def checked(cls, net: MLP, x: ArrayLike, y: ArrayLike, weight: ArrayLike | None, ops: Ops | None = None) -> Samples:
+        """Check a network's data and bring them to its backend, or to that of `ops`."""
+        ops = net.ops if ops is None else ops
+        samples, targets, weights = as_batch(x, y, weight, net.architecture, ops)
         for name, array in (("x", samples), ("y", targets), ("sample_weight", weights)):
             if array is not None and array.dtype.kind == "f":
-                _require_finite(net, name, array, net.dtype if name == "x" else array.dtype)
+                _require_finite(ops, name, array, net.dtype if name == "x" else array.dtype)
         return cls(samples, targets, weights)
 
     def rows(self, indices: Any) -> Samples:
@@ -49,14 +52,14 @@ class Samples:
         return digest.hexdigest()[:16]
 
 
-def _require_finite(net: MLP, name: str, array: Array, dtype: np.dtype[Any]) -> None:
+def _require_finite(ops: Ops, name: str, array: Array, dtype: np.dtype[Any]) -> None:
     """Raise DataError unless every number is finite, in `dtype` too."""
-    limit = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    limit = _largest_finite(dtype)
     flat = array.reshape(-1)
-    with net.ops.scope():
-        if net.ops.all_finite(flat) and (dtype == array.dtype or net.ops.norm(flat) <= limit):
+    with ops.scope():
+        if ops.all_finite(flat) and (dtype == array.dtype or _bound(ops, flat) <= limit):
             return
-        largest = np.abs(net.ops.to_numpy(array)).reshape(len(array), -1).max(axis=1)
+        largest = np.abs(ops.to_numpy(array)).reshape(len(array), -1).max(axis=1)
     fits = largest <= limit
     if not fits.all():
         row = int(np.argmin(fits))
@@ -64,6 +67,16 @@ def _require_finite(net: MLP, name: str, array: Array, dtype: np.dtype[Any]) -> 
             f"{name}: expected finite numbers that {dtype} can hold, up to ±{limit:.4g}; "
             f"got NaN, infinity or a larger number in row {row}"
         )
+
+
+@functools.cache
+def _largest_finite(dtype: np.dtype[Any]) -> float:
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
+def _bound(ops: Ops, array: Array) -> float:
+    """Return a number that no |x| of x (n,) exceeds: by what is quick where the array is."""
+    return float(max(array.max(), -array.min())) if isinstance(array, np.ndarray) else ops.norm(array)
 
 
 def hold_out(net: MLP, validation: float | Sequence[ArrayLike] | None, count: int) -> Samples | int:
@@ -78,10 +91,15 @@ def hold_out(net: MLP, validation: float | Sequence[ArrayLike] | None, count: in
                 f"got {validation!r} of {count}"
             )
         return n_held_out
+    return validation_pair(net, validation, "a fraction or (x, y)")
+
+
+def validation_pair(net: MLP, validation: Any, expected: str) -> Samples:
+    """Return the user's own (x, y) to validate on; `expected` says what else may be given."""
     try:
         x, y = validation
     except (TypeError, ValueError):
-        raise OptionError(f"validation: expected a fraction or (x, y), got {type(validation).__name__}") from None
+        raise OptionError(f"validation: expected {expected}, got {type(validation).__name__}") from None
     try:
         return Samples.checked(net, x, y, None)
     except (DataError, DtypeError, LabelError, ShapeError) as error:

@@ -69,6 +69,7 @@ class Checkpoint:
             "learning_rate": optimizer.learning_rate,
             "best_epoch": history.best_epoch,
             "steps": history.steps,
+            "batches": history._batches,
             "loss_scale": None if scale is None else scale.state,
         }
         persistence.write(self.path, arrays, metadata, kind="checkpoint")
@@ -100,6 +101,8 @@ class Checkpoint:
             best_epoch, steps, seed = metadata["best_epoch"], metadata["steps"], metadata["seed"]
             step_count, learning_rate = metadata["step_count"], metadata["learning_rate"]
             loss_scale = metadata["loss_scale"]
+            skipped = 0 if loss_scale is None else loss_scale[2]
+            batches = metadata.get("batches", steps + skipped)  # older files do not have it
         except KeyError as error:
             raise FileFormatError(
                 f"{self.path}: expected a checkpoint of gpuback.fit, got one without {error}"
@@ -111,7 +114,7 @@ class Checkpoint:
             scale.state = tuple(loss_scale)
         net.theta[...] = net.ops.asarray(theta, net.theta.dtype, "theta")
         history.loss, history.validation_loss, history.learning_rate = seen.values()
-        history.best_epoch, history.steps = best_epoch, steps
+        history.best_epoch, history.steps, history._batches = best_epoch, steps, batches
         history.stopped_early = patience is not None and history.epochs_since_best >= patience
         return seed, None if best is None else net.ops.asarray(best, net.theta.dtype, "best_theta")
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
 from gpuback import schedules
 from gpuback._backends.protocol import SMALLEST_SCALE
-from gpuback._core.integers import ceil_div
-from gpuback._core.parameters import permutation
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count, count_or_none
 from gpuback._network.mlp import MLP
-from gpuback._training.batches import Batches, Samples, hold_out, split
+from gpuback._training.batches import Samples
 from gpuback._training.checkpoint import Checkpoint
 from gpuback._training.history import Callback, History
 from gpuback._training.optimizers import Adam, Optimizer
 from gpuback._training.progress import progress_bar
+from gpuback._training.sources import ArraySource, Source
+from gpuback._training.streaming import BatchesLike, Stream, require_batches_alone
 from gpuback._training.train_step import LossScaling, TrainStep
 from gpuback.errors import DivergedError, OptionError
 from gpuback.schedules import Rate
@@ -29,15 +31,17 @@ from gpuback.schedules import Rate
 
 def fit(
     net: MLP,
-    x: ArrayLike,
-    y: ArrayLike,
+    x: ArrayLike | None = None,
+    y: ArrayLike | None = None,
     *,
     sample_weight: ArrayLike | None = None,
+    batches: BatchesLike | None = None,
+    steps_per_epoch: int | None = None,
     optimizer: Optimizer | None = None,
     schedule: Rate | None = None,
     epochs: int = 10,
-    batch_size: int | None = 128,
-    shuffle: bool = True,
+    batch_size: int | Literal["auto"] | None = "auto",
+    shuffle: bool | None = None,
     seed: int | None = None,
     validation: float | Sequence[ArrayLike] | None = None,
     clip_norm: float | None = None,
@@ -54,22 +58,28 @@ def fit(
     Args:
         net: the network.
         x, y, sample_weight: N samples, as `MLP.value_and_grad` takes them, all finite.
+        batches: in place of these, something that gives (x, y) or (x, y, sample_weight) batch by batch: a list, a
+            PyTorch DataLoader or the like, which each epoch goes through from its start; a function of the epoch's
+            number, from 0, that returns an iterable; or an iterator, which each epoch reads on from where the last one
+            ended. A thread takes, checks and copies batches, at most two ahead of the step. See docs/streaming.md.
+        steps_per_epoch: with `batches`, how many an epoch takes. None: all that there are. An iterator needs it, unless
+            there is one epoch.
         optimizer: `Adam()` by default.
         schedule: the learning rate as a function of the step number, which counts this run's steps from 0, such as
             `gpuback.schedules.cosine(0.01, steps=1000)`; it is set before each step. None leaves the optimizer's.
         epochs: how often to go through the data (in all: a resumed run counts those already done).
-        batch_size: samples per step; the last batch of an epoch may be shorter. None: all of them, plain gradient
-            descent.
-        shuffle: a new order each epoch.
+        batch_size: samples per step; the last batch of an epoch may be shorter. "auto": 128. None: all of them, plain
+            gradient descent. `batches` have sizes of their own, which may vary.
+        shuffle: a new order each epoch. None: yes for arrays, while `batches` come in their own order.
         seed: of the order and of the validation split, an integer ≥ 0. None takes one from the operating system.
-        validation: a fraction of the samples to hold out, or (x, y) of one's own.
+        validation: a fraction of the samples to hold out, or (x, y) of one's own; with `batches`, (x, y).
         clip_norm, micro_batch_size, loss_scaling: as TrainStep's.
         patience: stop when the validation loss has not improved for so many epochs. The best θ is restored at the end.
         callbacks: functions of (net, history), called after each epoch; one that returns True stops training.
         checkpoint: a file to keep the whole state of the run in (safetensors), written at the end of epochs, at most
             once a second, and at the end. It is written beside and renamed, so a crash leaves the earlier one.
         resume: go on from `checkpoint`, to the bits that an uninterrupted run reaches; start anew if there is no such
-            file.
+            file. With `batches` the bits are the same if the epochs that follow get the same batches.
         progress: a progress bar on stderr; None shows one on a terminal where rich is installed.
 
     Returns:
@@ -78,12 +88,14 @@ def fit(
     Raises:
         DivergedError: a loss or gradient was not finite; θ and optimizer are those of the last finite step. Or an
             update overflowed (an absurd learning rate): then θ is what that left, and the message says so.
-        DataError: NaN or infinity in the data, or numbers that the network's dtype cannot hold.
-        ShapeError, DtypeError, LabelError, DeviceError: the data do not fit the network.
-        OptionError: an option is out of range, or the checkpoint is another run's.
+        DataError: NaN or infinity in the data, or numbers that the network's dtype cannot hold; `batches` gave
+            something else than batches, none, or fewer than steps_per_epoch.
+        ShapeError, DtypeError, LabelError, DeviceError: the data do not fit the network; of `batches`, the message
+            names epoch and batch. What `batches` itself raises is passed on.
+        OptionError: an option is out of range, two exclude each other, or the checkpoint is another run's.
         FileFormatError: the checkpoint is damaged.
     """
-    epochs, batch_size = count("epochs", epochs, 0), count_or_none("batch_size", batch_size)
+    epochs = count("epochs", epochs, 0)
     patience, seed = count_or_none("patience", patience), count_or_none("seed", seed, 0)
     if resume and checkpoint is None:
         raise OptionError("resume=True needs checkpoint=, the file to go on from")
@@ -94,8 +106,14 @@ def fit(
     if schedule is not None:
         schedule = schedules.checked(schedule)
     optimizer = Adam() if optimizer is None else optimizer
-    samples = Samples.checked(net, x, y, sample_weight)
-    held_out = hold_out(net, validation, len(samples.x))
+    source: Source
+    if batches is None:
+        if steps_per_epoch is not None:
+            raise OptionError(f"steps_per_epoch: expected batches= with it, got {steps_per_epoch!r} without")
+        source = ArraySource(net, x, y, sample_weight, batch_size=batch_size, shuffle=shuffle, validation=validation)
+    else:
+        require_batches_alone(x=x, y=y, sample_weight=sample_weight, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        source = Stream(net, batches, steps_per_epoch, validation, epochs=epochs, resume=resume)
     step = TrainStep(net, optimizer, clip_norm=clip_norm, micro_batch_size=micro_batch_size, loss_scaling=loss_scaling)
     history = History()
     best_theta = saved = None
@@ -103,10 +121,7 @@ def fit(
         identity = {
             "architecture": net.architecture.as_options(),
             **optimizer._options(),
-            "data": samples.digest(net.ops),
-            "validation": held_out if isinstance(held_out, int) else held_out.digest(net.ops),
-            "batch_size": batch_size,
-            "shuffle": bool(shuffle),
+            **source.identity(),
             "seed": seed,
             "clip_norm": step.clip_norm,
             "micro_batch_size": step.micro_batch_size,
@@ -118,22 +133,17 @@ def fit(
     if resume and saved is not None and os.path.exists(saved.path):
         seed, best_theta = saved.restore(net, optimizer, history, patience, step._loss_scale)
     earlier_steps = optimizer.step_count - history.steps
-    validation_samples = None if isinstance(held_out, int) else held_out
-    if isinstance(held_out, int) and held_out:
-        samples, validation_samples = split(samples, held_out, seed)
-    size = len(samples.x) if batch_size is None else min(batch_size, len(samples.x))
-    batches = Batches(net, samples, size)
+    validation_samples, steps_an_epoch = source.start(seed)
+    all_steps = None if steps_an_epoch is None else epochs * steps_an_epoch
 
-    steps_an_epoch = ceil_div(len(samples.x), size)
-
-    with progress_bar(progress, epochs * steps_an_epoch, history.epochs * steps_an_epoch) as advance:
+    with contextlib.closing(source), progress_bar(progress, all_steps, history._batches) as advance:
         while history.epochs < epochs and not history.stopped_early:
             started = time.perf_counter()
-            order = permutation(len(samples.x), seed, history.epochs) if shuffle and batch_size is not None else None
-            set_rate = partial(_set_rate, optimizer, schedule, history.epochs * steps_an_epoch)
-            history.loss.append(_train_epoch(step, batches.each(order), history.epochs, set_rate, advance))
+            set_rate = partial(_set_rate, optimizer, schedule, history._batches)
+            loss, made = _train_epoch(step, source.epoch(history.epochs), history.epochs, set_rate, advance)
+            history.loss.append(loss)
             history.learning_rate.append(optimizer.learning_rate)
-            history.steps = optimizer.step_count - earlier_steps
+            history.steps, history._batches = optimizer.step_count - earlier_steps, history._batches + made
             history.seconds += time.perf_counter() - started
 
             if validation_samples is not None:
@@ -191,8 +201,12 @@ def _train_epoch(
     epoch: int,
     set_rate: Callable[[int], None],
     advance: Callable[[float], None],
-) -> float:
-    """Make a step on each batch; return the mean loss over the samples, each at the θ before its batch's step."""
+) -> tuple[float, int]:
+    """Make a step on each batch; return the mean loss over the samples, each at the θ before its batch's step.
+
+    Returns:
+        That loss, and the number of batches.
+    """
     net, update = step.net, step.optimizer._update
     first_step, losses, counts = update.steps, list[Array | float](), list[int]()
     for batch in batches:
@@ -216,7 +230,8 @@ def _train_epoch(
     if not _theta_is_finite(net):
         steps = step.optimizer.step_count
         raise _diverged(f"the update of step {steps - 1} overflowed", "θ is what it left", steps - 1, epoch)
-    return math.fsum(value * count for value, count in zip(values, counts, strict=True)) / sum(counts)
+    total = math.fsum(value * count for value, count in zip(values, counts, strict=True))
+    return total / sum(counts), len(counts)
 
 
 def _require_scaled_steps(step: TrainStep, losses: list[float], epoch: int) -> None:

@@ -30,6 +30,8 @@ class History:
     stopped_early: bool = False
     steps: int = 0
     seconds: float = 0.0
+    _batches: int = field(default=0, repr=False)
+    """Steps made in all, those of a dynamic loss scale that made no update included: what schedules count."""
 
     @property
     def epochs(self) -> int:

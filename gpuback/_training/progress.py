@@ -15,12 +15,12 @@ SECONDS_BETWEEN_LOSSES = 0.1
 
 
 @contextlib.contextmanager
-def progress_bar(wanted: bool | None, total: int, done: int) -> Iterator[Callable[[Any], None]]:
+def progress_bar(wanted: bool | None, total: int | None, done: int) -> Iterator[Callable[[Any], None]]:
     """Yield a function to call with the loss after each step.
 
     Args:
         wanted: True, False, or None for "on a terminal where rich is installed".
-        total, done: steps in all, and already made.
+        total, done: steps in all, None if nobody knows, and already made.
 
     Raises:
         MissingExtraError: wanted is True and rich is not installed.

@@ -196,3 +196,19 @@ DEVICE void output_of_row(const Row<LANES, Real>& row, int output, Write write) 
     row.each([&](int j, Real a) { write(j, apply_output(output, a)); });
   }
 }
+
+// write(j, sum_i dy_i dO_i/da_j) for each of the lane's columns of a row of dy. `source`: y^, or a where O' is computed
+// from it, or null for the identity.
+template <int LANES, typename Real, typename Write>
+DEVICE void through_output(const Row<LANES, Real>& dy, int output, const Real* source, Write write) {
+  if (output == OUTPUT_SOFTMAX) {
+    const Real dot = dy.sum([=](int j, Real value) { return value * source[j]; });
+    dy.each([&](int j, Real value) { write(j, source[j] * (value - dot)); });
+  } else {
+    dy.each([&](int j, Real value) {
+      Real d[1] = {value}, from[1] = {source ? source[j] : Real(0)};
+      times_derivative(output, d, from);
+      write(j, d[0]);
+    });
+  }
+}

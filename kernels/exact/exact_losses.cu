@@ -1,12 +1,13 @@
 // The output layer with the same bits on every backend, row by row, in float64:
 //
-//     exact_loss_rows     da_bj = w_b dl/da_bj / divisor, losses_b = w_b l_b
-//     exact_output_rows   out_bj = O(a_bj)
+//     exact_loss_rows           da_bj = w_b dl/da_bj / divisor, losses_b = w_b l_b
+//     exact_output_rows         out_bj = O(a_bj)
+//     exact_output_delta_rows   da_bj = w_b / divisor sum_i dy_bi dO(a)_bi/da_bj, O' computed from source: y^ or a
 //
 // Follows the fixed sequences of gpuback/_backends/exact/losses.py and rounds where da is stored. losses.cu has the
 // equations.
 //
-// Shapes: a (B, n) floats, da (B, n) of elements, row by row with a pitch each; labels (B) or targets (B, n); weight
+// Shapes: a, dy and source (B, n) floats, da (B, n) of elements, row by row with a pitch each; labels (B) or targets (B, n); weight
 // (B) or null; losses (B), which `exact_sum` adds up. A label outside 0 ... n - 1 is never used as an index: its loss
 // and its row of da become NaN.
 //
@@ -148,6 +149,22 @@ KERNEL __launch_bounds__(256, 4) exact_output_rows(
       for (int j = threadIdx.x % 32; j < n; j += 32) out[j] = round_to_float(softmax(a[j]));
     } else {
       for (int j = threadIdx.x % 32; j < n; j += 32) out[j] = round_to_float(activation_of(output, Double(a[j])));
+    }
+  }
+}
+
+KERNEL __launch_bounds__(256, 4) exact_output_delta_rows(
+    const float* dy_bj, int dy_pitch, const float* source_bj, int source_pitch, const float* weight_b, Element* da_bj,
+    int da_pitch, int n_batch, int n, int output, double divisor) {
+  for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {
+    const float* dy = dy_bj + (int64)b * dy_pitch;
+    const float* source = source_bj ? source_bj + (int64)b * source_pitch : dy;
+    const Row row = {da_bj + (int64)b * da_pitch, weight_b ? weight_b[b] : 1.0f, divisor};
+    if (output == OUTPUT_SOFTMAX) {
+      const Double dot = row_sum(n, [=](int j) { return Double(dy[j]) * source[j]; });
+      for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, Double(source[j]) * (Double(dy[j]) - dot));
+    } else {
+      for (int j = threadIdx.x % 32; j < n; j += 32) row.store(j, Double(dy[j]) * slope_of(output, Double(source[j])));
     }
   }
 }

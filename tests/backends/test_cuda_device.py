@@ -45,6 +45,12 @@ class FakeStream:
     def __exit__(self, *exception):
         self.owner.stream = self.before
 
+    def record(self, event):
+        self.owner.note("record", event.number, self.ptr)
+
+    def wait_event(self, event):
+        self.owner.note("wait", event.number, self.ptr)
+
     def begin_capture(self, mode=None):
         self.owner.note("begin capture", self.ptr)
         assert self.ptr not in (0, 1), "cannot capture on the default (legacy) stream"
@@ -108,11 +114,18 @@ class FakeCupy:
             driver=driver,
             get_current_stream=lambda: self.stream,
             Stream=self.make_stream,
+            Event=self.make_event,
+            alloc_pinned_memory=lambda n_bytes: bytearray(n_bytes),
         )
 
     def make_stream(self, *, non_blocking):
         self.note("stream", non_blocking)
         return FakeStream(self, 0x5000 + len(self.calls))
+
+    def make_event(self, *, block, disable_timing):
+        number = len(self.noted("event"))
+        self.note("event", block, disable_timing)
+        return SimpleNamespace(number=number, synchronize=lambda: self.note("synchronize", number))
 
     def note(self, what, *details):
         self.calls.append((what, *details))
@@ -393,6 +406,55 @@ def test_copies_are_queued(cupy):
     target.data.copy_from_device_async = lambda *given: copied.append(given)
     CudaLauncher().copy(source, target)
     assert copied == [(source.data, 48)]
+
+
+def test_copies_are_ordered_by_events_on_a_stream_of_their_own(cupy):
+    launcher = CudaLauncher()
+    copies = launcher.copy_stream(2)
+    assert cupy.noted("stream") == [(True,)]  # it does not wait for the default stream
+    (own,) = {stream.ptr for stream in (copies._stream, launcher.copy_stream(2)._stream)}
+    copied, done, queued = (
+        [event.number for event in events] for events in (copies._copied, copies._done, [copies._queued])
+    )
+    assert len({*copied, *done, *queued}) == 5 and set(cupy.noted("event")) == {(True, True)}
+
+    buffer = copies.host_buffer(24)
+    buffer.view(np.float32)[...] = 7
+    target = SimpleNamespace(set=lambda source, stream: cupy.note("set array", source.tolist(), stream.ptr))
+    cupy.calls.clear()
+    with FakeStream(cupy, 0x77):
+        copies.follow()
+    with copies.scope():
+        assert cupy.stream.ptr == own
+        copies.wait_for_step(1)
+        copies.copy(buffer.view(np.float32), target)
+        copies.record(1)
+    with FakeStream(cupy, 0x77):
+        copies.acquire(1)
+        copies.release(1)
+    assert cupy.stream.ptr == 0
+    assert cupy.calls == [
+        ("record", queued[0], 0x77),
+        ("wait", queued[0], own),
+        ("synchronize", done[1]),
+        ("set array", [7.0] * 6, own),
+        ("record", copied[1], own),
+        ("wait", copied[1], 0x77),
+        ("record", done[1], 0x77),
+    ]
+
+
+def test_copies_go_to_their_own_device(monkeypatch, compiled):
+    cupy = use(monkeypatch, FakeCupy(devices=2))
+    copies = CudaLauncher(1).copy_stream(1)
+    current = cupy.cuda.get_current_stream
+    cupy.cuda.get_current_stream = lambda: cupy.note("current stream of", cupy.current) or current()
+    copies.follow()
+    copies.acquire(0)
+    copies.release(0)
+    assert set(cupy.noted("current stream of")) == {(1,)} and cupy.current == 0
+    with copies.scope():
+        assert cupy.current == 1
 
 
 def test_no_cupy_and_no_device_are_named(monkeypatch, compiled):

@@ -13,6 +13,7 @@ from gpuback._backends import protocol
 from gpuback._backends.cuda import updates as cuda_updates
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork
 from gpuback._backends.cuda.ops import CudaOps
+from gpuback._backends.cuda.prefetch import CudaPrefetch
 from gpuback._backends.cuda.updates import CudaLossScale
 from gpuback._backends.cuda.workspace import CudaWorkspace
 from gpuback._backends.exact.cuda_ops import CudaExactBackend, ReproducibleCudaBuffers, ReproducibleCudaOps
@@ -20,8 +21,11 @@ from gpuback._backends.exact.numpy_ops import NumpyExactBackend, ReproducibleNum
 from gpuback._backends.exact.products import ExactBackend
 from gpuback._backends.numpy import updates as numpy_updates
 from gpuback._backends.numpy.ops import NumpyOps
+from gpuback._backends.numpy.prefetch import NumpyPrefetch
 from gpuback._backends.numpy.workspace import NumpyWorkspace
+from gpuback._cuda.copy_stream import CudaCopyStream
 from gpuback._cuda.device import CudaLauncher
+from gpuback._cuda.launch import CopyStream
 
 IMPLEMENTATIONS = {
     protocol.Ops: [NumpyOps, ReproducibleNumpyOps, CudaOps, ReproducibleCudaOps],
@@ -30,6 +34,8 @@ IMPLEMENTATIONS = {
     protocol.CapturableUpdate: [cuda_updates.SGDUpdate, cuda_updates.AdamUpdate],
     protocol.LossScale: [numpy_updates.NumpyLossScale, CudaLossScale],
     protocol.GraphCapture: [CudaLauncher],
+    protocol.Prefetch: [NumpyPrefetch, CudaPrefetch],
+    CopyStream: [CudaCopyStream],
     protocol.FusedNetwork: [CudaFusedNetwork],
     ExactBackend: [NumpyExactBackend, CudaExactBackend],
 }
@@ -45,6 +51,7 @@ EXTRA = {
     (protocol.GraphCapture, "bind"): "of `Launcher`, which is the graph_capture",
     (protocol.GraphCapture, "address"): "of `Launcher`",
     (protocol.GraphCapture, "async_reader"): "of `Launcher`",
+    (protocol.GraphCapture, "copy_stream"): "of `Launcher`",
 }
 """Public methods that a protocol lacks, and who calls them: the backend itself."""
 

@@ -417,7 +417,12 @@ def test_every_kernel_runs_in_every_schedule_and_none_is_left_out(monkeypatch):
             x, y = random_batch(net, 21)
             step = TrainStep(net, Adam(), clip_norm=0.1)
             losses = [bits(step(x, y)) for _ in range(2)]
-            found.add((dtype, *losses, bits(net.theta), bits(net.forward(x)), net.ops.norm(net.theta)))
+            y_hat = net.forward(x)
+            da = net.ops.padded(21, 3, net.dtype)
+            net.ops.bind_output_delta(
+                "softmax", y_hat, da, 21.0, net.ops.workspace(21, net.sizes, net.architecture.precision)
+            )(y_hat, None)
+            found.add((dtype, *losses, bits(net.theta), bits(y_hat), bits(da), net.ops.norm(net.theta)))
             variants |= launcher.variants
     assert exact <= variants
     assert len(found) == len(DTYPES)

@@ -47,9 +47,11 @@ def test_each_example_of_the_readme_runs_by_itself(code, tmp_path, monkeypatch):
     [page for page in PAGES if page not in RUN_ELSEWHERE and page != "README.md" and blocks(page, "python")],
 )
 def test_the_examples_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsys):
-    """But for TensorBoard's, which tests/peers runs."""
+    """But for those that need TensorBoard or PyTorch, which tests/peers runs."""
     monkeypatch.chdir(tmp_path)
-    run("\n".join(code for code in blocks(page, "python") if "gpuback.tensorboard" not in code))
+    run(
+        "\n".join(code for code in blocks(page, "python") if not re.search(r"gpuback\.tensorboard|^import torch", code))
+    )
     assert re.search(PRINTED.get(page, ""), capsys.readouterr().out)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import random
 import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from emulator import structs
 from emulator.build import KERNELS
+from emulator.copies import EmulatedCopyStream
 from emulator.counts import Counts, Tally
 from emulator.kernel import Kernel, load_kernel, load_runtime
 from gpuback._cuda.launch import (
@@ -81,6 +84,7 @@ class EmulatorLauncher:
         self.variants: set[Variant] = set()
         self.replays = 0
         self.failed_records: list[str] = []
+        self._copies = copies
         self._recording = threading.local()  # `launches`: what is being recorded
         self._folder = folder
         self._tally = Tally()
@@ -137,6 +141,14 @@ class EmulatorLauncher:
         assert source.shape == target.shape and source.dtype == target.dtype
         assert source.flags.c_contiguous and target.flags.c_contiguous
         target[...] = source
+
+    def copy_stream(self, slots: int) -> EmulatedCopyStream:
+        landings = {
+            "early": lambda: True,
+            "late": lambda: False,
+            "random": partial(random.Random(0).choice, (True, False)),
+        }
+        return EmulatedCopyStream(slots, landings[self._copies])
 
     def bind(self, plan: LaunchPlan, /, **arguments: Argument) -> Launch:
         """Lays out a kernel's arguments; see `Launcher.bind`. Refuses arguments that the kernel would misread."""

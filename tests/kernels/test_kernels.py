@@ -153,6 +153,7 @@ def test_no_variant_is_left_out():
     for name in PRECISIONS:
         train(launcher, name, Adam(0.01), (3, 5, 2))
         train(launcher, name, SGD(0.01), (3, 5, 2))
+        output_delta(launcher, name, "tanh")
     assert rows <= launcher.variants <= rows | layers
 
 
@@ -226,7 +227,7 @@ def test_da_of_the_layer_below_by_itself(precision, items, n_out, n_in, plan_for
         da, W, a_prev = (laid_out(x, layout) for x in (layer.operands.da, layer.operands.W, layer.operands.a_prev))
         da_prev = laid_out(np.full_like(a_prev, np.nan), layout)
         workspace = ops.workspace(301, (n_in, n_out), PRECISIONS[precision])
-        ops.bind_delta(da, W, da_prev, ACTIVATIONS["gelu"], a_prev, workspace)()
+        ops.bind_delta(da, W, da_prev, ACTIVATIONS["gelu"], a_prev, 1.0, workspace)()
         bits.add(da_prev.tobytes())
     assert len(bits) == 1
     layer.check(layer.backward(EmulatorLauncher())._replace(da_prev=da_prev))
@@ -363,6 +364,28 @@ def test_a_label_out_of_range_makes_its_row_nan_and_reads_nothing(wrong, precisi
     assert np.isnan(loss)
     assert np.isnan(da[17].astype(np.float64)).all()
     np.testing.assert_array_equal(np.delete(da, 17, axis=0), np.delete(right, 17, axis=0))
+
+
+def output_delta(launcher: Any, precision: str, output: str) -> Any:
+    """da of one launch, from ∂loss/∂ŷ."""
+    rng, (rows, n), chosen = np.random.default_rng(2), (41, 35), PRECISIONS[precision]
+    ops = CudaOps(GuardedNumpy(), launcher)
+    numbers = rng.standard_normal((rows, n)), rng.random((rows, n)), rng.random(rows)
+    dy, source, weight = (ops.asarray(array, chosen.accumulator, "") for array in numbers)
+    workspace = ops.workspace(rows, (4, n), chosen)
+    da = workspace.output_delta(source)
+    ops.bind_output_delta(output, None if output == "identity" else source, da, 2.0, workspace)(dy, weight)
+    return da
+
+
+@pytest.mark.parametrize("output", ["softmax", "tanh", "gelu", "identity"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_da_of_a_given_gradient_of_the_output_in_every_schedule(precision, output):
+    found = set()
+    for order, resident in (("fifo", 1), ("lifo", 3), ("random", 5)):
+        launcher = EmulatorLauncher(order, resident_blocks=resident, checked=True)
+        found.add(output_delta(launcher, precision, output).tobytes())
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("batch_size, n", [(1, 1), (7, 33), (9000, 3)])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuback._backends.cuda.prefetch import CudaPrefetch
 from gpuback._backends.inputs import DLPACK_CUDA, as_host_array, dlpack_device, from_dlpack, is_real
 from gpuback._core.integers import round_up
 from gpuback._core.typing import Array, ArrayLike
@@ -157,6 +158,10 @@ class CudaArrays:
         ):
             return array
         return self.xp.ascontiguousarray(array)
+
+    def prefetch(self, slots: int) -> CudaPrefetch:
+        """Return what copies batches from the host on a stream of its own; data on the GPU stay where they are."""
+        return CudaPrefetch(self.launcher.copy_stream(slots), self.empty, slots)
 
     def may_overlap(self, array: Array, other: Array) -> bool:
         """Say whether two arrays may share memory: whether their ranges of bytes overlap."""

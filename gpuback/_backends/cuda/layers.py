@@ -116,8 +116,9 @@ class CudaLayers(CudaArrays):
         da: Array,
         W: Array,
         da_prev: Array,
-        activation_prev: Activation,
-        source_prev: Array,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
         workspace: CudaWorkspace,
     ) -> Callable[[], object]:
         """Bind da_prev by itself: the backward pass without work tiles of dW; see `NumpyOps.bind_delta`."""
@@ -128,7 +129,9 @@ class CudaLayers(CudaArrays):
             (rows, n_out, n_in),
             matrices(da_bo=da, h_bi=None, w_oi=W, source_bi=source_prev, da_prev_bi=da_prev),
             {"partials": None, "arrivals": None, "next_tile": workspace.next_tile},
-            activation=activation_prev.kernel_id,
+            da_prev_is_float32=da_prev.dtype == precision.accumulator,
+            activation=activation_id(activation_prev),
+            da_prev_factor=1.0 / scale if activation_prev is None else 1.0,
         )
         return partial(launch, None, None, False)
 

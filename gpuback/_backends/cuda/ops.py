@@ -183,6 +183,25 @@ class CudaOps(CudaLayers, CudaPerSample):
             **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
         )
 
+    def bind_output_delta(
+        self, output: str, source: Array | None, da: Array, divisor: float, workspace: CudaWorkspace
+    ) -> Callable[[Array, Array | None], object]:
+        """Bind da = w_b J_bᵀ dy_b / divisor as a function of dy and w; see `gpuback._backends.protocol.Ops`."""
+        precision, (rows, width) = workspace.precision, da.shape
+        total: Any = precision.accumulator.type
+        return self.launcher.bind(
+            row_plans.output_delta_plan(rows, precision),
+            dy_bj=Slot(),
+            weight_b=Slot(),
+            **matrices(source_bj=source, da_bj=da),
+            **ints(dy_pitch=width, n_batch=rows, n=width, output=output_id(output)),
+            divisor=total(divisor),
+            losses_b=None,
+            mean_loss=None,
+            partials=None,
+            arrivals=None,
+        )
+
     # Updates
 
     @property

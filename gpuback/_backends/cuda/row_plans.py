@@ -60,6 +60,12 @@ def output_plan(batch_size: int, precision: Precision) -> LaunchPlan:
     return LaunchPlan(variant, _row_blocks(batch_size), THREADS)
 
 
+def output_delta_plan(batch_size: int, precision: Precision) -> LaunchPlan:
+    """Plan each row's da from ∂loss/∂ŷ, and the mean of given losses."""
+    variant = _row_variant("elementwise/losses.cu", "output_delta_rows", precision)
+    return LaunchPlan(variant, _row_blocks(batch_size), THREADS, 8 * 8)
+
+
 def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision: Precision) -> LaunchPlan:
     """Plan copies in the operands' format."""
     variant = _row_variant("elementwise/copies.cu", entry, precision)
@@ -130,9 +136,11 @@ def exact_plan(entry: ExactEntry, rows: int, columns: int, precision: Precision)
     return LaunchPlan(variant, blocks, THREADS)
 
 
-def exact_row_plan(
-    entry: Literal["exact_loss_rows", "exact_output_rows"], rows: int, precision: Precision
-) -> LaunchPlan:
-    """Plan each row's loss and da, or ŷ."""
+ExactRowEntry = Literal["exact_loss_rows", "exact_output_rows", "exact_output_delta_rows"]
+"""The kernels over rows of the output layer."""
+
+
+def exact_row_plan(entry: ExactRowEntry, rows: int, precision: Precision) -> LaunchPlan:
+    """Plan each row's loss and da, or ŷ, or da from ∂loss/∂ŷ."""
     variant = Variant("exact/exact_losses.cu", entry, (f"Element={operand_name(precision)}", *COEFFICIENTS))
     return LaunchPlan(variant, _row_blocks(rows), THREADS)

@@ -107,6 +107,20 @@ class ReproducibleCudaOps(ExactLayers, CudaOps):
             **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
         )
 
+    def bind_output_delta(  # type: ignore[override]
+        self, output: str, source: Array | None, da: Array, divisor: float, workspace: ReproducibleCudaBuffers
+    ) -> Callable[[Array, Array | None], object]:
+        """Bind da = w_b J_bᵀ dy_b / divisor as a function of dy and w."""
+        rows, width = da.shape
+        return self.launcher.bind(
+            row_plans.exact_row_plan("exact_output_delta_rows", rows, workspace.precision),
+            dy_bj=Slot(),
+            weight_b=Slot(),
+            **matrices(source_bj=source, da_bj=da),
+            **ints(dy_pitch=width, n_batch=rows, n=width, output=output_id(output)),
+            divisor=np.float64(divisor),
+        )
+
     def bind_sgd(self, theta: Array, velocity: Array | None, steps: int) -> SGDUpdate:
         return SGDUpdate(self.xp, self.launcher, theta, velocity, steps, exact_norm=True)
 

@@ -50,12 +50,13 @@ class ExactLayers:
         da: Array,
         W: Array,
         da_prev: Array,
-        activation_prev: Activation,
-        source_prev: Array,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
         workspace: Any,
     ) -> Callable[[], None]:
         require_rule(activation_prev)
-        return products.bind_delta(workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0)
+        return products.bind_delta(workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0 / scale)
 
 
 def loss_rule(loss: Loss, output: str) -> Rule:

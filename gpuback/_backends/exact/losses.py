@@ -102,6 +102,16 @@ def _elementwise_squared_error(name: str) -> Rule:
     return rule
 
 
+def through_output(name: str, source: Array, dy: Array) -> Array:
+    """Return Jᵀ dy, J = ∂ŷ/∂a of an output function: R rows of dy = ∂ℓ/∂ŷ, of what O' is computed from, and of ∂ℓ/∂a.
+
+    All are (R, n) float64. `source` is ŷ or, where O' is computed from it, a.
+    """
+    if name == "softmax":
+        return source * (dy - row_sums(dy * source)[:, None])
+    return dy * evaluated(SLOPE[name], source)
+
+
 RULES: dict[tuple[str, str], Rule] = {
     ("cross_entropy", "softmax"): _softmax_cross_entropy,
     ("binary_cross_entropy", "sigmoid"): _sigmoid_binary_cross_entropy,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule
-from gpuback._backends.exact.losses import softmax
+from gpuback._backends.exact.losses import softmax, through_output
 from gpuback._backends.exact.per_sample import ReproducibleNumpyPerSample
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
@@ -115,6 +115,24 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
                 store(values, out[rows])
 
         return apply
+
+    def bind_output_delta(
+        self, output: str, source: Array | None, da: Array, divisor: float, workspace: NumpyWorkspace
+    ) -> Callable[[Array, Array | None], None]:
+        round_da = workspace.bind_round(da)
+
+        def output_delta(dy: Array, weight: Array | None) -> None:
+            for rows in _row_chunks(*dy.shape):
+                values = dy[rows].astype(np.float64)
+                delta = through_output(output, values if source is None else source[rows].astype(np.float64), values)
+                if weight is not None:
+                    delta *= weight[rows, None]
+                delta /= divisor
+                store(delta, da[rows])
+            if round_da is not None:
+                round_da()
+
+        return output_delta
 
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         return "3 exact float64 BLAS GEMMs of slices"

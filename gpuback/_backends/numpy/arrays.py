@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._backends.inputs import as_host_array
+from gpuback._backends.numpy.prefetch import NumpyPrefetch
 from gpuback._backends.numpy.updates import all_finite
 from gpuback._core.exact_sums import norm
 from gpuback._core.scratch import aligned_empty
@@ -64,6 +65,9 @@ class NumpyArrays:
     def take_rows(self, array: Array, indices: Array, out: Array) -> None:
         """out = array[indices]. With mode "raise", NumPy would buffer the output."""
         np.take(array, indices, axis=0, out=out, mode="clip")
+
+    def prefetch(self, slots: int) -> NumpyPrefetch:
+        return NumpyPrefetch(slots)
 
     def may_overlap(self, array: Array, other: Array) -> bool:
         return np.may_share_memory(array, other)

@@ -24,7 +24,7 @@ from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.activations import ACTIVATIONS, Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.chained_sums import bind_sum_columns
-from gpuback._core.losses import Loss, Softmax
+from gpuback._core.losses import Loss, Softmax, bind_through_output
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision, round_to_tf32
 from gpuback._core.scratch import aligned_empty, bind
@@ -169,13 +169,32 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
                 np.copyto(out, a)
 
             return apply_softmax
-        output, scratch = ACTIVATIONS[name].forward, workspace.scratch_like(a)
+        activation, scratch = ACTIVATIONS[name], workspace.scratch_like(a)
+        outputs = a if activation.derivative_from == "h" else np.empty_like(a)  # others read a more than once
 
         def apply(out: Array) -> None:
-            output(a, a, scratch)
-            np.copyto(out, a)
+            activation.forward(a, outputs, scratch)
+            np.copyto(out, outputs)
 
         return apply
+
+    def bind_output_delta(
+        self, output: str, source: Array | None, da: Array, divisor: float, workspace: NumpyWorkspace
+    ) -> Callable[[Array, Array | None], None]:
+        through_output = bind_through_output(output, source, da, workspace.scratch_like(da))
+        round_da = workspace.bind_round(da)
+
+        def output_delta(dy: Array, weight: Array | None) -> None:
+            np.copyto(da, dy)
+            through_output()
+            if weight is not None:
+                np.multiply(da, weight[:, None], out=da)
+            if divisor != 1.0:
+                np.divide(da, divisor, out=da)
+            if round_da is not None:
+                round_da()
+
+        return output_delta
 
     def bind_backward(
         self,
@@ -221,17 +240,18 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
         da: Array,
         W: Array,
         da_prev: Array,
-        activation_prev: Activation,
-        source_prev: Array,
+        activation_prev: Activation | None,
+        source_prev: Array | None,
+        scale: float,
         workspace: NumpyWorkspace,
     ) -> Callable[[], object]:
         operand = workspace.bind_product_operand(0, da.shape)
-        finish = self._bind_finish(da_prev, activation_prev, source_prev, 1.0, workspace)
-        assert finish is not None
+        finish = self._bind_finish(da_prev, activation_prev, source_prev, 1.0 / scale, workspace)
 
         def delta() -> None:
             (da if operand is None else operand(da)).dot(W, da_prev)
-            finish()
+            if finish is not None:
+                finish()
 
         return delta
 
