@@ -33,9 +33,11 @@ class MLP:
     Args:
         sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
         activation: g by name, one for all hidden layers or one for each: identity, relu, leaky_relu, elu, sigmoid,
-            tanh, softplus, gelu, silu. Some take constants: "leaky_relu(slope=0.2)", "elu(alpha=0.5)",
-            "celu(alpha=2)", "softplus(beta=100)", "silu(beta=1.702)", "hard_tanh(low=-2, high=2)", "sine(w0=30)". Or
-            one of your own; see `gpuback.register_activation`.
+            tanh, softplus, exponential, squareplus, selu, softsign, log_sigmoid, hard_tanh, relu6, hard_sigmoid, gelu
+            (the tanh form), silu, gelu_erf (the exact form), sine, mish, hard_swish.
+            Some take constants: "leaky_relu(slope=0.2)", "elu(alpha=0.5)", "celu(alpha=2)", "softplus(beta=100)",
+            "silu(beta=1.702)", "hard_tanh(low=-2, high=2)", "sine(w0=30)". Or one of your own; see
+            `gpuback.register_activation`.
         output: O: "softmax", "identity", "sigmoid" or "tanh". The default follows from the loss: softmax for
             cross_entropy, sigmoid for binary_cross_entropy, identity for squared_error, which goes with any of them.
         loss: "cross_entropy" (targets: integer labels (B,) or probability rows (B, n_L)), "binary_cross_entropy" ((B,

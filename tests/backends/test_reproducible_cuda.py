@@ -283,7 +283,7 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
         if output == "softmax":
             elementary.store(softmax(a.astype(np.float64))[1], y_hat)
         else:
-            y_hat = elementary.apply(elementary.FORWARD[output], a)
+            y_hat = elementary.apply(FORWARD[output], a)
         assert bits(found) == bits(y_hat)
 
 
