@@ -5,6 +5,8 @@ from gpuback import schedules as schedules
 from gpuback._backends.fused_backward import fused_backward as fused_backward
 from gpuback._backends.registry import BackendStatus as BackendStatus
 from gpuback._backends.registry import backends as backends
+from gpuback._core.expressions import CudaForms as CudaForms
+from gpuback._core.own_activations import register_activation as register_activation
 from gpuback._network.gradient_check import GradientReport as GradientReport
 from gpuback._network.gradient_check import check_gradients as check_gradients
 from gpuback._network.mlp import MLP as MLP

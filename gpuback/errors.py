@@ -29,6 +29,10 @@ class OptionError(GpubackError, ValueError):
     """A name is unknown, a hyper-parameter is out of range, or two options exclude each other."""
 
 
+class UnknownActivationError(OptionError):
+    """There is no activation of that name; one of a user's own is not registered in this process."""
+
+
 class BackendError(GpubackError, RuntimeError):
     """The backend that was asked for cannot be used on this machine; the message says why."""
 

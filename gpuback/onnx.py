@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 from typing import Any
 
@@ -11,7 +12,12 @@ from numpy.typing import NDArray
 
 import gpuback
 from gpuback._core import persistence
-from gpuback._core.activations import ACTIVATIONS, GELU_CUBIC, GELU_SCALE, LEAKY_SLOPE, SATURATED
+from gpuback._core.activation_families import constants_of
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.activations_from_a import GELU_CUBIC, GELU_SCALE, MILLS_FLOAT64, MISH_LIMIT, SATURATED
+from gpuback._core.activations_from_h import SELU_DEPTH, SELU_SCALE
+from gpuback._core.activations_piecewise import LEAKY_SLOPE
 from gpuback._core.precision import DTYPES
 from gpuback._core.typing import PathLike
 from gpuback._network.mlp import MLP
@@ -39,15 +45,25 @@ TYPES = {
     "float16": TensorProto.FLOAT16,
 }
 
-IN_EVERY_TYPE = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exponential": "Exp"}
+IN_EVERY_TYPE = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exponential": "Exp", "sine": "Sin"}
 """Operators that ONNX Runtime has in float64, too."""
 
-IN_FLOAT32: dict[str, tuple[str, dict[str, Any]]] = {
-    "leaky_relu": ("LeakyRelu", {"alpha": LEAKY_SLOPE}),
-    "elu": ("Elu", {"alpha": 1.0}),
-    "softplus": ("Softplus", {}),
+IN_FLOAT32: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "leaky_relu": ("LeakyRelu", OLDEST_OPSET, {"alpha": LEAKY_SLOPE}),
+    "elu": ("Elu", OLDEST_OPSET, {"alpha": 1.0}),
+    "softplus": ("Softplus", OLDEST_OPSET, {}),
+    "selu": ("Selu", OLDEST_OPSET, {"alpha": SELU_DEPTH / SELU_SCALE, "gamma": SELU_SCALE}),
+    "softsign": ("Softsign", OLDEST_OPSET, {}),
+    "hard_sigmoid": ("HardSigmoid", OLDEST_OPSET, {"alpha": 1 / 6, "beta": 0.5}),
+    "hard_swish": ("HardSwish", 14, {}),
+    "mish": ("Mish", 18, {}),
+    "gelu": ("Gelu", 20, {"approximate": "tanh"}),
+    "gelu_erf": ("Gelu", 20, {}),
 }
-"""Operators that ONNX Runtime has not, or whose attributes are float32."""
+"""Operators that ONNX Runtime has not in float64, or whose attributes are float32, and the first opset with them."""
+
+CLIPPED = {"hard_tanh": (-1.0, 1.0), "relu6": (0.0, 6.0)}
+"""Activations that only limit a."""
 
 
 def to_onnx(net: MLP, path: PathLike, *, opset: int = DEFAULT_OPSET) -> None:
@@ -62,12 +78,13 @@ def to_onnx(net: MLP, path: PathLike, *, opset: int = DEFAULT_OPSET) -> None:
     Args:
         net: the network; the loss is not part of the model, the output function is.
         path: the file to make or replace.
-        opset: the version of ONNX's operators, from 13 to the newest that the installed onnx knows. gelu is one
-            operator from 20 on, several before and in float64.
+        opset: the version of ONNX's operators, from 13 to the newest that the installed onnx knows. gelu and gelu_erf
+            are one operator from 20 on, mish from 18 on, hard_swish from 14 on; before, and in float64, they are
+            several.
 
     Raises:
         OptionError: an opset that onnx does not know, or older than 13.
-        ConversionError: no MLP, or more parameters than an ONNX file can hold.
+        ConversionError: no MLP, an activation of a user's own, or more parameters than an ONNX file can hold.
         MissingFolderError: there is no such folder.
 
     Example:
@@ -104,7 +121,7 @@ def _model(net: MLP, opset: int) -> Any:
         a = graph.node("Gemm", *operands, name=f"a_{k}", transB=1)
         if k == depth:
             break
-        if ACTIVATIONS[name].derivative_from == "a":
+        if activation_named(name).derivative_from == "a":
             a = graph.rounded(a)
         h = graph.rounded(graph.activation(name, a, f"h_{k}"))
     graph.output(architecture.output, a)
@@ -170,36 +187,126 @@ class _Graph:
 
     def activation(self, name: str, a: str, h: str) -> str:
         """h = g(a), as `gpuback._core.activations` has it."""
+        found = constants_of(name)
+        if found is not None:
+            return self._with_constants(*found, a, h)
+        if name not in ACTIVATIONS:
+            raise ConversionError(f"activation {name!r}: expected one of gpuback's own, of which ONNX has operators")
         if name == "identity":
             return a
         if name in IN_EVERY_TYPE:
             return self.node(IN_EVERY_TYPE[name], a, name=h)
-        if name in ("silu", "gelu") and self._sixteen_bit:  # rounded, a may be −∞, which times 0 is NaN
+        if name in CLIPPED:
+            return self.node("Clip", a, *map(self.number, CLIPPED[name]), name=h)
+        if self._sixteen_bit and ACTIVATIONS[name].derivative_from == "a":  # rounded, a may be −∞, which times 0 is NaN
             a = self.node("Max", a, self.number(-SATURATED))
-        if name == "silu":
-            return self.node("Mul", a, self.node("Sigmoid", a), name=h)
-        double = self._total.itemsize == 8
-        if name == "gelu":
-            if self._opset >= 20 and not double:
-                return self.node("Gelu", a, name=h, approximate="tanh")
-            cubic = self.node("Mul", self.node("Mul", a, a), self.number(GELU_CUBIC))
-            argument = self.node("Mul", self.node("Mul", a, self.number(GELU_SCALE)), self._plus_1(cubic))
-            return self.node("Mul", a, self.node("Sigmoid", argument), name=h)
-        if not double:
-            kind, attributes = IN_FLOAT32[name]
-            return self.node(kind, a, name=h, **attributes)
-        if name == "leaky_relu":
-            return self.node("Max", a, self.node("Mul", a, self.number(LEAKY_SLOPE)), name=h)
-        positive = self.node("Max", a, self.number(0.0))
-        if name == "elu":
-            below = self.node("Exp", self.node("Min", a, self.number(0.0)))
-            return self.node("Add", positive, self.node("Sub", below, self.number(1.0)), name=h)
-        assert name == "softplus"
-        tail = self.node("Exp", self.node("Neg", self.node("Abs", a)))
-        return self.node("Add", positive, self.node("Log", self._plus_1(tail)), name=h)
+        if name in IN_FLOAT32 and self._total.itemsize == 4:
+            kind, first_opset, attributes = IN_FLOAT32[name]
+            if self._opset >= first_opset:
+                return self.node(kind, a, name=h, **attributes)
+        formula = getattr(self, f"_{name}")
+        return str(formula(a, h))
 
-    def _plus_1(self, value: str) -> str:
-        return self.node("Add", value, self.number(1.0))
+    def _with_constants(self, family: str, constants: dict[str, float], a: str, h: str) -> str:
+        """h = g(a) of `gpuback._core.activation_families`."""
+        value, *more = constants.values()
+        in_float32 = self._total.itemsize == 4
+        if family == "hard_tanh":
+            return self.node("Clip", a, self.number(value), *map(self.number, more), name=h)
+        if family == "sine":
+            return self.node("Sin", self._times(a, value), name=h)
+        if family == "softplus":
+            scaled = self.activation("softplus", self._times(a, value), f"{h}.scaled")
+            return self.node("Div", scaled, self.number(value), name=h)
+        if family == "silu":
+            if self._sixteen_bit:  # rounded, a may be −∞, which times 0 is NaN
+                a = self.node("Max", a, self.number(-SATURATED / value))
+            return self.node("Mul", a, self.node("Sigmoid", self._times(a, value)), name=h)
+        if family in ("leaky_relu", "elu") and in_float32:
+            return self.node(IN_FLOAT32[family][0], a, name=h, alpha=value)
+        if family == "leaky_relu":
+            return self.node("Max" if value <= 1 else "Min", a, self._times(a, value), name=h)
+        assert family in ("elu", "celu")
+        scaled = self.node("Div", a, self.number(value)) if family == "celu" else a
+        return self.node("Add", self._positive(a), self._times(self._expm1_below(scaled), value), name=h)
+
+    def _silu(self, a: str, h: str) -> str:
+        return self.node("Mul", a, self.node("Sigmoid", a), name=h)
+
+    def _gelu(self, a: str, h: str) -> str:
+        cubic = self._times(self.node("Mul", a, a), GELU_CUBIC)
+        argument = self.node("Mul", self._times(a, GELU_SCALE), self._plus(cubic, 1.0))
+        return self.node("Mul", a, self.node("Sigmoid", argument), name=h)
+
+    def _gelu_erf(self, a: str, h: str) -> str:
+        """Add a Φ(a); in float64, where ONNX Runtime has no Erf, as `gpuback._core.activations_from_a` computes it."""
+        if self._total.itemsize == 4:
+            erf = self.node("Erf", self._times(a, math.sqrt(0.5)))
+            return self.node("Mul", self._times(a, 0.5), self._plus(erf, 1.0), name=h)
+        y = self.node("Abs", a)
+        p, (*coefficients, last) = MILLS_FLOAT64
+        t = self.node("Reciprocal", self._plus(self._times(y, p), 1.0))
+        s = self._plus(self._times(t, 2.0), -1.0)
+        mills = self.number(last)
+        for coefficient in reversed(coefficients):
+            mills = self._plus(self.node("Mul", mills, s), coefficient)
+        density = self._times(self.node("Exp", self._times(self.node("Mul", y, y), -0.5)), 1 / math.sqrt(2 * math.pi))
+        tail = self.node("Mul", self.node("Mul", y, density), self.node("Mul", t, mills))
+        return self.node("Sub", self._positive(a), tail, name=h)
+
+    def _mish(self, a: str, h: str) -> str:
+        e = self.node("Exp", self.node("Min", a, self.number(MISH_LIMIT)))
+        n = self.node("Mul", e, self._plus(e, 2.0))
+        return self.node("Mul", a, self.node("Div", n, self._plus(n, 2.0)), name=h)
+
+    def _hard_swish(self, a: str, h: str) -> str:
+        return self.node("Mul", a, self._hard_sigmoid(a, f"{h}.gate"), name=h)
+
+    def _hard_sigmoid(self, a: str, h: str) -> str:
+        clipped = self.node("Clip", self._plus(a, 3.0), self.number(0.0), self.number(6.0))
+        return self.node("Div", clipped, self.number(6.0), name=h)
+
+    def _leaky_relu(self, a: str, h: str) -> str:
+        return self.node("Max", a, self._times(a, LEAKY_SLOPE), name=h)
+
+    def _elu(self, a: str, h: str) -> str:
+        return self.node("Add", self._positive(a), self._expm1_below(a), name=h)
+
+    def _selu(self, a: str, h: str) -> str:
+        above, below = self._times(self._positive(a), SELU_SCALE), self._times(self._expm1_below(a), SELU_DEPTH)
+        return self.node("Add", above, below, name=h)
+
+    def _softplus(self, a: str, h: str) -> str:
+        return self.node("Add", self._positive(a), self._log_tail(a), name=h)
+
+    def _log_sigmoid(self, a: str, h: str) -> str:
+        return self.node("Sub", self.node("Min", a, self.number(0.0)), self._log_tail(a), name=h)
+
+    def _softsign(self, a: str, h: str) -> str:
+        return self.node("Div", a, self._plus(self.node("Abs", a), 1.0), name=h)
+
+    def _squareplus(self, a: str, h: str) -> str:
+        q = self._times(self.node("Abs", a), 0.5)
+        root = self.node("Sqrt", self._plus(self.node("Mul", q, q), 1.0))
+        return self.node("Add", self._positive(a), self.node("Reciprocal", self.node("Add", q, root)), name=h)
+
+    def _expm1_below(self, a: str) -> str:
+        """e^min(a, 0) − 1."""
+        return self._plus(self.node("Exp", self.node("Min", a, self.number(0.0))), -1.0)
+
+    def _log_tail(self, a: str) -> str:
+        """log(1 + e^−|a|)."""
+        tail = self.node("Exp", self.node("Neg", self.node("Abs", a)))
+        return self.node("Log", self._plus(tail, 1.0))
+
+    def _positive(self, a: str) -> str:
+        return self.node("Max", a, self.number(0.0))
+
+    def _plus(self, value: str, addend: float) -> str:
+        return self.node("Add", value, self.number(addend))
+
+    def _times(self, value: str, factor: float) -> str:
+        return self.node("Mul", value, self.number(factor))
 
     def output(self, name: str, a: str) -> None:
         """y = O(a)."""

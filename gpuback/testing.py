@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.activation_names import activation_named
 from gpuback._core.precision import DTYPES, TF32_ROUNDOFF, UNIT_ROUNDOFF, Precision, dtype_name
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array, ArrayLike
@@ -157,7 +157,7 @@ def random_layer(
     W = random_array(rng, (n_out, n_in), kind, scale=scale, dtype=dtype)
     a_prev = random_array(rng, (batch_size, n_in), kind, dtype=dtype)
     a, h = a_prev.astype(np.float64), np.empty((batch_size, n_in))
-    ACTIVATIONS[activation_prev].forward(a, h, Scratch(h))
+    activation_named(activation_prev).forward(a, h, Scratch(h))
     return LayerCase(da, h.astype(da.dtype), a_prev, W)
 
 

@@ -59,6 +59,7 @@ API: dict[str, dict[str, list[str]]] = {
         "": ["fit", "TrainStep", "History", "LossScaling", "SGD", "Adam", "AdamW"],
         "schedules": ["constant", "step_decay", "cosine", "warmup", "Schedule"],
     },
+    "activations": {"": ["register_activation", "CudaForms"]},
     "arrays": {"": ["fused_backward"]},
     "others": {
         "sklearn": ["MLPClassifier", "MLPRegressor", "from_sklearn"],
@@ -80,7 +81,7 @@ An empty list stands for all classes. Names are found through the module that us
 ELSEWHERE = {"losses", "schedules", "DivergedError", "GpubackError"}
 """Names of gpuback itself that their own module's entry shows."""
 
-TITLES = {"others": "Other libraries", "arrays": "Your own arrays"}
+TITLES = {"others": "Other libraries", "arrays": "Your own arrays", "activations": "Your own activations"}
 
 MATHJAX = (
     "LICENSE",

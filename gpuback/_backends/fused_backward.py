@@ -9,10 +9,10 @@ import numpy as np
 
 from gpuback._backends import registry
 from gpuback._backends.protocol import Ops
-from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.activation_names import activation_named
 from gpuback._core.precision import DTYPES, Precision
 from gpuback._core.typing import Array
-from gpuback.errors import DtypeError, OptionError, ShapeError, require_known
+from gpuback.errors import DtypeError, OptionError, ShapeError
 
 
 def fused_backward(
@@ -43,7 +43,7 @@ def fused_backward(
         h_prev: (B, nI) the layer's input.
         W: (nO, nI) its weights. float64, float32, bfloat16 or float16, like da and h_prev.
         activation_prev: g of the layer below, whose output is h_prev.
-        a_prev: (B, nI) the pre-activations below; needed for gelu and silu, whose g' does not follow from h_prev.
+        a_prev: (B, nI) the pre-activations below; needed for e.g. gelu and silu, whose g' does not follow from h_prev.
         need_da_prev: False skips da_prev (the first layer's input needs no gradient).
         allow_tf32: float32 products may round their operands to TF32.
         dW, db, da_prev: arrays to write to: (nO, nI) and (nO,) in float32 (float64 for float64 operands), and (B, nI)
@@ -64,8 +64,7 @@ def fused_backward(
     ops = registry.ops_of(
         {name: array for name, array in named.items() if array is not None or name in ("da", "h_prev", "W")}
     )
-    require_known("activation", activation_prev, ACTIVATIONS)
-    activation = ACTIVATIONS[activation_prev]
+    activation = activation_named(activation_prev)
     precision = _common_precision(da, h_prev, W, allow_tf32)
     batch_size, n_out, n_in = _layer_shape(da, h_prev, W)
     if activation.derivative_from == "a" and need_da_prev:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -244,8 +245,9 @@ def widths(text: str, option: str) -> tuple[int, ...]:
 
 
 def names(text: str | None) -> str | list[str] | None:
-    """Read the names in "relu,tanh"; return "relu" itself."""
-    return [name.strip() for name in text.split(",")] if text and "," in text else text
+    """Read the names in "relu,hard_tanh(low=-2, high=2)"; return "relu" itself."""
+    found = re.split(r",(?![^()]*\))", text or "")
+    return [name.strip() for name in found] if len(found) > 1 else text
 
 
 def given(**options: Any) -> dict[str, Any]:

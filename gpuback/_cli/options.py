@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from gpuback import datasets
+from gpuback._core.activation_families import examples
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.losses import LOSSES
 from gpuback._core.precision import DTYPES
@@ -89,7 +90,8 @@ Activation: TypeAlias = Annotated[
     network_option(
         "--activation",
         metavar="NAMES",
-        help=f"One of {', '.join(ACTIVATIONS)}; or one for each hidden layer: relu,tanh.",
+        help=f"One of {', '.join(ACTIVATIONS)}; one with constants, {', '.join(examples())}; or one for each hidden"
+        " layer: relu,tanh.",
         default="relu",
     ),
 ]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from gpuback._core.activations import ACTIVATIONS, Activation
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import Activation
 from gpuback._core.losses import LOSSES, Loss, OwnLoss, loss_of
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
@@ -20,7 +21,7 @@ class Architecture:
     """A network's structure; see `gpuback.MLP` for what the fields mean.
 
     Attributes:
-        activations: one name per hidden layer.
+        activations: one canonical name per hidden layer.
         loss_row: the loss, with its options.
     """
 
@@ -60,24 +61,26 @@ class Architecture:
                 f"activation: expected one name, or {len(widths) - 2} (one per hidden layer of sizes {widths}), "
                 f"got {len(names)}"
             )
-        for name in (activation, *names) if isinstance(activation, str) else names:
-            require_known("activation", name, ACTIVATIONS)
+        if isinstance(activation, str):
+            activation_named(activation)  # also without a hidden layer
+        names = tuple(activation_named(name).name for name in names)
         row = loss_of(loss)
         row.check_width(widths[-1])
         if output is None:
             output = row.default_output
-        own = isinstance(row, OwnLoss)
-        outputs = {name for other in LOSSES.values() for name in other.outputs}
-        require_known("output", output, outputs.union(ACTIVATIONS) if own else outputs)
-        if not row.goes_with(output):
-            raise OptionError(
-                f"loss {row.name!r} goes with output {' or '.join(map(repr, row.outputs))}, not with {output!r}"
-            )
-        if own and reproducible:
-            raise OptionError(
-                f"reproducible=True: expected one of gpuback's losses, got the function {row.name!r}, "
-                "whose bits nobody can promise"
-            )
+        if isinstance(row, OwnLoss):
+            output = output if output == "softmax" else activation_named(output, "output").name
+            if reproducible:
+                raise OptionError(
+                    f"reproducible=True: expected one of gpuback's losses, got the function {row.name!r}, "
+                    "whose bits nobody can promise"
+                )
+        else:
+            require_known("output", output, {name for other in LOSSES.values() for name in other.outputs})
+            if output not in row.outputs:
+                raise OptionError(
+                    f"loss {row.name!r} goes with output {' or '.join(map(repr, row.outputs))}, not with {output!r}"
+                )
         precision = Precision.of(dtype, allow_tf32=allow_tf32, reproducible=bool(reproducible))
         return cls(widths, names, output, row, precision)
 
@@ -85,13 +88,20 @@ class Architecture:
         """Return the fields for copy and pickle, without the cached values derived from them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Raise UnknownActivationError where a user's activation is not registered in this process."""
+        self.__dict__.update(state)
+        for name in (*self.activations, self.output):
+            if name != "softmax":
+                activation_named(name)
+
     @cached_property
     def layout(self) -> Layout:
         return Layout(self.sizes)
 
     @property
     def hidden_activations(self) -> list[Activation]:
-        return [ACTIVATIONS[name] for name in self.activations]
+        return [activation_named(name) for name in self.activations]
 
     @property
     def loss(self) -> str:

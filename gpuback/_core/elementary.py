@@ -1,9 +1,10 @@
-"""exp, log, tanh, the activations and their slopes as fixed sequences of IEEE 754 operations.
+"""exp, log, tanh and functions made of them, as fixed sequences of IEEE 754 operations.
 
 Why: no library specifies the last bits of `exp`. They vary with the CPU (AVX2, AVX-512, NEON), NumPy, the C library and
-CUDA. IEEE 754 does fix + − × ÷ in float64. So only these, comparisons and bit operations are used here.
-`kernels/exact/elementary.cuh` is the same sequences in CUDA, none of them contracted to fma, with the same coefficients
-(`gpuback/_cuda/coefficients.py`). Another operation, order or coefficient gives other bits.
+CUDA. IEEE 754 does fix + − × ÷ √ in float64. So only these, comparisons and bit operations are used here and in
+`elementary_activations.py`, which has the activations and their slopes. `kernels/exact/elementary.cuh` is the same
+sequences in CUDA, none of them contracted to fma, with the same coefficients (`gpuback/_cuda/coefficients.py`). Another
+operation, order or coefficient gives other bits.
 
 Accuracy: the relative error is below 2·10⁻¹² for all x of which the result, in float32, is neither 0 nor infinite. A
 result that is rounded once (`store`) is within 0.5001 ulp of float32, for tiny and for subnormal x, too, and where
@@ -29,7 +30,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuback._core.activations import LEAKY_SLOPE
 from gpuback._core.typing import Array
 
 SCRATCH = 4
@@ -77,12 +77,6 @@ SQRT_2_BITS = 0x3FF6A09E667F3BCD
 
 MINUS_LN_2_SCALED = -LN_2 * 2.0**-EXPONENT_SHIFT
 
-GELU_LINEAR, GELU_CUBIC, GELU_CUBIC_SLOPE = 1.5957691216057308, 0.07135481627260025, 0.21406444881780073
-"""2√(2/π), 0.044715 times that, three times that again: u = a (linear + cubic a²), u' = linear + cubic slope a²."""
-
-GELU_LIMIT = 20.0
-"""Past this |a|, gelu's sigmoid is 0 or 1, to e^−603. u stays within `EXP_LIMIT`."""
-
 
 # --- what several functions need
 
@@ -97,7 +91,7 @@ def _polynomial(x: Array, coefficients: tuple[float, ...], out: Array) -> None:
     np.add(out, first, out=out)
 
 
-def _exponential(scratch: Buffers) -> None:
+def exponential_parts(scratch: Buffers) -> None:
     """Reduce x, in scratch[0] and within ± `EXP_LIMIT`: leave r, 2^k, an array that is free, and C in scratch.
 
     k and 2^k by the magic number; k ln 2 is rounded, which costs e^x at most 1.5·10⁻¹⁶ |x|, and nothing where k = 0.
@@ -114,8 +108,8 @@ def _exponential(scratch: Buffers) -> None:
     _polynomial(square, EXP_COEFFICIENTS, c)
 
 
-def _fraction(scratch: Buffers) -> tuple[Array, Array]:
-    """Compute N = 2^k (C + r) and D = C − r after `_exponential`, in the places of the free array and of C."""
+def fraction(scratch: Buffers) -> tuple[Array, Array]:
+    """Compute N = 2^k (C + r) and D = C − r after `exponential_parts`, in the places of the free array and of C."""
     r, power, numerator, denominator = scratch
     np.add(denominator, r, out=numerator)
     np.multiply(numerator, power, out=numerator)
@@ -123,8 +117,8 @@ def _fraction(scratch: Buffers) -> tuple[Array, Array]:
     return numerator, denominator
 
 
-def _fraction_less_1(scratch: Buffers) -> tuple[Array, Array]:
-    """Compute N − D, as (2^k + 1) r − (1 − 2^k) C, and D after `_exponential`."""
+def fraction_less_1(scratch: Buffers) -> tuple[Array, Array]:
+    """Compute N − D, as (2^k + 1) r − (1 − 2^k) C, and D after `exponential_parts`."""
     r, power, rest, c = scratch
     np.subtract(1.0, power, out=rest)
     np.multiply(rest, c, out=rest)
@@ -135,42 +129,22 @@ def _fraction_less_1(scratch: Buffers) -> tuple[Array, Array]:
     return power, c
 
 
-def _times_sigmoid(x: Array, least: float, out: Array, scratch: Buffers) -> None:
-    """Compute out = max(x, least) N/(D + N) after `_exponential`. A product with `least` is 0 in float32."""
-    numerator, denominator = _fraction(scratch)
-    np.add(denominator, numerator, out=denominator)
-    np.divide(numerator, denominator, out=numerator)
-    np.clip(x, least, math.inf, out=denominator)
-    np.multiply(denominator, numerator, out=out)
-
-
-def _sigmoids(scratch: Buffers) -> tuple[Array, Array, Array, Array]:
-    """Compute s = N/(D + N) and 1 − s = D/(D + N) after `_exponential`; return these and two arrays that are free."""
-    numerator, denominator = _fraction(scratch)
-    free, inverse, *_ = scratch
-    np.add(denominator, numerator, out=inverse)
-    np.divide(1.0, inverse, out=inverse)
-    np.multiply(numerator, inverse, out=numerator)
-    np.multiply(denominator, inverse, out=denominator)
-    return numerator, denominator, free, inverse
-
-
 # --- exponentials
 
 
 def exp(x: Array, out: Array, scratch: Buffers) -> None:
     """e^x = N/D."""
     np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
-    _exponential(scratch)
-    numerator, denominator = _fraction(scratch)
+    exponential_parts(scratch)
+    numerator, denominator = fraction(scratch)
     np.divide(numerator, denominator, out=out)
 
 
 def expm1(x: Array, out: Array, scratch: Buffers) -> None:
     """e^x − 1 = ((2^k + 1) r − (1 − 2^k) C)/(C − r): where k = 0 this is 2r/(C − r), with all digits of a tiny r."""
     np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
-    _exponential(scratch)
-    numerator, denominator = _fraction_less_1(scratch)
+    exponential_parts(scratch)
+    numerator, denominator = fraction_less_1(scratch)
     np.divide(numerator, denominator, out=out)
 
 
@@ -179,7 +153,7 @@ def tanh(x: Array, out: Array, scratch: Buffers) -> None:
     r, power, rest, c = scratch
     np.add(x, x, out=r)
     np.clip(r, -EXP_LIMIT, EXP_LIMIT, out=r)
-    _exponential(scratch)
+    exponential_parts(scratch)
     np.subtract(1.0, power, out=rest)
     np.add(power, 1.0, out=power)
     np.multiply(power, c, out=out)
@@ -194,8 +168,8 @@ def tanh(x: Array, out: Array, scratch: Buffers) -> None:
 def sigmoid(x: Array, out: Array, scratch: Buffers) -> None:
     """1/(1 + e^−x) = N/(D + N): on neither side of 0 does anything cancel."""
     np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
-    _exponential(scratch)
-    numerator, denominator = _fraction(scratch)
+    exponential_parts(scratch)
+    numerator, denominator = fraction(scratch)
     np.add(denominator, numerator, out=denominator)
     np.divide(numerator, denominator, out=out)
 
@@ -208,8 +182,8 @@ def softplus(x: Array, out: Array, scratch: Buffers) -> None:
     free, square, _, _ = scratch
     np.clip(x, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
     np.abs(scratch[0], out=scratch[0])
-    _exponential(scratch)
-    numerator, f = _fraction(scratch)
+    exponential_parts(scratch)
+    numerator, f = fraction(scratch)
     np.add(numerator, numerator, out=numerator)
     np.add(numerator, f, out=numerator)
     np.divide(f, numerator, out=f)
@@ -239,7 +213,7 @@ def log1p(x: Array, out: Array, scratch: Buffers) -> None:
     np.add(x, 1.0, out=sum_)
     _split(sum_, minus_k, m)
     np.subtract(m, 1.0, out=f)
-    mask = _as_mask(sum_)
+    mask = as_mask(sum_)
     np.equal(minus_k, 0.0, out=mask)
     np.copyto(f, x, where=mask)
     np.add(f, 2.0, out=m)
@@ -268,7 +242,7 @@ def _finish_log(x: Array, pole: float, out: Array, scratch: Buffers) -> None:
         np.add(f, minus_k, out=out)
         return
     np.add(f, minus_k, out=f)
-    mask = _as_mask(square)
+    mask = as_mask(square)
     np.greater(x, pole, out=mask)
     np.logical_not(mask, out=mask)
     np.copyto(f, math.nan, where=mask)
@@ -279,168 +253,9 @@ def _finish_log(x: Array, pole: float, out: Array, scratch: Buffers) -> None:
     np.copyto(out, f)
 
 
-def _as_mask(scratch: Array) -> Array:
+def as_mask(scratch: Array) -> Array:
     """View the memory of a scratch array as booleans, one for each of its numbers."""
     return scratch.reshape(-1).view(np.bool_)[: scratch.size].reshape(scratch.shape)
-
-
-# --- the other activations
-#
-# Which zero np.maximum(−0, +0) gives depends on the CPU. Where that could be seen, +0 is added: −0 + 0 = +0.
-
-
-def identity(a: Array, out: Array, scratch: Buffers) -> None:
-    """out = a."""
-    if out is not a:
-        np.copyto(out, a)
-
-
-def relu(a: Array, out: Array, scratch: Buffers) -> None:
-    """out = max(a, 0), never −0."""
-    np.clip(a, 0.0, math.inf, out=out)
-    np.add(out, 0.0, out=out)
-
-
-def leaky_relu(a: Array, out: Array, scratch: Buffers) -> None:
-    """out = max(a, 0.01 a)."""
-    np.multiply(a, LEAKY_SLOPE, out=scratch[0])
-    np.maximum(a, scratch[0], out=out)
-
-
-def elu(a: Array, out: Array, scratch: Buffers) -> None:
-    """out = max(a, expm1(min(a, 0))), never −0."""
-    np.clip(a, -EXP_LIMIT, 0.0, out=scratch[0])
-    _exponential(scratch)
-    numerator, denominator = _fraction_less_1(scratch)
-    np.divide(numerator, denominator, out=numerator)
-    np.maximum(a, numerator, out=out)
-    np.add(out, 0.0, out=out)
-
-
-def gelu(a: Array, out: Array, scratch: Buffers) -> None:
-    """out = a sigmoid(u), u = 2√(2/π)(a + 0.044715 a³); for u, a is limited to ± `GELU_LIMIT`."""
-    _gelu_argument(a, scratch)
-    _exponential(scratch)
-    _times_sigmoid(a, -GELU_LIMIT, out, scratch)
-
-
-def _gelu_argument(a: Array, scratch: Buffers) -> None:
-    """u in scratch[0]."""
-    u, square, *_ = scratch
-    np.clip(a, -GELU_LIMIT, GELU_LIMIT, out=u)
-    np.multiply(u, u, out=square)
-    np.multiply(square, GELU_CUBIC, out=square)
-    np.add(square, GELU_LINEAR, out=square)
-    np.multiply(u, square, out=u)
-
-
-def silu(a: Array, out: Array, scratch: Buffers) -> None:
-    """out = a sigmoid(a)."""
-    np.clip(a, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
-    _exponential(scratch)
-    _times_sigmoid(a, -EXP_LIMIT, out, scratch)
-
-
-# --- slopes g', from h = g(a), or from a for gelu and silu. At a kink it is the derivative from the left.
-
-
-def identity_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """1, for NaN too."""
-    out.fill(1.0)
-
-
-def relu_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """1 where h > 0, else 0, for NaN too."""
-    np.greater(h, 0.0, out=out)
-
-
-def leaky_relu_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """1 where h > 0, else 0.01, for NaN too."""
-    np.greater(h, 0.0, out=out)
-    np.clip(out, LEAKY_SLOPE, 1.0, out=out)
-
-
-def elu_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """1 where h > 0, else h + 1, as min(h, 0) + 1."""
-    np.clip(h, -math.inf, 0.0, out=out)
-    np.add(out, 1.0, out=out)
-
-
-def sigmoid_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """(1 − h) h."""
-    np.subtract(1.0, h, out=scratch[0])
-    np.multiply(scratch[0], h, out=out)
-
-
-def tanh_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """1 − h²."""
-    np.multiply(h, h, out=out)
-    np.subtract(1.0, out, out=out)
-
-
-def softplus_slope(h: Array, out: Array, scratch: Buffers) -> None:
-    """−expm1(−h)."""
-    np.negative(h, out=out)
-    expm1(out, out, scratch)
-    np.negative(out, out=out)
-
-
-def gelu_slope(a: Array, out: Array, scratch: Buffers) -> None:
-    """s (1 + a u' (1 − s)), s = sigmoid(u), u' = 2√(2/π)(1 + 3·0.044715 a²), of an a within ± `GELU_LIMIT`."""
-    _gelu_argument(a, scratch)
-    _exponential(scratch)
-    s, one_less_s, limited, term = _sigmoids(scratch)
-    np.clip(a, -GELU_LIMIT, GELU_LIMIT, out=limited)
-    np.multiply(limited, limited, out=term)
-    np.multiply(term, GELU_CUBIC_SLOPE, out=term)
-    np.add(term, GELU_LINEAR, out=term)
-    np.multiply(term, limited, out=term)
-    _finish_slope(term, one_less_s, s, out)
-
-
-def silu_slope(a: Array, out: Array, scratch: Buffers) -> None:
-    """s (1 + a (1 − s)), s = sigmoid(a), of an a within ± `EXP_LIMIT`."""
-    np.clip(a, -EXP_LIMIT, EXP_LIMIT, out=scratch[0])
-    _exponential(scratch)
-    s, one_less_s, limited, _ = _sigmoids(scratch)
-    np.clip(a, -EXP_LIMIT, EXP_LIMIT, out=limited)
-    _finish_slope(limited, one_less_s, s, out)
-
-
-def _finish_slope(term: Array, one_less_s: Array, s: Array, out: Array) -> None:
-    """s (1 + term (1 − s))."""
-    np.multiply(term, one_less_s, out=term)
-    np.add(term, 1.0, out=term)
-    np.multiply(term, s, out=out)
-
-
-FORWARD: dict[str, Function] = {
-    "identity": identity,
-    "relu": relu,
-    "leaky_relu": leaky_relu,
-    "elu": elu,
-    "sigmoid": sigmoid,
-    "tanh": tanh,
-    "softplus": softplus,
-    "exponential": exp,
-    "gelu": gelu,
-    "silu": silu,
-}
-"""(a, out, scratch) → None, out = g(a), by the names of `gpuback._core.activations`."""
-
-SLOPE: dict[str, Function] = {
-    "identity": identity_slope,
-    "relu": relu_slope,
-    "leaky_relu": leaky_relu_slope,
-    "elu": elu_slope,
-    "sigmoid": sigmoid_slope,
-    "tanh": tanh_slope,
-    "softplus": softplus_slope,
-    "exponential": identity,
-    "gelu": gelu_slope,
-    "silu": silu_slope,
-}
-"""(source, out, scratch) → None, out = g', with h or a as source: `Activation.derivative_from`."""
 
 
 # --- to float32

@@ -21,7 +21,8 @@ from functools import partial
 
 import numpy as np
 
-from gpuback._core.activations import ACTIVATIONS, sigmoid
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations_from_h import sigmoid
 from gpuback._core.chained_sums import bind_sum_rows
 from gpuback._core.scratch import Scratch, bind
 from gpuback._core.typing import Array
@@ -221,7 +222,7 @@ def identity_squared_error(
 
 def elementwise_squared_error(name: str) -> Build:
     """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = g(a) element by element: the Jacobian is diagonal, ∂ℓ/∂a = (ŷ − y) ⊙ g'(a)."""
-    activation = ACTIVATIONS[name]
+    activation = activation_named(name)
 
     def build(a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None) -> Run:
         outputs = np.empty_like(a)
@@ -295,7 +296,7 @@ Penalty = Callable[[Array, Array, Scratch, Array | None], Callable[[], None]]
 
 def elementwise(output: str, penalty: Penalty) -> Build:
     """ℓ = Σ_j p(r_j) with r = ŷ − y and ŷ = O(a), element by element; ∂ℓ/∂a = p'(r) ⊙ O'(a)."""
-    activation = ACTIVATIONS[output]
+    activation = activation_named(output)
 
     def build(a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None) -> Run:
         outputs = a if output == "identity" else np.empty_like(a)
@@ -380,7 +381,7 @@ def bind_through_output(name: str, source: Array, delta: Array, scratch: Scratch
         scratch: like delta.
     """
     if name != "softmax":
-        return partial(ACTIVATIONS[name].backward, delta, source, scratch)
+        return partial(activation_named(name).backward, delta, source, scratch)
     product, dot = scratch.a, np.empty(len(delta), delta.dtype)
     sum_product = bind_sum_rows(product)
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from gpuback._core import loss_formulas as formulas
 from gpuback._core import own_loss
-from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.loss_formulas import Build, Run
 from gpuback._core.own_loss import LossFunction
 from gpuback._core.scratch import Scratch
@@ -49,10 +48,6 @@ class Loss:
     @property
     def default_output(self) -> str:
         return next(iter(self.outputs))
-
-    def goes_with(self, output: str) -> bool:
-        """Say whether the loss can follow an output function."""
-        return output in self.outputs
 
     def check_width(self, width: int) -> None:
         """Raise OptionError if an option is for another number of outputs."""
@@ -259,9 +254,6 @@ class OwnLoss(Loss):
     @property
     def options(self) -> dict[str, Any]:
         return {"function": self.name}
-
-    def goes_with(self, output: str) -> bool:
-        return output == "softmax" or output in ACTIVATIONS
 
     def bind(self, output: str, a: Array, losses: Array, scratch: Scratch, divisor: float) -> Run:
         return own_loss.bind(self.function, self.name, output, a, losses, scratch, divisor)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.activation_names import activation_named
 from gpuback._core.loss_formulas import Run, Softmax, bind_through_output
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
@@ -99,7 +99,7 @@ def _bind_output(
             softmax.shift()
             softmax.normalise()
     else:
-        activation = ACTIVATIONS[output]
+        activation = activation_named(output)
         source = np.empty_like(a) if activation.derivative_from == "a" else y_hat
 
         def forward() -> None:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import Siren
 from gpuback._core.typing import Array
 from gpuback.errors import OptionError
 
@@ -126,9 +127,9 @@ def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | N
     """Draw θ before training: weights uniform on ±limit, biases 0.
 
     limit = √(6/nI) for rectifiers (He et al., 2015), √(6/(nI + nO)) for the rest (Glorot and Bengio, 2010), by the
-    activation that follows the layer. The numbers are PCG64's raw 64-bit output, whose top 53 bits are a multiple of
-    2⁻⁵³ in [0, 1). NumPy keeps that stream stable, but not `Generator`'s use of it. So a seed means the same θ on every
-    backend and NumPy version.
+    activation that follows the layer; `Siren` says what it is in networks of sine(w0=…). The numbers are PCG64's raw
+    64-bit output, whose top 53 bits are a multiple of 2⁻⁵³ in [0, 1). NumPy keeps that stream stable, but not
+    `Generator`'s use of it. So a seed means the same θ on every backend and NumPy version.
 
     Args:
         layout: the shapes.
@@ -147,9 +148,15 @@ def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | N
     bits = np.random.PCG64(seed)
     theta = np.zeros(layout.n_parameters)
     weights, _ = layout.split(theta)
-    for (n_in, n_out), weight, name in zip(layout.shapes, weights, activations, strict=True):
-        he = name in ACTIVATIONS and ACTIVATIONS[name].initialisation == "he"
-        limit = math.sqrt(6.0 / n_in) if he else math.sqrt(6.0 / (n_in + n_out))
+    initialisations = ["glorot" if name == "softmax" else activation_named(name).initialisation for name in activations]
+    if len(initialisations) > 1 and isinstance(initialisations[-2], Siren):
+        initialisations[-1] = initialisations[-2]
+    for k, ((n_in, n_out), weight) in enumerate(zip(layout.shapes, weights, strict=True)):
+        initialisation = initialisations[k]
+        if isinstance(initialisation, Siren):
+            limit = 1.0 / n_in if k == 0 else math.sqrt(6.0 / n_in) / initialisation.frequency
+        else:
+            limit = math.sqrt(6.0 / n_in) if initialisation == "he" else math.sqrt(6.0 / (n_in + n_out))
         weight[...] = limit * (2.0 * uniform(bits, n_in * n_out) - 1.0).reshape(n_out, n_in)
     return theta
 

@@ -43,6 +43,10 @@ class ScratchPool:
         return aligned_empty(self._size, self._dtype)
 
     @cached_property
+    def c(self) -> Array:
+        return aligned_empty(self._size, self._dtype)
+
+    @cached_property
     def mask(self) -> Array:
         return aligned_empty(self._size, np.dtype(bool))
 
@@ -58,7 +62,7 @@ class Scratch:
     """Buffers for functions of an array `like`, each of its shape and memory order.
 
     Attributes:
-        a, b: to write to, of `like`'s dtype.
+        a, b, c: to write to, of `like`'s dtype.
         mask: of booleans, to write to.
         zeros: read only. NumPy's maximum of two arrays is two to three times as fast as that of an array and a number.
     """
@@ -75,6 +79,10 @@ class Scratch:
     @cached_property
     def b(self) -> Array:
         return self._shaped(self._pool.b)
+
+    @cached_property
+    def c(self) -> Array:
+        return self._shaped(self._pool.c)
 
     @cached_property
     def mask(self) -> Array:

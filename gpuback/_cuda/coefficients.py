@@ -1,9 +1,11 @@
-"""The coefficients of `gpuback._core.elementary`, as macros for the kernels that include `elementary.cuh`."""
+"""The coefficients of fixed sequences, as macros for the kernels that include `elementary.cuh`."""
 
 from __future__ import annotations
 
-from gpuback._core import elementary
-from gpuback._core.activations import LEAKY_SLOPE
+from gpuback._core import elementary, elementary_activations
+from gpuback._core.activations_from_a import MISH_LIMIT
+from gpuback._core.activations_from_h import SELU_DEPTH, SELU_SCALE
+from gpuback._core.activations_piecewise import LEAKY_SLOPE
 
 
 def _macro(name: str, *values: float) -> str:
@@ -23,10 +25,14 @@ COEFFICIENTS = (
     _macro("EXPONENT_MASK", elementary.EXPONENT_MASK),
     _macro("SQRT_2_BITS", elementary.SQRT_2_BITS),
     _macro("MINUS_LN_2_SCALED", elementary.MINUS_LN_2_SCALED),
-    _macro("GELU_LINEAR", elementary.GELU_LINEAR),
-    _macro("GELU_CUBIC", elementary.GELU_CUBIC),
-    _macro("GELU_CUBIC_SLOPE", elementary.GELU_CUBIC_SLOPE),
-    _macro("GELU_LIMIT", elementary.GELU_LIMIT),
+    _macro("GELU_LINEAR", elementary_activations.GELU_LINEAR),
+    _macro("GELU_CUBIC", elementary_activations.GELU_CUBIC),
+    _macro("GELU_CUBIC_SLOPE", elementary_activations.GELU_CUBIC_SLOPE),
+    _macro("GELU_LIMIT", elementary_activations.GELU_LIMIT),
     _macro("LEAKY_SLOPE", LEAKY_SLOPE),
+    _macro("SELU_SCALE", SELU_SCALE),
+    _macro("SELU_DEPTH", SELU_DEPTH),
+    _macro("SOFTSIGN_LIMIT", elementary_activations.SOFTSIGN_LIMIT),
+    _macro("MISH_LIMIT", MISH_LIMIT),
 )
 """Each NAME=VALUE, in the order that compiled modules were cached with."""

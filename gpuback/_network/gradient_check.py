@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.losses import AbsoluteError, BinaryCrossEntropy, CrossEntropy, Huber, Quantile, SquaredError
 from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback._core.scratch import Scratch
@@ -90,8 +89,8 @@ def check_gradients(
     For each block (every W_k, b_k, and the inputs) the loss of a float64 twin of the network is differenced along
     random directions and compared with the twin's gradient. Then the network's own gradient, in its own dtype, is
     compared with the twin's. Finite differences are meaningless across a kink, so samples with a pre-activation that
-    changes sign on the way are left out, as are
-    those on a kink of the loss. Where a function that is the loss has kinks is not known.
+    crosses one on the way are left out, as are those on a kink of the loss. Where a function that is the loss has kinks
+    is not known.
 
     Args:
         net, x, y, sample_weight: as `MLP.value_and_grad` takes them; tens of samples are enough.
@@ -172,28 +171,29 @@ def _rows_away_from_kinks(
     step: float,
 ) -> NDArray[np.bool_]:
     """Find samples that stay on their side of every kink of an activation or of the loss within the steps."""
-    kinked = [k for k, name in enumerate(twin.architecture.activations, 1) if ACTIVATIONS[name].kinks]
+    kinks = {k: row.kinks for k, row in enumerate(twin.architecture.hidden_activations, 1) if row.kinks}
     smooth = np.ones(len(samples), bool)
-    row = twin.architecture.loss_row
-    if not kinked and not isinstance(row, (AbsoluteError, Huber, Quantile)):
+    loss = twin.architecture.loss_row
+    if not kinks and not isinstance(loss, (AbsoluteError, Huber, Quantile)):
         return smooth
 
-    def signs() -> list[NDArray[np.bool_]]:
+    def pieces() -> list[NDArray[np.bool_]]:
+        """Where a is beyond each kink."""
         trace = twin.trace(samples, targets)
-        sides = [trace.a[k] > 0 for k in kinked]
-        if isinstance(row, (AbsoluteError, Quantile)):
+        sides = [trace.a[k] > kink for k in kinks for kink in kinks[k]]
+        if isinstance(loss, (AbsoluteError, Quantile)):
             sides.append(trace.output > targets)
-        elif isinstance(row, Huber):
-            sides.append(np.abs(trace.output - targets) > row.delta)
+        elif isinstance(loss, Huber):
+            sides.append(np.abs(trace.output - targets) > loss.delta)
         return sides
 
-    here = signs()
+    here = pieces()
     for (_, view), along in zip(blocks, directions, strict=True):
         original = view.copy()
         for direction in along:
             for offset in (-2 * step, 2 * step):
                 view[...] = original + offset * direction
-                for before, after in zip(here, signs(), strict=True):
+                for before, after in zip(here, pieces(), strict=True):
                     smooth &= (before == after).all(axis=1)
         view[...] = original
     return smooth

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from gpuback._backends.protocol import GradientScale
-from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.activation_names import derivative_of_output
 from gpuback._core.parameters import Gradients
 from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
@@ -192,7 +192,7 @@ class HeldBlock(Layers):
         self.h_0: Array = None
         self._output_function = output
         self._apply_output = ops.bind_output(output, self.output, self.workspace)
-        self._from_a = output in ACTIVATIONS and ACTIVATIONS[output].derivative_from == "a"
+        self._from_a = derivative_of_output(output) == "a"
         self._source = None if output == "identity" else self.workspace.output(width)
         self._load_delta: Callable[[Array, Array | None], object] | None = None
         self._passes: dict[Needs, Backward] = {}

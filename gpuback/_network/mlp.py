@@ -27,7 +27,7 @@ from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
 from gpuback._network.pool import Pool
 from gpuback._network.trace import Trace, trace
 from gpuback._network.vjp import Pullback, vjp
-from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError
+from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError, UnknownActivationError
 
 
 class MLP:
@@ -36,7 +36,11 @@ class MLP:
     Args:
         sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
         activation: g by name, one for all hidden layers or one for each: identity, relu, leaky_relu, elu, sigmoid,
-            tanh, softplus, gelu, silu.
+            tanh, softplus, exponential, squareplus, selu, softsign, log_sigmoid, hard_tanh, relu6, hard_sigmoid, gelu
+            (the tanh form), silu, gelu_erf (the exact form), sine, mish, hard_swish.
+            Some take constants: "leaky_relu(slope=0.2)", "elu(alpha=0.5)", "celu(alpha=2)", "softplus(beta=100)",
+            "silu(beta=1.702)", "hard_tanh(low=-2, high=2)", "sine(w0=30)". Or one of your own; see
+            `gpuback.register_activation`.
         output: O. The default follows from the loss: "softmax" for cross_entropy, "sigmoid" for binary_cross_entropy,
             "exponential" for poisson, else "identity". squared_error, absolute_error, huber and quantile also go with
             "sigmoid" and "tanh", squared_error with "softmax" too, and a function with softmax and any activation.
@@ -52,8 +56,8 @@ class MLP:
         reproducible: loss, gradients and every step of training have the same bits on every backend, whatever the BLAS,
             its threads, the GPU and the order of a batch's rows; float32, bfloat16 and float16 only. A product is made
             of exact float64 products of the operands' parts and takes several times as long; see docs/reproducible.md.
-        seed: of the initial weights (He uniform for rectifiers, Glorot uniform for the rest; biases 0), the same on
-            every backend and NumPy version. None takes one from the operating system.
+        seed: of the initial weights (He uniform for rectifiers, Glorot uniform for the rest, SIREN's for sine(w0=…);
+            biases 0), the same on every backend and NumPy version. None takes one from the operating system.
 
     Raises:
         ShapeError, OptionError, DtypeError: an argument is out of range or unknown.
@@ -415,12 +419,15 @@ class MLP:
             FileNotFoundError: there is no such file.
             FileFormatError: it is cut short, tampered with, or not a gpuback model.
             OptionError: `loss` does not go with the network.
+            UnknownActivationError: an activation of a user's own that is not registered in this process.
             BackendError: the backend cannot be used here.
         """
         arrays, metadata = persistence.read(path, kind="model")
         try:
             architecture = Architecture.from_options(metadata["architecture"])
             theta = arrays["theta"]
+        except UnknownActivationError as error:
+            raise UnknownActivationError(f"{os.fspath(path)}: {error}") from error
         except (KeyError, TypeError, GpubackError) as error:
             raise FileFormatError(
                 f"{os.fspath(path)}: expected a gpuback model, got one that makes no network: {error}"

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from gpuback._network.mlp import MLP
+from gpuback._torch.constants import NAMED, module_with_constants, name_of_module
 from gpuback._torch.module import FusedMLP
 from gpuback._torch.passes import name_of
-from gpuback.errors import ConversionError, DtypeError, ShapeError
+from gpuback.errors import ConversionError, DtypeError, OptionError, ShapeError
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
@@ -21,17 +22,23 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
+    "selu": nn.SELU,
+    "softsign": nn.Softsign,
+    "log_sigmoid": nn.LogSigmoid,
+    "hard_tanh": nn.Hardtanh,
+    "relu6": nn.ReLU6,
+    "hard_sigmoid": nn.Hardsigmoid,
     "gelu": lambda: nn.GELU(approximate="tanh"),
     "silu": nn.SiLU,
+    "gelu_erf": nn.GELU,
+    "mish": nn.Mish,
+    "hard_swish": nn.Hardswish,
     "softmax": lambda: nn.Softmax(dim=-1),
 }
 
 NAMES = {type(make()): name for name, make in MODULES.items()}
 
 OPTIONS: dict[str, tuple[str, Callable[[Any], bool], str]] = {
-    "leaky_relu": ("negative_slope", lambda slope: bool(slope == 0.01), "0.01"),
-    "elu": ("alpha", lambda alpha: bool(alpha == 1), "1"),
-    "gelu": ("approximate", lambda form: bool(form == "tanh"), "'tanh', the form that gpuback computes"),
     "softmax": ("dim", lambda dim: dim in (1, -1), "1 or -1"),
 }
 """The attribute that a module's function depends on: its name, the test, and the test in words."""
@@ -53,10 +60,11 @@ def from_torch(
 
     Args:
         module: an `nn.Sequential` (others may be nested in it), an `nn.Linear` or a `FusedMLP`. Between layers:
-            Identity, ReLU, LeakyReLU (slope 0.01), ELU (alpha 1), Sigmoid, Tanh, Softplus (beta 1), GELU (approximate
-            "tanh": the exact form differs by up to 5·10⁻⁴) or SiLU; at the end nothing, Softmax over the last axis,
-            Sigmoid or Tanh. Flatten and Dropout in evaluation mode do not change rows (B, n_0) and are left out. A
-            Linear without bias gets a bias of 0, which training changes.
+            Identity, ReLU, ReLU6, LeakyReLU, PReLU (one slope, which does not require grad), ELU, SELU, CELU, Sigmoid,
+            LogSigmoid, Tanh, Softplus (threshold 20 or more), Softsign, GELU, SiLU, Mish, Hardsigmoid, Hardswish or
+            Hardtanh; at the end nothing, Softmax over the last axis, Sigmoid or Tanh. Flatten and Dropout in evaluation
+            mode do not change rows (B, n_0) and are left out. A Linear without bias gets a bias of 0, which training
+            changes.
         loss: by default one that goes with the chain's last function: cross_entropy with Softmax,
             binary_cross_entropy with Sigmoid, else squared_error. A chain that ends with Linear and is trained with
             `nn.CrossEntropyLoss` or `nn.BCEWithLogitsLoss` has loss "cross_entropy" or "binary_cross_entropy":
@@ -112,7 +120,8 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
     `FusedMLP`'s modules have its parameters' dtype and device.
 
     Raises:
-        ConversionError: neither of these, or a function that PyTorch has no module of.
+        ConversionError: neither of these, or an activation that PyTorch has no module for: exponential, squareplus,
+            sine, silu with a constant, and one of a user's own.
     """
     if not isinstance(net, (MLP, FusedMLP)):
         raise ConversionError(f"expected an MLP or a FusedMLP, got {type(net).__name__}")
@@ -125,10 +134,16 @@ def to_torch(net: MLP | FusedMLP) -> nn.Sequential:
     for (W, b), name in zip(layers, [*net.architecture.activations, net.architecture.output], strict=True):
         linear = nn.Linear(W.shape[1], W.shape[0], device="meta")  # without numbers, which would be drawn in vain
         linear.weight, linear.bias = nn.Parameter(W), nn.Parameter(b)
-        if name not in MODULES:
-            raise ConversionError(f"activation {name!r}: expected one that PyTorch has a module for")
-        modules += [linear, MODULES[name]()]
+        modules += [linear, _module_named(name)]
     return nn.Sequential(*(modules[:-1] if net.architecture.output == "identity" else modules))
+
+
+def _module_named(name: str) -> nn.Module:
+    """Make the module of an activation or an output function."""
+    module = MODULES[name]() if name in MODULES else module_with_constants(name)
+    if module is None:
+        raise ConversionError(f"activation {name!r}: expected one that PyTorch has a module for")
+    return module
 
 
 def _parts(module: nn.Module, place: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -152,7 +167,7 @@ class _Chain:
         self.layers: list[nn.Linear] = []
         self.activations: list[str] = []
         self._last = "identity"  # the function after the last layer so far
-        self._last_place = ""
+        self._last_place = self._last_kind = ""
 
     def add(self, place: str, module: nn.Module) -> None:
         kind = type(module)
@@ -174,8 +189,16 @@ class _Chain:
                 place, module, "gives logarithms, which no output of gpuback's does; leave it out and name "
                 "loss='cross_entropy', whose output is softmax"
             )  # fmt: skip
+        elif kind in NAMED:
+            try:
+                name = name_of_module(module)
+            except OptionError as error:
+                raise _refused(place, module, str(error)) from error
+            self._add_function(place, module, name)
         elif kind not in NAMES:
             raise _refused(place, module, f"is none of Linear, Flatten, Dropout, {_known()}")
+        elif kind is nn.GELU:
+            self._add_function(place, module, "gelu" if module.approximate == "tanh" else "gelu_erf")
         else:
             self._add_function(place, module, NAMES[kind])
 
@@ -209,15 +232,11 @@ class _Chain:
         attribute, fits, expected = OPTIONS.get(name, ("", bool, ""))
         if attribute and not fits(getattr(module, attribute)):
             raise _refused(place, module, f"has {attribute}={getattr(module, attribute)!r}; expected {expected}")
-        if name == "softplus" and (module.beta != 1 or module.threshold < 20):
-            raise _refused(
-                place, module, f"has beta={module.beta!r}, threshold={module.threshold!r}; expected 1 and 20"
-            )
         if not self.layers:
             raise _refused(place, module, "comes before the first Linear")
         if self._last != "identity":
             raise _refused(place, module, f"follows another function, {self._last}, without a Linear between them")
-        self._last, self._last_place = name, place
+        self._last, self._last_place, self._last_kind = name, place, type(module).__name__
 
     def output(self, module: nn.Module) -> str:
         """Return the function at the chain's end."""
@@ -225,8 +244,7 @@ class _Chain:
             raise ConversionError(f"expected a chain of nn.Linear and activations, got none in {type(module).__name__}")
         if self._last not in ("identity", "softmax", "sigmoid", "tanh"):
             raise ConversionError(
-                f"layer {self._last_place} ({type(MODULES[self._last]()).__name__}): expected Linear, Softmax, Sigmoid "
-                "or Tanh at the end"
+                f"layer {self._last_place} ({self._last_kind}): expected Linear, Softmax, Sigmoid or Tanh at the end"
             )
         return self._last
 
@@ -236,4 +254,4 @@ def _refused(place: str, module: nn.Module, reason: str) -> ConversionError:
 
 
 def _known() -> str:
-    return ", ".join(kind.__name__ for kind in NAMES)
+    return ", ".join(kind.__name__ for kind in dict.fromkeys((*NAMES, *NAMED)))

@@ -35,8 +35,8 @@ class FusedMLP(nn.Module):
 
     Args:
         sizes: (n_0, …, n_L), the width of the input, of each hidden layer, and of the output.
-        activation: g by name, one for all hidden layers or one for each: identity, relu, leaky_relu, elu, sigmoid,
-            tanh, softplus, gelu (the tanh form), silu.
+        activation: g by name, one for all hidden layers or one for each, as `gpuback.MLP` names them; `nn.GELU()` is
+            gelu_erf.
         output: O: "identity", so that losses such as `nn.CrossEntropyLoss` get the raw scores that they expect,
             "softmax", "sigmoid" or "tanh".
         dtype: the operands of products are rounded to it: float64, float32, bfloat16 or float16 (a name, a NumPy or a

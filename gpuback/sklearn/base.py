@@ -16,7 +16,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, shuffle
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from gpuback._core.activations import Siren
 from gpuback._core.architecture import Architecture
+from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import ArrayLike
 from gpuback._network.mlp import MLP
 from gpuback.errors import DataError, OptionError, ShapeError
@@ -145,7 +147,10 @@ class BaseMLP(Parameters, ABC):
         )
 
     def _initialise(self, architecture: Architecture, random: np.random.RandomState) -> None:
-        """Make a fresh network with the very numbers that scikit-learn draws, and reset the fitted attributes."""
+        """Make a fresh network with the very numbers that scikit-learn draws, and reset the fitted attributes.
+
+        Before sine(w0=…), whose training depends on them, initial weights are gpuback's.
+        """
         self._net = MLP(**architecture.as_options(), backend=self.backend, seed=0)
         theta = np.empty(self._net.n_parameters)
         weights, biases = architecture.layout.split(theta)
@@ -154,6 +159,9 @@ class BaseMLP(Parameters, ABC):
             bound = math.sqrt(factor / sum(W.shape))
             W[...] = random.uniform(-bound, bound, W.T.shape).T
             b[...] = random.uniform(-bound, bound, b.shape)
+        if any(isinstance(row.initialisation, Siren) for row in architecture.hidden_activations):
+            names = (*architecture.activations, architecture.output)
+            theta = initial_parameters(architecture.layout, names, int(random.randint(np.iinfo(np.int32).max)))
         self._net.theta = theta
         self.n_layers_ = len(architecture.sizes)
         self.n_outputs_ = architecture.sizes[-1]

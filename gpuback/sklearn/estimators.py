@@ -25,7 +25,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     """`sklearn.neural_network.MLPClassifier` by gpuback: binary, multiclass and multilabel, labels of any kind.
 
     Args: name, default and meaning are scikit-learn's, with these differences:
-        activation: also leaky_relu, elu, softplus, gelu and silu; sigmoid is logistic.
+        activation: any that `gpuback.MLP` takes, e.g. gelu or softplus(beta=100); sigmoid is logistic.
         solver: "adam" or "sgd". "lbfgs" is refused.
         momentum: below 1.
         max_fun: lbfgs's; accepted and not used.

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from gpuback._core.activation_families import examples
+from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import ACTIVATIONS
-from gpuback.errors import OptionError
+from gpuback.errors import OptionError, UnknownActivationError
 
 ACTIVATION_NAMES = {"logistic": "sigmoid"}
 """gpuback's names for the activations that scikit-learn calls otherwise."""
@@ -125,6 +127,18 @@ def _one_of(*names: str) -> Check:
     return f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names
 
 
+def _is_activation(value: Any) -> bool:
+    """Say whether there is an activation of that name.
+
+    Raises:
+        OptionError: its constants are out of range.
+    """
+    try:
+        return isinstance(value, str) and activation_named(gpuback_activation(value)) is not None
+    except UnknownActivationError:
+        return False
+
+
 def _number(expected: str, holds: Callable[[Any], bool]) -> Check:
     return expected, lambda value: isinstance(value, Real) and holds(value)
 
@@ -137,7 +151,7 @@ BELOW_1 = _number("a number ≥ 0 and < 1", lambda value: 0 <= value < 1)
 
 CHECKS: dict[str, Check] = {
     "loss": _one_of("squared_error", "poisson"),
-    "activation": _one_of(*ACTIVATION_NAMES, *ACTIVATIONS),
+    "activation": (f"one of {', '.join((*ACTIVATION_NAMES, *ACTIVATIONS, *examples()))}", _is_activation),
     "solver": _one_of("adam", "sgd"),
     "alpha": AT_LEAST_0,
     "batch_size": ("'auto' or an integer ≥ 1", lambda value: _is(value, "auto") or COUNT[1](value)),

@@ -22,6 +22,10 @@ typedef Rounded<double> Double;
   DEVICE Rounded<T> root(Rounded<T> a) { return square_root(a.value); }                                 \
   DEVICE bool operator<(Rounded<T> a, Rounded<T> b) { return a.value < b.value; }                       \
   DEVICE bool operator>(Rounded<T> a, Rounded<T> b) { return a.value > b.value; }                       \
+  DEVICE bool operator<=(Rounded<T> a, Rounded<T> b) { return a.value <= b.value; }                     \
+  DEVICE bool operator>=(Rounded<T> a, Rounded<T> b) { return a.value >= b.value; }                     \
+  DEVICE bool operator==(Rounded<T> a, Rounded<T> b) { return a.value == b.value; }                     \
+  DEVICE bool operator!=(Rounded<T> a, Rounded<T> b) { return a.value != b.value; }                     \
   DEVICE bool is_nan(Rounded<T> a) { return a.value != a.value; }
 
 GPUBACK_OPERATIONS(float, __fadd_rn, __fsub_rn, __fmul_rn, __fdiv_rn, __fsqrt_rn)

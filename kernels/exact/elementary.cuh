@@ -17,6 +17,8 @@ DEVICE Double polynomial(Double x, const double (&c)[N]) {
 
 DEVICE Double infinity() { return __longlong_as_double(0x7ff0000000000000ll); }
 
+DEVICE Double absolute(Double x) { return fabs(x.value); }
+
 DEVICE Double clipped(Double x, double least, double most) { return x < least ? least : x > most ? most : x; }
 
 // e^x = 2^k (C + r) / (C - r), with k the integer next to x / ln 2, r = x - k ln 2 and C = r coth(r / 2).
@@ -66,7 +68,7 @@ DEVICE Double sigmoid(Double x) { return sigmoid(exponential(x)); }
 // log(1 + e^x)
 DEVICE Double softplus(Double x) {
   const double coefficients[] = {SOFTPLUS_COEFFICIENTS};
-  const Exponential e(Double(fabs(clipped(x, -EXP_LIMIT, EXP_LIMIT).value)));
+  const Exponential e(absolute(clipped(x, -EXP_LIMIT, EXP_LIMIT)));
   const Double numerator = e.numerator(), f = e.denominator() / (numerator + numerator + e.denominator());
   return (x < 0.0 ? Double(0.0) : x) + f * polynomial(f * f, coefficients);
 }
@@ -120,8 +122,46 @@ DEVICE Double gated_slope(Double term, const Exponential& e) {
   return (term * (denominator * inverse) + 1.0) * (numerator * inverse);
 }
 
+// max(a, 0) + 1 / (q + sqrt(q^2 + 1)), q = |a| / 2
+DEVICE Double squareplus(Double a) {
+  const Double q = absolute(a) * 0.5;
+  return (a < 0.0 ? Double(0.0) : a) + Double(1.0) / (root(q * q + 1.0) + q);
+}
+
+// tanh(softplus(a)) = P / Q, with P = N (N + 2D), Q = P + 2D^2, and N and D of e^a. It is 1 past a = MISH_LIMIT.
+struct MishFraction {
+  Double a, p, square, rest, q;
+
+  DEVICE explicit MishFraction(Double x) : a(clipped(x, -EXP_LIMIT, MISH_LIMIT)) {
+    const Exponential e(a);
+    const Double numerator = e.numerator(), denominator = e.denominator();
+    p = (denominator + denominator + numerator) * numerator;
+    square = denominator * denominator;
+    rest = (denominator + numerator) * numerator;
+    q = square + square + p;
+  }
+  DEVICE Double slope() const {
+    const Double inverse = Double(1.0) / q;
+    return (a * (rest * 4.0 * (square * inverse)) + p) * inverse;
+  }
+};
+
+DEVICE Double hard_swish_slope(Double a) { return a.value <= -3.0 ? 0.0 : a.value >= 3.0 ? 1.0 : (a + 1.5) / 3.0; }
+
+// What users' expressions call their functions, and the type of their numbers.
+typedef Double Real;
+DEVICE Double exp_of(Double x) { return exp(x); }
+DEVICE Double expm1_of(Double x) { return expm1(x); }
+DEVICE Double log_of(Double x) { return log(x); }
+DEVICE Double log1p_of(Double x) { return log1p(x); }
+DEVICE Double tanh_of(Double x) { return tanh(x); }
+DEVICE Double sqrt_of(Double x) { return root(x); }
+DEVICE Double abs_of(Double x) { return absolute(x); }
+#define USER_CASE(number, expression) case number: return expression;
+
 // g(a), by the numbers of activations.cuh.
 DEVICE Double activation_of(int activation, Double a) {
+  const Double x = a;
   switch (activation) {
     case IDENTITY: return a;
     case RELU: return (a < 0.0 ? Double(0.0) : a) + 0.0;
@@ -134,8 +174,25 @@ DEVICE Double activation_of(int activation, Double a) {
     case TANH: return tanh(a);
     case SOFTPLUS: return softplus(a);
     case EXPONENTIAL: return exp(a);
+    case SQUAREPLUS: return squareplus(a);
+    case SELU:
+      return (a < 0.0 ? Double(0.0) : a) * SELU_SCALE + expm1(a > 0.0 ? Double(0.0) : a) * SELU_DEPTH + 0.0;
+    case SOFTSIGN: {
+      const Double limited = clipped(a, -SOFTSIGN_LIMIT, SOFTSIGN_LIMIT);
+      return limited / (absolute(limited) + 1.0);
+    }
+    case LOG_SIGMOID: return -softplus(-a);
+    case HARD_TANH: return clipped(a, -1.0, 1.0);
+    case RELU6: return clipped(a, 0.0, 6.0) + 0.0;
+    case HARD_SIGMOID: return clipped(a + 3.0, 0.0, 6.0) / 6.0;
     case GELU: return times_sigmoid(a, -GELU_LIMIT, gelu_exponential(a));
     case SILU: return times_sigmoid(a, -EXP_LIMIT, exponential(a));
+    case MISH: {
+      const MishFraction gate(a);
+      return (a < -EXP_LIMIT ? Double(-EXP_LIMIT) : a) * (gate.p / gate.q);
+    }
+    case HARD_SWISH: return (a < -3.0 ? Double(-3.0) : a) * clipped(a + 3.0, 0.0, 6.0) / 6.0;
+    USER_FORWARD
   }
   return no_function<double>();
 }
@@ -152,11 +209,22 @@ DEVICE Double slope_of(int activation, Double source) {
     case TANH: return Double(1.0) - x * x;
     case SOFTPLUS: return -expm1(-x);
     case EXPONENTIAL: return x;
+    case SQUAREPLUS: return Double(1.0) / (Double(1.0) / (x * x) + 1.0);
+    case SELU: return x > 0.0 ? Double(SELU_SCALE) : x + SELU_DEPTH;
+    case SOFTSIGN: return (Double(1.0) - absolute(x)) * (Double(1.0) - absolute(x));
+    case LOG_SIGMOID: return -expm1(x);
+    case HARD_TANH: return absolute(x) < 1.0 ? 1.0 : 0.0;
+    case RELU6: return x > 0.0 && x < 6.0 ? 1.0 : 0.0;
+    case HARD_SIGMOID: return x > 0.0 && x < 1.0 ? Double(1.0) / 6.0 : Double(0.0);
     case GELU: {
       const Double limited = clipped(x, -GELU_LIMIT, GELU_LIMIT);
       return gated_slope((limited * limited * GELU_CUBIC_SLOPE + GELU_LINEAR) * limited, gelu_exponential(x));
     }
     case SILU: return gated_slope(clipped(x, -EXP_LIMIT, EXP_LIMIT), exponential(x));
+    case MISH: return MishFraction(x).slope();
+    case HARD_SWISH: return hard_swish_slope(x);
+    USER_SLOPE
   }
   return no_function<double>();
 }
+#undef USER_CASE

@@ -94,7 +94,9 @@ def test_slopes_far_out_and_at_the_kinks(activation: str, dtype: str) -> None:
     da, W = np.ones_like(a_prev), np.eye(10, dtype=a_prev.dtype)
     case = Layer(dtype, activation, "mixed", da, h_prev, a_prev, W)
     assert_right(case, *case.backward())
-    at_zero = {"leaky_relu": 0.01, "relu": 0, "sigmoid": 0.25, "softplus": 0.5, "gelu": 0.5, "silu": 0.5}
+    at_zero = {"leaky_relu": 0.01, "relu": 0, "relu6": 0, "sigmoid": 0.25, "hard_sigmoid": 1 / 6, "mish": 0.6}
+    at_zero |= {"selu": 1.7580993408473769}
+    at_zero |= dict.fromkeys(("softplus", "squareplus", "log_sigmoid", "gelu", "silu", "gelu_erf", "hard_swish"), 0.5)
     rounding = 2.0 ** {"bfloat16": -8, "float16": -10}.get(dtype, -22)
     expected = np.full(2, at_zero.get(activation, 1))
     np.testing.assert_allclose(case.backward()[2][-1, -2:].astype(float), expected, rtol=rounding)

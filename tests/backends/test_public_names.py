@@ -97,11 +97,23 @@ def with_loss_scaling(backend: str) -> list[Any]:
     return [np.isfinite(np.asarray(array, np.float64)).all() for array in trained(backend, gpuback.SGD(0.1), **options)]
 
 
+def registered(backend: str) -> list[Any]:
+    gpuback.register_activation(
+        "test_public_bump",
+        forward=lambda a: np.exp(-a * a),
+        slope=lambda a: -2 * a * np.exp(-a * a),
+        cuda=gpuback.CudaForms(forward="exp_of(-x * x)", slope="-2 * x * exp_of(-x * x)"),
+    )
+    return gradients_of(network(backend, activation="test_public_bump").value_and_grad(*batch()))
+
+
 USES: dict[str, Callable[[str], list[Any]]] = {
     "fused_backward": fused_backward,
     "backends": backends,
     "BackendStatus": backends,
     "check_gradients": check_gradients,
+    "CudaForms": registered,
+    "register_activation": registered,
     "GradientReport": check_gradients,
     "Gradients": lambda backend: gradients_of(network(backend).value_and_grad(*batch())),
     "fit": fitted,

@@ -367,6 +367,7 @@ def test_idx(run: Run, tmp_path: Path, end: str) -> None:
         (),
         ("--sizes", "4,3", "--loss", "squared_error", "--dtype", "float64", "--batch-size", 3, "--seed", 2),
         ("--activation", "gelu,tanh", "--loss", "squared_error", "--output-function", "softmax", "--dtype", "bfloat16"),
+        ("--activation", "softplus(beta=5), hard_tanh(low=-2, high=2)"),
     ],
 )
 def test_check_passes(run: Run, options: tuple[object, ...]) -> None:
@@ -437,6 +438,7 @@ def test_info(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         ("train iris --hidden 16777216,16777216", "memory"),
         ("train iris --activation rellu", "relu"),
         ("train iris --activation relu,tanh", "activation"),
+        ("train iris --activation softplus(beta=-1)", "expected beta to be a number from"),
         ("train iris --loss hinge", "cross_entropy"),
         ("train iris --output-function tanh", "softmax"),
         ("train iris --dtype float8", "float16"),

@@ -5,7 +5,14 @@ import importlib
 
 import pytest
 
-MODULES = ["gpuback._network.mlp", "gpuback._training.train_step", "gpuback.schedules", "gpuback.testing"]
+MODULES = [
+    "gpuback._core.expressions",
+    "gpuback._core.own_activations",
+    "gpuback._network.mlp",
+    "gpuback._training.train_step",
+    "gpuback.schedules",
+    "gpuback.testing",
+]
 
 
 @pytest.mark.parametrize("module", MODULES)

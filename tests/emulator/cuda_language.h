@@ -93,6 +93,10 @@ __forceinline__ double __longlong_as_double(long long bits) { return emulator::s
 __forceinline__ int __popc(unsigned bits) { return __builtin_popcount(bits); }
 __forceinline__ int __clz(int bits) { return bits ? __builtin_clz((unsigned)bits) : 32; }
 __forceinline__ int __ffs(int bits) { return __builtin_ffs(bits); }
+__forceinline__ unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((unsigned long long)a * b >> 32); }
+__forceinline__ unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
 
 // ---- Arithmetic
 //

@@ -13,7 +13,7 @@ from support.requirements import require_gpu
 
 import gpuback._backends.registry
 from gpuback import MLP, SGD, Adam, AdamW, TrainStep, datasets, fit
-from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.elementary_activations import FORWARD
 from gpuback._core.losses import LOSSES
 from gpuback._cuda import cublas as blas
 from gpuback.errors import BackendError
@@ -114,7 +114,7 @@ def results(net: MLP, x: Any, y: Any, weight: Any = None) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", FORWARD)
 @pytest.mark.parametrize("loss, output", PAIRS)
 def test_networks(loss, output, activation, dtype):
     numpy_net, net = twins(loss=loss, output=output, activation=activation, dtype=dtype)

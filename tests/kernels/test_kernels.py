@@ -277,8 +277,30 @@ def test_activations_and_slopes_far_out(name, precision):
     ops.bind_forward(one, zero, out, np.empty_like(a), activation, workspace)(a)
     ops.layer_backward(da, a, one, source, activation, precision, one.copy(), zero.copy(), da_prev, False)
     u = 2.0**-53 if precision.name == "float64" else 2.0**-24
+    with np.errstate(over="ignore"):  # exponentials
+        expected, slope = (each.astype(a.dtype).astype(wide) for each in (expected, slope))
     np.testing.assert_allclose(out.astype(wide), expected, rtol=16 * u, atol=16 * u)
     np.testing.assert_allclose(da_prev.astype(wide), slope, rtol=16 * u, atol=100 * u)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_sines_of_numbers_of_any_size(precision):
+    """π reaches deep into a large number's digits. Kernels reduce by all of it that sin and cos take."""
+    activation, precision = ACTIVATIONS["sine"], PRECISIONS[precision]
+    info, rng = np.finfo(precision.operand), np.random.default_rng(0)
+    x = rng.uniform(1, 2, 1500) * 2.0 ** rng.integers(-20, info.maxexp, 1500) * rng.choice([-1, 1], 1500)
+    near = np.pi / 2 * np.concatenate([np.arange(200), rng.integers(1, 10**9, 200)])
+    ends = [99_999.9, 1e5, 100_000.1, info.max]
+    a = np.concatenate([x, near, ends]).astype(precision.operand)[:, None]
+    ops = CudaOps(GuardedNumpy(), EmulatorLauncher(checked=True))
+    one, zero = np.ones((1, 1), a.dtype), np.zeros(1, precision.accumulator)
+    out, da, da_prev = np.empty_like(a), np.ones_like(a), np.empty_like(a)
+    ops.bind_forward(one, zero, out, np.empty_like(a), activation, ops.workspace(len(a), (1, 1), precision))(a)
+    ops.layer_backward(da, a, one, a, activation, precision, one.copy(), zero.copy(), da_prev, False)
+    wide = a.astype(np.longdouble if precision.name == "float64" else np.float64)
+    limit = 2.5 * (2.0**-53 if precision.name == "float64" else 2.0**-24)
+    assert np.abs(out - np.sin(wide)).max() <= limit
+    assert np.abs(da_prev - np.cos(wide)).max() <= limit
 
 
 @pytest.mark.parametrize("number", [31, 63, 64, -1])

@@ -20,11 +20,12 @@ from support.oracle import (
     SLOPE,
     STEEPEST,
     G,
-    gelu_argument,
+    exponent_roundings,
     loss_gradient,
     outputs,
     rows_of,
     sample_losses,
+    steepest,
     to_tf32,
 )
 
@@ -105,9 +106,9 @@ def check_trace(case: Case, sample_weight: NDArray | None = None) -> None:
             # Where g' is computed from a, g reads a as it was stored; elsewhere it reads the sum, which is not kept
             if case.activations[k - 1] in FROM_A:
                 a, limit = trace.a[k].astype(wide), 0.0 * limit
-            exact, argument = G[case.activations[k - 1]](a), np.abs(gelu_argument(a))
-            few = u * (R + 5 * argument * (case.activations[k - 1] == "gelu")) * np.abs(exact)
-            assert_close(f"h_{k}", trace.h[k], exact, STEEPEST * limit + few + case.store(exact))
+            name, exact = case.activations[k - 1], G[case.activations[k - 1]](a)
+            few = u * (R + exponent_roundings(name, a)) * np.abs(exact)
+            assert_close(f"h_{k}", trace.h[k], exact, steepest(name, a) * limit + few + case.store(exact))
             for kept in [trace.h[k], trace.a[k]] if case.activations[k - 1] in FROM_A else [trace.h[k]]:
                 np.testing.assert_array_equal(kept, kept.astype(case.operand).astype(case.total))
 
@@ -142,6 +143,7 @@ def check_trace(case: Case, sample_weight: NDArray | None = None) -> None:
             name = case.activations[k - 2]
             slope = SLOPE[name]((trace.a if name in FROM_A else trace.h)[k - 1].astype(wide))
             few = u * (100 if name in FROM_A else 8) * magnitude  # gelu and silu round 1 − s, and multiply it up
+            few = few * np.maximum(np.abs(slope), 1)
             exact, few = dh * slope, 0 if name == "identity" else few
             limit = limit * np.abs(slope) + few + case.store(exact, scale)
             assert_close(f"da_{k - 1}", trace.da[k - 1], exact, limit)
@@ -187,7 +189,10 @@ def test_each_operation_of_any_network(dtype: str, data: st.DataObject) -> None:
             ]
         )
     )
-    names = data.draw(st.lists(st.sampled_from(sorted(G)), min_size=len(sizes) - 2, max_size=len(sizes) - 2))
+    tame = sorted(set(G) - {"exponential"})  # of an exponential it soon overflows
+    names = data.draw(st.lists(st.sampled_from(tame), min_size=len(sizes) - 2, max_size=len(sizes) - 2))
+    if names and data.draw(st.booleans()):
+        names[0] = "exponential"
     batch_size, seed = data.draw(st.integers(1, 40)), data.draw(st.integers(0, 2**32 - 1))
     check_trace(Case(dtype, sizes, batch_size, seed, activation=names, loss=loss, output=output))
 
@@ -417,7 +422,7 @@ def test_one_of_everything(batch_size: int, sizes: list[int], loss: str, dtype: 
         assert value == 0 and not gradients.theta.any()
 
 
-@pytest.mark.parametrize("activation", sorted(G))
+@pytest.mark.parametrize("activation", sorted(set(G) - {"exponential"}))
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_fifty_layers_of_one_neuron(dtype: str, activation: str) -> None:
     """Against the chain rule in Python floats, one number after the other."""

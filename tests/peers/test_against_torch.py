@@ -124,6 +124,18 @@ ACTIVATIONS = {
     "softplus": functional.softplus,
     "gelu": lambda a: functional.gelu(a, approximate="tanh"),
     "silu": functional.silu,
+    "exponential": torch.exp,
+    "squareplus": lambda a: (a + torch.sqrt(a * a + 4)) / 2,
+    "selu": functional.selu,
+    "softsign": functional.softsign,
+    "log_sigmoid": functional.logsigmoid,
+    "hard_tanh": functional.hardtanh,
+    "relu6": functional.relu6,
+    "hard_sigmoid": lambda a: torch.clamp(a + 3, 0, 6) / 6,  # hardsigmoid's float64 gradient has float32's 1/6
+    "gelu_erf": functional.gelu,
+    "sine": torch.sin,
+    "mish": functional.mish,
+    "hard_swish": lambda a: a * torch.clamp(a + 3, 0, 6) / 6,
 }
 OUTPUTS = {
     "identity": lambda a: a,

@@ -20,8 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import gpuback
 from gpuback.errors import DataError, LabelError, OptionError, ShapeError
-from gpuback.sklearn import MLPClassifier, MLPRegressor
+from gpuback.sklearn import MLPClassifier, MLPRegressor, from_sklearn
 from gpuback.sklearn.descent import Descent
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -195,6 +196,27 @@ def test_sixteen_bit_operands_and_gpubacks_activations():
     assert len(set(scores.values())) == 3
 
 
+def test_activations_with_constants_and_of_the_users_own():
+    gpuback.register_activation(
+        "test_bump_of_estimators", forward=lambda a: np.exp(-a * a), slope=lambda a: -2 * a * np.exp(-a * a)
+    )
+    y = X[:, 0] * X[:, 1]
+    for activation in ("softplus(beta=5)", "test_bump_of_estimators"):
+        model = MLPRegressor(activation=activation, backend="numpy", max_iter=300, tol=0, random_state=0).fit(X, y)
+        assert model.score(X, y) > 0.9
+        assert from_sklearn(clone(model).fit(X, y)).architecture.activations == (activation,)
+
+
+def test_sine_networks_begin_with_their_own_weights():
+    model = MLPRegressor(
+        hidden_layer_sizes=(40, 30), activation="sine(w0=30)", backend="numpy", max_iter=1, random_state=0
+    )
+    model.set_params(learning_rate_init=1e-9).fit(X, X[:, 0])
+    bounds = [1 / X.shape[1], np.sqrt(6 / 40) / 30, np.sqrt(6 / 30) / 30]
+    for W, bound in zip(model.coefs_, bounds, strict=True):
+        assert 0.8 * bound < np.abs(W).max() < 1.001 * bound
+
+
 def test_digits():
     x, y = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(x / 16, y, random_state=0, stratify=y)
@@ -311,6 +333,8 @@ def test_on_each_backend(solver, targets):
         (MLPRegressor, {"loss": "huber"}, "loss: expected one of squared_error, poisson, got 'huber'"),
         (MLPClassifier, {"solver": "adamw"}, "solver: expected one of adam, sgd, got 'adamw'"),
         (MLPClassifier, {"activation": "swish"}, "activation: expected one of logistic, identity, relu.*'swish'"),
+        (MLPClassifier, {"activation": 3}, "activation: expected one of logistic, .*softplus.beta=….*, got 3"),
+        (MLPClassifier, {"activation": "elu(alpha=0)"}, "activation elu: expected alpha to be a number from"),
         (MLPClassifier, {"alpha": -1.0}, "alpha: expected a finite number ≥ 0, got -1.0"),
         (MLPClassifier, {"momentum": 1.0}, "momentum: expected a number ≥ 0 and < 1, got 1.0"),
         (MLPClassifier, {"max_iter": 0}, "max_iter: expected an integer ≥ 1, got 0"),

@@ -24,13 +24,15 @@ from torch.autograd import forward_ad
 
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.numpy.ops import NumpyOps
+from gpuback._core.activations import ACTIVATIONS as TABLE
 from gpuback._core.threads import ThreadPool
 from gpuback._network.pool import KEPT_BUFFERS
 from gpuback._torch import devices, passes
+from gpuback._torch.conversion import MODULES
 from gpuback.errors import ConversionError, DeviceError, DtypeError, MissingExtraError, OptionError, ShapeError
 from gpuback.torch import FusedMLP, to_torch
 
-ACTIVATIONS = ["identity", "relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus", "gelu", "silu"]
+ACTIVATIONS = [name for name in TABLE if name in MODULES]
 OUTPUTS = ["identity", "softmax", "sigmoid", "tanh"]
 SIZES = [6, 9, 7, 5]
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -80,7 +82,8 @@ def test_outputs_and_gradients_are_those_of_the_sequential(activation: str, outp
     for own, theirs in zip(
         gradients(net, (y * upstream).sum(), x), gradients(twin, (expected * upstream).sum(), x), strict=True
     ):
-        assert_close(own, theirs, 1e-12)
+        # hardsigmoid's gradient has float32's 1/6 in float64, too
+        assert_close(own, theirs, 1e-6 if activation == "hard_sigmoid" else 1e-12)
 
 
 @pytest.mark.parametrize("sizes", [[6, 5], [6, 1], [1, 1, 1], [6, 3, 40]], ids=str)
@@ -94,7 +97,7 @@ def test_networks_of_other_shapes(sizes: list[int]) -> None:
         assert_close(own, theirs, 1e-12)
 
 
-@each_activation
+@pytest.mark.parametrize("activation", TABLE)
 def test_finite_differences(activation: str) -> None:
     net, x = fused(activation=activation), batch((4,))
     assert torch.autograd.gradcheck(lambda *_: net(x), (x, *net.parameters()))

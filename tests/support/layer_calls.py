@@ -34,8 +34,10 @@ LAYOUTS = ["C", "F", "every other", "reversed", "transposed slice", "broadcast",
 
 def slope_error(name: str, u: float) -> float:
     """The absolute error of g', in u: one or two roundings of numbers up to 1; gelu and silu multiply the rounding of
-    1 − s by up to 34 and 17 (float64: 88 and 37) before s gets to 1."""
+    1 − s by up to 34 and 17 (float64: 88 and 37) before s gets to 1. exponential's is exact."""
     few = {"identity": 0, "relu": 0, "leaky_relu": 0.01, "elu": 1, "sigmoid": 1, "tanh": 2, "softplus": 8}
+    few |= {"exponential": 0, "squareplus": 3, "selu": 4, "softsign": 2, "log_sigmoid": 8, "hard_tanh": 0, "relu6": 0}
+    few |= {"hard_sigmoid": 0.2, "gelu_erf": 8, "sine": 4, "mish": 8, "hard_swish": 4}
     late = {"gelu": (38, 92), "silu": (21, 41)}
     return late[name][u < 2.0**-50] if name in late else few[name]
 

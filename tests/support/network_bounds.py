@@ -22,7 +22,7 @@ from support.oracle import (
     FROM_A,
     SLOPE,
     G,
-    gelu_argument,
+    exponent_roundings,
     loss_gradient,
     outputs,
     rows_of,
@@ -130,8 +130,8 @@ class Oracle:
         """h, and what g' is computed from."""
         a = self.stored(a) if name in FROM_A else a
         h = through(G[name], a)
-        steep = 1 + 5 * np.abs(gelu_argument(a.value)) if name == "gelu" else 1.0
-        h = self.stored(h if name in ("identity", "relu") else h.plus(FEW * steep * np.abs(h.value)))
+        few = FEW * (1 + exponent_roundings(name, a.value))
+        h = self.stored(h if name in ("identity", "relu") else h.plus(few * np.abs(h.value)))
         return h, a if name in FROM_A else h
 
     def sloped(self, name: str, dh: Near, source: Near) -> Near:
@@ -139,7 +139,7 @@ class Oracle:
         slope = through(SLOPE[name], source)
         few = 0.0 if name in ("identity", "relu") else (8 * FEW if name in FROM_A else FEW)
         passed_on = np.hypot(dh.spread * slope.value, dh.value * slope.spread)
-        return Near(dh.value * slope.value, passed_on).plus(few * np.abs(dh.value))
+        return Near(dh.value * slope.value, passed_on).plus(few * np.abs(dh.value) * np.maximum(np.abs(slope.value), 1))
 
     def step(self, theta: NDArray, x: NDArray, y: NDArray, sample_weight: NDArray | None = None) -> Expected:
         architecture, B = self.architecture, self.batch_size

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import mpmath
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +28,28 @@ def gelu_slope(a: NDArray) -> NDArray:
     return s + np.sqrt(8 / (4 * np.arctan(a.dtype.type(1)))) * a * (1 + 0.134145 * a**2) * s * (1 - s)
 
 
+SELU_SCALE = np.longdouble("1.0507009873554804934193349852946")
+SELU_DEPTH = SELU_SCALE * np.longdouble("1.6732632423543772848170429916717")
+
+
+def normal_tail(a: NDArray) -> NDArray:
+    """Φ(a), to relative error however small it is."""
+    if a.dtype == np.float64:
+        return np.vectorize(math.erfc, otypes=[np.float64])(-a * math.sqrt(0.5)) / 2
+    with mpmath.workdps(30):
+        exact = [mpmath.nstr(mpmath.erfc(-mpmath.mpf(float(x)) / mpmath.sqrt(2)) / 2, 25) for x in a.flat]
+    return np.array(exact).astype(a.dtype).reshape(a.shape)
+
+
+def normal_density(a: NDArray) -> NDArray:
+    return np.exp(-(a**2) / 2) / np.sqrt(8 * np.arctan(a.dtype.type(1)))
+
+
+def mish_slope(a: NDArray) -> NDArray:
+    e = np.exp(np.minimum(a, 30))
+    return (e * (e + 2) + 4 * a * e * (e + 1) / (e * (e + 2) + 2)) / (e * (e + 2) + 2)
+
+
 G: dict[str, Callable[[NDArray], NDArray]] = {
     "identity": lambda a: a,
     "relu": lambda a: np.maximum(a, 0),
@@ -35,9 +59,23 @@ G: dict[str, Callable[[NDArray], NDArray]] = {
     "tanh": np.tanh,
     "softplus": lambda a: np.logaddexp(a, 0),
     "gelu": lambda a: a * logistic(gelu_argument(a)),
+    "exponential": np.exp,
+    "squareplus": lambda a: np.maximum(a, 0) + 2 / (np.abs(a) + np.hypot(a, 2)),
+    "selu": lambda a: np.where(
+        a > 0, SELU_SCALE.astype(a.dtype) * a, SELU_DEPTH.astype(a.dtype) * np.expm1(np.minimum(a, 0))
+    ),
+    "softsign": lambda a: a / (1 + np.abs(a)),
+    "log_sigmoid": lambda a: -np.logaddexp(-a, 0),
+    "hard_tanh": lambda a: np.clip(a, -1, 1),
+    "relu6": lambda a: np.clip(a, 0, 6),
+    "hard_sigmoid": lambda a: np.clip(a + 3, 0, 6) / 6,
     "silu": lambda a: a * logistic(a),
+    "gelu_erf": lambda a: a * normal_tail(a),
+    "sine": np.sin,
+    "mish": lambda a: a * np.tanh(np.logaddexp(a, 0)),
+    "hard_swish": lambda a: a * (np.clip(a + 3, 0, 6) / 6),
 }
-SLOPE: dict[str, Callable[[NDArray], NDArray]] = {  # from h, but the last two: from a
+SLOPE: dict[str, Callable[[NDArray], NDArray]] = {  # from h or, of those in FROM_A, from a
     "identity": np.ones_like,
     "relu": lambda h: np.where(h > 0, 1, 0 * h),
     "leaky_relu": lambda h: np.where(h > 0, 1, np.full_like(h, 1) / 100),
@@ -46,11 +84,35 @@ SLOPE: dict[str, Callable[[NDArray], NDArray]] = {  # from h, but the last two: 
     "tanh": lambda h: (1 - h) * (1 + h),
     "softplus": lambda h: -np.expm1(-h),
     "gelu": gelu_slope,
+    "exponential": lambda h: h,
+    "squareplus": lambda h: h * h / (1 + h * h),
+    "selu": lambda h: np.where(h > 0, SELU_SCALE.astype(h.dtype), h + SELU_DEPTH.astype(h.dtype)),
+    "softsign": lambda h: (1 - np.abs(h)) ** 2,
+    "log_sigmoid": lambda h: -np.expm1(h),
+    "hard_tanh": lambda h: np.where(np.abs(h) < 1, 1, 0 * h),
+    "relu6": lambda h: np.where((h > 0) & (h < 6), 1, 0 * h),
+    "hard_sigmoid": lambda h: np.where((h > 0) & (h < 1), np.full_like(h, 1) / 6, 0 * h),
     "silu": lambda a: logistic(a) * (1 + a * logistic(-a)),
+    "gelu_erf": lambda a: normal_tail(a) + a * normal_density(a),
+    "sine": np.cos,
+    "mish": mish_slope,
+    "hard_swish": lambda a: np.where(np.abs(a) < 3, (a + 1.5) / 3, np.where(a > 0, 1, 0 * a)),
 }
-FROM_A = ["gelu", "silu"]
-STEEPEST = 1.13
-"""No g is steeper: gelu's g' reaches 1.129."""
+FROM_A = ["gelu", "silu", "gelu_erf", "sine", "mish", "hard_swish"]
+STEEPEST = 1.76
+"""No g but the exponential is steeper: selu's g' reaches 1.758."""
+
+
+def steepest(name: str, a: NDArray) -> NDArray | float:
+    """No less than g' is at a and a little beyond. gelu's reaches 1.129, and others' less."""
+    if name == "exponential":
+        return np.maximum(1.1 * np.exp(a), 1)
+    return {"selu": STEEPEST, "hard_swish": 1.5}.get(name, 1.13)
+
+
+def exponent_roundings(name: str, a: NDArray) -> NDArray | float:
+    """How many roundings the argument of g's exponential makes of one of its own, in parts of g."""
+    return {"gelu": lambda: 5 * np.abs(gelu_argument(a)), "gelu_erf": lambda: a * a / 2}.get(name, lambda: 0.0)()
 
 
 def outputs(name: str, a: NDArray) -> NDArray:

@@ -2,28 +2,101 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuback._backends.cuda.arrays import pitch_of
+from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import ACTIVATIONS, Activation
 from gpuback._core.losses import Loss
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Argument
+from gpuback._cuda.launch import Argument, LaunchPlan
+from gpuback.errors import OptionError
 
 SOFTMAX = -1
 """How kernels know the output function that is no activation."""
 
 
-def activation_id(activation: Activation | None) -> int:
-    """Return the kernels' number for an activation; without one, the identity's."""
-    return ACTIVATIONS["identity"].kernel_id if activation is None else activation.kernel_id
+FROM_A, USERS = 32, 64
+"""Bits of the kernels' number for an activation: g' is computed from a; this launch's variant alone has its case."""
+
+MOST_USERS = 32
+"""Activations of one launch whose cases its variant alone has."""
+
+
+class Cases(NamedTuple):
+    """The activations of one launch.
+
+    Activations without a kernel_id are numbered by their first appearance, so that equal launches have equal variants,
+    in whatever order activations were registered.
+
+    Attributes:
+        numbers: the kernels' number for each.
+        defines: macros that give the launch's variant the cases that kernels do not have.
+    """
+
+    numbers: tuple[int, ...]
+    defines: tuple[str, ...]
+
+    def added_to(self, plan: LaunchPlan) -> LaunchPlan:
+        """Return the plan, whose variant now has the cases."""
+        if not self.defines:
+            return plan
+        return plan._replace(variant=plan.variant._replace(defines=plan.variant.defines + self.defines))
+
+
+def cases_of(activations: Sequence[Activation | None]) -> Cases:
+    """Give the activations of a launch their numbers; None is the identity.
+
+    Raises:
+        OptionError: there is neither a kernel nor a form of one.
+    """
+    numbers: list[int] = []
+    users: dict[str, int] = {}
+    forward, slope = [], []
+    for activation in activations:
+        if activation is None:
+            activation = ACTIVATIONS["identity"]
+        if activation.kernel_id is not None:
+            numbers.append(activation.kernel_id)
+            continue
+        if activation.forms is None:
+            raise OptionError(
+                f"activation {activation.name!r} has no CUDA form: expected one with cuda=gpuback.CudaForms(…) in "
+                "register_activation, or backend='numpy'"
+            )
+        if activation.name not in users:
+            number = USERS + (FROM_A if activation.derivative_from == "a" else 0) + len(users)
+            users[activation.name] = number
+            g, derivative = activation.forms.expressions
+            forward.append(f"USER_CASE({number}, {g.code})")
+            slope.append(f"USER_CASE({number}, {derivative.code})")
+        numbers.append(users[activation.name])
+    defines = (f"USER_FORWARD={' '.join(forward)}", f"USER_SLOPE={' '.join(slope)}") if users else ()
+    return Cases(tuple(numbers), defines)
+
+
+def output_cases(name: str) -> Cases:
+    """Give an output function, alone in its launch, its number.
+
+    Raises:
+        OptionError: there is neither a kernel nor a form of it.
+    """
+    return Cases((SOFTMAX,), ()) if name == "softmax" else cases_of([activation_named(name)])
 
 
 def output_id(name: str) -> int:
-    """Return the kernels' number for an output function."""
-    return SOFTMAX if name == "softmax" else ACTIVATIONS[name].kernel_id
+    """Return the number of an output function that losses' kernels know.
+
+    Raises:
+        OptionError: they know none.
+    """
+    (number,), defines = output_cases(name)
+    if defines:
+        raise OptionError(f"output {name!r}: expected one that losses' kernels have, or backend='numpy'")
+    return number
 
 
 def loss_id(loss: Loss) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.cuda import layer_plans
-from gpuback._backends.cuda.arguments import activation_id, ints, matrices, pitch_name
+from gpuback._backends.cuda.arguments import Cases, cases_of, ints, matrices, pitch_name
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
 from gpuback._backends.cuda.formats import uses_tensor_cores
 from gpuback._backends.cuda.workspace import CudaWorkspace
@@ -50,7 +50,8 @@ class CudaLayers(CudaArrays):
     ) -> Callable[[Array], None]:
         """Bind h = g(a), a = h_prev Wᵀ + b, in one launch; see `NumpyOps.bind_forward`."""
         precision, (n_out, n_in) = workspace.precision, W.shape
-        plan = layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits)
+        cases = cases_of([activation])
+        plan = cases.added_to(layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits))
         tensor_cores = uses_tensor_cores(precision)
         launches: dict[np.int32, Launch] = {}
 
@@ -64,7 +65,7 @@ class CudaLayers(CudaArrays):
                     h_pitch=pitch,
                     bias_o=b,
                     **matrices(w_oi=W, a_bo=a, out_bo=h),
-                    **ints(n_batch=len(h), n_out=n_out, n_in=n_in, activation=activation_id(activation)),
+                    **ints(n_batch=len(h), n_out=n_out, n_in=n_in, activation=cases.numbers[0]),
                     **(ints(out_is_float32=activation is None) if tensor_cores else {}),
                 )
             launch(h_prev)
@@ -86,6 +87,7 @@ class CudaLayers(CudaArrays):
         plan = layer_plans.layer_plan(
             rows, n_out, n_in, precision, self.launcher.limits, need_da_prev=da_prev is not None
         )
+        cases = cases_of([activation_prev])
         launches: dict[np.int32, Launch] = {}
 
         def bind(h_pitch: np.int32) -> Launch:
@@ -97,7 +99,7 @@ class CudaLayers(CudaArrays):
                 | matrices(da_bo=da, w_oi=W, source_bi=source_prev, da_prev_bi=da_prev),
                 {"partials": workspace.partials, "arrivals": workspace.counters, "next_tile": workspace.next_tile},
                 da_prev_is_float32=da_prev is not None and da_prev.dtype == precision.accumulator,
-                activation=activation_id(activation_prev),
+                cases=cases,
                 da_prev_factor=1.0 / scale if activation_prev is None else 1.0,
                 factor=1.0 / scale,
             )
@@ -130,7 +132,7 @@ class CudaLayers(CudaArrays):
             matrices(da_bo=da, h_bi=None, w_oi=W, source_bi=source_prev, da_prev_bi=da_prev),
             {"partials": None, "arrivals": None, "next_tile": workspace.next_tile},
             da_prev_is_float32=da_prev.dtype == precision.accumulator,
-            activation=activation_id(activation_prev),
+            cases=cases_of([activation_prev]),
             da_prev_factor=1.0 / scale if activation_prev is None else 1.0,
         )
         return partial(launch, None, None, False)
@@ -143,7 +145,7 @@ class CudaLayers(CudaArrays):
         given: dict[str, Argument],
         workspace: dict[str, Argument],
         *,
-        activation: int,
+        cases: Cases,
         da_prev_is_float32: bool = False,
         da_prev_factor: float = 1.0,
         factor: float = 1.0,
@@ -154,7 +156,7 @@ class CudaLayers(CudaArrays):
             plan, precision, shape: of the layer; the shape is (B, n_out, n_in).
             given: da, h, W, source and da_prev, each with its pitch.
             workspace: for sums over the batch and, in persistent kernels, for the next tile.
-            activation: the layer below's, by its number.
+            cases: of the layer below's activation.
             da_prev_is_float32: da_prev is stored in the accumulator's format.
             da_prev_factor, factor: of da_prev at the network's input, and of dW and db.
 
@@ -169,12 +171,12 @@ class CudaLayers(CudaArrays):
             workspace = {name: array for name, array in workspace.items() if name != "next_tile"}
         split = plan.split
         return self.launcher.bind(
-            plan.launch,
+            cases.added_to(plan.launch),
             **given,
             dw_oi=Slot(),
             db_o=Slot(),
             accumulate=Slot(np.int32),
-            **ints(n_batch=rows, n_out=n_out, n_in=n_in, activation=activation),
+            **ints(n_batch=rows, n_out=n_out, n_in=n_in, activation=cases.numbers[0]),
             da_prev_factor=total(da_prev_factor),
             factor=total(factor),
             **ints(n_splits=split.splits, group_size=split.group_size, rows_per_split=split.rows_per_split),
@@ -217,7 +219,7 @@ class CudaLayers(CudaArrays):
                 shape,
                 given,
                 {"partials": Slot(), "arrivals": Slot(), "next_tile": Slot()},
-                activation=activation_prev.kernel_id,
+                cases=cases_of([activation_prev]),
             )
             launches[key] = launch, plan
         launch, plan = launches[key]

@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuback._backends.cuda.arguments import cases_of
 from gpuback._backends.cuda.formats import uses_tensor_cores
 from gpuback._core.architecture import Architecture
 from gpuback._core.integers import round_up
@@ -126,7 +127,7 @@ def _layers(architecture: Architecture) -> NDArray[np.void]:
     layers = np.zeros(len(sizes), LAYER)
     layers["n_in"] = sizes
     layers["n_out"][:-1] = sizes[1:]
-    layers["activation"][: len(hidden)] = [g.kernel_id for g in hidden]
+    layers["activation"][: len(hidden)] = cases_of(hidden).numbers
     layers["theta"][:-1] = architecture.layout.weight_starts
     layers["pitch"][:-1] = [_row_bytes(width, precision) // item for width in sizes[:-1]]
     layers["pitch"][-1] = _top_row_bytes(sizes[-1], precision) // item

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._backends.cuda import split_k
+from gpuback._backends.cuda.arguments import MOST_USERS, cases_of
 from gpuback._backends.cuda.formats import uses_tensor_cores
 from gpuback._backends.cuda.layer_plans import NARROW
 from gpuback._backends.cuda.network_layout import (
@@ -204,6 +205,9 @@ def why_unsupported(architecture: Architecture, limits: DeviceLimits) -> Refusal
         return Refusal("reproducible mode goes layer by layer")
     if precision.name == "float64":
         return Refusal("float64 goes layer by layer")
+    users = {g.name for g in architecture.hidden_activations if g.kernel_id is None}
+    if len(users) > MOST_USERS:
+        return Refusal(f"kernels lack {len(users)} of its activations, and a launch takes up to {MOST_USERS} of these")
     if widest > NARROW:
         return Refusal(f"a layer is {widest} wide, and whole networks are taken up to {NARROW}")
     return None
@@ -244,7 +248,7 @@ def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits)
         return _no_room(shared_bytes, limits)
     sums = _sums(sizes, shape.width, warps, split_k.narrow_split(batch_size))
     launch = LaunchPlan(step_variant(shape, precision), sums.split.splits, 32 * warps, shared_bytes)
-    return StepPlan(launch, layout, tile_b, sums)
+    return StepPlan(cases_of(architecture.hidden_activations).added_to(launch), layout, tile_b, sums)
 
 
 @functools.cache
@@ -262,6 +266,7 @@ def passes_plan(
     grid = min(split.splits, 2 * limits.multiprocessors)
     variant = two_launch_variant("fused_passes", architecture.precision)
     launch = LaunchPlan(variant, grid, 32 * TWO_LAUNCH_WARPS, shared_bytes)
+    launch = cases_of(architecture.hidden_activations).added_to(launch)
     return PassesPlan(launch, layout, tile_b, all_weights, split, columns)
 
 

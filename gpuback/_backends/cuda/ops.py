@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.cuda import layer_plans, row_plans
-from gpuback._backends.cuda.arguments import ints, labels_and_targets, loss_id, loss_parameters, matrices, output_id
+from gpuback._backends.cuda.arguments import (
+    ints,
+    labels_and_targets,
+    loss_id,
+    loss_parameters,
+    matrices,
+    output_cases,
+    output_id,
+)
 from gpuback._backends.cuda.arrays import pitch_for
 from gpuback._backends.cuda.formats import accum_of, uses_tensor_cores
 from gpuback._backends.cuda.fused_network import CudaFusedNetwork
@@ -28,7 +36,7 @@ from gpuback._backends.cuda.per_sample import CudaPerSample
 from gpuback._backends.cuda.updates import AdamUpdate, CudaLossScale, SGDUpdate
 from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace
 from gpuback._core import own_loss
-from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.activation_names import derivative_of_output
 from gpuback._core.architecture import Architecture
 from gpuback._core.integers import ceil_div
 from gpuback._core.losses import Loss, OwnLoss
@@ -161,7 +169,6 @@ class CudaOps(CudaLayers, CudaPerSample):
         dtype = workspace.precision.accumulator
         y_hat = self.empty(a.shape, dtype)
         to_output = self.bind_output(output, a, workspace)
-        from_a = output != "softmax" and ACTIVATIONS[output].derivative_from == "a"
         plan = row_plans.output_delta_plan(len(a), workspace.precision)
         losses = {
             "losses_b": Slot(),
@@ -169,7 +176,9 @@ class CudaOps(CudaLayers, CudaPerSample):
             "partials": self.xp.empty(plan.grid, np.float64),
             "arrivals": workspace.counters,
         }
-        launch = self._bind_delta_launch(output, a if from_a else y_hat, da, divisor, workspace, losses)
+        launch = self._bind_delta_launch(
+            output, a if derivative_of_output(output) == "a" else y_hat, da, divisor, workspace, losses
+        )
 
         def loss_and_delta(y: Array, weight: Array | None, mean: Array | None = None) -> Array:
             to_output(y_hat)
@@ -210,12 +219,12 @@ class CudaOps(CudaLayers, CudaPerSample):
 
     def bind_output(self, name: str, a: Array, workspace: CudaWorkspace) -> Callable[[Array], object]:
         """Bind out = ŷ = O(a) as a function of out."""
-        rows, width = a.shape
+        (rows, width), cases = a.shape, output_cases(name)
         return self.launcher.bind(
-            row_plans.output_plan(rows, workspace.precision),
+            cases.added_to(row_plans.output_plan(rows, workspace.precision)),
             **matrices(a_bj=a),
             out_bj=Slot(),
-            **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
+            **ints(out_pitch=width, n_batch=rows, n=width, output=cases.numbers[0]),
         )
 
     def bind_output_delta(
@@ -236,12 +245,13 @@ class CudaOps(CudaLayers, CudaPerSample):
     ) -> Launch:
         precision, (rows, width) = workspace.precision, da.shape
         total: Any = precision.accumulator.type
+        cases = output_cases(output)
         return self.launcher.bind(
-            row_plans.output_delta_plan(rows, precision),
+            cases.added_to(row_plans.output_delta_plan(rows, precision)),
             dy_bj=Slot(),
             weight_b=Slot(),
             **matrices(source_bj=source, da_bj=da),
-            **ints(dy_pitch=width, n_batch=rows, n=width, output=output_id(output)),
+            **ints(dy_pitch=width, n_batch=rows, n=width, output=cases.numbers[0]),
             divisor=total(divisor),
             **losses,
         )

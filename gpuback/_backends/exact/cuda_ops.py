@@ -15,12 +15,14 @@ import numpy as np
 
 from gpuback._backends.cuda import row_plans
 from gpuback._backends.cuda.arguments import (
-    activation_id,
+    Cases,
+    cases_of,
     ints,
     labels_and_targets,
     loss_id,
     loss_parameters,
     matrices,
+    output_cases,
     output_id,
 )
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
@@ -28,7 +30,7 @@ from gpuback._backends.cuda.formats import accum_of
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.cuda.updates import AdamUpdate, SGDUpdate, bind_exact_norm, bind_exact_sum
 from gpuback._backends.cuda.workspace import CudaBuffers
-from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule
+from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule, output_functions
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._core.activations import Activation
 from gpuback._core.losses import Loss
@@ -109,25 +111,27 @@ class ReproducibleCudaOps(ExactLayers, CudaOps):
         self, name: str, a: Array, workspace: ReproducibleCudaBuffers
     ) -> Callable[[Array], object]:
         """Bind out = ŷ = O(a) as a function of out."""
-        rows, width = a.shape
+        output_functions(name)
+        (rows, width), cases = a.shape, output_cases(name)
         return self.launcher.bind(
-            row_plans.exact_row_plan("exact_output_rows", rows, workspace.precision),
+            cases.added_to(row_plans.exact_row_plan("exact_output_rows", rows, workspace.precision)),
             **matrices(a_bj=a),
             out_bj=Slot(),
-            **ints(out_pitch=width, n_batch=rows, n=width, output=output_id(name)),
+            **ints(out_pitch=width, n_batch=rows, n=width, output=cases.numbers[0]),
         )
 
     def bind_output_delta(  # type: ignore[override]
         self, output: str, source: Array | None, da: Array, divisor: float, workspace: ReproducibleCudaBuffers
     ) -> Callable[[Array, Array | None], object]:
         """Bind da = w_b J_bᵀ dy_b / divisor as a function of dy and w."""
-        rows, width = da.shape
+        output_functions(output)
+        (rows, width), cases = da.shape, output_cases(output)
         return self.launcher.bind(
-            row_plans.exact_row_plan("exact_output_delta_rows", rows, workspace.precision),
+            cases.added_to(row_plans.exact_row_plan("exact_output_delta_rows", rows, workspace.precision)),
             dy_bj=Slot(),
             weight_b=Slot(),
             **matrices(source_bj=source, da_bj=da),
-            **ints(dy_pitch=width, n_batch=rows, n=width, output=output_id(output)),
+            **ints(dy_pitch=width, n_batch=rows, n=width, output=cases.numbers[0]),
             divisor=np.float64(divisor),
         )
 
@@ -200,6 +204,9 @@ _PARAMETERS: dict[row_plans.ExactEntry, tuple[str, str]] = {
 
 _INTS = {"by_columns", "bits", "first", "are_int64", "is_float32", "activation", "accumulate"}
 
+NO_CASES = cases_of([])
+"""Of kernels without activations."""
+
 
 def _slots(names: str) -> dict[str, Slot]:
     return {name: Slot(_scalar_of(name)) for name in names.split()}
@@ -223,7 +230,7 @@ class CudaExactBackend:
 
     def __init__(self, arrays: CudaArrays, precision: Precision, multiply: Multiply) -> None:
         self._arrays, self._precision, self._multiply = arrays, precision, multiply
-        self._launches: dict[tuple[row_plans.ExactEntry, int, int], Launch] = {}
+        self._launches: dict[tuple[row_plans.ExactEntry, int, int, tuple[str, ...]], Launch] = {}
 
     def rows_at_once(self, widest: int) -> int:
         return min(BLOCK, max(FEWEST_ROWS, SLICES_AT_ONCE // widest))
@@ -256,25 +263,27 @@ class CudaExactBackend:
     def finish_forward(
         self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
     ) -> None:
-        launch = self._launch("finish_forward", sums.p.shape)
-        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _is_float32(h), activation_id(g))
+        cases = cases_of([g])
+        launch = self._launch("finish_forward", sums.p.shape, cases)
+        launch(*_product(sums, scales), b, *_matrix(a), *_matrix(h), _is_float32(h), *cases.numbers)
 
     def finish_delta(
         self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
     ) -> None:
-        launch = self._launch("finish_delta", sums.p.shape)
+        cases = cases_of([g])
+        launch = self._launch("finish_delta", sums.p.shape, cases)
         out = *_matrix(da_prev), _is_float32(da_prev)
-        launch(*_product(sums, scales), *_matrix(None if g is None else source), factor, *out, activation_id(g))
+        launch(*_product(sums, scales), *_matrix(None if g is None else source), factor, *out, *cases.numbers)
 
     def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
         launch = self._launch("finish_gradient", sums.p.shape)
         launch(*_product(sums, scales), factor, *_matrix(out), accumulate)
 
-    def _launch(self, entry: row_plans.ExactEntry, shape: tuple[int, int]) -> Launch:
-        key = (entry, *shape)
+    def _launch(self, entry: row_plans.ExactEntry, shape: tuple[int, int], cases: Cases = NO_CASES) -> Launch:
+        key = (entry, *shape, cases.defines)
         launch = self._launches.get(key)
         if launch is None:
-            plan = row_plans.exact_plan(*key, self._precision)
+            plan = cases.added_to(row_plans.exact_plan(entry, *shape, self._precision))
             names, sizes = _PARAMETERS[entry]
             numbers = ints(**dict(zip(sizes.split(), shape, strict=True)))
             launch = self._launches[key] = self._arrays.launcher.bind(plan, **_slots(names), **numbers)

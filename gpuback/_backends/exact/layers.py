@@ -7,9 +7,12 @@ from typing import Any
 
 from gpuback._backends.exact import products
 from gpuback._backends.exact.losses import RULES, Rule
+from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
-from gpuback._core.elementary import FORWARD, SLOPE
+from gpuback._core.elementary import Function
+from gpuback._core.elementary_activations import FORWARD
 from gpuback._core.losses import Loss
+from gpuback._core.reproducible_forms import EXPRESSION_FUNCTIONS, functions_of
 from gpuback._core.typing import Array
 from gpuback.errors import OptionError
 
@@ -73,9 +76,25 @@ def loss_rule(loss: Loss, output: str) -> Rule:
     return RULES[loss.name, output]
 
 
+def output_functions(name: str) -> tuple[Function, Function] | None:
+    """Return an output function and its derivative as fixed sequences of operations; None for softmax.
+
+    Raises:
+        OptionError: there is none.
+    """
+    if name == "softmax":
+        return None
+    activation = activation_named(name)
+    require_rule(activation)
+    return functions_of(activation)
+
+
 def require_rule(activation: Activation | None) -> None:
     """Raise OptionError for an activation that has no fixed sequence of operations."""
-    if activation is not None and not (activation.name in FORWARD and activation.name in SLOPE):
-        raise OptionError(
-            f"activation {activation.name!r} has no reproducible form: expected one of {', '.join(FORWARD)}"
-        )
+    if activation is None or functions_of(activation) is not None:
+        return
+    functions = ", ".join(EXPRESSION_FUNCTIONS)
+    raise OptionError(
+        f"activation {activation.name!r} has no reproducible form: expected one of {', '.join(FORWARD)}, or one whose "
+        f"gpuback.CudaForms call no other functions than {functions}"
+    )

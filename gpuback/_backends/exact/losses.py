@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, Function, exp, expm1, log, log1p
+from gpuback._core.elementary import Function, exp, expm1, log, log1p
+from gpuback._core.elementary_activations import FORWARD, SLOPE
 from gpuback._core.losses import ELEMENTWISE
+from gpuback._core.reproducible_forms import evaluated
 from gpuback._core.typing import Array
 
 Rule = Callable[[Array, Array, Array | None], tuple[Array, Array]]
@@ -36,13 +38,6 @@ def sum_of_lanes(lanes: Array) -> Array:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
     return lanes[:, 0]
-
-
-def evaluated(function: Function, x: Array) -> Array:
-    """Apply an elementary function to an array; return a fresh one."""
-    result = np.empty_like(x)
-    function(x, result, tuple(np.empty_like(x) for _ in range(SCRATCH)))
-    return result
 
 
 def softmax(a: Array) -> tuple[Array, Array, Array]:
@@ -107,14 +102,15 @@ def _elementwise_squared_error(name: str) -> Rule:
     return rule
 
 
-def through_output(name: str, source: Array, dy: Array) -> Array:
+def through_output(functions: tuple[Function, Function] | None, source: Array, dy: Array) -> Array:
     """Return Jᵀ dy, J = ∂ŷ/∂a of an output function: R rows of dy = ∂ℓ/∂ŷ, of what O' is computed from, and of ∂ℓ/∂a.
 
-    All are (R, n) float64. `source` is ŷ or, where O' is computed from it, a.
+    All are (R, n) float64. `functions` are O and O', or None for softmax. `source` is ŷ or, where O' is computed from
+    it, a.
     """
-    if name == "softmax":
+    if functions is None:
         return source * (dy - row_sums(dy * source)[:, None])
-    return dy * evaluated(SLOPE[name], source)
+    return dy * evaluated(functions[1], source)
 
 
 Penalty = Callable[[Array, Array | None], tuple[Array, Array]]

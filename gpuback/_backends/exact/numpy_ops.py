@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule
+from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule, output_functions
 from gpuback._backends.exact.losses import softmax, through_output
 from gpuback._backends.exact.per_sample import ReproducibleNumpyPerSample
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._core.activations import Activation
-from gpuback._core.elementary import FORWARD, SCRATCH, SLOPE, store
+from gpuback._core.elementary import SCRATCH, store
 from gpuback._core.exact_sums import exact_sum
 from gpuback._core.losses import Loss
 from gpuback._core.precision import Precision
+from gpuback._core.reproducible_forms import evaluated, functions_of
 from gpuback._core.scratch import aligned_empty
 from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
@@ -105,13 +106,12 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         return None, mean
 
     def bind_output(self, name: str, a: Array, workspace: NumpyWorkspace) -> Callable[[Array], object]:
+        functions = output_functions(name)
+
         def apply(out: Array) -> None:
             for rows in _row_chunks(len(a), a.shape[1]):
                 values = a[rows].astype(np.float64)
-                if name == "softmax":
-                    values = softmax(values)[1]
-                else:
-                    FORWARD[name](values, values, tuple(np.empty_like(values) for _ in range(SCRATCH)))
+                values = softmax(values)[1] if functions is None else evaluated(functions[0], values)
                 store(values, out[rows])
 
         return apply
@@ -119,12 +119,12 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
     def bind_output_delta(
         self, output: str, source: Array | None, da: Array, divisor: float, workspace: NumpyWorkspace
     ) -> Callable[[Array, Array | None], None]:
-        round_da = workspace.bind_round(da)
+        functions, round_da = output_functions(output), workspace.bind_round(da)
 
         def output_delta(dy: Array, weight: Array | None) -> None:
             for rows in _row_chunks(*dy.shape):
                 values = dy[rows].astype(np.float64)
-                delta = through_output(output, values if source is None else source[rows].astype(np.float64), values)
+                delta = through_output(functions, values if source is None else source[rows].astype(np.float64), values)
                 if weight is not None:
                     delta *= weight[rows, None]
                 delta /= divisor
@@ -218,25 +218,27 @@ class NumpyExactBackend:
         self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
     ) -> None:
         bias, pre_activation = b.astype(np.float64), h if a is None else a
+        functions = None if g is None else functions_of(g)
         for rows, values in self._combined(sums, scales):
             np.add(values, bias, out=values)
             pre = self._round_into(values, pre_activation[rows], sixteen_bit=g is not None and g.derivative_from == "a")
-            if g is not None:
+            if functions is not None:
                 np.copyto(values, pre)
-                FORWARD[g.name](values, values, self._scratch(values))
+                functions[0](values, values, self._scratch(values))
                 self._round_into(values, h[rows], sixteen_bit=True)
 
     def finish_delta(
         self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
     ) -> None:
+        functions = None if g is None else functions_of(g)
         for rows, values in self._combined(sums, scales):
             if factor != 1.0:
                 np.multiply(values, factor, out=values)
             delta = self._round_into(values, da_prev[rows], sixteen_bit=False)
-            if g is not None and source is not None:
+            if functions is not None and source is not None:
                 slope = self._slope[: values.size].reshape(values.shape)
                 np.copyto(slope, source[rows])
-                SLOPE[g.name](slope, slope, self._scratch(values))
+                functions[1](slope, slope, self._scratch(values))
                 np.multiply(slope, delta, out=values)
                 self._round_into(values, delta, sixteen_bit=True)
 

@@ -22,7 +22,8 @@ from gpuback._backends.numpy.gradient_scale import NumpyGradientScale
 from gpuback._backends.numpy.per_sample import NumpyPerSample
 from gpuback._backends.numpy.updates import AdamUpdate, NumpyLossScale, SGDUpdate
 from gpuback._backends.numpy.workspace import NumpyWorkspace
-from gpuback._core.activations import ACTIVATIONS, Activation
+from gpuback._core.activation_names import activation_named
+from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
 from gpuback._core.chained_sums import bind_sum_columns
 from gpuback._core.loss_formulas import Softmax, bind_through_output
@@ -171,7 +172,7 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
                 np.copyto(out, a)
 
             return apply_softmax
-        activation, scratch = ACTIVATIONS[name], workspace.scratch_like(a)
+        activation, scratch = activation_named(name), workspace.scratch_like(a)
         outputs = a if activation.derivative_from == "h" else np.empty_like(a)  # others read a more than once
 
         def apply(out: Array) -> None:
