@@ -264,7 +264,7 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
         if targets is not None:
             targets[0] = 0
         if loss in ("absolute_error", "huber", "quantile"):  # a residual of 0
-            targets[:, 0] = elementary.apply(elementary.FORWARD[output], a)[:, 0]
+            targets[:, 0] = elementary.apply(FORWARD[output], a)[:, 0]
         weight = copied(rng.random(rows).astype(np.float32)) if width != 3 else None
         da, losses = laid_out(np.zeros((rows, width), precision.operand), "padded"), empty(rows, np.float64)
         launcher.bind(
