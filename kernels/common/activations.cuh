@@ -170,7 +170,7 @@ DEVICE void activate_smooth(int activation, Real (&a)[N]) {
     case SQUAREPLUS: EACH(squareplus(x));
     case SELU: EACH(x > 0 ? Selu<Real>::scale() * x : Selu<Real>::depth() * expm1_of(x));
     case SOFTSIGN: EACH(softsign(x));
-    case LOG_SIGMOID: EACH(-softplus(-x));
+    case LOG_SIGMOID: EACH((x > 0 ? Real(0) : x) - log1p_of(exp_of(-abs_of(x))));
     case HARD_TANH: EACH(x > 1 ? Real(1) : x < -1 ? Real(-1) : x);
     case RELU6: EACH(x > 6 ? Real(6) : x < 0 ? Real(0) : x);
     case HARD_SIGMOID: EACH(hard_sigmoid(x));
