@@ -1,7 +1,7 @@
 // The activation functions g and their derivatives g', by the numbers in gpuback/_core/activations.py.
 //
-// g' is computed from h = g(a) or, where bit 5 of the number is set, from a. At a kink it is the derivative from the
-// left. A number without a function makes NaN.
+// g' is computed from h = g(a) or, where bit 5 of the number is set, from a. At a kink it is what
+// gpuback/_core/activations.py says. A number without a function makes NaN.
 #pragma once
 #include "sine.cuh"
 #include "types.cuh"
@@ -156,7 +156,8 @@ DEVICE Real cos_of(Real x) { return sine_of(x, 1); }
 #define USER_SLOPE
 #endif
 
-// Activations that need no more than a comparison. The others call functions that take much code for each number.
+// The commonest activations, which need no more than a comparison: kernels have code for each of them. The others share
+// a switch, as most of them call functions that take much code for each number.
 DEVICE bool piecewise_linear(int activation) { return (unsigned)activation <= LEAKY_RELU; }
 
 #define USER_CASE(number, expression) case number: EACH(expression);
