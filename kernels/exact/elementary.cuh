@@ -157,11 +157,10 @@ DEVICE Double log1p_of(Double x) { return log1p(x); }
 DEVICE Double tanh_of(Double x) { return tanh(x); }
 DEVICE Double sqrt_of(Double x) { return root(x); }
 DEVICE Double abs_of(Double x) { return absolute(x); }
-#define USER_CASE(number, expression) case number: return expression;
 
+#define USER_CASE(number, expression) case number: { const Real x = a; return expression; }
 // g(a), by the numbers of activations.cuh.
 DEVICE Double activation_of(int activation, Double a) {
-  const Double x = a;
   switch (activation) {
     case IDENTITY: return a;
     case RELU: return (a < 0.0 ? Double(0.0) : a) + 0.0;
@@ -197,6 +196,9 @@ DEVICE Double activation_of(int activation, Double a) {
   return no_function<double>();
 }
 
+#undef USER_CASE
+
+#define USER_CASE(number, expression) case number: return expression;
 // g' from h = g(a), or from a.
 DEVICE Double slope_of(int activation, Double source) {
   const Double x = source;

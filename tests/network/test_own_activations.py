@@ -17,7 +17,9 @@ from gpuback._core import activation_names
 from gpuback.errors import OptionError, UnknownActivationError
 from gpuback.testing import random_batch
 
-pytestmark = pytest.mark.on_each_backend(layers=True)
+pytestmark = pytest.mark.on_each_backend
+
+layer_by_layer_too = pytest.mark.on_each_backend(layers=True)
 
 HIDDEN = ("test_bump", "softplus(beta=3)")
 FAMILIES = (
@@ -67,7 +69,8 @@ def test_gradients_are_those_of_differences_and_numpys() -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+@layer_by_layer_too
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_other_formats(dtype: str) -> None:
     net = network(dtype=dtype)
     report = gpuback.check_gradients(net, *random_batch(net, 30))
@@ -75,6 +78,7 @@ def test_other_formats(dtype: str) -> None:
 
 
 @pytest.mark.thorough
+@layer_by_layer_too
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_family(name: str) -> None:
     net = network(name)
