@@ -30,9 +30,10 @@ def cupy() -> Iterator[Any]:
 
 
 def numbers(net: MLP, rows: int, size: float = 1.0) -> tuple[NDArray, NDArray]:
-    """x and dy."""
+    """x and dy in θ's dtype."""
     rng = np.random.default_rng(rows)
-    return rng.standard_normal((rows, net.sizes[0])), size * rng.standard_normal((rows, net.sizes[-1]))
+    x, dy = rng.standard_normal((rows, net.sizes[0])), size * rng.standard_normal((rows, net.sizes[-1]))
+    return x.astype(net.theta.dtype), dy.astype(net.theta.dtype)
 
 
 def assert_close(dtype: str, found: Any, expected: NDArray) -> None:
