@@ -159,21 +159,21 @@ DEVICE Real label_loss_in_registers(const Row<LANES, Real>& row, int64 label, Wr
   return known ? log_of(total) - (of_label - highest) : nan;
 }
 
-// Of targets that are rows y or, if there are parameters, p y + m. `own`: -1, or a label, whose row is e(own), or n for
+// Of targets that are rows y or, if WEIGHTED, p y + m. `own`: -1, or a label, whose row is e(own), or n for
 // one that is out of range: it makes NaN, by a way that rows of a warp can go together.
-template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
+template <bool WEIGHTED = false, int LANES, typename Real, typename Write>
 DEVICE Real probability_loss(const Row<LANES, Real>& row, int own, const Real* y, const Real* parameters,
                              Write write) {
   const auto target = [=](int j) {
     const Real no_label = own < row.n ? Real(0) : Real(__uint_as_float(0x7fc00000u));
     const Real given = own < 0 ? y[j] : j == own ? Real(1) : no_label;
-    return ALL_LOSSES && parameters ? parameters[j] * given + parameters[row.n + j] : given;
+    return WEIGHTED ? parameters[j] * given + parameters[row.n + j] : given;
   };
-  const bool in_shared_memory = LANES < 32;  // of a whole network, whose kernels have no registers to spare
+  const bool rolled = WEIGHTED && LANES < 32;  // kernels of a whole network have no registers to spare
   const Softmax<Real> softmax(row);
-  const Real mass = row.template sum<in_shared_memory>([=](int j, Real) { return target(j); });
+  const Real mass = row.template sum<rolled>([=](int j, Real) { return target(j); });
   const Real log_total = log_of(softmax.total);
-  const Real loss = row.template sum<in_shared_memory>([=](int j, Real a) {
+  const Real loss = row.template sum<rolled>([=](int j, Real a) {
     return target(j) * (log_total - (a - softmax.highest));
   });
   row.each([&](int j, Real a) { write(j, mass * softmax(a) - target(j)); });
@@ -198,18 +198,27 @@ DEVICE Real squared_softmax_loss(const Row<LANES, Real>& row, const Real* y, Wri
   return Real(0.5) * twice;
 }
 
-// Losses that are a sum over the outputs of a function of the residual; twice that for the squared error.
-template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
+template <int LANES, typename Real, typename Write>
+DEVICE Real squared_loss(const Row<LANES, Real>& row, const Real* y, int output, Write write) {
+  return Real(0.5) * row.sum([&](int j, Real a) {
+    const Real predicted = apply_output(output, a), residual = predicted - y[j];
+    write(j, residual * output_derivative(output, predicted));
+    return residual * residual;
+  });
+}
+
+// Absolute error, Huber and quantile: sums over the outputs of a function of the residual.
+template <int LANES, typename Real, typename Write>
 DEVICE Real residual_loss(const Row<LANES, Real>& row, const Real* y, int loss, int output, const Real* parameters,
                           Write write) {
   return row.sum([&](int j, Real a) {
     const Real predicted = apply_output(output, a), r = predicted - y[j];
     Real slope = r, of_loss = r;  // the loss is their product
-    if (ALL_LOSSES && loss == HUBER) {
+    if (loss == HUBER) {
       const Real delta = parameters[j];
       slope = r > delta ? delta : r < -delta ? -delta : r;
       of_loss = r - Real(0.5) * slope;
-    } else if (ALL_LOSSES && loss != SQUARED_ERROR && r != 0) {
+    } else if (r != 0) {
       const bool quantile = loss == QUANTILE;
       const Real above = quantile ? parameters[j] : Real(1), below = quantile ? parameters[row.n + j] : Real(1);
       slope = r > 0 ? above : r < 0 ? -below : r;
@@ -229,21 +238,26 @@ DEVICE Real poisson_loss(const Row<LANES, Real>& row, const Real* y, Write write
   });
 }
 
-// `label` points to the sample's label, or is null: then y are its targets. Without ALL_LOSSES there are only the first
-// three: the others take registers.
-template <bool ALL_LOSSES, int LANES, typename Real, typename Write>
+// The losses up to SQUARED_ERROR. `label` points to the sample's label, or is null: then y are its targets.
+template <int LANES, typename Real, typename Write>
 DEVICE Real loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y,
-                        const Real* parameters, Write write) {
-  if (loss == CROSS_ENTROPY || loss == WEIGHTED_CROSS_ENTROPY) {
-    if (LANES == 32 && label && !parameters) return label_loss(row, *label, write);
-    const int own = !ALL_LOSSES || !label ? -1 : *label < 0 || *label >= row.n ? row.n : (int)*label;
-    return probability_loss<ALL_LOSSES>(row, own, y, parameters, write);
-  }
+                        Write write) {
+  if (loss == CROSS_ENTROPY)
+    return label ? label_loss(row, *label, write) : probability_loss(row, -1, y, (const Real*)nullptr, write);
   if (loss == BINARY_CROSS_ENTROPY) return binary_loss(row, y, write);
-  if (ALL_LOSSES && loss == POISSON) return poisson_loss(row, y, write);
-  if (output == OUTPUT_SOFTMAX) return squared_softmax_loss(row, y, write);
-  const Real sum = residual_loss<ALL_LOSSES>(row, y, loss, output, parameters, write);
-  return loss == SQUARED_ERROR ? Real(0.5) * sum : sum;
+  return output == OUTPUT_SOFTMAX ? squared_softmax_loss(row, y, write) : squared_loss(row, y, output, write);
+}
+
+// The others, some of which have parameters.
+template <int LANES, typename Real, typename Write>
+DEVICE Real further_loss_of_row(const Row<LANES, Real>& row, int loss, int output, const int64* label, const Real* y,
+                                const Real* parameters, Write write) {
+  if (loss == WEIGHTED_CROSS_ENTROPY) {
+    const int own = !label ? -1 : *label < 0 || *label >= row.n ? row.n : (int)*label;
+    return probability_loss<true>(row, own, y, parameters, write);
+  }
+  if (loss == POISSON) return poisson_loss(row, y, write);
+  return residual_loss(row, y, loss, output, parameters, write);
 }
 
 // write(j, y^_j) for each of the lane's columns.

@@ -27,10 +27,13 @@ KERNEL __launch_bounds__(256, 2) loss_rows(
     const Row<32, Accum> row = {a_bj + (int64)b * a_pitch, n};
     Element* da = da_bj ? da_bj + (int64)b * da_pitch : nullptr;
     const Accum weight = weight_b ? weight_b[b] : Accum(1);
-    const Accum value = loss_of_row<true>(row, loss, output, labels_b ? labels_b + b : nullptr, targets_bj + (int64)b * n,
-                                   parameters, [=](int j, Accum gradient) {
+    const int64* label = labels_b ? labels_b + b : nullptr;
+    const Accum* y = targets_bj + (int64)b * n;
+    const auto write = [=](int j, Accum gradient) {
       if (da) to_element(gradient * weight / divisor, da[j]);
-    });
+    };
+    const Accum value = loss <= SQUARED_ERROR ? loss_of_row(row, loss, output, label, y, write)
+                                              : further_loss_of_row(row, loss, output, label, y, parameters, write);
     if (threadIdx.x % 32 == 0) sums[0] += (double)(value * weight);
   }
   if (grid_sum(sums, (double*)memory, partials, arrivals)) *mean_loss = (Accum)(sums[0] / n_batch);

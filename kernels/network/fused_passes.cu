@@ -35,7 +35,7 @@ KERNEL __launch_bounds__(THREADS, 2) fused_passes(
   const Network net = load_network(memory, layout, layers);
   for (int k = 0; k < (all_weights ? layers : 0); ++k) load_layer(net, k, theta);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
-  const LossOptions options = {loss, output, divisor, parameters};
+  const LossOptions options = {loss, output, divisor};
   const GridResults results = {nullptr, losses, nullptr, counters, {n_splits, n_splits}, n_splits, 0, 0.0};
   const Workspace written = {workspace, n_batch};
   const bool backward = wanted == GRADIENTS;
@@ -73,7 +73,10 @@ KERNEL __launch_bounds__(THREADS, 2) fused_passes(
           });
         });
       } else {
-        write_losses<true>(net, samples, options, first, valid);
+        if (loss <= SQUARED_ERROR)
+          write_losses(net, samples, options, first, valid);
+        else
+          write_further_losses(net, samples, options, parameters, first, valid);
       }
       if (backward) {
         round_top(net, valid);

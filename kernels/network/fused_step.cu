@@ -53,7 +53,7 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step(
   const int64 tile_bytes = (unsigned char*)(net.top() + tile_b * net.pitch_top()) - (unsigned char*)net.inputs(0);
   load_layers(net, theta, n_parameters, tile_bytes);
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
-  const LossOptions options = {loss, output, divisor, nullptr};
+  const LossOptions options = {loss, output, divisor};
   const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state, gradient, accumulate,
                          factor};
   const Splits splits = {n_splits, group_size};
@@ -77,7 +77,7 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step(
       warp_rows.wait();
     }
     __syncthreads();  // a_L is complete
-    write_losses<false>(net, samples, options, first, valid);
+    write_losses(net, samples, options, first, valid);
     round_top(net, valid);
     __syncthreads();  // da_L and losses are complete
     if (threadIdx.x < 32) add_losses(net, valid);

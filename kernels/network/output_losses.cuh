@@ -27,24 +27,37 @@ DEVICE void each_top_row(const Network& net, int valid, Body body) {
 struct LossOptions {
   int loss, output;
   float divisor;  // B over the scale that da carries
-  const float* parameters;
 };
 
 // Writes the losses of a batch tile's samples behind the numbers of their rows, where nothing else is, and da_L, not
-// yet rounded, in place of a_L. `first`: the batch tile's first sample.
-template <bool ALL_LOSSES>
-DEVICE void write_losses(const Network& net, const Samples& samples, const LossOptions& options, int first, int valid) {
+// yet rounded, in place of a_L. of_row(row, b, write): a sample's loss. `first`: the batch tile's first sample.
+template <typename OfRow>
+DEVICE void write_each_loss(const Network& net, const Samples& samples, const LossOptions& options, int first,
+                            int valid, OfRow of_row) {
   each_top_row(net, valid, [&](int r, const TopRow& row) {
     const int64 b = first + min(r, valid - 1);
     const float weight = samples.weight_b ? samples.weight_b[b] : 1.0f, scale = weight / options.divisor;
     float* a = net.top() + r * net.pitch_top();
-    const auto write = [=](int j, float gradient) { a[j] = gradient * scale; };
-    const int64* label = samples.labels_b ? samples.labels_b + b : nullptr;
-    const float value = label && options.loss == CROSS_ENTROPY
-                            ? label_loss_in_registers<PER_LANE>(row, *label, write)
-                            : loss_of_row<ALL_LOSSES>(row, options.loss, options.output, label,
-                                                      samples.targets_bj + b * row.n, options.parameters, write);
+    const float value = of_row(row, b, [=](int j, float gradient) { a[j] = gradient * scale; });
     if (TopRow::lane() == 0) a[round_up_16(row.n)] = value * weight;
+  });
+}
+
+// The losses up to SQUARED_ERROR.
+DEVICE void write_losses(const Network& net, const Samples& samples, const LossOptions& options, int first, int valid) {
+  write_each_loss(net, samples, options, first, valid, [&](const TopRow& row, int64 b, auto write) {
+    return samples.labels_b ? label_loss_in_registers<PER_LANE>(row, samples.labels_b[b], write)
+                            : loss_of_row(row, options.loss, options.output, nullptr,
+                                          samples.targets_bj + b * row.n, write);
+  });
+}
+
+// The others, which are apart because they need registers.
+DEVICE void write_further_losses(const Network& net, const Samples& samples, const LossOptions& options,
+                                 const float* parameters, int first, int valid) {
+  write_each_loss(net, samples, options, first, valid, [&](const TopRow& row, int64 b, auto write) {
+    return further_loss_of_row(row, options.loss, options.output, samples.labels_b ? samples.labels_b + b : nullptr,
+                               samples.targets_bj + b * row.n, parameters, write);
   });
 }
 
