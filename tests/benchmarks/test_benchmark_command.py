@@ -44,6 +44,7 @@ def example() -> str:
     return text
 
 
+@pytest.mark.thorough
 def test_a_small_run_with_a_contestant_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)  # for this process; the next line for those that it starts
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

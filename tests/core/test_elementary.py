@@ -223,6 +223,7 @@ def test_results_are_exact_to_2e_12_and_stored_within_half_an_ulp(name: str) -> 
     assert_accurate(name, grid())
 
 
+@pytest.mark.thorough(first=8)
 @each_function
 def test_any_bit_patterns(name: str) -> None:
     assert_accurate(name, bit_patterns(3000, seed=1))
@@ -399,6 +400,7 @@ def test_nothing_but_ieee_operations_is_used() -> None:
     }
 
 
+@pytest.mark.thorough(first=8)
 @each_function
 def test_results_do_not_depend_on_how_numbers_lie(name: str) -> None:
     x = np.concatenate([spread()[::41], special()])
@@ -422,6 +424,7 @@ def test_results_do_not_depend_on_how_numbers_lie(name: str) -> None:
     assert same_bits(wide(name, part, shape=(25, 40)).reshape(-1), whole[:1000])
 
 
+@pytest.mark.thorough(first=8)
 @each_function
 def test_apply_takes_any_shape_and_goes_over_it_in_chunks(name: str) -> None:
     x = many_numbers(seed=3)[: 2 * elementary.ELEMENTS_AT_ONCE + 5]
@@ -437,6 +440,7 @@ def test_apply_takes_any_shape_and_goes_over_it_in_chunks(name: str) -> None:
     assert apply(FUNCTIONS[name], x[:60].reshape(5, 12).T).tobytes() == stored[:60].reshape(5, 12).T.tobytes()
 
 
+@pytest.mark.thorough(first=8)
 @each_function
 @pytest.mark.parametrize("in_place", [False, True])
 def test_nothing_that_grows_is_allocated(name: str, in_place: bool) -> None:
