@@ -24,7 +24,7 @@ LIMIT = 1e-6
 """How far slope may lie from differences of forward, and a form from its function, relative to the largest of both."""
 
 STEPS = (1e-3, 1e-4, 1e-5)
-"""Of the differences. A long one suffers from curvature, a short one from rounding; a wrong slope is wrong for all."""
+"""Steps of differences. Long ones suffer from curvature, short ones from rounding; a wrong slope is wrong for all."""
 
 POINTS = np.concatenate([np.linspace(-8.0, 8.0, 641), np.linspace(-1.0, 1.0, 401)[1::2]])
 """Where functions are compared."""

@@ -14,7 +14,7 @@ from gpuback._training.batches import Batches, Samples, hold_out, split
 from gpuback.errors import OptionError
 
 BATCH_SIZE = 128
-"""That of batch_size="auto"."""
+"""How many samples batch_size="auto" takes."""
 
 
 class Source(Protocol):

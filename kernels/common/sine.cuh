@@ -56,7 +56,8 @@ DEVICE QuarterTurns<double> quarter_turns_far(double x) {
 DEVICE float sine_of_rest(float r, int count) {
   const float z = r * r;
   const float s = r + r * z * (-1.6666654611e-1f + z * (8.3321608736e-3f - z * 1.9515295891e-4f));
-  const float c = 1 - 0.5f * z + z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
+  const float c =
+      1 - 0.5f * z + z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f + z * 2.443315711809948e-5f));
   const float value = count & 1 ? c : s;
   return count & 2 ? -value : value;
 }

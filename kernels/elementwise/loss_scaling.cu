@@ -9,8 +9,8 @@
 //     choose_scale    scale = 2^-e with 2^(e-1) <= max |dy| < 2^e, weight_b = scale       so that da has the scale
 //     add_unscaled    out (+)= values / scale                                             after the backward pass
 //
-// gpuback/_backends/numpy/updates.py and gradient_scale.py compute the same. A scale is a power of two, so multiplying by
-// it rounds nothing.
+// gpuback/_backends/numpy/updates.py and gradient_scale.py compute the same. A scale is a power of two, so multiplying
+// by it rounds nothing.
 //
 // A thread takes every 256 gridDim-th number. With B = 1024: `scale_weights` is 4 blocks.
 //

@@ -7,9 +7,9 @@
 // Follows the fixed sequences of gpuback/_backends/exact/losses.py and rounds where da is stored. losses.cu has the
 // equations.
 //
-// Shapes: a, dy and source (B, n) floats, da (B, n) of elements, row by row with a pitch each; labels (B) or targets (B, n); weight
-// (B) or null; losses (B), which `exact_sum` adds up. A label outside 0 ... n - 1 is never used as an index: its loss
-// and its row of da become NaN.
+// Shapes: a, dy and source (B, n) floats, da (B, n) of elements, row by row with a pitch each; labels (B) or targets
+// (B, n); weight (B) or null; losses (B), which `exact_sum` adds up. A label outside 0 ... n - 1 is never used as an
+// index: its loss and its row of da become NaN.
 //
 // A warp takes a row, its lanes every 32nd column; a block has 8 warps. Rows are independent, so there is no barrier.
 // With B = 1024: 128 blocks, a row a warp.

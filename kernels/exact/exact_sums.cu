@@ -7,8 +7,9 @@
 // sum of 2^31 limbs stays below 2^53, so every order of adding them gives the same sums, and no number of blocks
 // changes a bit.
 //
-// Shapes: x (n), contiguous; the numbers that count are all of x or those of `spans` (block_sum.cuh). A thread takes every 256 gridDim-th number. The results of all blocks meet in `grid_max`
-// and `grid_sum`, whose barriers are the only ones. With n = 2^20: 256 blocks, 16 numbers a thread.
+// Shapes: x (n), contiguous; the numbers that count are all of x or those of `spans` (block_sum.cuh). A thread takes
+// every 256 gridDim-th number. The results of all blocks meet in `grid_max` and `grid_sum`, whose barriers are the only
+// ones. With n = 2^20: 256 blocks, 16 numbers a thread.
 //
 // Variants: Accum (float or double). 256 threads.
 #include "../common/block_sum.cuh"

@@ -159,7 +159,8 @@ DEVICE void finish_step(const Network& net, const Update& update, const GridResu
   for (int i = 0; i <= LARGEST_COUNT; ++i) atomicExch(results.counters + i, 0u);  // ready for the next launch
   if (update.optimizer == KEEP_GRADIENT) return;
   const double* hyper = update.hyper;
-  if (record_step(update.state, finite, hyper[STOP_AFTER_NONFINITE] != 0, hyper[BETA_1], hyper[BETA_2]) && hyper[CLIP_NORM] > 0)
+  if (record_step(update.state, finite, hyper[STOP_AFTER_NONFINITE] != 0, hyper[BETA_1], hyper[BETA_2]) &&
+      hyper[CLIP_NORM] > 0)
     set_factor_for(update.state, squares, hyper[CLIP_NORM]);
 }
 

@@ -18,12 +18,11 @@ from gpuback.errors import OptionError
 SOFTMAX = -1
 """How kernels know the output function that is no activation."""
 
+FROM_A, COMPILED_IN = 32, 64
+"""Bits of the kernels' number for an activation: g' is computed from a; its case is compiled into this variant."""
 
-FROM_A, USERS = 32, 64
-"""Bits of the kernels' number for an activation: g' is computed from a; this launch's variant alone has its case."""
-
-MOST_USERS = 32
-"""Activations of one launch whose cases its variant alone has."""
+MOST_COMPILED_IN = 32
+"""How many activations can be compiled into one variant."""
 
 
 class Cases(NamedTuple):
@@ -54,7 +53,7 @@ def cases_of(activations: Sequence[Activation | None]) -> Cases:
         OptionError: there is neither a kernel nor a form of one.
     """
     numbers: list[int] = []
-    users: dict[str, int] = {}
+    compiled_in: dict[str, int] = {}
     forward, slope = [], []
     for activation in activations:
         if activation is None:
@@ -67,14 +66,14 @@ def cases_of(activations: Sequence[Activation | None]) -> Cases:
                 f"activation {activation.name!r} has no CUDA form: expected one with cuda=gpuback.CudaForms(…) in "
                 "register_activation, or backend='numpy'"
             )
-        if activation.name not in users:
-            number = USERS + (FROM_A if activation.derivative_from == "a" else 0) + len(users)
-            users[activation.name] = number
+        if activation.name not in compiled_in:
+            number = COMPILED_IN + (FROM_A if activation.derivative_from == "a" else 0) + len(compiled_in)
+            compiled_in[activation.name] = number
             g, derivative = activation.forms.expressions
             forward.append(f"USER_CASE({number}, {g.code})")
             slope.append(f"USER_CASE({number}, {derivative.code})")
-        numbers.append(users[activation.name])
-    defines = (f"USER_FORWARD={' '.join(forward)}", f"USER_SLOPE={' '.join(slope)}") if users else ()
+        numbers.append(compiled_in[activation.name])
+    defines = (f"USER_FORWARD={' '.join(forward)}", f"USER_SLOPE={' '.join(slope)}") if compiled_in else ()
     return Cases(tuple(numbers), defines)
 
 

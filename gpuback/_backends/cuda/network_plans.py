@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._backends.cuda import split_k
-from gpuback._backends.cuda.arguments import MOST_USERS, cases_of
+from gpuback._backends.cuda.arguments import MOST_COMPILED_IN, cases_of
 from gpuback._backends.cuda.formats import uses_tensor_cores
 from gpuback._backends.cuda.layer_plans import NARROW
 from gpuback._backends.cuda.network_layout import (
@@ -205,9 +205,11 @@ def why_unsupported(architecture: Architecture, limits: DeviceLimits) -> Refusal
         return Refusal("reproducible mode goes layer by layer")
     if precision.name == "float64":
         return Refusal("float64 goes layer by layer")
-    users = {g.name for g in architecture.hidden_activations if g.kernel_id is None}
-    if len(users) > MOST_USERS:
-        return Refusal(f"kernels lack {len(users)} of its activations, and a launch takes up to {MOST_USERS} of these")
+    lacking = len({g.name for g in architecture.hidden_activations if g.kernel_id is None})
+    if lacking > MOST_COMPILED_IN:
+        return Refusal(
+            f"kernels lack {lacking} of its activations, and a launch takes up to {MOST_COMPILED_IN} of these"
+        )
     if widest > NARROW:
         return Refusal(f"a layer is {widest} wide, and whole networks are taken up to {NARROW}")
     return None

@@ -205,7 +205,7 @@ _PARAMETERS: dict[row_plans.ExactEntry, tuple[str, str]] = {
 _INTS = {"by_columns", "bits", "first", "are_int64", "is_float32", "activation", "accumulate"}
 
 NO_CASES = cases_of([])
-"""Of kernels without activations."""
+"""What kernels without activations are launched with."""
 
 
 def _slots(names: str) -> dict[str, Slot]:
