@@ -13,6 +13,7 @@ from gpuback._core.activations import Activation
 from gpuback._core.losses import LOSSES, Loss, OwnLoss, loss_of
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
+from gpuback._core.reproducible_forms import require_reproducible_form
 from gpuback.errors import OptionError, ShapeError, require_known
 
 
@@ -47,8 +48,8 @@ class Architecture:
 
         Raises:
             OptionError: an unknown name, an output function that the loss does not go with, options of the loss for
-                another number of outputs, allow_tf32 without float32, reproducible with float64, allow_tf32 or a loss
-                that is a function.
+                another number of outputs, allow_tf32 without float32, reproducible with float64, allow_tf32, a loss
+                that is a function or an activation without a reproducible form.
             ShapeError: fewer than two sizes, a width below 1, or a number of activations other than the number of
                 hidden layers.
         """
@@ -82,18 +83,26 @@ class Architecture:
                     f"loss {row.name!r} goes with output {' or '.join(map(repr, row.outputs))}, not with {output!r}"
                 )
         precision = Precision.of(dtype, allow_tf32=allow_tf32, reproducible=bool(reproducible))
-        return cls(widths, names, output, row, precision)
+        made = cls(widths, names, output, row, precision)
+        made._require_reproducible_forms()
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the fields for copy and pickle, without the cached values derived from them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Raise UnknownActivationError where a user's activation is not registered in this process."""
+        """Raise an error where a user's activation is not registered in this process, or without the forms it needs."""
         self.__dict__.update(state)
         for name in (*self.activations, self.output):
             if name != "softmax":
                 activation_named(name)
+        self._require_reproducible_forms()
+
+    def _require_reproducible_forms(self) -> None:
+        if self.precision.reproducible:
+            for activation in self.hidden_activations:
+                require_reproducible_form(activation)
 
     @cached_property
     def layout(self) -> Layout:

@@ -12,6 +12,7 @@ from gpuback._core.elementary import SCRATCH, Buffers, Function
 from gpuback._core.elementary_activations import FORWARD, SLOPE
 from gpuback._core.expressions import Expression
 from gpuback._core.typing import Array
+from gpuback.errors import OptionError
 
 EXPRESSION_FUNCTIONS: dict[str, Function] = {
     "exp_of": elementary.exp,
@@ -50,6 +51,17 @@ def functions_of(activation: Activation) -> tuple[Function, Function] | None:
     if not forward.functions | slope.functions <= set(EXPRESSION_FUNCTIONS):
         return None
     return _of_expression(forward), _of_expression(slope)
+
+
+def require_reproducible_form(activation: Activation | None) -> None:
+    """Raise OptionError for an activation that has no fixed sequence of operations."""
+    if activation is None or functions_of(activation) is not None:
+        return
+    functions = ", ".join(EXPRESSION_FUNCTIONS)
+    raise OptionError(
+        f"activation {activation.name!r} has no reproducible form: expected one of {', '.join(FORWARD)}, or one whose "
+        f"gpuback.CudaForms call no other functions than {functions}"
+    )
 
 
 def _of_expression(expression: Expression) -> Function:

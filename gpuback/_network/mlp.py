@@ -417,7 +417,8 @@ class MLP:
 
         Raises:
             FileNotFoundError: there is no such file.
-            FileFormatError: it is cut short, tampered with, or not a gpuback model.
+            FileFormatError: it is cut short, tampered with, or not a gpuback model; or the network is reproducible, and
+                an activation has no reproducible form in this process.
             OptionError: `loss` does not go with the network.
             UnknownActivationError: an activation of a user's own that is not registered in this process.
             BackendError: the backend cannot be used here.

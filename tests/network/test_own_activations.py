@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import gpuback
 from gpuback import MLP, Adam, CudaForms, TrainStep
 from gpuback._core import activation_names
-from gpuback.errors import OptionError, UnknownActivationError
+from gpuback.errors import FileFormatError, OptionError, UnknownActivationError
 from gpuback.testing import random_batch
 
 pytestmark = pytest.mark.on_each_backend
@@ -146,12 +148,33 @@ def test_without_forms_cuda_and_the_reproducible_mode_refuse_by_name() -> None:
         with pytest.raises(OptionError, match="activation 'test_plain_bump' has no CUDA form: expected one with cuda="):
             net.forward(x)
     with pytest.raises(OptionError, match="activation 'test_plain_bump' has no reproducible form: expected one of"):
-        network("test_plain_bump", reproducible=True).forward(x)
+        network("test_plain_bump", reproducible=True)
 
 
+@pytest.mark.numpy_only
 def test_what_has_no_reproducible_form_is_refused_by_name() -> None:
-    with pytest.raises(OptionError, match=r"activation 'sine\(w0=3\)' has no reproducible form"):
-        network("sine(w0=3)", reproducible=True).forward(np.ones((4, 5)))
+    forms = CudaForms("sin_of(x)", "cos_of(x)")
+    gpuback.register_activation("test_wave", forward=np.sin, slope=np.cos, cuda=forms)
+    for name in ("sine", "sine(w0=3)", "test_wave"):
+        with pytest.raises(OptionError, match=f"activation {re.escape(repr(name))} has no reproducible form"):
+            network(["tanh", name], reproducible=True)
+
+
+@pytest.mark.numpy_only
+def test_a_reproducible_network_is_not_loaded_without_the_forms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network(reproducible=True, backend="numpy")
+    net.save(tmp_path / "net")
+    pickled = pickle.dumps(net)
+    table = activation_names.REGISTERED
+    monkeypatch.setitem(table, "test_bump", dataclasses.replace(table["test_bump"], forms=None))
+    message = "activation 'test_bump' has no reproducible form"
+    for read in (lambda: pickle.loads(pickled), lambda: copy.deepcopy(net)):
+        with pytest.raises(OptionError, match=message):
+            read()
+    with pytest.raises(FileFormatError, match=message):
+        MLP.load(tmp_path / "net")
 
 
 def test_a_process_that_has_not_registered_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The passes of a layer with `reproducible=True`, for every backend, and the check that a reproducible form exists."""
+"""The passes of a layer with `reproducible=True`, for every backend, and the functions of its output layer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from gpuback._backends.exact.losses import RULES, Rule
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
 from gpuback._core.elementary import Function
-from gpuback._core.elementary_activations import FORWARD
 from gpuback._core.losses import Loss
-from gpuback._core.reproducible_forms import EXPRESSION_FUNCTIONS, functions_of
+from gpuback._core.reproducible_forms import functions_of, require_reproducible_form
 from gpuback._core.typing import Array
 from gpuback.errors import OptionError
 
@@ -32,7 +31,7 @@ class ExactLayers:
         activation: Activation | None,
         workspace: Any,
     ) -> Callable[[Array], None]:
-        require_rule(activation)
+        require_reproducible_form(activation)
         return products.bind_forward(workspace.slices, W, b, h, a, activation)
 
     def bind_backward(
@@ -45,7 +44,7 @@ class ExactLayers:
         scale: float,
         workspace: Any,
     ) -> Callable[[Array, Array, Array, bool], None]:
-        require_rule(activation_prev)
+        require_reproducible_form(activation_prev)
         return products.bind_backward(workspace.slices, da, W, da_prev, activation_prev, source_prev, scale)
 
     def bind_delta(
@@ -58,7 +57,7 @@ class ExactLayers:
         scale: float,
         workspace: Any,
     ) -> Callable[[], None]:
-        require_rule(activation_prev)
+        require_reproducible_form(activation_prev)
         return products.bind_delta(workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0 / scale)
 
 
@@ -85,16 +84,5 @@ def output_functions(name: str) -> tuple[Function, Function] | None:
     if name == "softmax":
         return None
     activation = activation_named(name)
-    require_rule(activation)
+    require_reproducible_form(activation)
     return functions_of(activation)
-
-
-def require_rule(activation: Activation | None) -> None:
-    """Raise OptionError for an activation that has no fixed sequence of operations."""
-    if activation is None or functions_of(activation) is not None:
-        return
-    functions = ", ".join(EXPRESSION_FUNCTIONS)
-    raise OptionError(
-        f"activation {activation.name!r} has no reproducible form: expected one of {', '.join(FORWARD)}, or one whose "
-        f"gpuback.CudaForms call no other functions than {functions}"
-    )
