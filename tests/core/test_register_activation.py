@@ -76,6 +76,11 @@ def test_from_h_with_kinks_and_he() -> None:
 
 # --- What is refused
 
+
+def tanh_like(forms: CudaForms) -> dict[str, Any]:
+    return {"forward": np.tanh, "slope": lambda a: 1 - np.tanh(a) ** 2, "cuda": forms}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a name of gpuback's": ({"name": "tanh"}, OptionError, "expected one that is not taken, got 'tanh'"),
     "softmax": ({"name": "softmax"}, OptionError, "got 'softmax', which gpuback has"),
@@ -109,9 +114,44 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         OptionError,
         "CudaForms.slope of activation 'bump': expected what slope computes",
     ),
+    "another form far out": (
+        tanh_like(CudaForms("x > 20 ? 0 : tanh_of(x)", "1 - tanh_of(x) * tanh_of(x)")),
+        OptionError,
+        "CudaForms.forward of activation 'bump': expected what forward computes, 1 at x = 30, got 0",
+    ),
+    "another form of the slope far out": (
+        tanh_like(CudaForms("tanh_of(x)", "x < -1000 ? 1 : 1 - tanh_of(x) * tanh_of(x)")),
+        OptionError,
+        "CudaForms.slope of activation 'bump': expected what slope computes, 0 at x = -10000, got 1",
+    ),
+    "a form that overflows where the function does not": (
+        tanh_like(CudaForms("(exp_of(x) - exp_of(-x)) / (exp_of(x) + exp_of(-x))", "1 - tanh_of(x) * tanh_of(x)")),
+        OptionError,
+        "CudaForms.forward of activation 'bump': expected what forward computes, -1 at x = -1000, got nan",
+    ),
+    "another slope far out": (
+        {"forward": np.tanh, "slope": lambda a: np.where(a > 90, a.dtype.type(0.5), 1 - np.tanh(a) ** 2)},
+        OptionError,
+        "slope of activation 'bump': expected the derivative of forward, 0 at a = 100, got 0.5",
+    ),
+    "a maximum": (
+        {"forward": lambda a: a / np.abs(a).max(), "slope": lambda a: 1 / np.full_like(a, np.abs(a).max())},
+        OptionError,
+        "forward of activation 'bump': expected a function of each element alone, got ",
+    ),
+    "a mean": (
+        {"forward": lambda a: a - a.mean(), "slope": np.ones_like},
+        OptionError,
+        "forward of activation 'bump': expected a function of each element alone, got ",
+    ),
+    "a slope of the array": (
+        {"slope": lambda a: bump_slope(a) + 1e-9 * np.abs(a).max()},
+        OptionError,
+        "slope of activation 'bump': expected a function of each element alone, got ",
+    ),
     "NaN": ({"forward": np.log, "slope": np.reciprocal}, OptionError, "forward of activation 'bump': expected finite"),
-    "another shape": ({"forward": lambda a: a[:1]}, ShapeError, "expected an array of shape (841, 1), got (1, 1)"),
-    "a number": ({"forward": lambda a: 1.0}, ShapeError, "expected an array of shape (841, 1), got float"),
+    "another shape": ({"forward": lambda a: a[:1]}, ShapeError, "expected an array of shape (863, 1), got (1, 1)"),
+    "a number": ({"forward": lambda a: 1.0}, ShapeError, "expected an array of shape (863, 1), got float"),
     "float64 for float32": (
         {"slope": lambda a: np.float64(-2) * a * np.exp(-a * a)},
         DtypeError,
@@ -126,6 +166,41 @@ def test_what_is_refused(case: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         register(**options)
     assert "bump" not in gpuback._core.activation_names.REGISTERED
+
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "overflow": {"forward": np.exp, "slope": np.exp, "cuda": CudaForms("exp_of(x)", "exp_of(x)")},
+    "overflow, from h": {
+        **{"forward": np.exp, "slope": lambda h: h, "derivative_from": "h", "cuda": CudaForms("exp_of(x)", "x")},
+    },
+    "a form that does not overflow": {
+        "forward": lambda a: np.log1p(np.exp(a)),
+        "slope": lambda a: 1 / (1 + np.exp(-a)),
+        "cuda": CudaForms("softplus(x)", "sigmoid(x)"),
+    },
+    "large numbers": {
+        "forward": lambda a: a**3,
+        "slope": lambda a: 3 * a * a,
+        "cuda": CudaForms("x * x * x", "3 * x * x"),
+    },
+    "too steep for differences far out": {
+        "forward": lambda a: np.sin(a * a),
+        "slope": lambda a: 2 * a * np.cos(a * a),
+        "cuda": CudaForms("sin_of(x * x)", "2 * x * cos_of(x * x)"),
+    },
+    "a kink far out": {
+        "forward": lambda a: np.minimum(a, 20),
+        "slope": lambda a: (a < 20).astype(a.dtype),
+        "kinks": (20,),
+        "cuda": CudaForms("x > 20 ? 20 : x", "x < 20 ? 1 : 0"),
+    },
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_what_is_accepted_far_out(case: str) -> None:
+    register(**ACCEPTED[case])
+    assert activation_named("bump").forms == ACCEPTED[case]["cuda"]
 
 
 def test_a_function_that_writes_to_its_argument_is_refused() -> None:
