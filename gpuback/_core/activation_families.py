@@ -7,6 +7,7 @@ the reproducible mode.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
@@ -17,7 +18,7 @@ from gpuback._core.activations import Activation, Siren
 from gpuback._core.activations_from_a import SATURATED, silu
 from gpuback._core.activations_from_h import sigmoid, softplus
 from gpuback._core.activations_piecewise import ZERO
-from gpuback._core.expressions import CudaForms
+from gpuback._core.expressions import NUMBER, CudaForms
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
 from gpuback.errors import OptionError
@@ -247,6 +248,8 @@ FAMILIES: dict[str, Family] = {
 
 _CALL = re.compile(r"\s*(?P<family>\w+)\s*\((?P<constants>.*)\)\s*", re.DOTALL)
 
+_NUMBER = re.compile(rf"[+-]?{NUMBER}", re.ASCII)
+
 
 def examples() -> list[str]:
     """List the families as they are written."""
@@ -304,10 +307,7 @@ def _values(title: str, family: Family, text: str) -> dict[str, float]:
             raise OptionError(f"activation {title}: expected {expected}, got {part.strip()!r} in '{title}({text})'")
         named.add(constant)
         row = family.constants[constant]
-        try:
-            value = float(number) + 0.0  # −0 becomes 0
-        except ValueError:
-            value = float("nan")
+        value = float(number) + 0.0 if _NUMBER.fullmatch(number) else math.nan  # −0 becomes 0
         if not row.holds(value):
             raise OptionError(f"activation {title}: expected {constant} to be {row.expected}, got {number!r}")
         values[constant] = value

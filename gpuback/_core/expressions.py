@@ -44,9 +44,16 @@ FUNCTIONS: Functions = {
 }
 """What an expression may call, in kernels by the same names."""
 
+MOST_TOKENS, DEEPEST = 250, 32
+"""Numbers, names and signs of an expression, and parentheses in each other: compilers and Python's stack take these."""
+
+NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+"""A number without a sign, as a regular expression with re.ASCII."""
+
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)f?(?![\w.])|(?P<name>[A-Za-z_]\w*)"
-    r"|(?P<sign>[<>=!]=|&&|\|\||[-+*/()?:<>!]))"
+    rf"\s*(?:(?P<number>{NUMBER})f?(?![\w.])|(?P<name>[A-Za-z_]\w*)"
+    r"|(?P<sign>[<>=!]=|&&|\|\||[-+*/()?:<>!]))",
+    re.ASCII,
 )
 _BINARY: dict[str, Callable[[Array, Array], Array]] = {
     **{"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide},
@@ -82,11 +89,9 @@ class Expression:
         if not isinstance(text, str):
             raise OptionError(f"{what}: expected an expression in x as text, got {text!r}")
         self._text, self._what, self._tokens, self._next = text, what, self._split(text, what), 0
+        self._depth = 0
         self.functions: set[str] = set()
-        try:
-            part = self._expression()
-        except RecursionError:
-            raise OptionError(f"{what}: expected fewer parentheses in each other, got {text[:60]!r}…") from None
+        part = self._expression()
         if self._peek:
             self._fail("the end")
         if part.is_condition:
@@ -109,6 +114,10 @@ class Expression:
                 )
             tokens.append(match["number"] or match["name"] or match["sign"])
             place = match.end()
+        if len(tokens) > MOST_TOKENS:
+            raise OptionError(
+                f"{what}: expected at most {MOST_TOKENS} numbers, names and signs, got {len(tokens)} in {text[:60]!r}…"
+            )
         return tokens
 
     @property
@@ -199,10 +208,8 @@ class Expression:
 
     def _simple(self) -> _Part:
         token = self._peek
-        if self._take("("):
-            part = self._expression()
-            self._expect(")")
-            return part
+        if token == "(":
+            return self._in_parentheses()
         if not re.match(r"[\w.]", token):
             self._fail("a number, x, a function or (")
         self._next += 1
@@ -218,13 +225,21 @@ class Expression:
                 f"{self._what}: expected x, Real or a function out of {', '.join(FUNCTIONS)}, got {token!r} "
                 f"in {self._text!r}"
             )
-        self._expect("(")
-        part = self._number(self._expression())
-        self._expect(")")
+        part = self._number(self._in_parentheses())
         if token == "Real":
             return part
         self.functions.add(token)
         return _Part(f"{token}({part.code})", lambda x, f: f[token](part.compute(x, f)))
+
+    def _in_parentheses(self) -> _Part:
+        self._expect("(")
+        self._depth += 1
+        if self._depth > DEEPEST:
+            self._fail(f"at most {DEEPEST} parentheses in each other")
+        part = self._expression()
+        self._expect(")")
+        self._depth -= 1
+        return part
 
 
 def _joined(sign: str, left: _Part, right: _Part) -> _Part:
@@ -242,7 +257,8 @@ class CudaForms:
 
     An expression is C++ in `x`, of type `Real` (float or double): numbers, + - * /, parentheses, ?: with comparisons,
     and the functions exp_of, expm1_of, log_of, log1p_of, tanh_of, sqrt_of, sin_of, cos_of, abs_of, sigmoid and
-    softplus. Numbers are of type Real, so that 1 / 2 is a half. The reproducible mode has no sin_of and cos_of.
+    softplus. Numbers are of type Real, so that 1 / 2 is a half. The reproducible mode has no sin_of and cos_of. An
+    expression has up to 250 numbers, names and signs, and up to 32 parentheses in each other.
 
     Args:
         forward: h = g(x), of x = a.

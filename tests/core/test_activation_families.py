@@ -51,6 +51,7 @@ each_family = pytest.mark.parametrize("name", FORMULAS)
 CANONICAL = {
     "softplus( beta = 100.0 )": "softplus(beta=100)",
     " softplus(beta=1e2)\n": "softplus(beta=100)",
+    "softplus(beta=+1.E+2)": "softplus(beta=100)",
     "softplus(beta=.25)": "softplus(beta=0.25)",
     "softplus(beta=1)": "softplus",
     "softplus()": "softplus",
@@ -76,6 +77,8 @@ REFUSED = {
     "softplus(beta=inf)": "expected beta to be a number from 1e-30",
     "softplus(beta=nan)": "expected beta to be a number from 1e-30",
     "softplus(beta=ten)": "got 'ten'",
+    "softplus(beta=1_0)": "got '1_0'",
+    "softplus(beta=\N{ARABIC-INDIC DIGIT THREE})": "got '\N{ARABIC-INDIC DIGIT THREE}'",
     "softplus(beta=)": "got ''",
     "softplus(100)": "activation softplus: expected beta=number, got '100' in 'softplus(100)'",
     "softplus(alpha=1)": "expected beta=number, got 'alpha=1'",

@@ -78,7 +78,9 @@ REFUSED = {
     "1e": "got '1e'",
     "1e999": "expected finite numbers, got 1e999",
     "ξ": "got 'ξ'",
-    "(" * 3000 + "x" + ")" * 3000: "expected fewer parentheses in each other",
+    "1٣": "got '٣'",
+    "(" * 33 + "x" + ")" * 33: "expected at most 32 parentheses in each other after '( (",
+    "+".join(["x"] * 1500): "expected at most 250 numbers, names and signs, got 2999 in 'x+x+x",
 }
 
 
@@ -91,6 +93,13 @@ def test_what_an_expression_means(text: str) -> None:
 def test_what_is_no_expression(text: str) -> None:
     with pytest.raises(OptionError, match=f"CudaForms.slope: .*{re.escape(REFUSED[text])}"):
         CudaForms(forward="x", slope=text)
+
+
+def test_the_largest_expressions() -> None:
+    np.testing.assert_array_equal(Expression("+".join(["x"] * 125), "g")(np.ones(3)), np.full(3, 125))
+    np.testing.assert_array_equal(Expression("-" * 248 + "x", "g")(X), X)
+    np.testing.assert_array_equal(Expression("abs_of(" * 32 + "x" + ")" * 32, "g")(X), np.abs(X))
+    np.testing.assert_array_equal(Expression("(x)" + "+(x)" * 40, "g")(X), Expression("x" + "+x" * 40, "g")(X))
 
 
 def test_something_else_than_text() -> None:
