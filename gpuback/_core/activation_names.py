@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from gpuback._core.activation_families import FAMILIES, examples, with_constants
@@ -36,6 +37,12 @@ def activation_named(name: object, option: str = "activation") -> Activation:
     if isinstance(name, str) and name.isidentifier():
         message += f" One of your own: gpuback.register_activation({name!r}, …) before MLP or MLP.load."
     raise UnknownActivationError(message)
+
+
+def registered_forms(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the two expressions of each of these activations that a user has registered with them."""
+    rows = {name: REGISTERED[name] for name in names if name in REGISTERED}
+    return {name: [row.forms.forward, row.forms.slope] for name, row in rows.items() if row.forms is not None}
 
 
 def derivative_of_output(output: str) -> Literal["h", "a"]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpuback import schedules
 from gpuback._backends.protocol import SMALLEST_SCALE
+from gpuback._core.activation_names import registered_forms
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count, count_or_none
 from gpuback._network.mlp import MLP
@@ -128,6 +129,8 @@ def fit(
             "loss_scaling": None if loss_scaling is None else loss_scaling._options(),
             "schedule": schedules.identity(schedule),
         }
+        if forms := registered_forms((*net.architecture.activations, net.architecture.output)):
+            identity["registered_activations"] = forms
         saved = Checkpoint(checkpoint, identity)
     seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else seed
     if resume and saved is not None and os.path.exists(saved.path):

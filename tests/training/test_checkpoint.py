@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import gpuback
-from gpuback import MLP, SGD, Adam, AdamW, DivergedError, History
-from gpuback._core import persistence
+from gpuback import MLP, SGD, Adam, AdamW, CudaForms, DivergedError, History
+from gpuback._core import activation_names, persistence
 from gpuback._training import checkpoint
 from gpuback.errors import FileFormatError, GpubackError, MissingFolderError, OptionError
 from gpuback.schedules import constant, cosine, warmup
@@ -362,6 +362,37 @@ def test_another_split_or_seed_is_refused_by_name(there: Any, here: Any, named: 
     train(file, **there, epochs=2)
     with pytest.raises(OptionError, match=f"another run's: {named} is"):
         train(file, **here, resume=True)
+
+
+@pytest.mark.numpy_only
+def test_another_registered_activation_of_the_same_name_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def register(power: int, forms: bool = True) -> None:
+        monkeypatch.setattr(activation_names, "REGISTERED", table := {})
+        monkeypatch.setattr("gpuback._core.own_activations.REGISTERED", table)
+        x = " * x" * (power - 1)
+        gpuback.register_activation(
+            "test_power",
+            forward=lambda a: a**power,
+            slope=lambda a: power * a ** (power - 1),
+            cuda=CudaForms(f"x{x}", f"{power}{x}") if forms else None,
+        )
+
+    def identity() -> dict[str, Any]:
+        return persistence.read(file, kind="checkpoint")[1]["run"]
+
+    register(2)
+    train(file, net=network(activation="test_power"), epochs=2)
+    assert identity()["registered_activations"] == {"test_power": ["x * x", "2 * x"]}
+    register(3)
+    with pytest.raises(OptionError, match="another run's: registered_activations is .*2 .* there and .*3 .* here"):
+        train(file, net=network(activation="test_power"), resume=True)
+    register(2)
+    train(file, net=network(activation="test_power"), resume=True)
+    register(2, forms=False)
+    for activation in ("test_power", "softplus(beta=2)", "tanh"):
+        file.unlink()
+        train(file, net=network(activation=activation), epochs=1)
+        assert "registered_activations" not in identity()
 
 
 def test_other_data_are_refused(file: Path) -> None:
