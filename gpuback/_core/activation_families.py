@@ -94,15 +94,20 @@ def _leaky_relu(name: str, slope: float) -> Activation:
     return _row(name, "h" if slope > 0 else "a", "he", forward, backward, forms, (0.0,))
 
 
+def _exponential_below(a: Array, h: Array, scratch: Scratch, alpha: float, width: float) -> None:
+    """h = a where a > 0, else α (e^(a/width) − 1)."""
+    below = scratch.a
+    np.minimum(a, scratch.zeros, out=below)
+    if width != 1:
+        np.divide(below, width, out=below)
+    np.expm1(below, out=below)
+    np.multiply(below, alpha, out=below)
+    np.maximum(a, scratch.zeros, out=h)
+    np.add(h, below, out=h)
+
+
 def _elu(name: str, alpha: float) -> Activation:
-    def forward(a: Array, h: Array, scratch: Scratch) -> None:
-        """h = a where a > 0, else α (e^a − 1)."""
-        below = scratch.a
-        np.minimum(a, scratch.zeros, out=below)
-        np.expm1(below, out=below)
-        np.multiply(below, alpha, out=below)
-        np.maximum(a, scratch.zeros, out=h)
-        np.add(h, below, out=h)
+    forward = functools.partial(_exponential_below, alpha=alpha, width=1.0)
 
     def backward(dh: Array, h: Array, scratch: Scratch) -> None:
         """g' = 1 where h > 0, else h + α = α e^a."""
@@ -117,15 +122,7 @@ def _elu(name: str, alpha: float) -> Activation:
 
 
 def _celu(name: str, alpha: float) -> Activation:
-    def forward(a: Array, h: Array, scratch: Scratch) -> None:
-        """h = a where a > 0, else α (e^(a/α) − 1)."""
-        below = scratch.a
-        np.minimum(a, scratch.zeros, out=below)
-        np.divide(below, alpha, out=below)
-        np.expm1(below, out=below)
-        np.multiply(below, alpha, out=below)
-        np.maximum(a, scratch.zeros, out=h)
-        np.add(h, below, out=h)
+    forward = functools.partial(_exponential_below, alpha=alpha, width=alpha)
 
     def backward(dh: Array, h: Array, scratch: Scratch) -> None:
         """g' = 1 where h > 0, else h/α + 1 = e^(a/α)."""
