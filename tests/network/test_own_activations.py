@@ -129,6 +129,18 @@ def test_the_bits_of_families_in_the_reproducible_mode(name: str, dtype: str) ->
     np.testing.assert_allclose(expected.theta, gradient, rtol=tolerance, atol=tolerance * np.abs(gradient).max())
 
 
+@pytest.mark.numpy_only
+def test_as_the_output_of_a_loss_that_is_a_function() -> None:
+    def squares(y_hat: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return ((y_hat - y) ** 2).sum(axis=1), 2 * (y_hat - y)
+
+    net = MLP([5, 3], output="test_bump", loss=squares, dtype="float64", seed=1)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((9, 5)), rng.standard_normal((9, 3))
+    assert gpuback.check_gradients(net, x, y).passed
+    np.testing.assert_allclose(net.forward(x), bump(x @ net.weights[0].T), rtol=1e-12)
+
+
 def test_one_layer_on_arrays_of_the_users_own() -> None:
     rng = np.random.default_rng(0)
     da, a, W = (rng.standard_normal(shape) for shape in ((9, 3), (9, 4), (3, 4)))
