@@ -12,7 +12,7 @@ import pytest
 
 import gpuback
 from gpuback import MLP, CudaForms
-from gpuback._core.activation_names import REGISTERED, activation_named
+from gpuback._core.activation_names import activation_named
 from gpuback._core.scratch import Scratch
 from gpuback.errors import DtypeError, OptionError, ShapeError, UnknownActivationError
 from gpuback.testing import random_batch
@@ -23,8 +23,9 @@ Function = Callable[[np.ndarray], np.ndarray]
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test registers in a table of its own."""
-    monkeypatch.setattr("gpuback._core.activation_names.REGISTERED", REGISTERED | {})
-    monkeypatch.setattr("gpuback._core.own_activations.REGISTERED", gpuback._core.activation_names.REGISTERED)
+    table: dict[str, object] = {}
+    monkeypatch.setattr("gpuback._core.activation_names.REGISTERED", table)
+    monkeypatch.setattr("gpuback._core.own_activations.REGISTERED", table)
 
 
 def bump(a: np.ndarray) -> np.ndarray:
