@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Any
@@ -75,7 +75,7 @@ class MLP:
         *,
         activation: str | Sequence[str] = "relu",
         output: str | None = None,
-        loss: str | Loss | Mapping[str, Any] | LossFunction = "cross_entropy",
+        loss: str | Loss | LossFunction = "cross_entropy",
         dtype: object = "float32",
         allow_tf32: bool = False,
         backend: str = "auto",
@@ -405,7 +405,7 @@ class MLP:
         cls,
         path: PathLike,
         backend: str = "auto",
-        loss: str | Loss | Mapping[str, Any] | LossFunction | None = None,
+        loss: str | Loss | LossFunction | None = None,
     ) -> MLP:
         """Read the network that `save` wrote.
 
