@@ -193,6 +193,7 @@ def test_what_a_function_is_called() -> None:
         (lambda: MLP([2, 3], loss="poisson", output="identity"), "loss 'poisson' goes with output 'exponential'"),
         (lambda: MLP([2, 3], loss="huber", output="softmax"), "loss 'huber' goes with output 'identity' or 'sigmoid'"),
         (lambda: MLP([2, 3], loss=squared, output="linear"), "unknown output 'linear'"),
+        (lambda: MLP([2, 3], loss=squared, output="softmaxx"), "unknown output 'softmaxx'. Did you mean 'softmax'?"),
         (lambda: MLP([2, 3], loss=squared, reproducible=True), "reproducible=True: expected one of gpuback's losses"),
         (lambda: random_batch(MLP([2, 3], loss=squared), 4), "random targets: expected one of gpuback's losses"),
     ],
