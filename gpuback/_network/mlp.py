@@ -238,10 +238,11 @@ class MLP:
             The loss, a 0-d array on the network's backend, and the gradients (`out` if it was given).
 
         Raises:
-            ShapeError, DtypeError, DeviceError: an argument does not fit the network.
-            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1]. Targets on a GPU are not checked,
-                which would mean to wait for it: there a label outside makes the loss NaN.
-            OptionError: accumulate without out.
+            ShapeError, DtypeError, DeviceError: an argument does not fit the network, or what a loss's function
+                returned does not fit its ŷ.
+            LabelError: a label outside 0 … n_L − 1, a probability outside [0, 1] or a count below 0. Targets on a GPU
+                are not checked, which would mean to wait for it: there a label or count outside makes the loss NaN.
+            OptionError: accumulate without out. Or the loss was a function, and the network was loaded without it.
         """
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         if accumulate and out is None:
