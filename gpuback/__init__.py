@@ -11,6 +11,7 @@ from gpuback._network.gradient_check import GradientReport as GradientReport
 from gpuback._network.gradient_check import check_gradients as check_gradients
 from gpuback._network.mlp import MLP as MLP
 from gpuback._network.mlp import Gradients as Gradients
+from gpuback._network.vjp import Pullback as Pullback
 from gpuback._training.fit import fit as fit
 from gpuback._training.history import History as History
 from gpuback._training.optimizers import SGD as SGD

@@ -38,6 +38,8 @@ def as_host_array(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> A
     if type(value) is np.ndarray and value.flags.c_contiguous and (dtype is None or value.dtype is dtype):
         return value
     array = value if isinstance(value, np.ndarray) else _host_array(value, what)
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise DtypeError(f"{what}: expected numbers without a mask, got a masked array; {what}.filled(value) fills it")
     if dtype is None or array.dtype != dtype:
         if not is_real(array.dtype):
             raise DtypeError(f"{what}: expected real numbers, got dtype {array.dtype}")

@@ -274,6 +274,8 @@ def make_optimizer(
     if only_for_sgd and name != "sgd":
         raise OptionError(f"--{next(iter(only_for_sgd))} goes with --optimizer sgd, not with {name}")
     if no_decay_biases and not (name == "adamw" if weight_decay is None else weight_decay):
-        raise OptionError("--no-decay-biases needs a weight decay: give --weight-decay, or --optimizer adamw")
+        raise OptionError(
+            "--no-decay-biases needs a weight decay above 0: give --weight-decay, or --optimizer adamw without it"
+        )
     rate = o.LEARNING_RATES[name] if learning_rate is None else learning_rate
     return OPTIMIZERS[name](rate, **only_for_sgd, **given(weight_decay=weight_decay), decay_biases=not no_decay_biases)

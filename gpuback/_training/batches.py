@@ -100,11 +100,20 @@ def validation_pair(net: MLP, validation: Any, expected: str) -> Samples:
     try:
         x, y = validation
     except (TypeError, ValueError):
-        raise OptionError(f"validation: expected {expected}, got {type(validation).__name__}") from None
+        raise OptionError(f"validation: expected {expected}, got {in_words(validation)}") from None
     try:
         return Samples.checked(net, x, y, None)
     except (DataError, DtypeError, LabelError, ShapeError) as error:
         raise type(error)(f"validation {error}") from None
+
+
+def in_words(item: object) -> str:
+    """Describe what came in place of a pair or a batch."""
+    kind = type(item).__name__
+    if isinstance(item, (tuple, list)):
+        return f"a {kind} of {len(item)}"
+    shape = getattr(item, "shape", None)
+    return kind if shape is None else f"{kind} of shape {tuple(shape)}"
 
 
 def split(samples: Samples, n_held_out: int, seed: int) -> tuple[Samples, Samples]:

@@ -92,9 +92,10 @@ class Checkpoint:
             saved, here = metadata["run"], _jsonable(self._identity)
             for name in here | saved:  # an option that is at its default need not be there
                 if saved.get(name) != here.get(name):
+                    there, now = (repr(run[name]) if name in run else "the default" for run in (saved, here))
                     raise OptionError(
-                        f"checkpoint {self.path} is another run's: {name} is {saved.get(name)!r} there and "
-                        f"{here.get(name)!r} here. Remedy: the same options, another file, or resume=False"
+                        f"checkpoint {self.path} is another run's: {name} is {there} there and {now} here. "
+                        "Remedy: the same options, another file, or resume=False"
                     )
             theta, best = arrays["theta"], arrays.get("best_theta")
             seen = {name: arrays[name].tolist() for name in ("loss", "validation_loss", "learning_rate")}

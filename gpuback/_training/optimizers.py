@@ -91,7 +91,7 @@ class Optimizer(ABC):
         return 0 if self._net is None else self._update.steps
 
     def step(self, net: MLP, gradients: HasTheta, clip_norm: float | None = None) -> None:
-        """Update `net.theta` in place, once.
+        """Update `net.theta` in place, once, by whatever the gradients hold: NaN too, which a `TrainStep` would not.
 
         Args:
             net: the network.

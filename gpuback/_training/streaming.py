@@ -23,7 +23,7 @@ from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._core.validation import count_or_none
 from gpuback._network.mlp import MLP
-from gpuback._training.batches import Samples, validation_pair
+from gpuback._training.batches import Samples, in_words, validation_pair
 from gpuback._training.sources import is_auto
 from gpuback.errors import DataError, GpubackError, OptionError
 
@@ -212,7 +212,10 @@ class Stream:
             raise DataError(f"epoch {epoch}: expected steps_per_epoch={self._steps} batches, got {taken}")
 
     def _iterator(self, epoch: int) -> Iterator[BatchLike]:
-        iterable = self._open(epoch)
+        try:
+            iterable = self._open(epoch)
+        except StopIteration as error:  # which no generator can pass on, such as `epoch` is
+            raise DataError(f"batches({epoch}): expected an iterable of batches, got StopIteration") from error
         if not _is_iterable(iterable):
             raise OptionError(f"batches({epoch}): expected an iterable of batches, got {type(iterable).__name__}")
         return iter(iterable)
@@ -220,7 +223,7 @@ class Stream:
     def _load(self, slot: int, item: BatchLike, number: int, epoch: int) -> Samples:
         """Check a batch, on the host if its data are there, and copy it to the slot."""
         if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-            where, came = f"batch {number} of epoch {epoch}", _in_words(item)
+            where, came = f"batch {number} of epoch {epoch}", in_words(item)
             raise DataError(f"{where}: expected (x, y) or (x, y, sample_weight), got {came}")
         ops = self._net.ops
         try:
@@ -258,11 +261,3 @@ def _length(batches: Any) -> int | None:
         return len(batches)
     except (TypeError, NotImplementedError):  # a DataLoader has a length only if its data set has
         return None
-
-
-def _in_words(item: object) -> str:
-    kind = type(item).__name__
-    if isinstance(item, (tuple, list)):
-        return f"a {kind} of {len(item)}"
-    shape = getattr(item, "shape", None)
-    return kind if shape is None else f"{kind} of shape {tuple(shape)}"

@@ -116,6 +116,7 @@ USES: dict[str, Callable[[str], list[Any]]] = {
     "register_activation": registered,
     "GradientReport": check_gradients,
     "Gradients": lambda backend: gradients_of(network(backend).value_and_grad(*batch())),
+    "Pullback": vjp,
     "fit": fitted,
     "History": fitted,
     "DivergedError": diverged,

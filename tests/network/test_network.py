@@ -211,6 +211,7 @@ X = np.ones((5, 3))
         (NET, np.ones(3), [0], ValueError, "x[None, :]"),
         (NET, np.ones((0, 3)), [], ValueError, "at least one sample"),
         (NET, np.ones((5, 3), complex), [0] * 5, TypeError, "x: expected real numbers, got dtype complex128"),
+        (NET, np.ma.masked_greater(np.eye(5, 3), 0), [0] * 5, TypeError, "x: expected numbers without a mask"),
         (NET, [["a", "b", "c"]], [0], TypeError, "x: expected real numbers"),
         (NET, np.full((1, 3), None), [0], TypeError, "x: expected real numbers, got dtype object"),
         (NET, [[1, 2, 3], [1, 2]], [0, 0], TypeError, "x: expected an array of real numbers"),

@@ -302,6 +302,7 @@ def test_a_write_that_fails_leaves_the_earlier_file(file: Path, monkeypatch: pyt
         ({"make_optimizer": lambda: Adam(eps=1e-7)}, "eps is"),
         ({"make_optimizer": lambda: Adam(weight_decay=0.1)}, "weight_decay is"),
         ({"make_optimizer": AdamW}, "optimizer is 'Adam' there and 'AdamW' here"),
+        ({"make_optimizer": lambda: Adam(decay_biases=False)}, "decay_biases is the default there and False here"),
         ({"make_optimizer": lambda: SGD(1e-3)}, "optimizer is"),
         ({"batch_size": 9}, "batch_size is 8 there and 9 here"),
         ({"batch_size": None}, "batch_size is 8 there and None here"),

@@ -644,6 +644,7 @@ def test_the_iterable_sees_the_callers_settings() -> None:
 def test_waiting_for_slow_batches_can_be_interrupted() -> None:
     main = threading.main_thread().ident
     assert main is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 
     def batches(epoch: int) -> Iterator[Any]:
         yield X, Y
@@ -652,8 +653,16 @@ def test_waiting_for_slow_batches_can_be_interrupted() -> None:
         time.sleep(0.05)
         yield X, Y
 
-    with pytest.raises(KeyboardInterrupt):
-        streamed(batches)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            streamed(batches)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_function_that_raises_stop_iteration_has_given_no_batches() -> None:
+    with pytest.raises(DataError, match=r"^batches\(0\): expected an iterable of batches, got StopIteration$"):
+        streamed(lambda epoch: next(iter([])))
 
 
 @pytest.mark.numpy_only
