@@ -33,7 +33,8 @@ def activation_named(name: object, option: str = "activation") -> Activation:
             return found
         if found is not None:
             return ACTIVATIONS[found]
-    message = str(unknown_name(option, name, [*ACTIVATIONS, *examples(), *REGISTERED]))
+    outputs = ["softmax"] if option == "output" else []
+    message = str(unknown_name(option, name, [*outputs, *ACTIVATIONS, *examples(), *REGISTERED]))
     if isinstance(name, str) and name.isidentifier():
         message += f" One of your own: gpuback.register_activation({name!r}, …) before MLP or MLP.load."
     raise UnknownActivationError(message)

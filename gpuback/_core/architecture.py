@@ -10,7 +10,7 @@ from typing import Any
 
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
-from gpuback._core.losses import LOSSES, Loss, OwnLoss, loss_of
+from gpuback._core.losses import LOSSES, Loss, OwnLoss, loss_of, saved_loss
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
 from gpuback._core.reproducible_forms import require_reproducible_form
@@ -118,7 +118,7 @@ class Architecture:
         return self.loss_row.name
 
     def as_options(self) -> dict[str, Any]:
-        """Return the keyword arguments of `create` that make this architecture again, as JSON can hold them.
+        """Return the options of which `from_options` makes this architecture again, as JSON can hold them.
 
         A loss that is a function is there by its name alone.
         """
@@ -135,7 +135,7 @@ class Architecture:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Architecture:
         """Make the architecture that `as_options` described."""
-        return cls.create(**options)
+        return cls.create(**{**options, "loss": saved_loss(options["loss"])})
 
 
 def _widths(sizes: Iterable[int]) -> tuple[int, ...]:

@@ -77,9 +77,7 @@ def _constant(value: float, like: Array) -> Array:
     return np.array(value, like.dtype)
 
 
-def softmax_cross_entropy(
-    a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None = None
-) -> Run:
+def softmax_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None) -> Run:
     """ℓ = −Σ_j y_j log ŷ_j with ŷ = softmax(a); ∂ℓ/∂a = ŷ − e(y), or (Σ_j y_j) ŷ − y for rows of probabilities.
 
     With z = a − max a and s = Σ_j e^z_j, −log ŷ_j = log s − z_j, which is never negative: logits of ±10⁴ are harmless.
@@ -98,15 +96,10 @@ def softmax_cross_entropy(
 
 def _of_labels(z: Array, losses: Array, softmax: Softmax, divisor: float) -> Run:
     """ℓ_b = log s_b − z_b[y_b], and a becomes ŷ/divisor − e(y)/divisor: each term is divided separately."""
-    row_stride, class_stride = (stride // z.itemsize for stride in z.strides)
-    stride, one = np.array(class_stride, np.intp), _constant(1.0 / divisor, z)
-    flat = z.reshape(-1, order="A")  # a view, in the order of memory
-    first_of_row = np.arange(len(z), dtype=np.intp) * row_stride
-    own = np.empty_like(first_of_row)
-    picked = np.empty_like(losses)
+    flat, own, find_own = _bind_own(z)
+    one, picked = _constant(1.0 / divisor, z), np.empty_like(losses)
     pick = partial(flat.take, own, None, picked, "clip")  # labels were checked; "raise" would buffer the output
     operations = (
-        bind(np.add, own, first_of_row, out=own),
         pick,
         softmax.exponentials,
         bind(np.log, softmax.total, out=losses),
@@ -119,11 +112,29 @@ def _of_labels(z: Array, losses: Array, softmax: Softmax, divisor: float) -> Run
 
     def run(y: Array) -> None:
         softmax.shift()
-        np.multiply(y, stride, out=own)
+        find_own(y)
         for operation in operations:
             operation()
 
     return run
+
+
+def _bind_own(rows: Array) -> tuple[Array, Array, Run]:
+    """Bind a search for the elements rows[b, y_b] of (B, n).
+
+    Returns:
+        The elements in the order of memory, a view; (B,) positions there; and what sets these from labels y.
+    """
+    row_stride, class_stride = (stride // rows.itemsize for stride in rows.strides)
+    stride, first_of_row = np.array(class_stride, np.intp), np.arange(len(rows), dtype=np.intp) * row_stride
+    own = np.empty_like(first_of_row)
+    add_first_of_row = bind(np.add, own, first_of_row, out=own)
+
+    def find_own(y: Array) -> None:
+        np.multiply(y, stride, out=own)
+        add_first_of_row()
+
+    return rows.reshape(-1, order="A"), own, find_own
 
 
 def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array, divisor: float) -> Run:
@@ -157,18 +168,14 @@ def weighted_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: f
     assert parameters is not None
     factor, addend = parameters
     of_label, targets, picked = factor + addend, np.empty_like(a), np.empty_like(losses)
-    flat = targets.reshape(-1, order="A")  # a view, in the order of memory
-    row_stride, class_stride = (stride // a.itemsize for stride in targets.strides)
-    stride, first_of_row = np.array(class_stride, np.intp), np.arange(len(a), dtype=np.intp) * row_stride
-    own = np.empty_like(first_of_row)
+    flat, own, find_own = _bind_own(targets)
     of_probabilities = _of_probabilities(a, losses, Softmax(a, a), scratch.a, divisor)
 
     def run(y: Array) -> None:
         if y.ndim == 1:
             np.copyto(targets, addend)
             of_label.take(y, None, picked, "clip")  # labels were checked; "raise" would buffer the output
-            np.multiply(y, stride, out=own)
-            np.add(own, first_of_row, out=own)
+            find_own(y)
             flat[own] = picked
         else:
             np.multiply(y, factor, out=targets)
@@ -179,7 +186,7 @@ def weighted_cross_entropy(a: Array, losses: Array, scratch: Scratch, divisor: f
 
 
 def sigmoid_binary_cross_entropy(
-    a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None = None
+    a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None
 ) -> Run:
     """ℓ = −Σ_j (y_j log ŷ_j + (1 − y_j) log(1 − ŷ_j)) with ŷ = sigmoid(a); ∂ℓ/∂a = ŷ − y.
 
@@ -206,9 +213,7 @@ def sigmoid_binary_cross_entropy(
     return run
 
 
-def identity_squared_error(
-    a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None = None
-) -> Run:
+def identity_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None) -> Run:
     """ℓ = ½ Σ_j (a_j − y_j)²; ∂ℓ/∂a = a − y."""
     half_squares = _bind_half_squares(a, losses, scratch.a)
 
@@ -227,7 +232,6 @@ def elementwise_squared_error(name: str) -> Build:
     def build(a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None) -> Run:
         outputs = np.empty_like(a)
         half_squares = _bind_half_squares(a, losses, scratch.a)
-
         through_output = bind_through_output(name, outputs, a, scratch)
 
         def run(y: Array) -> None:
@@ -242,9 +246,7 @@ def elementwise_squared_error(name: str) -> Build:
     return build
 
 
-def softmax_squared_error(
-    a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None = None
-) -> Run:
+def softmax_squared_error(a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None) -> Run:
     """ℓ = ½ Σ_j (ŷ_j − y_j)² with ŷ = softmax(a).
 
     The Jacobian is diag(ŷ) − ŷ ŷᵀ, so with r = ŷ − y, ∂ℓ/∂a = ŷ ⊙ (r − Σ_j r_j ŷ_j).
@@ -268,7 +270,7 @@ def softmax_squared_error(
 def exponential_poisson(a: Array, losses: Array, scratch: Scratch, divisor: float, parameters: Array | None) -> Run:
     """ℓ = Σ_j y_j log(y_j/ŷ_j) − y_j + ŷ_j, half the deviance, with ŷ = e^a; ∂ℓ/∂a = ŷ − y.
 
-    With d = a − log y, term j is y (expm1(d) − d), which cancels less where ŷ is near y. Of a y of 0 it is ŷ.
+    With d = a − log y, term j is y (expm1(d) − d), which cancels less where ŷ is near y. Where y_j is 0, term j is ŷ_j.
     """
     difference, term, is_zero = scratch.a, scratch.b, scratch.mask
     sum_terms = bind_sum_rows(term)

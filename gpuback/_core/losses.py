@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ from gpuback.errors import OptionError, unknown_name
 class Loss:
     """One loss with its options, which do not change. Losses of one kind with the same options are equal.
 
+    This is the type of gpuback's own losses. For another loss, write a function instead of a subclass.
+
     Attributes:
         name: what users write.
         kernel_id: the number by which CUDA kernels know it; None if there is no kernel.
@@ -39,6 +41,12 @@ class Loss:
     kernel_id: int | None
     targets: Literal["classes", "probabilities", "counts", "values", "own"]
     outputs: Mapping[str, Build]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: a loss does not change, since networks share it; make another one")
+
+    def __delattr__(self, name: str) -> None:
+        setattr(self, name, None)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -63,7 +71,7 @@ class Loss:
         return self.outputs[output](a, losses, scratch, divisor, in_dtype)
 
     def as_option(self) -> Any:
-        """Return what `loss_of` makes this loss of again, as JSON can hold it: the name alone if that is enough."""
+        """Return what `saved_loss` makes this loss of again, as JSON can hold it: the name alone if that is enough."""
         return self.name if self == LOSSES.get(self.name) else {"name": self.name, **self.options}
 
     def __eq__(self, other: object) -> bool:
@@ -79,13 +87,13 @@ class Loss:
 class CrossEntropy(Loss):
     """ℓ = −Σ_j t_j log ŷ_j, behind softmax, with t = e(y) for a label y, or t = y for a row of probabilities.
 
-    With label smoothing ε and class weights c, t_j = c_j ((1 − ε) e(y)_j + ε/n_L). Of a label, without smoothing, this
-    is the sample weight c_y. The divisor of the batch's mean stays B: `torch.nn.CrossEntropyLoss(weight=c)` divides by
-    Σ_b c_{y_b} unless its reduction is "sum".
+    With label smoothing ε and class weights c, t_j = c_j ((1 − ε) e(y)_j + ε/n_L). Without smoothing, a label's loss
+    is multiplied by c_y, as by a sample weight. The divisor of the batch's mean stays B:
+    `torch.nn.CrossEntropyLoss(weight=c)` divides by Σ_b c_{y_b} unless its reduction is "sum".
 
     Args:
         label_smoothing: ε, from 0 to below 1.
-        class_weight: c, a finite number ≥ 0 for each class; None for 1.
+        class_weight: c, a finite number ≥ 0 for each class, not all of them 0; None for 1.
 
     Raises:
         OptionError: an option is out of range.
@@ -94,15 +102,22 @@ class CrossEntropy(Loss):
     """
 
     name, targets = "cross_entropy", "classes"
+    label_smoothing: float
+    class_weight: tuple[float, ...] | None
 
     def __init__(self, *, label_smoothing: float = 0.0, class_weight: Iterable[float] | None = None) -> None:
-        self.label_smoothing = in_range("label_smoothing", label_smoothing, 0.0, 1.0)
-        self.class_weight = None if class_weight is None else numbers("class_weight", class_weight)
-        if self.class_weight is not None and not all(0.0 <= c < math.inf for c in self.class_weight):
-            raise OptionError(f"class_weight: expected finite numbers ≥ 0, got {list(self.class_weight)}")
-        plain = self.label_smoothing == 0.0 and self.class_weight is None
-        self.kernel_id = 0 if plain else 7
-        self.outputs = {"softmax": formulas.softmax_cross_entropy if plain else formulas.weighted_cross_entropy}
+        smoothing, weight = in_range("label_smoothing", label_smoothing, 0.0, 1.0), None
+        if class_weight is not None:
+            weight = numbers("class_weight", class_weight, "a sequence of numbers, one for each class")
+            if not (any(weight) and all(0.0 <= c < math.inf for c in weight)):
+                raise OptionError(f"class_weight: expected finite numbers ≥ 0, not all of them 0, got {list(weight)}")
+        plain = smoothing == 0.0 and weight is None
+        vars(self).update(
+            label_smoothing=smoothing,
+            class_weight=weight,
+            kernel_id=0 if plain else 7,
+            outputs={"softmax": formulas.softmax_cross_entropy if plain else formulas.weighted_cross_entropy},
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -167,9 +182,10 @@ class Huber(Loss):
 
     name, kernel_id, targets = "huber", 4, "values"
     outputs: Mapping[str, Build] = {output: formulas.elementwise(output, formulas.huber) for output in ELEMENTWISE}
+    delta: float
 
     def __init__(self, delta: float = 1.0) -> None:
-        self.delta = positive("delta", delta)
+        vars(self)["delta"] = positive("delta", delta)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -196,11 +212,14 @@ class Quantile(Loss):
 
     name, kernel_id, targets = "quantile", 5, "values"
     outputs: Mapping[str, Build] = {output: formulas.elementwise(output, formulas.quantile) for output in ELEMENTWISE}
+    q: tuple[float, ...]
 
     def __init__(self, q: float | Iterable[float] = 0.5) -> None:
-        self.q = (number(q),) if isinstance(q, (int, float, np.number)) else numbers("q", q)
-        if not self.q or not all(0.0 < one < 1.0 for one in self.q):
-            raise OptionError(f"q: expected a number between 0 and 1, or one for each output, got {q!r}")
+        expected = "a number between 0 and 1, or one for each output"
+        values = (number(q),) if isinstance(q, (int, float, np.number)) else numbers("q", q, expected)
+        if not values or not all(0.0 < one < 1.0 for one in values):
+            raise OptionError(f"q: expected {expected}, got {q!r}")
+        vars(self)["q"] = values
 
     @property
     def options(self) -> dict[str, Any]:
@@ -246,10 +265,10 @@ class OwnLoss(Loss):
     """
 
     kernel_id, targets, outputs, default_output = None, "own", {}, "identity"
+    function: LossFunction | None
 
     def __init__(self, function: LossFunction | None, name: str | None = None) -> None:
-        self.function = function
-        self.name = _name_of(function) if name is None else name
+        vars(self).update(function=function, name=_name_of(function) if name is None else name)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -270,6 +289,10 @@ class OwnLoss(Loss):
         return self.name
 
 
+KINDS = (*map(type, LOSSES.values()), OwnLoss)
+"""The types of losses there are."""
+
+
 def _name_of(function: object) -> str:
     while isinstance(function, functools.partial):
         function = function.func
@@ -277,42 +300,60 @@ def _name_of(function: object) -> str:
 
 
 def loss_of(option: object) -> Loss:
-    """Make a loss of a name, of a `Loss`, of a function, or of what `Loss.as_option` returned.
+    """Make a loss of a name, of an object of `gpuback.losses`, or of a function.
 
     Raises:
         OptionError: an unknown name, or none of these.
     """
-    if isinstance(option, Loss):
-        return option
     if isinstance(option, str):
         if option not in LOSSES:
             raise unknown_name("loss", option, LOSSES)
         return LOSSES[option]
-    if isinstance(option, Mapping):
-        if set(option) == {"function"}:
-            return OwnLoss(None, str(option["function"]))
-        row = loss_of(option.get("name"))
-        try:
-            return type(row)(**{name: value for name, value in option.items() if name != "name"})
-        except TypeError:
-            raise OptionError(f"loss {row.name!r}: expected options {list(row.options)}, got {dict(option)}") from None
-    if isinstance(option, type) and issubclass(option, Loss):
-        raise OptionError(f"loss: expected an object such as {option.__name__}(), got the class {option.__name__}")
-    if callable(option):
+    if isinstance(option, Loss) and type(option) in KINDS:
+        return option
+    got = repr(option)
+    if isinstance(option, type):
+        got = f"the class {option.__name__}"
+    elif callable(option):
         return OwnLoss(option)
+    elif isinstance(option, Loss):
+        got = f"an object of {type(option).__name__}, a subclass that gpuback does not know"
     raise OptionError(
-        f"loss: expected a name ({', '.join(LOSSES)}), an object of gpuback.losses or a function of (ŷ, y), "
-        f"got {option!r}"
+        f"loss: expected a name ({', '.join(LOSSES)}), an object of gpuback.losses or a function of (ŷ, y), got {got}"
     )
 
 
-def numbers(name: str, values: Iterable[float]) -> tuple[float, ...]:
-    """Return one or more numbers as Python floats, NaN for what is no number.
+def saved_loss(option: object) -> Loss:
+    """Make a loss of what `Loss.as_option` returned.
 
     Raises:
-        OptionError: it is no sequence.
+        OptionError: it is nothing of the kind.
+    """
+    if not isinstance(option, Mapping):
+        return loss_of(option)
+    if set(option) == {"function"}:
+        return OwnLoss(None, str(option["function"]))
+    if not isinstance(option.get("name"), str):
+        raise OptionError(f"loss: expected a name with options, got {dict(option)}")
+    row = loss_of(option["name"])
+    try:
+        return type(row)(**{name: value for name, value in option.items() if name != "name"})
+    except TypeError:
+        raise OptionError(f"loss {row.name!r}: expected options {list(row.options)}, got {dict(option)}") from None
+
+
+def numbers(name: str, values: Iterable[float], expected: str) -> tuple[float, ...]:
+    """Return one or more numbers as Python floats, NaN for what is no number.
+
+    Args:
+        name, expected: of the option, for the message.
+
+    Raises:
+        OptionError: it is no sequence. Mappings and sets have no order of outputs.
     """
     try:
-        return tuple(number(value) for value in values)
+        if not isinstance(values, (str, bytes, Mapping, Set)):
+            return tuple(number(value) for value in values)
     except TypeError:
-        raise OptionError(f"{name}: expected a sequence of numbers, got {values!r}") from None
+        pass
+    raise OptionError(f"{name}: expected {expected}, got {values!r}")

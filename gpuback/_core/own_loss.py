@@ -48,7 +48,9 @@ def call(function: LossFunction, name: str, y_hat: Array, y: Array, kind: type, 
             wrong = DeviceError if hasattr(value, "__dlpack__") else DtypeError
             raise wrong(f"loss {name!r}: expected {what} as an array of the {backend} backend, got a {came}")
         if np.shape(value) != shape:
-            raise ShapeError(f"loss {name!r}: expected {what} of shape {shape}, got {np.shape(value)}")
+            crossed = y.ndim == 1 and y_hat.shape[1] == 1 and np.shape(value) == (len(y), len(y))  # (B, 1) with (B,)
+            hint = f"; y has shape {y.shape}: y[:, None] has one column" if crossed else ""
+            raise ShapeError(f"loss {name!r}: expected {what} of shape {shape}, got {np.shape(value)}{hint}")
         if value.dtype.kind not in "fiu":
             raise DtypeError(f"loss {name!r}: expected {what} of real numbers, got {value.dtype}")
     return losses, gradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 from typing import Any
@@ -75,7 +75,7 @@ class MLP:
         *,
         activation: str | Sequence[str] = "relu",
         output: str | None = None,
-        loss: str | Loss | Mapping[str, Any] | LossFunction = "cross_entropy",
+        loss: str | Loss | LossFunction = "cross_entropy",
         dtype: object = "float32",
         allow_tf32: bool = False,
         backend: str = "auto",
@@ -238,10 +238,11 @@ class MLP:
             The loss, a 0-d array on the network's backend, and the gradients (`out` if it was given).
 
         Raises:
-            ShapeError, DtypeError, DeviceError: an argument does not fit the network.
-            LabelError: a label outside 0 … n_L − 1 or a probability outside [0, 1]. Targets on a GPU are not checked,
-                which would mean to wait for it: there a label outside makes the loss NaN.
-            OptionError: accumulate without out.
+            ShapeError, DtypeError, DeviceError: an argument does not fit the network, or what a loss's function
+                returned does not fit its ŷ.
+            LabelError: a label outside 0 … n_L − 1, a probability outside [0, 1] or a count below 0. Targets on a GPU
+                are not checked, which would mean to wait for it: there a label or count outside makes the loss NaN.
+            OptionError: accumulate without out. Or the loss was a function, and the network was loaded without it.
         """
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         if accumulate and out is None:
@@ -405,7 +406,7 @@ class MLP:
         cls,
         path: PathLike,
         backend: str = "auto",
-        loss: str | Loss | Mapping[str, Any] | LossFunction | None = None,
+        loss: str | Loss | LossFunction | None = None,
     ) -> MLP:
         """Read the network that `save` wrote.
 

@@ -62,9 +62,9 @@ def from_torch(
         module: an `nn.Sequential` (others may be nested in it), an `nn.Linear` or a `FusedMLP`. Between layers:
             Identity, ReLU, ReLU6, LeakyReLU, PReLU (one slope, which does not require grad), ELU, SELU, CELU, Sigmoid,
             LogSigmoid, Tanh, Softplus (threshold 20 or more), Softsign, GELU, SiLU, Mish, Hardsigmoid, Hardswish or
-            Hardtanh; at the end nothing, Softmax over the last axis, Sigmoid or Tanh. Flatten and Dropout in evaluation
-            mode do not change rows (B, n_0) and are left out. A Linear without bias gets a bias of 0, which training
-            changes.
+            Hardtanh; at the end nothing, Softmax over the last axis, Sigmoid or Tanh, and where `loss` is a function
+            any of these. Flatten and Dropout in evaluation mode do not change rows (B, n_0) and are left out. A Linear
+            without bias gets a bias of 0, which training changes.
         loss: by default one that goes with the chain's last function: cross_entropy with Softmax,
             binary_cross_entropy with Sigmoid, else squared_error. A chain that ends with Linear and is trained with
             `nn.CrossEntropyLoss` or `nn.BCEWithLogitsLoss` has loss "cross_entropy" or "binary_cross_entropy":
@@ -90,7 +90,7 @@ def from_torch(
     chain = _Chain()
     for place, part in _parts(module):
         chain.add(place, part)
-    layers, output = chain.layers, chain.output(module)
+    layers, output = chain.layers, chain.output(module, any_function=callable(loss))
     dtype = layers[0].weight.dtype if dtype is None else dtype
     net = MLP(
         [layers[0].in_features, *(layer.out_features for layer in layers)],
@@ -238,13 +238,18 @@ class _Chain:
             raise _refused(place, module, f"follows another function, {self._last}, without a Linear between them")
         self._last, self._last_place, self._last_kind = name, place, type(module).__name__
 
-    def output(self, module: nn.Module) -> str:
-        """Return the function at the chain's end."""
+    def output(self, module: nn.Module, *, any_function: bool) -> str:
+        """Return the function at the chain's end.
+
+        Args:
+            any_function: also one that goes with no loss of gpuback's.
+        """
         if not self.layers:
             raise ConversionError(f"expected a chain of nn.Linear and activations, got none in {type(module).__name__}")
-        if self._last not in ("identity", "softmax", "sigmoid", "tanh"):
+        if not any_function and self._last not in ("identity", "softmax", "sigmoid", "tanh"):
             raise ConversionError(
-                f"layer {self._last_place} ({self._last_kind}): expected Linear, Softmax, Sigmoid or Tanh at the end"
+                f"layer {self._last_place} ({self._last_kind}): expected Linear, Softmax, Sigmoid or Tanh at the end, "
+                "or a function as loss"
             )
         return self._last
 

@@ -112,8 +112,8 @@ class BaseMLP(Parameters, ABC):
         elif architecture != self._net.architecture:
             raise OptionError(
                 f"warm_start and partial_fit go on with the network that there is, {self._net!r}; "
-                f"the parameters and data now ask for sizes {architecture.sizes}, activation {self.activation!r} "
-                f"and dtype {architecture.precision.name}"
+                f"the parameters and data now ask for sizes {architecture.sizes}, activation {self.activation!r}, "
+                f"loss {architecture.loss!r} and dtype {architecture.precision.name}"
             )
         if first or self.early_stopping != (self.validation_scores_ is not None):
             self._start_watching()

@@ -24,8 +24,8 @@ class Descent:
     """Gradient descent on one network, epoch by epoch.
 
     A batch's loss is Σ_b w_b ℓ_b / Σ_b w_b + ½ α Σ_k ‖W_k‖² / Σ_b w_b, without a penalty on biases. For several outputs
-    of a regressor the *reported* ℓ_b is the mean over outputs, ½ Σ_j (ŷ_j − y_j)² / n_L, while the gradient is that of
-    the sum, as scikit-learn has it.
+    the *reported* ℓ_b of squared_error is the mean over outputs, ½ Σ_j (ŷ_j − y_j)² / n_L, while the gradient is that
+    of the sum, as scikit-learn has it.
 
     Adam: θ ← θ − (η√c₂/c₁) m/(√v + ε), cᵢ = 1 − βᵢᵗ. gpuback's Adam adds ε√c₂ instead of ε, so it is given ε/√c₂.
     SGD: v ← μv − η∇θ, θ ← θ + v (Nesterov: θ + μv − η∇θ). η is inside v here and outside in gpuback, so v is rescaled
@@ -72,8 +72,8 @@ class Descent:
 
     def epoch(self, batches: TrainingSet, order: NDArray[np.intp] | None, alpha: float) -> float:
         """Make a step on each batch; return the mean of their losses, weighted by their numbers of samples."""
-        net, gradients, regression = self._net, self._gradients, self._net.architecture.output == "identity"
-        outputs = net.sizes[-1] if regression else 1
+        net, gradients = self._net, self._gradients
+        divisor = net.sizes[-1] if net.architecture.loss == "squared_error" else 1
         losses, penalties, counts = [], [], []
         with net.ops.scope():
             for batch, weight_sum in batches.each(order):
@@ -84,7 +84,7 @@ class Descent:
                 net._release(passes)
                 self._step()
                 counts.append(len(batch.x))
-            values = np.array(net.ops.to_floats(losses)) / outputs
+            values = np.array(net.ops.to_floats(losses)) / divisor
             if penalties:
                 values += 0.5 * np.array(net.ops.to_floats(penalties))
         return float(values @ counts) / sum(counts)

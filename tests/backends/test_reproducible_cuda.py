@@ -255,7 +255,7 @@ def check_losses(loss: str, output: str, dtype: str, kind: str, *, probabilities
     launcher = EmulatorLauncher(**({"checked": True} | choices))
     weighted, loss = loss == WEIGHTED, "cross_entropy" if loss == WEIGHTED else loss
     for rows, width in [(1, 1), (5, 3), (11, 33), (23, 200)]:
-        row = CrossEntropy(label_smoothing=0.125, class_weight=range(width)) if weighted else LOSSES[loss]
+        row = CrossEntropy(label_smoothing=0.125, class_weight=[0.5, *range(width - 1)]) if weighted else LOSSES[loss]
         parameters = row.parameters(width)
         rng = np.random.default_rng([rows, width])
         a = laid_out(numbers((rows, width), kind, "float32") * np.float32(4.0 if kind == "mixed" else 1.0), "tight")

@@ -14,8 +14,9 @@ import pytest
 
 import gpuback
 from gpuback import MLP, losses
-from gpuback._core.losses import LOSSES, OwnLoss, loss_of
-from gpuback.errors import LabelError, OptionError, ShapeError
+from gpuback._core import persistence
+from gpuback._core.losses import LOSSES, OwnLoss, loss_of, saved_loss
+from gpuback.errors import FileFormatError, LabelError, OptionError, ShapeError
 from gpuback.testing import random_batch
 
 PUBLIC = [value for value in vars(losses).values() if isinstance(value, type)]
@@ -41,7 +42,7 @@ def test_every_class_is_a_name_and_every_name_a_class() -> None:
 @pytest.mark.parametrize("row", [*LOSSES.values(), *CHOICES], ids=repr)
 def test_a_loss_comes_back_from_what_it_is_saved_as(row: losses.Loss) -> None:
     option = json.loads(json.dumps(row.as_option()))
-    assert loss_of(option) == row and hash(loss_of(option)) == hash(row)
+    assert saved_loss(option) == row and hash(saved_loss(option)) == hash(row)
     assert pickle.loads(pickle.dumps(row)) == copy.deepcopy(row) == row
     assert isinstance(option, str) == (row in LOSSES.values())
     assert eval(repr(row), vars(losses)) == row
@@ -50,7 +51,68 @@ def test_a_loss_comes_back_from_what_it_is_saved_as(row: losses.Loss) -> None:
 def test_losses_differ_by_kind_and_options() -> None:
     assert len({*LOSSES.values(), *CHOICES}) == len(LOSSES) + len(CHOICES)
     assert losses.Huber(1.0) == losses.Huber() != losses.AbsoluteError()
-    assert loss_of({"name": "huber", "delta": 0.5}) == losses.Huber(0.5)
+
+
+@pytest.mark.parametrize("row", [*LOSSES.values(), *CHOICES, OwnLoss(squared)], ids=repr)
+def test_a_loss_does_not_change(row: losses.Loss) -> None:
+    before = repr(row)
+    for loss in (row, copy.copy(row), pickle.loads(pickle.dumps(row))):
+        for name in {"name", "kernel_id", "outputs", "options", "new", *vars(row)}:
+            with pytest.raises(AttributeError, match=f"{name}: a loss does not change, since networks share it"):
+                setattr(loss, name, 9.0)
+            with pytest.raises(AttributeError, match="a loss does not change"):
+                delattr(loss, name)
+        assert repr(loss) == before and loss == row
+
+
+class Mine(losses.Loss):
+    name, kernel_id, targets, outputs = "mine", 4, "values", losses.Huber.outputs
+
+
+class Other(losses.Huber): ...
+
+
+class Focal:
+    def __call__(self, y_hat: Any, y: Any) -> tuple[Any, Any]:
+        return squared(y_hat, y)
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (losses.Huber, "the class Huber"),
+        (Focal, "the class Focal"),
+        (Mine, "the class Mine"),
+        (Mine(), "an object of Mine, a subclass that gpuback does not know"),
+        (Other(), "an object of Other, a subclass that gpuback does not know"),
+        ({"name": "huber", "delta": 0.5}, "{'name': 'huber', 'delta': 0.5}"),
+        ({"nme": "huber"}, "{'nme': 'huber'}"),
+        (None, "None"),
+        (3, "3"),
+    ],
+)  # fmt: skip
+def test_what_is_no_loss(loss: Any, got: str) -> None:
+    says = f"an object of gpuback.losses or a function of (ŷ, y), got {got}"
+    with pytest.raises(OptionError, match=r"^loss: expected a name \(cross_entropy, .*" + re.escape(says) + "$"):
+        loss_of(loss)
+
+
+@pytest.mark.parametrize(
+    ("saved", "says"),
+    [
+        ({"nme": "huber"}, "loss: expected a name with options, got {'nme': 'huber'}"),
+        ({"name": ["huber"]}, "loss: expected a name with options, got {'name': ['huber']}"),
+        ({"name": "huber", "beta": 1}, "loss 'huber': expected options ['delta'], got {'name': 'huber', 'beta': 1}"),
+        ({"name": "hubre"}, "unknown loss 'hubre'. Did you mean 'huber'?"),
+        ({"name": "huber", "delta": "1"}, "delta: expected a finite number > 0, got '1'"),
+    ],
+)
+def test_files_of_losses_that_there_are_not(saved: Any, says: str, tmp_path: Any) -> None:
+    net = MLP([2, 1], loss="huber", backend="numpy")
+    options = net.architecture.as_options() | {"loss": saved}
+    persistence.write(tmp_path / "net", {"theta": net.theta}, {"architecture": options}, kind="model")
+    with pytest.raises(FileFormatError, match="one that makes no network: " + re.escape(says)):
+        MLP.load(tmp_path / "net", "numpy")
 
 
 def test_files_of_plain_losses_hold_the_name_alone(tmp_path: Any) -> None:
@@ -109,9 +171,6 @@ def test_load_takes_another_loss(tmp_path: Any) -> None:
 
 
 def test_what_a_function_is_called() -> None:
-    class Focal:
-        def __call__(self, y_hat: Any, y: Any) -> Any: ...
-
     names = [OwnLoss(f).name for f in (squared, functools.partial(squared), Focal(), lambda y_hat, y: None)]
     assert names == ["squared", "squared", "Focal", "<lambda>"]
 
@@ -124,23 +183,17 @@ def test_what_a_function_is_called() -> None:
         (lambda: losses.Quantile(0.0), "q: expected a number between 0 and 1, or one for each output, got 0.0"),
         (lambda: losses.Quantile([0.5, 1.0]), "q: expected a number between 0 and 1"),
         (lambda: losses.Quantile([]), "q: expected a number between 0 and 1"),
-        (lambda: losses.Quantile("median"), "q: expected a number between 0 and 1"),
-        (lambda: losses.Quantile(None), "q: expected a sequence of numbers, got None"),
         (lambda: losses.CrossEntropy(label_smoothing=1.0), "label_smoothing: expected a finite number ≥ 0 and < 1"),
         (lambda: losses.CrossEntropy(label_smoothing=-0.1), "label_smoothing: expected a finite number ≥ 0 and < 1"),
-        (lambda: losses.CrossEntropy(class_weight=[1, -1]), "class_weight: expected finite numbers ≥ 0, got [1"),
-        (lambda: losses.CrossEntropy(class_weight=[1, np.inf]), "class_weight: expected finite numbers ≥ 0"),
-        (lambda: losses.CrossEntropy(class_weight=2), "class_weight: expected a sequence of numbers, got 2"),
         (lambda: MLP([2, 3], loss=losses.CrossEntropy(class_weight=[1, 2])), "class_weight: expected 3 numbers"),
         (lambda: MLP([2, 3], loss=losses.Quantile([0.1, 0.9])), "q: expected one number, or 3, one for each"),
         (lambda: MLP([2, 3], loss="hinge"), "unknown loss 'hinge'. Known: absolute_error, binary_cross_entropy"),
         (lambda: MLP([2, 3], loss="hubre"), "Did you mean 'huber'?"),
-        (lambda: MLP([2, 3], loss=losses.Huber), "expected an object such as Huber(), got the class Huber"),
         (lambda: MLP([2, 3], loss=3), "loss: expected a name"),
-        (lambda: MLP([2, 3], loss={"name": "huber", "beta": 1}), "loss 'huber': expected options ['delta']"),
         (lambda: MLP([2, 3], loss="poisson", output="identity"), "loss 'poisson' goes with output 'exponential'"),
         (lambda: MLP([2, 3], loss="huber", output="softmax"), "loss 'huber' goes with output 'identity' or 'sigmoid'"),
         (lambda: MLP([2, 3], loss=squared, output="linear"), "unknown output 'linear'"),
+        (lambda: MLP([2, 3], loss=squared, output="softmaxx"), "unknown output 'softmaxx'. Did you mean 'softmax'?"),
         (lambda: MLP([2, 3], loss=squared, reproducible=True), "reproducible=True: expected one of gpuback's losses"),
         (lambda: random_batch(MLP([2, 3], loss=squared), 4), "random targets: expected one of gpuback's losses"),
     ],
@@ -148,6 +201,23 @@ def test_what_a_function_is_called() -> None:
 def test_what_is_refused(make: Any, says: str) -> None:
     with pytest.raises(OptionError, match=re.escape(says)):
         make()
+
+
+@pytest.mark.parametrize("values", [2, None, "balanced", {0: 0.1, 1: 0.5}, {0.1, 0.5}, frozenset({0.1}), np.array(0.5)])
+def test_what_is_no_sequence_of_numbers(values: Any) -> None:
+    says = re.escape(f"q: expected a number between 0 and 1, or one for each output, got {values!r}")
+    with pytest.raises(OptionError, match=f"^{says}$"):
+        losses.Quantile(values)
+    if values is not None:
+        says = re.escape(f"class_weight: expected a sequence of numbers, one for each class, got {values!r}")
+        with pytest.raises(OptionError, match=f"^{says}$"):
+            losses.CrossEntropy(class_weight=values)
+
+
+@pytest.mark.parametrize("values", [[], [0, 0], [1, -1], [1, np.inf], [1, np.nan], [1, "2"], [[1, 2]]])
+def test_what_are_no_class_weights(values: Any) -> None:
+    with pytest.raises(OptionError, match=r"^class_weight: expected finite numbers ≥ 0, not all of them 0, got \["):
+        losses.CrossEntropy(class_weight=values)
 
 
 @pytest.mark.on_each_backend

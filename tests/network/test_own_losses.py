@@ -270,6 +270,19 @@ def test_what_a_function_may_not_return(returns: Any, error: type[GpubackError],
         network(mine).value_and_grad(x, y)
 
 
+def test_one_output_and_targets_without_a_second_axis() -> None:
+    net = MLP([4, 7, 1], loss=squared, activation="tanh", dtype="float64", seed=0)
+    x, y, _ = batch(20)
+    with pytest.raises(ShapeError) as caught:
+        net.value_and_grad(x, y[:, 0])
+    assert str(caught.value) == (
+        "loss 'squared': expected ∂ℓ/∂ŷ of shape (20, 1), got (20, 20); y has shape (20,): y[:, None] has one column"
+    )
+    net.value_and_grad(x, y[:, :1])
+    with pytest.raises(ShapeError, match=r"got \(20, 3\)$"):
+        net.value_and_grad(x, y)
+
+
 def test_numbers_of_any_real_dtype() -> None:
     """np.where(…, 1, −1) gives integers, and arithmetic with integer targets float64."""
 

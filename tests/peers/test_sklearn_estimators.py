@@ -400,6 +400,10 @@ def test_warm_start_refuses_other_classes_and_another_network():
         model.fit(X, TARGETS["two classes"][1])
     with pytest.raises(OptionError, match=r"go on with the network that there is.*ask for sizes \(7, 3, 4\)"):
         model.set_params(hidden_layer_sizes=(3,)).fit(X, TARGETS["classes"][1])
+    counts = np.arange(len(X))
+    regressor = MLPRegressor(warm_start=True, max_iter=1).fit(X, counts)
+    with pytest.raises(OptionError, match=r"loss='squared_error'.*now ask for .*, loss 'poisson' and dtype float32"):
+        regressor.set_params(loss="poisson").fit(X, counts)
 
 
 def test_a_batch_without_weight():

@@ -277,6 +277,16 @@ def test_a_network_becomes_a_chain(activation: str, output: str, dtype: str) -> 
     assert again.architecture.activations == net.architecture.activations
 
 
+@pytest.mark.parametrize("output", [*ACTIVATIONS, "softplus(beta=5)", "softmax"])
+def test_any_module_ends_a_chain_whose_loss_is_a_function(output: str) -> None:
+    def squared(y_hat: Any, y: Any) -> tuple[Any, Any]:
+        return 0.5 * ((y_hat - y) ** 2).sum(axis=1), y_hat - y
+
+    net = MLP([6, 9, 5], activation="tanh", output=output, loss=squared, dtype="float64", backend="numpy", seed=0)
+    again = from_torch(to_torch(net), loss=squared, backend="numpy")
+    assert again.architecture == net.architecture and again.theta.tobytes() == net.theta.tobytes()
+
+
 @pytest.mark.parametrize("activation", WITHOUT_A_MODULE)
 def test_what_pytorch_has_no_module_for_is_refused_by_name(activation: str) -> None:
     with pytest.raises(ConversionError, match=f"activation '{activation}': expected one that PyTorch has a module for"):

@@ -240,7 +240,7 @@ def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits)
         known = " or ".join(f"{shape.layers} of {shape.width}" for shape in SHAPES)
         return Refusal(f"registers hold the sums of {known} layers, not of {depth} up to {widest} wide")
     if architecture.loss_row not in IN_ONE_LAUNCH:
-        return Refusal(f"beside the sums of all gradients, registers have no room for {architecture.loss}")
+        return Refusal(f"beside the sums of all gradients, registers have no room for {architecture.loss_row!r}")
     warps = step_warps(precision)
     for tile_b in TILES_B if warps == 8 else WIDE_TILES_B:
         layout, shared_bytes = step_layout(architecture, tile_b)
