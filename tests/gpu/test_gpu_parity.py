@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.combinations import in_turn
 from support.gpu_networks import OPTIMIZERS, each_dtype, twins
 from support.layer_calls import ACTIVATIONS, DTYPES, LAYOUTS, Layer, assert_right, layer, relaid
 from support.oracle import G
@@ -262,9 +263,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 @each_dtype
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("loss, output", OUTPUTS)
-def test_networks(loss: str, output: str | None, activation: str, dtype: str) -> None:
+@pytest.mark.parametrize("activation, choice", in_turn(ACTIVATIONS, OUTPUTS))
+def test_networks(activation: str, choice: tuple[str, str | None], dtype: str) -> None:
+    loss, output = choice
     turn = ACTIVATIONS.index(activation) + OUTPUTS.index((loss, output))
     sizes, rows = NETWORKS[turn % len(NETWORKS)]
     cpu, gpu = twins(sizes, dtype, activation=activation, loss=loss, output=output)

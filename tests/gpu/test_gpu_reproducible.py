@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.combinations import in_turn
 from support.reference_bits import KNOWN, trained
 from support.requirements import require_gpu
 
@@ -114,9 +115,9 @@ def results(net: MLP, x: Any, y: Any, weight: Any = None) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", FORWARD)
-@pytest.mark.parametrize("loss, output", PAIRS)
-def test_networks(loss, output, activation, dtype):
+@pytest.mark.parametrize("activation, choice", in_turn(list(FORWARD), PAIRS))
+def test_networks(activation, choice, dtype):
+    loss, output = choice
     numpy_net, net = twins(loss=loss, output=output, activation=activation, dtype=dtype)
     x, y = random_batch(net, 101)
     weight = np.random.default_rng(0).random(101)
