@@ -89,7 +89,8 @@ def test_each_activation_in_each_dtype(activation: str, dtype: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_slopes_far_out_and_at_the_kinks(activation: str, dtype: str) -> None:
     """a_prev on a grid over ±30 with zeros of both signs; identity weights bring out da_prev = da ⊙ g'."""
-    a_prev = np.concatenate([np.linspace(-30, 30, 598), [0.0, -0.0]]).reshape(60, 10).astype(DTYPES[dtype])
+    most = 11 if (activation, dtype) == ("exponential", "float16") else 30  # e^12 is too large for float16
+    a_prev = np.concatenate([np.linspace(-30, most, 598), [0.0, -0.0]]).reshape(60, 10).astype(DTYPES[dtype])
     h_prev = G[activation](a_prev.astype(np.float64)).astype(a_prev.dtype)
     da, W = np.ones_like(a_prev), np.eye(10, dtype=a_prev.dtype)
     case = Layer(dtype, activation, "mixed", da, h_prev, a_prev, W)

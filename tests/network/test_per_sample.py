@@ -108,6 +108,8 @@ def check_clipped(net: MLP, clipped: Any, each: NDArray[np.float64], clip_norm: 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(activation, dtype):
     net = MLP([5, 9, 7, 3], activation=activation, seed=1, **DTYPES[dtype])
+    if activation == "exponential":
+        net.theta[:] *= 0.5  # so that no prediction comes so near its label that ŷ − y cancels
     x, y = random_batch(net, 11)
     check(net, x, y, None, dtype)
 

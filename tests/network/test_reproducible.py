@@ -238,6 +238,8 @@ def test_sums_of_rows_are_accurate(n, seed):
 @pytest.mark.parametrize("activation", FORWARD)
 def test_gradients_pass_the_check(activation, dtype):
     net = network(activation=activation, dtype=dtype, loss="squared_error")
+    if activation == "exponential":
+        net.theta[:] *= 0.5  # so that float16 holds what two of them make
     x, y = random_batch(net, 20)
     report = gpuback.check_gradients(net, x, y)
     assert report.passed, report

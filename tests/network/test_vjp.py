@@ -16,6 +16,7 @@ import gpuback
 from gpuback import MLP, SGD, Adam, TrainStep
 from gpuback._backends.numpy import plans
 from gpuback._core.activations import ACTIVATIONS
+from gpuback._core.elementary_activations import FORWARD
 from gpuback._core.threads import ThreadPool
 from gpuback._network.pool import KEPT_BUFFERS
 from gpuback.errors import DtypeError, OptionError, ShapeError
@@ -105,9 +106,10 @@ def test_gradients_are_within_the_contract(form, output, size):
 @pytest.mark.thorough(first=4)
 @pytest.mark.parametrize("number", range(300))
 def test_so_are_those_of_random_networks(number):
-    """Of depth 1 to 4, all activations and outputs in turn."""
-    rng, names = np.random.default_rng(number), list(G)
+    """Of depth 1 to 4, all activations and outputs in turn, but for hard_tanh, whose bounds across ±1 say little."""
+    rng = np.random.default_rng(number)
     form = [form for form in FORMATS if form != "float64"][number % 6]
+    names = [name for name in (FORWARD if "reproducible" in FORMATS[form] else G) if name != "hard_tanh"]
     depth, output = 1 + number // 6 % 4, OUTPUTS[number // 24 % 4]
     activation = [names[(number + 4 * k) % len(names)] for k in range(depth - 1)]
     sizes = [int(width) for width in rng.integers(2, 40, size=depth + 1)]

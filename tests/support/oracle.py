@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 
 def logistic(x: NDArray) -> NDArray:
-    return 1 / (1 + np.exp(-x))
+    with np.errstate(over="ignore"):  # 1/∞ is 0
+        return 1 / (1 + np.exp(-x))
 
 
 def softmax(a: NDArray) -> NDArray:
