@@ -48,7 +48,7 @@ def random_network(number: int) -> gpuback.MLP:
     depth = 1 + number % 4
     names = list(ACTIVATIONS)
     activations = [names[(5 * number + k) % len(names)] for k in range(depth - 1)]
-    output = OUTPUTS[(number // 4 + number) % len(OUTPUTS)]
+    output = OUTPUTS[number // 4 % len(OUTPUTS)]
     loss = next(name for name, row in LOSSES.items() if output in row.outputs)
     sizes = rng.integers(1, 12, size=depth + 1).tolist()
     net = gpuback.MLP(
