@@ -52,8 +52,8 @@ def register_activation(
     """Register an activation under a name that `MLP` and everything else that takes names then knows.
 
     The functions work element by element on NumPy arrays of any shape. They return fresh arrays of the same shape and
-    dtype, float32 or float64, and are called on several threads at once. `slope` is held against differences of
-    `forward` in float64, and the forms against the functions, densely for |a| ≤ 8 and at 22 points out to ±10⁴.
+    dtype, float32 or float64, and are called on several threads at once. `slope` is compared with differences of
+    `forward` in float64, and the forms with the functions, densely for |a| ≤ 8 and at 22 points out to ±10⁴.
 
     A name is registered in this process alone. Register it before `MLP.load` of a network with it, and in every
     process that copies or unpickles one.
@@ -152,7 +152,7 @@ class _Own:
         return result
 
     def check(self, row: Activation) -> None:
-        """Hold both functions against themselves, slope against differences of forward, and the forms against both."""
+        """Compare slope with differences of forward, and the forms with both."""
         with np.errstate(all="ignore"):
             self._called("forward", self.g, POINTS.astype(np.float32).reshape(-1, 1))
             self._called("slope", self.slope, POINTS.astype(np.float32).reshape(-1, 1))

@@ -38,7 +38,7 @@ class CudaPrefetch:
 
         self._copies = copies
         self._buffers = [[make_buffers() for _ in range(BATCH_ARRAYS)] for _ in range(slots)]
-        self._held: list[list[Array | None]] = [[]] * slots  # what lies on the device already
+        self._references: list[list[Array | None]] = [[]] * slots  # what lies on the device already
 
     def scope(self) -> AbstractContextManager[object]:
         return self._copies.scope()
@@ -48,7 +48,7 @@ class CudaPrefetch:
 
     def load(self, slot: int, arrays: Sequence[Array | None]) -> tuple[Array | None, ...]:
         self._copies.wait_for_step(slot)
-        self._held[slot] = [array for array in arrays if not isinstance(array, np.ndarray)]
+        self._references[slot] = [array for array in arrays if not isinstance(array, np.ndarray)]
         loaded = tuple(map(self._on_device, self._buffers[slot], arrays))
         self._copies.record(slot)
         return loaded
