@@ -22,21 +22,32 @@ class Variant(NamedTuple):
         entry: the `extern "C"` function in it.
         defines: macros, each NAME=VALUE, that make the variant.
         tensor_cores: whether it runs on tensor cores.
+        wgmma: whether it uses instructions that only sm_90a has.
     """
 
     source: str
     entry: str
     defines: tuple[str, ...] = ()
     tensor_cores: bool = False
+    wgmma: bool = False
 
 
 class LaunchPlan(NamedTuple):
-    """How to launch a variant: blocks in the grid, threads in a block, bytes of dynamic shared memory."""
+    """How to launch a variant.
+
+    Attributes:
+        variant: what is launched.
+        grid: blocks in the grid, a multiple of `cluster`.
+        block: threads in a block.
+        shared_bytes: dynamic shared memory of a block.
+        cluster: blocks of a cluster, which the variant is compiled for.
+    """
 
     variant: Variant
     grid: int
     block: int
     shared_bytes: int = 0
+    cluster: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,13 @@ class DeviceLimits:
         capability: major and minor number, (9, 0) for Hopper.
         shared_bytes: the most dynamic shared memory that one block may have.
         multiprocessors: how many there are.
+        wgmma: whether plans may use the kernels for Hopper (`Variant.wgmma`).
     """
 
     capability: tuple[int, int]
     shared_bytes: int
     multiprocessors: int
+    wgmma: bool = False
 
     @property
     def arch(self) -> str:
@@ -71,9 +84,30 @@ class Slot(NamedTuple):
     dtype: Any = None
 
 
+class TensorMap(NamedTuple):
+    """A matrix in global memory, as copies of boxes (TMA) see it; the kernel's parameter is a `TensorMap`.
+
+    Attributes:
+        array: where the matrix begins, or a Slot that an array fills at launch.
+        columns, rows: the matrix. Copies read zeros outside it, and write nothing there.
+        pitch: elements from one row to the next; in bytes a multiple of 16, as the matrix's address is.
+        box: columns and rows that one copy takes.
+        dtype: "bfloat16" or "float16".
+        swizzle: bytes of a box's row in shared memory over which 16-byte chunks are permuted, 64 or 128.
+    """
+
+    array: Any
+    columns: int
+    rows: int
+    pitch: int
+    box: tuple[int, int]
+    dtype: str
+    swizzle: int = 128
+
+
 Argument = Any
 """An array (passed as the address of its first element), None (a null pointer), a NumPy scalar of the type that the
-kernel's parameter has, or a Slot."""
+kernel's parameter has, a TensorMap, or a Slot."""
 
 Launch = Callable[..., None]
 """Launches what was bound; takes a value for each Slot, in the order in which the Slots were given."""
