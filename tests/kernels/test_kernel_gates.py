@@ -228,6 +228,7 @@ def test_instructions_of_a_kernel_for_hopper_are_counted_and_what_ptxas_undoes_i
 
 
 def test_kernels_for_hopper_are_left_out_elsewhere(monkeypatch, capsys):
+    require_gates()
     cases = [case("hopper.cu", "product", wgmma=True), case("sound.cu", "sound")]
     chosen = []
     monkeypatch.setattr(gates, "check_pairs", lambda pairs: chosen.extend(pairs) or [])
