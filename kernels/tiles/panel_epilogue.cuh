@@ -1,0 +1,94 @@
+// The epilogue of a warpgroup's product: from sums in registers to panels, or to float32 in global memory.
+//
+// A warp holds 16 rows of 64. It takes 16 columns at a time, a lane's 8 sums of them: piecewise linear activations
+// where the sums lie, smooth ones, whose code is long, in a loop that shifts the sums down.
+#pragma once
+#include "../common/activations.cuh"
+#include "mma_fragments.cuh"
+#include "warpgroup_products.cuh"
+
+const int PANEL_ROWS = 64, PANEL_BYTES = PANEL_ROWS * 128;  // of a panel with a row for each of a warpgroup's
+
+// This warp's first row among its warpgroup's 64.
+DEVICE int warpgroup_row() { return threadIdx.x / 32 % 4 * 16; }
+
+template <typename T>
+DEVICE void unpack(const uint32 (&pairs)[4], float (&values)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) Wgmma<T>::unpack(pairs[i], values[2 * i], values[2 * i + 1]);
+}
+
+template <typename T>
+DEVICE void pack(const float (&values)[8], uint32 (&pairs)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) pairs[i] = Wgmma<T>::pack(values[2 * i], values[2 * i + 1]);
+}
+
+// A lane's 16 x 16 numbers d g'(source), rounded. ReLU's are rounded first: where g' is 0, a sum that is too large for
+// an element makes NaN.
+template <typename T>
+DEVICE void finish_delta_linear(float (&d)[8], const uint32 (&source)[4], int activation, uint32 (&result)[4]) {
+  if (activation == RELU) {
+    pack<T>(d, result);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) result[i] = Wgmma<T>::mul(result[i], Wgmma<T>::set_gt(source[i], 0));
+  } else {
+    float from[8];
+    unpack<T>(source, from);
+    times_derivative_linear(activation, d, from);
+    pack<T>(d, result);
+  }
+}
+
+// Sums d of 64 rows, times g'(source), into panels; as elements. Panels of `source` and `to` follow each other.
+template <typename T, int Count>
+DEVICE void delta_to_panels(float (&d)[Count], uint32 source, uint32 to, int activation) {
+  const int row = warpgroup_row();
+  if (piecewise_linear(activation)) {
+#pragma unroll
+    for (int p = 0; p < Count / 8; ++p) {
+      const int panel = p / 4 * PANEL_BYTES, column = p % 4 * 16;
+      float values[8];
+      uint32 from[4] = {}, result[4];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] = d[p * 8 + i];
+      if (activation != IDENTITY) ldmatrix_x4(from, panel_fragment(source + panel, row, column));
+      finish_delta_linear<T>(values, from, activation, result);
+      stmatrix_x4(panel_fragment(to + panel, row, column), result);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int p = 0; p < Count / 8; ++p) {
+    const int panel = p / 4 * PANEL_BYTES, column = p % 4 * 16;
+    float values[8], from[8];
+    uint32 pairs[4];
+    ldmatrix_x4(pairs, panel_fragment(source + panel, row, column));
+    unpack<T>(pairs, from);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = d[i];
+    times_derivative_smooth(activation, values, from);
+    pack<T>(values, pairs);
+    stmatrix_x4(panel_fragment(to + panel, row, column), pairs);
+#pragma unroll
+    for (int i = 8; i < Count; ++i) d[i - 8] = d[i];
+  }
+}
+
+// Sums d of 64 rows from (row0, column0) on, times a factor, as float32: a quad's stores fill 32 bytes.
+template <int Count>
+DEVICE void sums_to_global(const float (&d)[Count], float* to, int pitch, int rows, int columns, int row0, int column0,
+                           float factor) {
+  const bool aligned = (uint64)to % 8 == 0 && pitch % 2 == 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = row0 + warpgroup_row() + fragment_row(2 * half);
+    float* line = to + (int64)row * pitch;
+#pragma unroll
+    for (int j = 0; j < Count / 4; ++j) {
+      const int column = column0 + j * 8 + fragment_column(0);
+      const Group<float, 2> pair = {d[4 * j + 2 * half] * factor, d[4 * j + 2 * half + 1] * factor};
+      if (row < rows && column < columns) store_group(line + column, pair, min(2, columns - column), aligned);
+    }
+  }
+}
