@@ -92,3 +92,51 @@ DEVICE void sums_to_global(const float (&d)[Count], float* to, int pitch, int ro
     }
   }
 }
+
+// Sums d of 64 rows into panels, rounded.
+template <typename T, int Count>
+DEVICE void sums_to_panels(const float (&d)[Count], uint32 to) {
+#pragma unroll
+  for (int p = 0; p < Count / 8; ++p) {
+    float values[8];
+    uint32 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = d[p * 8 + i];
+    pack<T>(values, pairs);
+    stmatrix_x4(panel_fragment(to + p / 4 * PANEL_BYTES, warpgroup_row(), p % 4 * 16), pairs);
+  }
+}
+
+// g(d) of 64 rows into panels. Where g' is computed from a, g reads what is rounded, as g' will.
+template <typename T, int Count>
+DEVICE void activations_to_panels(float (&d)[Count], uint32 to, int activation) {
+  if (piecewise_linear(activation)) {
+#pragma unroll
+    for (int p = 0; p < Count / 8; ++p) {
+      float values[8];
+      uint32 pairs[4];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] = d[p * 8 + i];
+      activate_linear(activation, values);
+      pack<T>(values, pairs);
+      stmatrix_x4(panel_fragment(to + p / 4 * PANEL_BYTES, warpgroup_row(), p % 4 * 16), pairs);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int p = 0; p < Count / 8; ++p) {
+    float values[8];
+    uint32 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = d[i];
+    if (derivative_from_a(activation)) {
+      pack<T>(values, pairs);
+      unpack<T>(pairs, values);
+    }
+    activate_smooth(activation, values);
+    pack<T>(values, pairs);
+    stmatrix_x4(panel_fragment(to + p / 4 * PANEL_BYTES, warpgroup_row(), p % 4 * 16), pairs);
+#pragma unroll
+    for (int i = 8; i < Count; ++i) d[i - 8] = d[i];
+  }
+}
