@@ -12,10 +12,8 @@ from gpuback._backends.cuda.planned_layers import Box, ForwardPlan, LayerPlan
 from gpuback._backends.cuda.split_k import SplitK, split_batch
 from gpuback._core.integers import ceil_div
 from gpuback._core.precision import Precision
+from gpuback._cuda.hopper import SWITCH
 from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
-
-SWITCH = "GPUBACK_HOPPER"
-"""The environment variable that turns these kernels on."""
 
 WIDEST = 256
 """nO of a layer that `layer_wgmma_narrow` takes; nO and nI of one that `forward_wgmma_narrow` takes."""
