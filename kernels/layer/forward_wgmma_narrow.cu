@@ -57,7 +57,7 @@ DEVICE void store_panels(int consumer, uint32 panels, const TensorMap* map, int 
 KERNEL __launch_bounds__(THREADS, 1) forward_wgmma_narrow(
     const __grid_constant__ TensorMap h_map, const __grid_constant__ TensorMap w_map,
     const __grid_constant__ TensorMap a_map, const __grid_constant__ TensorMap out_map, const float* bias_o,
-    const Element* a_bo, int a_pitch, float* out_bo, int out_pitch, int out_is_float32, int n_batch, int n_out, int n_in,
+    const Element* a_bo, int a_pitch, void* out_bo, int out_pitch, int out_is_float32, int n_batch, int n_out, int n_in,
     int activation) {
   PANEL_MEMORY(memory);
   const Places at = {shared_address(memory)};
@@ -115,7 +115,7 @@ KERNEL __launch_bounds__(THREADS, 1) forward_wgmma_narrow(
       consumer_sync(consumer);  // h has been read by all
       if (out_is_float32) {
         if (threadIdx.x % 128 == 0) mbarrier_arrive(at.empty(s));
-        sums_to_global(a, out_bo, out_pitch, n_batch, n_out, row, 0, 1.0f);
+        sums_to_global(a, (float*)out_bo, out_pitch, n_batch, n_out, row, 0, 1.0f);
         continue;
       }
       if (a_bo) {

@@ -186,7 +186,7 @@ DEVICE void gather_weights(const float (&dw)[TILES_O][COUNT], float4* rows, int 
 KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
     const __grid_constant__ TensorMap da_map, const __grid_constant__ TensorMap h_map,
     const __grid_constant__ TensorMap w_map, const __grid_constant__ TensorMap source_map,
-    const __grid_constant__ TensorMap da_prev_map, float* da_prev_bi, int da_prev_pitch, int da_prev_is_float32,
+    const __grid_constant__ TensorMap da_prev_map, void* da_prev_bi, int da_prev_pitch, int da_prev_is_float32,
     float* dw_oi, float* db_o, int n_batch, int n_out, int n_in, int activation, float da_prev_factor, float factor,
     int accumulate, int n_splits, int group_size, int rows_per_split, float* partials, unsigned* arrivals) {
   PANEL_MEMORY(memory);
@@ -269,7 +269,7 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
             }
           }
         } else {
-          sums_to_global(d, da_prev_bi, da_prev_pitch, n_batch, n_in, row0 + step * PANEL_ROWS, task.column0,
+          sums_to_global(d, (float*)da_prev_bi, da_prev_pitch, n_batch, n_in, row0 + step * PANEL_ROWS, task.column0,
                          da_prev_factor);
         }
       } else {
