@@ -21,7 +21,7 @@ WIDEST = 256
 THREADS, CONSUMER_WARPS = 384, 8
 """In a block of these kernels."""
 
-CLUSTER = 1
+CLUSTER = 8
 """Blocks whose sums over the batch are added through each other's shared memory."""
 
 CHAINS_WANTED, SMALLEST_CHAIN = 128, 128
