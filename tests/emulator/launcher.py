@@ -147,6 +147,11 @@ class EmulatorLauncher:
         """Lays out a kernel's arguments; see `Launcher.bind`. Refuses arguments that the kernel would misread."""
         self._check_plan(plan)
         kernel = load_kernel(plan.variant, self._folder, self.limits.capability, self._settings.checked)
+        if plan.cluster != kernel.entry.cluster:
+            raise ValueError(
+                f"{plan.variant.entry}: a plan with clusters of {plan.cluster} blocks; "
+                f"the kernel is compiled for {kernel.entry.cluster}"
+            )
         names = [parameter.name for parameter in kernel.parameters]
         require_names(plan.variant, names, arguments)
         for parameter in kernel.parameters:
@@ -156,6 +161,7 @@ class EmulatorLauncher:
             entry=ctypes.pointer(kernel.entry),
             grid=plan.grid,
             block=plan.block,
+            cluster=plan.cluster,
             shared_bytes=plan.shared_bytes,
             arguments=block.pointer,
             settings=ctypes.pointer(self._settings),
@@ -201,6 +207,8 @@ class EmulatorLauncher:
             raise ValueError(f"{plan.variant.entry}: blocks of {plan.block} threads; a device takes 1 to 1024")
         if plan.grid < 1:
             raise ValueError(f"{plan.variant.entry}: a grid of {plan.grid} blocks")
+        if plan.grid % plan.cluster:
+            raise ValueError(f"{plan.variant.entry}: {plan.grid} blocks in clusters of {plan.cluster}")
         if not 0 <= plan.shared_bytes <= self.limits.shared_bytes:
             raise ValueError(
                 f"{plan.variant.entry}: {plan.shared_bytes} bytes of shared memory; "
