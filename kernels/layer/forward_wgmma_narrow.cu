@@ -28,17 +28,22 @@ const int W_PANEL = OUT * 128, W_BYTES = IN / 64 * W_PANEL, H_BYTES = IN / 64 * 
 const int STAGE = (IN > OUT ? IN : OUT) / 64 * PANEL_BYTES, BIAS = W_BYTES + STAGES * STAGE, BARRIERS = BIAS + OUT * 4;
 const int COUNT = OUT / 2;  // sums of a consumer's thread
 
+// Two for a stage, in turn: a consumer takes every second step, and must wait for each phase of what it waits for.
+const int FULL_BARRIERS = CONSUMERS * STAGES;
+
 struct Places {
   uint32 w;  // first in shared memory
 
   DEVICE uint32 stage(int s) const { return w + W_BYTES + s * STAGE; }
-  DEVICE uint32 full(int s) const { return w + BARRIERS + 8 * s; }
-  DEVICE uint32 empty(int s) const { return full(STAGES + s); }
-  DEVICE uint32 w_full() const { return full(2 * STAGES); }
+  DEVICE uint32 full(int step) const { return barrier(step % FULL_BARRIERS); }
+  DEVICE uint32 empty(int s) const { return barrier(FULL_BARRIERS + s); }
+  DEVICE uint32 w_full() const { return barrier(FULL_BARRIERS + STAGES); }
+  DEVICE uint32 barrier(int index) const { return w + BARRIERS + 8 * index; }
 };
 
-// The parity of the phase of `full` in which a stage holds this step; `empty` ends the same one.
-DEVICE int parity(int step) { return step / STAGES & 1; }
+// Parities of the phase of `full` that ends when a step has arrived, and of that of `empty` which ends when it is read.
+DEVICE int full_parity(int step) { return step / FULL_BARRIERS & 1; }
+DEVICE int empty_parity(int step) { return step / STAGES & 1; }
 
 // All threads of a consumer wait for each other.
 DEVICE void consumer_sync(int consumer) { bar_sync(1 + consumer, 128); }
@@ -69,10 +74,8 @@ KERNEL __launch_bounds__(THREADS, 1) forward_wgmma_narrow(
 
   for (int o = threadIdx.x; o < OUT; o += THREADS) bias[o] = o < n_out ? bias_o[o] : 0.0f;
   if (threadIdx.x == 0) {
-    for (int s = 0; s < STAGES; ++s) {
-      mbarrier_init(at.full(s), 1);
-      mbarrier_init(at.empty(s), 1);
-    }
+    for (int step = 0; step < FULL_BARRIERS; ++step) mbarrier_init(at.full(step), 1);
+    for (int s = 0; s < STAGES; ++s) mbarrier_init(at.empty(s), 1);
     mbarrier_init(at.w_full(), 1);
     fence_mbarrier_init();
   }
@@ -85,11 +88,11 @@ KERNEL __launch_bounds__(THREADS, 1) forward_wgmma_narrow(
     for (int p = 0; p < IN / 64; ++p) tma_load_2d(at.w + p * W_PANEL, &w_map, at.w_full(), p * 64, 0);
     for (int step = 0; step < steps; ++step) {
       const int s = step % STAGES;
-      if (step >= STAGES) mbarrier_wait(at.empty(s), parity(step) ^ 1);
-      mbarrier_arrive_expect_tx(at.full(s), H_BYTES);
+      if (step >= STAGES) mbarrier_wait(at.empty(s), empty_parity(step - STAGES));
+      mbarrier_arrive_expect_tx(at.full(step), H_BYTES);
 #pragma unroll
       for (int p = 0; p < IN / 64; ++p)
-        tma_load_2d(at.stage(s) + p * PANEL_BYTES, &h_map, at.full(s), p * 64, (first + step) * PANEL_ROWS);
+        tma_load_2d(at.stage(s) + p * PANEL_BYTES, &h_map, at.full(step), p * 64, (first + step) * PANEL_ROWS);
     }
   } else {
     setmaxnreg_inc<232>();
@@ -104,7 +107,7 @@ KERNEL __launch_bounds__(THREADS, 1) forward_wgmma_narrow(
       for (int j = 0; j < COUNT / 4; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e) a[4 * j + e] = bias[8 * j + fragment_column(e)];
-      mbarrier_wait(at.full(s), parity(step));
+      mbarrier_wait(at.full(step), full_parity(step));
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < IN; i += 16)

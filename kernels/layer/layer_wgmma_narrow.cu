@@ -67,15 +67,19 @@ static_assert(CONSUMER_WARPS * PREFETCH * 512 <= PANELS, "the reduction takes sh
 // Barriers of the block by number, beside __syncthreads: of one consumer, of both, of all who read stages, of db's.
 enum { OF_CONSUMER = 1, OF_CONSUMERS = 3, OF_READERS = 4, OF_DB = 5 };
 
+// Two for a stage, in turn: a consumer takes every second step, and must wait for each phase of what it waits for.
+const int FULL_BARRIERS = CONSUMERS * STAGES;
+
 struct Places {
   uint32 w;  // first in shared memory
 
   DEVICE uint32 stage(int s) const { return w + W_BYTES + s * STAGE; }
   DEVICE uint32 staging(int consumer) const { return stage(STAGES) + (SHARES_STAGES ? 0 : consumer * H_BYTES); }
-  DEVICE uint32 full(int s) const { return w + PANELS + 8 * s; }
-  DEVICE uint32 empty(int s) const { return full(STAGES + s); }
-  DEVICE uint32 staging_free(int consumer) const { return full(2 * STAGES + consumer); }
-  DEVICE uint32 w_full() const { return full(2 * STAGES + CONSUMERS); }
+  DEVICE uint32 full(int step) const { return barrier(step % FULL_BARRIERS); }
+  DEVICE uint32 empty(int s) const { return barrier(FULL_BARRIERS + s); }
+  DEVICE uint32 staging_free(int consumer) const { return barrier(FULL_BARRIERS + STAGES + consumer); }
+  DEVICE uint32 w_full() const { return barrier(FULL_BARRIERS + STAGES + CONSUMERS); }
+  DEVICE uint32 barrier(int index) const { return w + PANELS + 8 * index; }
 };
 
 // Which columns and rows a block takes, and what is computed.
@@ -84,8 +88,9 @@ struct Task {
   bool weights, bias, da_prev, reads_h;
 };
 
-// The parity of the phase of `full` in which a stage holds this step; `empty` ends the same one when it is read.
-DEVICE int parity(int step) { return step / STAGES & 1; }
+// Parities of the phase of `full` that ends when a step has arrived, and of that of `empty` which ends when it is read.
+DEVICE int full_parity(int step) { return step / FULL_BARRIERS & 1; }
+DEVICE int empty_parity(int step) { return step / STAGES & 1; }
 
 // d = da w of a stage.
 DEVICE void multiply_delta(float (&d)[COUNT], uint32 da, uint32 w) {
@@ -115,8 +120,8 @@ DEVICE void ask_for_stages(const Places& at, const Task& task, const TensorMap* 
   const bool reads_source = SOURCE && task.da_prev;
   for (int step = 0; step < task.steps; ++step) {
     const int s = step % STAGES, row = task.row0 + step * PANEL_ROWS;
-    const uint32 full = at.full(s), stage = at.stage(s);
-    if (step >= STAGES) mbarrier_wait(at.empty(s), parity(step) ^ 1);
+    const uint32 full = at.full(step), stage = at.stage(s);
+    if (step >= STAGES) mbarrier_wait(at.empty(s), empty_parity(step - STAGES));
     mbarrier_arrive_expect_tx(full, DA_BYTES + (task.reads_h + reads_source) * H_BYTES);
 #pragma unroll
     for (int p = 0; p < PANELS_OUT; ++p) tma_load_2d(stage + p * PANEL_BYTES, da, full, p * 64, row);
@@ -136,7 +141,7 @@ DEVICE void add_bias_sums(const Places& at, const Task& task, const unsigned cha
 #pragma unroll 1
   for (int step = 0; step < task.steps; ++step) {
     const int s = step % STAGES;
-    mbarrier_wait(at.full(s), parity(step));
+    mbarrier_wait(at.full(step), full_parity(step));
     const unsigned char* panel = memory + (at.stage(s) - at.w) + column / 8 * PANEL_BYTES;
 #pragma unroll 2
     for (int row = group; row < PANEL_ROWS; row += DB_GROUPS) {
@@ -201,10 +206,9 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
 
   if (threadIdx.x == 0) {
-    for (int s = 0; s < STAGES; ++s) {
-      mbarrier_init(at.full(s), 1);
+    for (int step = 0; step < FULL_BARRIERS; ++step) mbarrier_init(at.full(step), 1);
+    for (int s = 0; s < STAGES; ++s)
       mbarrier_init(at.empty(s), (SHARES_STAGES ? CONSUMER_WARPS : 4) + (task.bias ? DB_WARPS : 0));
-    }
     for (int c = 0; c < CONSUMERS; ++c) mbarrier_init(at.staging_free(c), 1);
     mbarrier_init(at.w_full(), 1);
     fence_mbarrier_init();
@@ -239,7 +243,7 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
     for (int step = SHARES_STAGES ? 0 : consumer; step < steps; step += SHARES_STAGES ? 1 : CONSUMERS) {
       const int s = step % STAGES;
       const uint32 da = at.stage(s), h = da + DA_BYTES, own_da = da + (SHARES_STAGES ? consumer * DA_BYTES / 2 : 0);
-      mbarrier_wait(at.full(s), parity(step));
+      mbarrier_wait(at.full(step), full_parity(step));
       wgmma_fence();
       if (wants_da_prev && (!SHARES_STAGES || step % CONSUMERS == consumer)) {
         float d[COUNT];

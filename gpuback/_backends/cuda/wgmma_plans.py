@@ -67,7 +67,7 @@ class NarrowPanels:
         stage = self.max_out // 64 + (2 if from_a else 1) * across
         staged = across if self.max_out > 128 else 2 * across
         w = self.max_out // 64 * across
-        return (w + stages * stage + staged) * PANEL_BYTES + 8 * (2 * stages + 3)
+        return (w + stages * stage + staged) * PANEL_BYTES + 8 * (3 * stages + 3)
 
     def _stages(self, from_a: bool) -> int:
         return self.stages_from_a if from_a else self.stages
@@ -112,8 +112,8 @@ def narrow_layer_plan(
         counters=warps * split.counters,
         persistent=False,
         why=(
-            f"one launch by TMA and wgmma ({SWITCH}): each of {chains} chains of blocks reads its rows once for dW, db "
-            f"and da" + (f" of {columns} times {panels.columns} inputs" if columns > 1 else "")
+            f"one launch by TMA and wgmma ({SWITCH}): each of {columns * chains} blocks reads its rows once for dW, "
+            f"db and da" + (f" of {panels.columns} inputs" if columns > 1 else "")
         ),
         boxes=_narrow_boxes(panels, h="h_bi", source="source_bi" if from_a else None),
     )
@@ -171,7 +171,7 @@ class ForwardPanels:
     def shared_bytes(self) -> int:
         """Count W, the stages, the biases and the barriers."""
         across = self.widest // 64
-        return (across * across + self.stages * across) * PANEL_BYTES + 4 * self.widest + 8 * (2 * self.stages + 1)
+        return (across * across + self.stages * across) * PANEL_BYTES + 4 * self.widest + 8 * (3 * self.stages + 1)
 
 
 FORWARD_PANELS = (ForwardPanels(64, 16), ForwardPanels(128, 12), ForwardPanels(256, 3))
