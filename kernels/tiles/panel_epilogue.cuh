@@ -12,6 +12,11 @@ const int PANEL_ROWS = 64, PANEL_BYTES = PANEL_ROWS * 128;  // of a panel with a
 // This warp's first row among its warpgroup's 64.
 DEVICE int warpgroup_row() { return threadIdx.x / 32 % 4 * 16; }
 
+// This lane's row of the warp's 16 rows and columns 16 p ... 16 p + 15, where panels follow each other.
+DEVICE uint32 piece(uint32 panels, int p) {
+  return panel_fragment(panels + p / 4 * PANEL_BYTES, warpgroup_row(), p % 4 * 16);
+}
+
 template <typename T>
 DEVICE void unpack(const uint32 (&pairs)[4], float (&values)[8]) {
 #pragma unroll
@@ -24,52 +29,104 @@ DEVICE void pack(const float (&values)[8], uint32 (&pairs)[4]) {
   for (int i = 0; i < 4; ++i) pairs[i] = Wgmma<T>::pack(values[2 * i], values[2 * i + 1]);
 }
 
-// A lane's 16 x 16 numbers d g'(source), rounded. ReLU's are rounded first: where g' is 0, a sum that is too large for
-// an element makes NaN.
-template <typename T>
-DEVICE void finish_delta_linear(float (&d)[8], const uint32 (&source)[4], int activation, uint32 (&result)[4]) {
-  if (activation == RELU) {
-    pack<T>(d, result);
+// Sums d of 64 rows into panels, rounded.
+template <typename T, int Count>
+DEVICE void sums_to_panels(const float (&d)[Count], uint32 to) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) result[i] = Wgmma<T>::mul(result[i], Wgmma<T>::set_gt(source[i], 0));
-  } else {
-    float from[8];
-    unpack<T>(source, from);
-    times_derivative_linear(activation, d, from);
-    pack<T>(d, result);
+  for (int p = 0; p < Count / 8; ++p) {
+    float values[8];
+    uint32 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = d[p * 8 + i];
+    pack<T>(values, pairs);
+    stmatrix_x4(piece(to, p), pairs);
   }
 }
 
-// Sums d of 64 rows, times g'(source), into panels; as elements. Panels of `source` and `to` follow each other.
+// Sums d of 64 rows times g'(source) into panels, for a piecewise linear activation with a kink. ReLU's are rounded
+// first: where its g' is 0, a sum too large for an element makes NaN.
+template <typename T, int ACTIVATION, int Count>
+DEVICE void linear_delta_to_panels(const float (&d)[Count], uint32 source, uint32 to) {
+#pragma unroll
+  for (int p = 0; p < Count / 8; ++p) {
+    float values[8];
+    uint32 from[4], pairs[4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = d[p * 8 + i];
+    ldmatrix_x4(from, piece(source, p));
+    if (ACTIVATION == RELU) {
+      pack<T>(values, pairs);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pairs[i] = Wgmma<T>::mul(pairs[i], Wgmma<T>::set_gt(from[i], 0));
+    } else {
+      float numbers[8];
+      unpack<T>(from, numbers);
+      times_derivative_linear(ACTIVATION, values, numbers);
+      pack<T>(values, pairs);
+    }
+    stmatrix_x4(piece(to, p), pairs);
+  }
+}
+
+// Sums d of 64 rows times g'(source) into panels, as elements.
 template <typename T, int Count>
 DEVICE void delta_to_panels(float (&d)[Count], uint32 source, uint32 to, int activation) {
-  const int row = warpgroup_row();
-  if (piecewise_linear(activation)) {
-#pragma unroll
-    for (int p = 0; p < Count / 8; ++p) {
-      const int panel = p / 4 * PANEL_BYTES, column = p % 4 * 16;
-      float values[8];
-      uint32 from[4] = {}, result[4];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) values[i] = d[p * 8 + i];
-      if (activation != IDENTITY) ldmatrix_x4(from, panel_fragment(source + panel, row, column));
-      finish_delta_linear<T>(values, from, activation, result);
-      stmatrix_x4(panel_fragment(to + panel, row, column), result);
-    }
-    return;
+  switch (activation) {
+    case IDENTITY: return sums_to_panels<T>(d, to);
+    case RELU: return linear_delta_to_panels<T, RELU>(d, source, to);
+    case LEAKY_RELU: return linear_delta_to_panels<T, LEAKY_RELU>(d, source, to);
   }
 #pragma unroll 1
   for (int p = 0; p < Count / 8; ++p) {
-    const int panel = p / 4 * PANEL_BYTES, column = p % 4 * 16;
     float values[8], from[8];
     uint32 pairs[4];
-    ldmatrix_x4(pairs, panel_fragment(source + panel, row, column));
+    ldmatrix_x4(pairs, piece(source, p));
     unpack<T>(pairs, from);
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = d[i];
     times_derivative_smooth(activation, values, from);
     pack<T>(values, pairs);
-    stmatrix_x4(panel_fragment(to + panel, row, column), pairs);
+    stmatrix_x4(piece(to, p), pairs);
+#pragma unroll
+    for (int i = 8; i < Count; ++i) d[i - 8] = d[i];
+  }
+}
+
+template <typename T, int ACTIVATION, int Count>
+DEVICE void linear_activations_to_panels(const float (&d)[Count], uint32 to) {
+#pragma unroll
+  for (int p = 0; p < Count / 8; ++p) {
+    float values[8];
+    uint32 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = d[p * 8 + i];
+    activate_linear(ACTIVATION, values);
+    pack<T>(values, pairs);
+    stmatrix_x4(piece(to, p), pairs);
+  }
+}
+
+// g(d) of 64 rows into panels, as elements. Where g' is computed from a, g reads what is rounded, as g' will.
+template <typename T, int Count>
+DEVICE void activations_to_panels(float (&d)[Count], uint32 to, int activation) {
+  switch (activation) {
+    case IDENTITY: return sums_to_panels<T>(d, to);
+    case RELU: return linear_activations_to_panels<T, RELU>(d, to);
+    case LEAKY_RELU: return linear_activations_to_panels<T, LEAKY_RELU>(d, to);
+  }
+#pragma unroll 1
+  for (int p = 0; p < Count / 8; ++p) {
+    float values[8];
+    uint32 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = d[i];
+    if (derivative_from_a(activation)) {
+      pack<T>(values, pairs);
+      unpack<T>(pairs, values);
+    }
+    activate_smooth(activation, values);
+    pack<T>(values, pairs);
+    stmatrix_x4(piece(to, p), pairs);
 #pragma unroll
     for (int i = 8; i < Count; ++i) d[i - 8] = d[i];
   }
@@ -90,53 +147,5 @@ DEVICE void sums_to_global(const float (&d)[Count], float* to, int pitch, int ro
       const Group<float, 2> pair = {d[4 * j + 2 * half] * factor, d[4 * j + 2 * half + 1] * factor};
       if (row < rows && column < columns) store_group(line + column, pair, min(2, columns - column), aligned);
     }
-  }
-}
-
-// Sums d of 64 rows into panels, rounded.
-template <typename T, int Count>
-DEVICE void sums_to_panels(const float (&d)[Count], uint32 to) {
-#pragma unroll
-  for (int p = 0; p < Count / 8; ++p) {
-    float values[8];
-    uint32 pairs[4];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values[i] = d[p * 8 + i];
-    pack<T>(values, pairs);
-    stmatrix_x4(panel_fragment(to + p / 4 * PANEL_BYTES, warpgroup_row(), p % 4 * 16), pairs);
-  }
-}
-
-// g(d) of 64 rows into panels. Where g' is computed from a, g reads what is rounded, as g' will.
-template <typename T, int Count>
-DEVICE void activations_to_panels(float (&d)[Count], uint32 to, int activation) {
-  if (piecewise_linear(activation)) {
-#pragma unroll
-    for (int p = 0; p < Count / 8; ++p) {
-      float values[8];
-      uint32 pairs[4];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) values[i] = d[p * 8 + i];
-      activate_linear(activation, values);
-      pack<T>(values, pairs);
-      stmatrix_x4(panel_fragment(to + p / 4 * PANEL_BYTES, warpgroup_row(), p % 4 * 16), pairs);
-    }
-    return;
-  }
-#pragma unroll 1
-  for (int p = 0; p < Count / 8; ++p) {
-    float values[8];
-    uint32 pairs[4];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) values[i] = d[i];
-    if (derivative_from_a(activation)) {
-      pack<T>(values, pairs);
-      unpack<T>(pairs, values);
-    }
-    activate_smooth(activation, values);
-    pack<T>(values, pairs);
-    stmatrix_x4(panel_fragment(to + p / 4 * PANEL_BYTES, warpgroup_row(), p % 4 * 16), pairs);
-#pragma unroll
-    for (int i = 8; i < Count; ++i) d[i - 8] = d[i];
   }
 }
