@@ -137,9 +137,7 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     require_emulator()
     from support.emulated import emulated_ops  # the emulator cannot be imported everywhere
 
-    make = functools.partial(
-        emulated_ops, fuse_networks=request.param == "emulated", hopper=request.param == "hopper"
-    )
+    make = functools.partial(emulated_ops, fuse_networks=request.param == "emulated", hopper=request.param == "hopper")
     ops, plain_for, plain_of = make(), gpuback._backends.registry.ops_for, gpuback._backends.registry.ops_of
 
     def ops_for(name: str, *, reproducible: bool = False) -> gpuback._backends.protocol.Ops:
