@@ -1,8 +1,8 @@
 """Which tests run, and on which backend.
 
 Modules marked `on_each_backend` run on NumPy and on the CUDA backend in the emulator: as it is, with narrow networks
-taken as a whole, and, where `layers` asks for it, layer by layer. Where `hopper` asks for it, cases of 16-bit dtypes also
-run layer by layer on the kernels for Hopper, which --quick leaves out.
+taken as a whole, and, where `layers` asks for it, layer by layer. Where `hopper` asks for it, cases of 16-bit dtypes
+run layer by layer on the kernels for Hopper, too, which --quick leaves out.
 
 With --quick, which `make test` gives, tests marked `thorough` are left out, Hypothesis tries few examples, and of a
 test with many combinations of parameters only so many run that each value of each parameter has one.
