@@ -57,9 +57,10 @@ const int TILES_O = SHARES_STAGES ? PANELS_OUT / CONSUMERS : PANELS_OUT, COUNT =
 // A block's sums as rows of 32 packs, a pack for each lane: those of dw as a warp's lanes hold them, four rows (warps)
 // for each fragment of 64 x 8; then db, 128 numbers a row. Warps take them in turn.
 const int DW_ROWS = OUT / 64 * (IN / 8) * 4, DB_ROWS = (OUT + 127) / 128, UNITS = CLUSTER * CONSUMER_WARPS;
+const int DB_GROUPS = DB_THREADS / (OUT / 8);  // threads that add the same 8 columns of da
+const int DB_PITCH = DB_THREADS + 4;           // of their sums on the way to db: no bank is met twice
 const int ROWS_PER_UNIT = (DW_ROWS + DB_ROWS + UNITS - 1) / UNITS;
-const int DB_GROUPS = DB_THREADS / (OUT / 8);  // threads that add the same columns of da
-static_assert((DW_ROWS + DB_ROWS) * 512 + DB_GROUPS * OUT * 4 <= PANELS - W_BYTES, "sums take the stages' memory");
+static_assert((DW_ROWS + DB_ROWS) * 512 + 8 * DB_PITCH * 4 <= PANELS - W_BYTES, "sums take the stages' memory");
 
 const int PREFETCH = 12;  // of the reduction: 512 PREFETCH bytes for each warp, in the same memory
 static_assert(CONSUMER_WARPS * PREFETCH * 512 <= PANELS, "the reduction takes shared memory");
@@ -113,7 +114,7 @@ DEVICE void multiply_weights(float (&dw)[TILES_O][COUNT], uint32 da, uint32 h) {
 // Asks for w and for one stage after the other, as soon as it is empty: one thread.
 DEVICE void ask_for_stages(const Places& at, const Task& task, const TensorMap* da, const TensorMap* h,
                            const TensorMap* w, const TensorMap* source) {
-  if (task.da_prev) {
+  if (task.da_prev && task.steps) {
     mbarrier_arrive_expect_tx(at.w_full(), W_BYTES);
     for (int p = 0; p < PANELS_IN; ++p) tma_load_2d(at.w + p * W_PANEL, w, at.w_full(), task.column0 + p * 64, 0);
   }
@@ -153,14 +154,14 @@ DEVICE void add_bias_sums(const Places& at, const Task& task, const unsigned cha
     if (threadIdx.x % 32 == 0) mbarrier_arrive(at.empty(s));
   }
   bar_sync(OF_READERS, 32 * CONSUMER_WARPS + DB_THREADS);  // the stages have been read
-  float* of_groups = db + DB_ROWS * 128;
+  float* of_threads = db + DB_ROWS * 128;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) of_groups[group * OUT + column * 8 + i] = sums[i];
-  bar_sync(OF_DB, DB_THREADS);  // all groups are there
+  for (int i = 0; i < 8; ++i) of_threads[i * DB_PITCH + thread] = sums[i];
+  bar_sync(OF_DB, DB_THREADS);  // all threads' sums are there
   for (int o = thread; o < DB_ROWS * 128; o += DB_THREADS) {
     float sum = 0;
     if (o < OUT)
-      for (int g = 0; g < DB_GROUPS; ++g) sum += of_groups[g * OUT + o];
+      for (int g = 0; g < DB_GROUPS; ++g) sum += of_threads[o % 8 * DB_PITCH + g * (OUT / 8) + o / 8];
     db[o] = sum;
   }
 }
@@ -175,7 +176,10 @@ DEVICE void gather_weights(const float (&dw)[TILES_O][COUNT], float4* rows, int 
     for (int i = 0; i < TILES_O * COUNT / 4; ++i) {
       const float* four = dw[i / (COUNT / 4)] + i % (COUNT / 4) * 4;
       float4 sum = make_float4(four[0], four[1], four[2], four[3]);
-      if (add) sum = sum + own[i * 128];
+      if (add) {
+        const float4 other = own[i * 128];
+        sum = sum + other;
+      }
       own[i * 128] = sum;
     }
   };
@@ -238,7 +242,7 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) dw[m][i] = 0;
 
-    if (wants_da_prev) mbarrier_wait(at.w_full(), 0);
+    if (wants_da_prev && steps) mbarrier_wait(at.w_full(), 0);
 #pragma unroll 1
     for (int step = SHARES_STAGES ? 0 : consumer; step < steps; step += SHARES_STAGES ? 1 : CONSUMERS) {
       const int s = step % STAGES;
