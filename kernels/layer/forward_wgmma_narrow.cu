@@ -79,6 +79,10 @@ KERNEL __launch_bounds__(THREADS, 1) forward_wgmma_narrow(
     mbarrier_init(at.w_full(), 1);
     fence_mbarrier_init();
   }
+  if (threadIdx.x == 32) {  // before they are needed
+    prefetch_tensormap(&h_map);
+    prefetch_tensormap(&w_map);
+  }
   __syncthreads();  // barriers are initialised, and the bias is there
 
   if (warpgroup == 0) {

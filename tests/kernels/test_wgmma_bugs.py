@@ -41,7 +41,7 @@ class Bug(NamedTuple):
 
 
 ARRIVAL = "      wgmma_wait<0>();\n      if (threadIdx.x % 32 == 0) mbarrier_arrive(at.empty(s));"
-OTHERS_SYNC = "    if (weights) {\n      cluster_sync<CLUSTER>(THREADS);\n"
+OTHERS_SYNC = "    if (weights) {\n      cluster_sync<CLUSTER>(THREADS);  // as in reduce_sums\n"
 
 FOUND = {
     "a stage is given back before its products are over": Bug(
@@ -88,49 +88,44 @@ FOUND = {
     ),
     "what is staged is not fenced": Bug(
         BACKWARD,
-        [("          fence_proxy_async();\n", "")],
+        [("  fence_proxy_async();\n", "")],
         OWN_STAGES,
         r"proxies: .* without a fence.proxy.async",
     ),
     "staging is overwritten before the copy has read it": Bug(
         BACKWARD,
-        [
-            (
-                "            if (threadIdx.x % 128 == 0) bulk_wait_read<0>();\n            bar_sync",
-                "            bar_sync",
-            )
-        ],
+        [("    if (stores) bulk_wait_read<0>();\n", "")],
         OWN_STAGES,
         r"race \(write after read\): read by a copy of a box to global memory",
     ),
     "one thread waits for the staging, and the others do not wait for it": Bug(
         BACKWARD,
-        [("            bar_sync(OF_CONSUMER + consumer, 128);  // what this consumer staged last has been read\n", "")],
+        [("    bar_sync(OF_CONSUMER + consumer, 128);  // what this consumer staged last has been read\n", "")],
         OWN_STAGES,
         r"race \(write after read\): read by a copy of a box to global memory",
     ),
     "one thread stores what others have not staged": Bug(
         BACKWARD,
-        [("          bar_sync(OF_CONSUMER + consumer, 128);  // all rows are staged\n", "")],
+        [("  bar_sync(OF_CONSUMER + consumer, 128);  // all rows are staged\n", "")],
         OWN_STAGES,
         r"race \(read after write, by a copy of a box to global memory\)",
     ),
     "the staging goes to the other consumer before it has been read": Bug(
         BACKWARD,
-        [("              bulk_wait_read<0>();\n              mbarrier_arrive", "              mbarrier_arrive")],
+        [("    bulk_wait_read<0>();\n    mbarrier_arrive", "    mbarrier_arrive")],
         SHARED_STAGES,
         r"race \(write after read\): read by a copy of a box to global memory",
     ),
     "a consumer does not wait for the staging": Bug(
         BACKWARD,
-        [("            mbarrier_wait(at.staging_free(1 - consumer), (step - 1) / CONSUMERS & 1);", "")],
+        [("    mbarrier_wait(at.staging_free(1 - consumer), (step - 1) / CONSUMERS & 1);", "")],
         SHARED_STAGES,
         r"race \(write after (read|write)\)",
     ),
     "a block reads its peers' sums before they are there": Bug(
         BACKWARD,
         [
-            ("    cluster_sync<CLUSTER>(THREADS);  // all sums are there\n", "    bar_sync(OF_CONSUMERS, 256);\n"),
+            ("  cluster_sync<CLUSTER>(THREADS);  // all sums are there\n", "  bar_sync(OF_CONSUMERS, 256);\n"),
             (OTHERS_SYNC, "    if (weights) {\n"),
         ],
         OWN_STAGES,
@@ -139,7 +134,7 @@ FOUND = {
     "a block uses its memory, or ends, while peers read it": Bug(
         BACKWARD,
         [
-            ("    cluster_sync<CLUSTER>(THREADS);  // they have been read", "    // "),
+            ("  cluster_sync<CLUSTER>(THREADS);  // they have been read", "  // "),
             (OTHERS_SYNC, "    if (weights) {\n"),
         ],
         OWN_STAGES,
