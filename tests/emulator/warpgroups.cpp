@@ -126,6 +126,7 @@ void multiply_warpgroup(const WarpgroupProduct& product) {
   IssuedProduct& issued = warpgroup.products[position];
   if (!is_same(issued.what, product) || issued.group != current->open_product_group)
     fail(code, "wgmma: threads of this warpgroup issue different products, or in different groups");
+  if (settings->checked && current->lane == 0) checker::product_issued(current, product, code);
   take_registers(*issued.accumulator, product, code);
   issued.a_registers[thread] = product.a_registers;
   if (product.a_registers) memcpy(issued.a_at_issue[thread], product.a_registers, sizeof issued.a_at_issue[thread]);
@@ -185,6 +186,9 @@ void wait_for_products(int groups_under_way) {
       fail(code, "wgmma: threads of this warpgroup have issued different numbers of products or groups");
   current->waiting_code = code;
   end_groups_before(warpgroup, *current->block, current->open_product_group - groups_under_way);
+  if (settings->checked)
+    checker::products_waited_for(warpgroup.waiting.data(), warpgroup_size,
+                                 current->open_product_group - groups_under_way);
   for (Thread* thread : warpgroup.waiting)
     if (thread != current) make_ready(thread);
   warpgroup.waiting.clear();
