@@ -59,7 +59,7 @@ class Tally:
     def add(self, kernel: Kernel, arguments: Sequence[Any], arrays: Sequence[structs.Array]) -> None:
         """What the latest launch did."""
         for parameter, argument, array in zip(kernel.parameters, arguments, arrays, strict=True):
-            if parameter.is_pointer and argument is not None:
+            if parameter.takes_array and argument is not None:
                 self._bytes_read[parameter.name] += array.bytes_read
                 self._bytes_written[parameter.name] += array.bytes_written
                 self._atomics[parameter.name] += array.atomics
