@@ -78,7 +78,7 @@ void block_begins(Block& block) {
 
 void block_ends(Block& block) {
   for (size_t warp = 0; warp < block.warps.size(); ++warp) conflicts.end_interval(block, warp);
-  require_remote_reads_known(block);
+  require_nothing_under_way(block);
 }
 
 }  // namespace checker

@@ -13,6 +13,7 @@ namespace {
 struct BlockState {
   std::map<uint32_t, Channel> mbarriers;  // by their place
   Channel numbered[Block::barriers];
+  std::map<uint32_t, Time> latest_loads;  // by the place of their barrier
   std::map<unsigned, std::map<unsigned, Time>> remote_reads;  // by block and thread
 };
 
@@ -71,6 +72,7 @@ void load_issued(const BoxLoad& load) {
   const Actor actor(block, ActorKind::loads, block.mbarriers.at(load.barrier).number);
   const Time time = clocks.time_of_group(load.phase);
   clocks.issued(actor, time);
+  state(block).latest_loads[load.barrier] = time;
   for_each_chunk(load.map, load.destination, load.column, load.row,
                  [&](uint32_t chunk, const unsigned char* source, int, int valid) {
                    if (valid)
@@ -161,14 +163,19 @@ void read_other_block(Thread* thread, const Block& block, uint32_t offset, const
   if (&block != thread->block) state(block).remote_reads[thread->block->index][thread->index] = request.now;
 }
 
+// ---- The end of a block, whose shared memory is gone then
+
 static bool somebody_knows(const Block& block, Actor actor, Time time) {
   for (const Thread& thread : block.threads)
     if (clocks.knows(thread, actor, time)) return true;
   return false;
 }
 
-// A block's shared memory is gone once it has ended.
-void require_remote_reads_known(const Block& block) {
+void require_nothing_under_way(const Block& block) {
+  for (const auto& [address, time] : state(block).latest_loads) {
+    if (somebody_knows(block, Actor(block, ActorKind::loads, block.mbarriers.at(address).number), time)) continue;
+    fail(nullptr, "the block ends, and nobody has waited for a copy of a box for the barrier at byte %u", address);
+  }
   for (const auto& [other, threads] : state(block).remote_reads)
     for (const auto& [thread, time] : threads) {
       const Block& reader = blocks[cluster_of(block).first_residence + other % launch->cluster];

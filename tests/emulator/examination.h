@@ -51,9 +51,9 @@ void examine_shared(const Request& request);
 // What another thread of the block has written to one cell of shared memory is known to this one.
 void require_known(const Request& request);
 
-// Per resident block, what checker_sm90.cpp keeps; the checks at its end.
+// Per resident block, what checker_sm90.cpp keeps; the check at its end.
 void begin_channels(const Block& block);
-void require_remote_reads_known(const Block& block);
+void require_nothing_under_way(const Block& block);
 
 [[noreturn]] void fail_with_place(const Request& request, uintptr_t address, const char* what);
 

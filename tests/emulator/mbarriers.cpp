@@ -69,7 +69,10 @@ static void end_phase_if_complete(Block& block, uint32_t address, Mbarrier& barr
     ++barrier.phase;
     barrier.pending = barrier.count;
     if (settings->checked) checker::phase_ended(block, address);
-    for (Thread* thread : barrier.waiting) make_ready(thread);
+    for (Thread* thread : barrier.waiting) {
+      if (settings->checked) checker::phase_awaited(thread, address);
+      make_ready(thread);
+    }
     barrier.waiting.clear();
   }
   show(block, address, barrier);
@@ -119,9 +122,9 @@ void wait_for_phase(uint32_t address, int parity) {
     barrier.waiting.push_back(current);
     wait_at(waits_at_mbarrier, code);
   } else {
+    if (settings->checked) checker::phase_awaited(current, address);
     maybe_step_aside();
   }
-  if (settings->checked) checker::phase_awaited(current, address);
 }
 
 void describe_mbarrier(const Thread& waiting, char* text, size_t room) {

@@ -14,7 +14,8 @@ enum Mistake {
   FEWER_BYTES,             // are announced than come
   MORE_BYTES,
   NO_FENCE_OF_BARRIERS,    // after their initialisation
-  BARRIER_OVERWRITTEN,     // by the sums at the end
+  BARRIER_OVERWRITTEN,
+  SKIPPED_PHASE,           // the helpers leave out every other use of a stage
   EMPTY_BEFORE_READ,       // the helpers arrive, then read the stage
   ENDS_BEFORE_COPY,        // a copy that nobody waits for
   // Products
@@ -25,6 +26,7 @@ enum Mistake {
   NO_FENCE_OF_A,           // after A's registers were written
   A_OVERWRITTEN,           // while the product is under way
   ACCUMULATOR_OVERWRITTEN,
+  WRONG_STEP,              // of k, as if the operand were not transposed
   OUTSIDE,                 // a descriptor leads outside shared memory
   // Stores
   NO_FENCE_BEFORE_STORE,   // of what was written plainly
@@ -71,8 +73,12 @@ struct Pipeline {
     float sum = 0;
     for (int step = 0; step < steps; ++step) {
       const int s = step % STAGES;
-      mbarrier_wait(full + 8 * s, step / STAGES & 1);
       const bool arrives = threadIdx.x % 32 == 0 && mistake != FEWER_ARRIVALS;
+      if (mistake == SKIPPED_PHASE && step / STAGES % 2) {
+        if (arrives) mbarrier_arrive(empty + 8 * s);
+        continue;
+      }
+      mbarrier_wait(full + 8 * s, step / STAGES & 1);
       if (arrives && mistake == EMPTY_BEFORE_READ) mbarrier_arrive(empty + 8 * s);
       const unsigned char* const panel = memory + STAGE_AT + s * PANEL;
       for (int row = 0; row < 64; ++row)
@@ -119,7 +125,8 @@ struct Pipeline {
         wgmma_ss_bf16<0, 1>(d, panel_descriptor(x + k * 2, 16, 1024), panel_descriptor(w + k * 128, PANEL, 1024), k > 0);
       wgmma_commit();
       for (int k = 0; k < 64; k += 16) {
-        const uint64 rows = panel_descriptor(mistake == OUTSIDE ? x + 8 * PANEL : x + k * 128, PANEL, 1024);
+        const uint32 start = x + k * (mistake == WRONG_STEP ? 2 : 128) + (mistake == OUTSIDE ? 8 * PANEL : 0);
+        const uint64 rows = panel_descriptor(start, PANEL, 1024);
         wgmma_ss_bf16<1, 1>(sums, rows, rows, 1);
       }
       wgmma_commit();
@@ -137,6 +144,7 @@ struct Pipeline {
       if (mistake != EMPTY_BEFORE_PRODUCTS && threadIdx.x % 32 == 0) mbarrier_arrive(empty + 8 * s);
       if (threadIdx.x % 128 == 0 && mistake != NO_WAIT_FOR_STAGING) bulk_wait_read<0>();
       if (mistake != NO_BARRIER_FOR_STAGING) bar_sync(1, 128);
+      if (mistake == BARRIER_OVERWRITTEN && threadIdx.x == 128) *(float*)(memory + BARRIERS_AT) = 0;
       stage_sums(y);
       store_staging(map_y, step);
       if (mistake == ONE_GROUP_UNDER_WAY) wgmma_wait<0>();
@@ -144,7 +152,7 @@ struct Pipeline {
     if (threadIdx.x % 128 == 0 && mistake != ENDS_BEFORE_STORE) bulk_wait<0>();
     if (mistake != STAGES_REUSED) bar_sync(2, 192);
     // Through the stages, 16 KB, so that rows of the result are stored by neighbours.
-    float* const own = (float*)(memory + STAGE_AT) + (mistake == BARRIER_OVERWRITTEN ? 3 * PANEL / 4 - 32 * 128 : 0);
+    float* const own = (float*)(memory + STAGE_AT);
     const int t = threadIdx.x % 128;
     for (int i = 0; i < 32; ++i) own[i * 128 + t] = sums[i];
     bar_sync(1, 128);

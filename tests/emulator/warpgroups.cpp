@@ -20,6 +20,27 @@ static WarpGroup& find_warpgroup(const char* instruction, const void* code) {
 // Registers that hold this are not to be read.
 static constexpr int poison = 0xff;
 
+// ---- Fences of registers. A thread's stack is its registers: a fence keeps what it holds, to be compared later.
+
+void fence_registers() {
+  current->has_fenced_registers = true;
+  if (!settings->checked) return;
+  current->fenced_from = (const char*)__builtin_frame_address(0);
+  current->fenced_registers.assign(current->fenced_from, (const char*)current->stack->begin + Stack::size);
+}
+
+// Where the fence kept these registers; null if they came into being later.
+static char* find_fenced(Thread& thread, const void* registers) {
+  const char* const place = (const char*)registers;
+  return place < thread.fenced_from ? nullptr : &thread.fenced_registers[place - thread.fenced_from];
+}
+
+static void require_fenced(const void* registers, size_t size, const char* name, const void* code) {
+  const char* const fenced = find_fenced(*current, registers);
+  if (!fenced || memcmp(fenced, registers, size))
+    fail(code, "wgmma: %s's registers were written after the latest wgmma.fence", name);
+}
+
 // ---- Issuing products
 
 // Takes the thread's registers of d into the accumulator, unless earlier products have.
@@ -29,6 +50,8 @@ static void take_registers(Accumulator& accumulator, const WarpgroupProduct& pro
   if (registers == product.d) return;
   if (registers) fail(code, "wgmma: threads of this warpgroup add to different accumulators");
   registers = product.d;
+  if (settings->checked && product.accumulate)
+    require_fenced(product.d, accumulator.count * sizeof(float), "d", code);
   const int columns = accumulator.columns(), row = thread / 32 * 16 + thread % 32 / 4;
   float* const sums = &accumulator.sums[(size_t)row * columns + thread % 4 * 2];
   for (int i = 0; i < accumulator.count; i += 4) {
@@ -38,7 +61,7 @@ static void take_registers(Accumulator& accumulator, const WarpgroupProduct& pro
   memset(product.d, poison, accumulator.count * sizeof(float));
 }
 
-static void give_registers_back(const Accumulator& accumulator, const Block& block, size_t warpgroup) {
+static void give_registers_back(const Accumulator& accumulator, Block& block, size_t warpgroup) {
   const int columns = accumulator.columns();
   for (unsigned thread = 0; thread < warpgroup_size; ++thread) {
     float* const registers = accumulator.registers[thread];
@@ -46,7 +69,7 @@ static void give_registers_back(const Accumulator& accumulator, const Block& blo
       uint32_t bits;
       memcpy(&bits, registers + i, 4);
       if (bits == 0xffffffffu) continue;
-      current = const_cast<Thread*>(&block.threads[warpgroup * warpgroup_size + thread]);  // the one to blame
+      current = &block.threads[warpgroup * warpgroup_size + thread];  // the one to blame
       fail(current->waiting_code, "wgmma: accumulator register %d was written while a product was under way", i);
     }
     const float* const sums = &accumulator.sums[(size_t)(thread / 32 * 16 + thread % 32 / 4) * columns + thread % 4 * 2];
@@ -54,6 +77,9 @@ static void give_registers_back(const Accumulator& accumulator, const Block& blo
       memcpy(registers + i, sums + i * 2, 8);
       memcpy(registers + i + 2, sums + 8 * columns + i * 2, 8);
     }
+    if (!settings->checked) continue;
+    char* const fenced = find_fenced(block.threads[warpgroup * warpgroup_size + thread], registers);
+    if (fenced) memcpy(fenced, registers, accumulator.count * sizeof(float));  // products themselves need no fence
   }
 }
 
@@ -129,28 +155,29 @@ void multiply_warpgroup(const WarpgroupProduct& product) {
   if (settings->checked && current->lane == 0) checker::product_issued(current, product, code);
   take_registers(*issued.accumulator, product, code);
   issued.a_registers[thread] = product.a_registers;
-  if (product.a_registers) memcpy(issued.a_at_issue[thread], product.a_registers, sizeof issued.a_at_issue[thread]);
+  if (product.a_registers) {
+    if (settings->checked) require_fenced(product.a_registers, sizeof issued.a_at_issue[thread], "A", code);
+    memcpy(issued.a_at_issue[thread], product.a_registers, sizeof issued.a_at_issue[thread]);
+  }
   if (++issued.issuers < warpgroup_size) return;
   if (lands_at_once()) carry_out_before(warpgroup, *current->block, current->open_product_group + 1);
 }
-
-void fence_registers() { current->has_fenced_registers = true; }
 
 void close_product_group() { ++current->open_product_group; }
 
 // ---- Waiting for them
 
 // A's registers belong to a product until it has been waited for.
-static void require_same_a(const IssuedProduct& product, const Block& block, size_t warpgroup) {
+static void require_same_a(const IssuedProduct& product, Block& block, size_t warpgroup) {
   if (!product.what.a_registers) return;
   for (unsigned thread = 0; thread < warpgroup_size; ++thread)
     if (memcmp(product.a_registers[thread], product.a_at_issue[thread], sizeof product.a_at_issue[thread])) {
-      current = const_cast<Thread*>(&block.threads[warpgroup * warpgroup_size + thread]);  // the one to blame
+      current = &block.threads[warpgroup * warpgroup_size + thread];  // the one to blame
       fail(product.code, "wgmma: A's registers were written while the product was under way");
     }
 }
 
-static void end_groups_before(WarpGroup& warpgroup, const Block& block, int group) {
+static void end_groups_before(WarpGroup& warpgroup, Block& block, int group) {
   const size_t number = &warpgroup - block.warpgroups.data();
   Thread* const self = current;
   carry_out_before(warpgroup, block, group);
