@@ -198,6 +198,8 @@ enum ClusterMistake {
   NO_FIRST_BARRIER,   // other blocks' numbers are read before they are written
   NO_SECOND_BARRIER,  // a block ends before others have read its numbers
   RANK_OUTSIDE,
+  WAITS_ONLY,
+  ARRIVES_TWICE,
 };
 
 // Each block of a cluster adds the numbers of all, in the order of their ranks.
@@ -206,7 +208,8 @@ KERNEL __cluster_dims__(4, 1, 1) __launch_bounds__(64) cluster_sums(const float4
   float4* own = (float4*)memory;
   own[threadIdx.x] = x[blockIdx.x * blockDim.x + threadIdx.x];
   if (mistake != NO_FIRST_BARRIER) {
-    cluster_arrive();
+    if (mistake != WAITS_ONLY) cluster_arrive();
+    if (mistake == ARRIVES_TWICE) cluster_arrive();
     cluster_wait();
   } else {
     __syncthreads();
@@ -222,4 +225,69 @@ KERNEL __cluster_dims__(4, 1, 1) __launch_bounds__(64) cluster_sums(const float4
   if (mistake == NO_SECOND_BARRIER) return;
   cluster_arrive();
   cluster_wait();
+}
+
+// ---- One product of numbers that threads have written
+
+enum ProductMistake {
+  RIGHT,
+  NO_PROXY_FENCE,         // between what threads wrote and the product that reads it
+  PROXY_FENCE_TOO_EARLY,  // before it was written
+  FENCE_OF_ANOTHER,       // one thread fences for all, after the barrier
+  NO_BARRIER,             // after the fences
+  NEVER_FENCED,           // no wgmma.fence at all
+  DIFFERENT_PRODUCTS,     // among the warps
+  HALF_A_WARPGROUP,       // the rest does not take part
+  DIFFERENT_WAITS,
+  NOT_WAITED_FOR,
+  OVERLAPPING,            // two accumulators that share registers
+  WRITTEN_WHILE_READ,     // plainly, before the product has been waited for
+  FREED_BY_ONE_WARP,      // whose own wait says nothing about the others' products
+  LOAD_OVER_PLAIN,        // a copy of a box over what was written without a fence
+};
+
+// d = x x^T for x (64 x 16) of ones in the first 16 columns of a panel.
+KERNEL product_of_ones(const __grid_constant__ TensorMap map, float* out, int mistake) {
+  PANEL_MEMORY(memory);
+  const uint32 base = shared_address(memory), freed = base + PANEL;
+  if (threadIdx.x == 0) {
+    mbarrier_init(freed, 1);
+    fence_mbarrier_init();
+  }
+  if (mistake == PROXY_FENCE_TOO_EARLY) fence_proxy_async();
+  for (int i = threadIdx.x; i < PANEL / 4; i += blockDim.x) ((uint32*)memory)[i] = 0x3f803f80u;
+  const bool fences = mistake != NO_PROXY_FENCE && mistake != PROXY_FENCE_TOO_EARLY && mistake != FENCE_OF_ANOTHER;
+  if (fences && mistake != LOAD_OVER_PLAIN) fence_proxy_async();
+  if (mistake != NO_BARRIER) __syncthreads();
+  if (mistake == FENCE_OF_ANOTHER) {
+    if (threadIdx.x == 0) fence_proxy_async();
+    __syncthreads();
+  }
+  if (mistake == LOAD_OVER_PLAIN) {
+    if (threadIdx.x == 0) {
+      mbarrier_arrive_expect_tx(freed, PANEL);
+      tma_load_2d(base, &map, freed, 0, 0);
+    }
+    mbarrier_wait(freed, 0);
+  }
+  const uint64 panel = panel_descriptor(base, 16, 1024);
+  float d[40];
+  if (mistake == HALF_A_WARPGROUP && threadIdx.x >= 64) return;
+  if (mistake != NEVER_FENCED) wgmma_fence();
+  if (mistake == DIFFERENT_PRODUCTS && threadIdx.x >= 96) wgmma_ss_bf16<0, 0>(*(float(*)[32])d, panel, panel + 2, 0);
+  else wgmma_ss_bf16<0, 0>(*(float(*)[32])d, panel, panel, 0);
+  if (mistake == OVERLAPPING) wgmma_ss_bf16<0, 0>(*(float(*)[32])(d + 8), panel, panel, 0);
+  wgmma_commit();
+  if (mistake == WRITTEN_WHILE_READ) ((uint32*)memory)[threadIdx.x] = 0;
+  if (mistake == DIFFERENT_WAITS && threadIdx.x >= 64) wgmma_wait<1>();
+  if (mistake == NOT_WAITED_FOR) return;
+  wgmma_wait<0>();
+  if (mistake == FREED_BY_ONE_WARP) {
+    if (threadIdx.x == 0) {
+      mbarrier_arrive_expect_tx(freed, PANEL);
+      tma_load_2d(base, &map, freed, 0, 0);
+    }
+    mbarrier_wait(freed, 0);
+  }
+  for (int i = 0; i < 32; ++i) out[threadIdx.x * 32 + i] = d[i];
 }
