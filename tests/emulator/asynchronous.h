@@ -88,6 +88,7 @@ void for_each_chunk(const BoxMap& map, uint32_t address, int column, int row, Vi
 
 // Lands one of the boxes that are on their way to shared memory; false if there are none.
 bool land_a_box();
+void maybe_land_a_box();  // where copies land at random
 void forget_boxes();
 
 // At a thread's and a block's end nothing of theirs may be under way.

@@ -72,6 +72,10 @@ bool land_a_box() {
   return true;
 }
 
+void maybe_land_a_box() {
+  if (settings->landing == Landing::random && !loads_under_way.empty() && random_number() % 64 == 0) land_a_box();
+}
+
 void forget_boxes() { loads_under_way.clear(); }
 
 void load_box(uint32_t destination, const unsigned long long* words, uint32_t barrier, int column, int row) {

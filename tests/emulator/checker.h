@@ -42,7 +42,7 @@ void proxies_fenced(Thread* thread);
 
 // What the running thread's warp reads of shared memory for a product.
 void product_issued(Thread* thread, const WarpgroupProduct& product, const void* code);
-void products_waited_for(Thread* const* threads, size_t count, int before_group);
+void products_waited_for(Thread* thread, int before_group);
 
 // A thread has arrived at a barrier of some warps and gone on; those who are let go learn what it knew.
 void went_on(Thread* thread, int barrier);

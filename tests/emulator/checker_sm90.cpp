@@ -128,8 +128,8 @@ void product_issued(Thread* thread, const WarpgroupProduct& product, const void*
                  [&](uint32_t chunk, int, int) { read(warpgroup, chunk); });
 }
 
-void products_waited_for(Thread* const* threads, size_t count, int before_group) {
-  for (size_t i = 0; i < count; ++i) clocks.ended(*threads[i], ActorKind::warp_products, before_group);
+void products_waited_for(Thread* thread, int before_group) {
+  clocks.ended(*thread, ActorKind::warp_products, before_group);
 }
 
 // ---- Barriers of some warps

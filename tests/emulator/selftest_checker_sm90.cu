@@ -238,7 +238,6 @@ enum ProductMistake {
   NEVER_FENCED,           // no wgmma.fence at all
   DIFFERENT_PRODUCTS,     // among the warps
   HALF_A_WARPGROUP,       // the rest does not take part
-  DIFFERENT_WAITS,
   NOT_WAITED_FOR,
   OVERLAPPING,            // two accumulators that share registers
   WRITTEN_WHILE_READ,     // plainly, before the product has been waited for
@@ -279,7 +278,6 @@ KERNEL product_of_ones(const __grid_constant__ TensorMap map, float* out, int mi
   if (mistake == OVERLAPPING) wgmma_ss_bf16<0, 0>(*(float(*)[32])(d + 8), panel, panel, 0);
   wgmma_commit();
   if (mistake == WRITTEN_WHILE_READ) ((uint32*)memory)[threadIdx.x] = 0;
-  if (mistake == DIFFERENT_WAITS && threadIdx.x >= 64) wgmma_wait<1>();
   if (mistake == NOT_WAITED_FOR) return;
   wgmma_wait<0>();
   if (mistake == FREED_BY_ONE_WARP) {

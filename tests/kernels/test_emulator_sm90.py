@@ -429,7 +429,6 @@ WRONG_PRODUCTS = {
     "NEVER_FENCED": r"wgmma: no wgmma\.fence stands before this warpgroup's first product",
     "DIFFERENT_PRODUCTS": r"wgmma: threads of this warpgroup issue different products",
     "HALF_A_WARPGROUP": r"returns while this product of its warpgroup is under way|wait at wgmma\.wait_group",
-    "DIFFERENT_WAITS": r"divergence: this thread waits for all but \d groups of wgmma, others of its warpgroup for all",
     "NOT_WAITED_FOR": r"returns while this product of its warpgroup is under way",
     "OVERLAPPING": r"wgmma: d overlaps 32 registers that a product under way adds to",
     "WRITTEN_WHILE_READ": r"race \(write after read\): read by wgmma|race \(read after write, by wgmma\): written by",
