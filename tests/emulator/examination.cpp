@@ -114,8 +114,8 @@ static bool is_written(const Request& request, const Access& write) {
 
 // Whether an earlier read may be forgotten: whoever knows of this one knows of that one too.
 static bool is_implied(const Request& request, const Access& earlier) {
-  const bool passes_on = !request.is_asynchronous() || request.actor.kind() == ActorKind::copies;
-  return earlier.actor == request.actor || (passes_on && knows(request, earlier)) || clocks.is_past(earlier.time);
+  return earlier.actor == request.actor || clocks.is_past(earlier.time) ||
+         (!request.is_of_async_proxy() && knows(request, earlier));
 }
 
 static void examine_read(const Request& request, uintptr_t address, Cell& cell) {
@@ -125,7 +125,7 @@ static void examine_read(const Request& request, uintptr_t address, Cell& cell) 
   if (request.memory && !is_written(request, cell.write))
     fail_with_place(request, address, "reads what nobody has written");
   if (!knows(request, cell.write)) fail_for_race(request, address, cell.write, true);
-  if (request.memory && request.is_asynchronous()) require_fence(request, address, cell.write);
+  if (request.memory && request.is_of_async_proxy()) require_fence(request, address, cell.write);
   if (is_repeated) return;
   Access moved = cell.reads[0];
   for (Access* read = cell.reads + 1; read != std::end(cell.reads) && !is_implied(request, moved); ++read)
@@ -150,7 +150,7 @@ static void examine_write(const Request& request, uintptr_t address, Cell& cell)
   if (!both_atomic && races(cell.write)) fail_for_race(request, address, cell.write, true);
   for (const Access& read : cell.reads)
     if (races(read)) fail_for_race(request, address, read, false);
-  if (request.memory && request.is_asynchronous() && is_written(request, cell.write))
+  if (request.memory && request.is_of_async_proxy() && is_written(request, cell.write))
     require_fence(request, address, cell.write);
   note_write(request, cell);
 }

@@ -36,6 +36,7 @@ struct Request {
   }
 
   bool is_asynchronous() const { return actor.kind() != ActorKind::thread; }
+  bool is_of_async_proxy() const { return is_asynchronous() && actor.kind() != ActorKind::copies; }
   bool writes() const { return kind != Kind::read; }
 };
 
