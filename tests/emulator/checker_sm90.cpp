@@ -1,5 +1,5 @@
-// The checker of sm_90a's instructions. TMA and wgmma are actors of their own: they begin after what their issuer knows,
-// and others know of them through whoever has waited for their phase or group.
+// The checker of sm_90a's instructions. TMA and wgmma are actors of their own: they begin after what their issuer
+// knows, and others know of them through whoever has waited for their phase or group.
 #include <cstdio>
 
 #include "checker.h"
@@ -84,7 +84,8 @@ static void require_barrier_known_to_copies(Thread* thread, uint32_t address, co
   const Thread& writer = thread->block->threads[write.actor.number()];
   for (const Clocks::Fence fence : {Clocks::Fence::mbarriers, Clocks::Fence::proxies})
     if (clocks.knows_fence(*thread, writer, write.time, fence)) return;
-  fail_with_place(request, request.address, "a copy for a barrier that no fence_mbarrier_init has made known to copies");
+  fail_with_place(request, request.address,
+                  "a copy for a barrier that no fence_mbarrier_init has made known to copies");
 }
 
 void load_issued(const BoxLoad& load) {
@@ -106,7 +107,8 @@ void load_issued(const BoxLoad& load) {
 
 void store_issued(Thread* thread, const BoxStore& store, const void* code) {
   const Block& block = *thread->block;
-  const Actor reader(block, ActorKind::store_reads, thread->index), writer(block, ActorKind::store_writes, thread->index);
+  const Actor reader(block, ActorKind::store_reads, thread->index);
+  const Actor writer(block, ActorKind::store_writes, thread->index);
   const Time time = clocks.time_of_group(store.group);
   clocks.issued(reader, time);
   clocks.issued(writer, time);

@@ -128,7 +128,8 @@ void wait_for_phase(uint32_t address, int parity) {
 
 void describe_mbarrier(const Thread& waiting, char* text, size_t room) {
   const Mbarrier& barrier = waiting.block->mbarriers.at(waiting.awaited_barrier);
-  snprintf(text, room, " for parity %d of the barrier at byte %u (phase %u: %d of %d arrivals and %d bytes are missing)",
+  snprintf(text, room,
+           " for parity %d of the barrier at byte %u (phase %u: %d of %d arrivals and %d bytes are missing)",
            waiting.awaited_parity, waiting.awaited_barrier, barrier.phase, barrier.pending, barrier.count,
            barrier.announced);
 }
