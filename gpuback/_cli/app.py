@@ -18,7 +18,7 @@ from gpuback._cli import options as o
 from gpuback._cli.predict import load, predict_for
 from gpuback._cli.tasks import default_loss, is_regression, looks_like_regression
 from gpuback._cli.train import Files, train_network
-from gpuback._core.persistence import replacing
+from gpuback._core.output_files import replacing
 from gpuback._training.optimizers import OPTIMIZERS, Optimizer
 from gpuback.errors import MissingExtraError, OptionError, unknown_name
 from gpuback.testing import random_batch

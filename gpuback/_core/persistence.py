@@ -8,21 +8,19 @@ loaded). It is one string because safetensors shuffles several: the same content
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
-import stat
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from gpuback._core.output_files import replacing
 from gpuback._core.typing import PathLike
-from gpuback.errors import DtypeError, FileFormatError, MissingFolderError, OptionError
+from gpuback.errors import DtypeError, FileFormatError, OptionError
 
 FORMAT_VERSION = 1
 _HEADER_KEYS = ("version", "kind", "metadata", "sha256")
@@ -100,86 +98,6 @@ def read(path: PathLike, *, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
             " it was written"
         )
     return arrays, json.loads(metadata_json)
-
-
-def _temporary_prefix(target: str) -> str:
-    """Return the prefix of a target's temporary files. It leaves out the target's name, which may be of any length."""
-    return f".gpuback-{hashlib.sha256(os.path.basename(target).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}-"
-
-
-def remove_leftovers(path: PathLike) -> None:
-    """Remove the temporary files of `path` that writers left behind when they were killed."""
-    target = os.path.realpath(path)
-    prefix = _temporary_prefix(target)
-    for name in os.listdir(os.path.dirname(target)):
-        if name.startswith(prefix) and not _is_running(int(name.removeprefix(prefix).partition("-")[0])):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(os.path.dirname(target), name))
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":  # os.kill would end it there
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def require_folder(path: PathLike) -> str:
-    """Return the folder of a file at `path`, which has to be writable; a check before long work.
-
-    Raises:
-        MissingFolderError: there is no such folder.
-        IsADirectoryError: `path` itself is a folder.
-        PermissionError: the folder cannot be written to.
-    """
-    folder = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(folder):
-        raise MissingFolderError(f"cannot write {os.fspath(path)}: there is no folder {folder}; make it first")
-    if os.path.isdir(os.path.realpath(path)):
-        raise IsADirectoryError(f"cannot write {os.fspath(path)}: it is a folder")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"cannot write {os.fspath(path)}: no permission to write to the folder {folder}")
-    return folder
-
-
-@contextlib.contextmanager
-def replacing(path: PathLike) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the place of `path` when the block ends, or vanishes if the block raises.
-
-    The permission bits are those that `open(path, "wb")` would leave; a symbolic link stays and what it points to is
-    replaced.
-
-    Raises:
-        MissingFolderError: the folder does not exist.
-    """
-    target = os.path.realpath(path)
-    folder = require_folder(path)
-    temporary = os.path.join(folder, f"{_temporary_prefix(target)}{os.getpid()}-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    # The file is in place. If the folder cannot be synced (Windows, some network mounts), a power cut may bring the old
-    # file back. Writing has succeeded all the same.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _digest(arrays: Mapping[str, np.ndarray], metadata_json: str, kind: str) -> str:

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpuback._core.persistence import replacing
+from gpuback._core.output_files import replacing
 from gpuback.errors import BackendError
 
 ENVIRONMENT = "GPUBACK_CACHE_DIR"

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpuback._backends.protocol import LossScale
 from gpuback._core import persistence
+from gpuback._core.output_files import require_writable
 from gpuback._core.typing import Array, PathLike
 from gpuback._network.mlp import MLP
 from gpuback._training.history import History
@@ -33,8 +34,7 @@ class Checkpoint:
 
     def __init__(self, path: PathLike, identity: dict[str, Any]) -> None:
         self.path = os.fspath(path)
-        persistence.require_folder(self.path)
-        persistence.remove_leftovers(self.path)
+        require_writable(self.path, regular=True)
         self._identity = identity
         self._written = -float("inf")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuback._core.persistence import replacing
+from gpuback._core.output_files import replacing
 from gpuback._core.typing import PathLike
 from gpuback.errors import DtypeError, FileFormatError, ShapeError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpuback._core.persistence import read, remove_leftovers, replacing, write
+from gpuback._core.persistence import read, write
 from gpuback.errors import DtypeError, FileFormatError, GpubackError, MissingFolderError, OptionError
 
 DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool"]
@@ -268,15 +267,6 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_no_litter(
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_a_block_that_raises_leaves_the_old_file(file: Path) -> None:
-    before = file.read_bytes()
-    with pytest.raises(ZeroDivisionError), replacing(file) as opened:
-        opened.write(b"half")
-        raise ZeroDivisionError
-    assert file.read_bytes() == before
-    assert os.listdir(file.parent) == [file.name]
-
-
 def test_a_folder_that_cannot_be_synced_is_no_failure(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cannot_open(*_: object) -> int:
         raise PermissionError("a folder cannot be opened on Windows")
@@ -332,18 +322,3 @@ def test_a_symbolic_link_stays_a_link(file: Path) -> None:
     write(link, {}, {"new": True}, kind="model")
     assert link.is_symlink()
     assert read(file, kind="model")[1] == {"new": True}
-
-
-def test_leftovers_of_killed_writers_are_removed_and_no_other_files(tmp_path: Path) -> None:
-    write(tmp_path / "run", ARRAYS, METADATA, kind="checkpoint")
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "run") as opened:
-        own = next(name for name in os.listdir(tmp_path) if name.endswith(".tmp"))
-        assert opened.writable()
-        raise KeyboardInterrupt
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    dead = own.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
-    for name in (own, dead, ".gpuback-000000000000-1-2.tmp", "other.tmp"):
-        (tmp_path / name).touch()
-    remove_leftovers(tmp_path / "run")
-    assert sorted(os.listdir(tmp_path)) == sorted([own, ".gpuback-000000000000-1-2.tmp", "other.tmp", "run"])
