@@ -50,7 +50,8 @@ def write(path: PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[st
         raise DtypeError(f"{os.fspath(path)}: expected metadata that JSON can hold: {error}") from error
     # safetensors copies raw memory from the array's address on: strides would be ignored without a word.
     # (np.ascontiguousarray would turn 0-d arrays into 1-d ones.)
-    dense = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    # The copy is hashed and then stored, whatever another thread does to the arrays meanwhile.
+    dense = {name: np.array(array, order="C") for name, array in arrays.items()}
     for name, array in dense.items():
         if array.dtype.hasobject:
             raise DtypeError(f"{os.fspath(path)}: expected numbers, got Python objects in array {name!r}")

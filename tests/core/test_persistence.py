@@ -17,11 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import gpuback
+from gpuback._core import persistence
 from gpuback._core.persistence import read, write
 from gpuback.errors import DtypeError, FileFormatError, GpubackError, MissingFolderError, OptionError
 
 DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool"]
 ARRAYS = {"theta": np.array([1.5, -2.0], np.float32), "step": np.array(7)}
+SAVES = int(os.environ.get("GPUBACK_TEST_SAVES", "50"))
 METADATA = {"sizes": [2, 1], "best": 0.25}
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="permission bits and links as POSIX has them")
@@ -292,6 +295,23 @@ def test_writers_at_the_same_time_do_not_mix(file: Path) -> None:
     assert os.listdir(file.parent) == [file.name]
 
 
+def test_an_array_that_changes_while_it_is_saved_makes_a_sound_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theta = np.zeros(3)
+
+    def digest_of(arrays: dict[str, np.ndarray], metadata_json: str, kind: str) -> str:
+        value = digest(arrays, metadata_json, kind)
+        theta[...] = 1  # as a step of training in another thread
+        return value
+
+    digest = persistence._digest
+    with monkeypatch.context() as patched:
+        patched.setattr(persistence, "_digest", digest_of)
+        write(file, {"theta": theta}, {}, kind="model")
+    assert_same(read(file, kind="model")[0], {"theta": np.zeros(3)})
+
+
 def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 255)
     write(path, ARRAYS, METADATA, kind="model")
@@ -322,3 +342,27 @@ def test_a_symbolic_link_stays_a_link(file: Path) -> None:
     write(link, {}, {"new": True}, kind="model")
     assert link.is_symlink()
     assert read(file, kind="model")[1] == {"new": True}
+
+
+@pytest.mark.thorough
+def test_a_network_may_be_saved_while_another_thread_trains_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((64, 20)), rng.integers(3, size=64)
+    net = gpuback.MLP([20, 64, 64, 3], seed=0, backend="numpy")
+    step = gpuback.TrainStep(net, gpuback.Adam(0.01))
+    done = threading.Event()
+
+    def train() -> None:
+        while not done.is_set():
+            step(x, y)
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        for _ in range(SAVES):
+            net.save(tmp_path / "net")
+            gpuback.MLP.load(tmp_path / "net", backend="numpy")
+    finally:
+        done.set()
+        trainer.join()
+    assert os.listdir(tmp_path) == ["net"]
