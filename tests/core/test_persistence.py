@@ -218,6 +218,74 @@ def test_swapped_names_are_refused(file: Path) -> None:
         read(file, kind="model")
 
 
+def resealed(path: Path, arrays: dict[str, np.ndarray], metadata_json: object) -> None:
+    """Write a file whose hash fits, as a forger would."""
+    digest = persistence._digest(arrays, metadata_json, "model") if isinstance(metadata_json, str) else "0" * 64
+    header = {"version": 1, "kind": "model", "metadata": metadata_json, "sha256": digest}
+    path.write_bytes(safetensors.numpy.save(arrays, {"gpuback": json.dumps(header)}))
+
+
+@pytest.mark.parametrize(
+    ("metadata_json", "message"),
+    [
+        ("[1]", "expected metadata by name, found list"),
+        ("{", "expected metadata in JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "expected metadata in JSON"),
+        ("[" * 100_000, "expected metadata in JSON"),
+        ({"a": 1}, "expected metadata and sha256 as texts"),
+        (None, "expected metadata and sha256 as texts"),
+    ],
+    ids=["list", "half", "long number", "nested without end", "object", "none"],
+)
+def test_forged_metadata_are_refused(tmp_path: Path, metadata_json: object, message: str) -> None:
+    resealed(tmp_path / "file", ARRAYS, metadata_json)
+    with pytest.raises(FileFormatError, match=message):
+        read(tmp_path / "file", kind="model")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "message"),
+    [
+        ("F8_E8M0", [4], "array 'a': expected a dtype of .*, found F8_E8M0"),
+        ("F32", [0, 2**62], "array 'a': expected the shape of an array"),
+        ("U8", [1] * 70 + [4], "array 'a': expected the shape of an array"),
+    ],
+)
+def test_an_array_that_numpy_cannot_hold_is_refused(tmp_path: Path, dtype: str, shape: list[int], message: str) -> None:
+    size = 0 if 0 in shape else 4
+    seal = {"version": 1, "kind": "model", "metadata": "{}", "sha256": "0" * 64}
+    header = {
+        "__metadata__": {"gpuback": json.dumps(seal)},
+        "a": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]},
+    }
+    start = json.dumps(header).encode()
+    (tmp_path / "file").write_bytes(len(start).to_bytes(8, "little") + start + bytes(size))
+    with pytest.raises(FileFormatError, match=message):
+        read(tmp_path / "file", kind="model")
+
+
+def test_a_file_that_is_truncated_while_it_is_read_ends_no_process(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped one would: SIGBUS."""
+
+    def truncate(content: bytes) -> Any:
+        os.truncate(file, 0)
+        return deserialize(content)
+
+    deserialize = persistence.deserialize
+    monkeypatch.setattr(persistence, "deserialize", truncate)
+    assert_same(read(file, kind="model")[0], ARRAYS)
+    with pytest.raises(FileFormatError, match="found 0 bytes"):
+        read(file, kind="model")
+
+
+@posix_only
+def test_a_pipe_and_a_device_are_no_safetensors_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(FileFormatError, match="found a pipe or device"):
+            read(path, kind="model")
+
+
 def test_a_missing_file_is_what_python_says(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "absent", kind="model")
