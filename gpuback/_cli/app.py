@@ -70,6 +70,7 @@ def train(
     source: o.Source,
     target: o.Target = None,
     labels: o.Labels = None,
+    max_bytes: o.MaxBytes = None,
     held_out: o.HeldOut = 0.2,
     standardize: o.Standardize = True,
     hidden: o.Hidden = "128",
@@ -119,7 +120,7 @@ def train(
     files.check([source, *([labels] if labels else [])])
     chosen_optimizer = make_optimizer(optimizer, learning_rate, momentum, nesterov, weight_decay, no_decay_biases)
 
-    data = datasets.load(source, target=target, labels=labels)
+    data = datasets.load(source, target=target, labels=labels, max_bytes=max_bytes)
     loss = loss or default_loss(data)
     if not is_regression(loss) and looks_like_regression(data):
         warn(f"{data.name} has {data.n_classes} classes; if they are quantities, --loss squared_error is for them")
@@ -165,6 +166,7 @@ def predict(
     target: o.Target = None,
     no_target: o.NoTarget = False,
     labels: o.Labels = None,
+    max_bytes: o.MaxBytes = None,
     score: o.Score = False,
     output: o.OutputFile = None,
     as_json: o.JsonInstead = False,
@@ -173,7 +175,7 @@ def predict(
     if score and no_target:
         raise OptionError("--score needs targets to compare with: leave out --no-target")
     net = gpuback.MLP.load(model)
-    data = load(source, target=target, labels=labels, no_target=no_target)
+    data = load(source, target=target, labels=labels, no_target=no_target, max_bytes=max_bytes)
     answers = predict_for(net, data, score=score)
     text = show.json_line(answers.as_document()) if as_json else answers.as_csv()
     if output is None:
