@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import os
 import re
 import secrets
@@ -15,12 +16,12 @@ import shutil
 import stat
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from gpuback._core.places import Place, place_of
 from gpuback._core.typing import PathLike
-from gpuback.errors import MissingFolderError, OutputFileError
+from gpuback.errors import MissingFolderError, OptionError, OutputFileError
 
 try:
     import fcntl
@@ -126,8 +127,23 @@ def require_writable(path: PathLike, *, regular: bool = False) -> None:
         os.unlink(trial)
 
 
-def same_place(one: PathLike, other: PathLike) -> bool:
-    """Say whether two paths lead to one file, through whatever links, so that writing to one changes the other."""
+def require_distinct(outputs: Sequence[PathLike], inputs: Sequence[PathLike] = ()) -> None:
+    """Raise before long work if an output would overwrite an input or another output, through whatever links.
+
+    Args:
+        outputs: where files are to be written. A stream overwrites nothing.
+        inputs: what is read, where it exists.
+
+    Raises:
+        OptionError: two paths lead to one file.
+        OSError: as `place_of`.
+    """
+    for one, other in itertools.combinations((*outputs, *filter(os.path.exists, inputs)), 2):
+        if _same(one, other):
+            raise OptionError(f"{os.fspath(one)} would be overwritten: give every file of the run a name of its own")
+
+
+def _same(one: PathLike, other: PathLike) -> bool:
     ends = place_of(one), place_of(other)
     if any(end.is_stream for end in ends):
         return False

@@ -155,6 +155,15 @@ def _kind_of_file(path: str) -> str:
     )
 
 
+def files_of(source: PathLike, labels: PathLike | None = None) -> list[str]:
+    """List the files that `load` would read, as far as they exist."""
+    if isinstance(source, str) and source in BUILT_IN:
+        return []
+    path = os.fspath(source)
+    found = [path, *(_labels_candidates(path) if labels is None else [os.fspath(labels)])]
+    return list(filter(os.path.exists, found))
+
+
 def _load_built_in(name: str) -> Dataset:
     try:
         sets = importlib.import_module("sklearn.datasets")
@@ -228,13 +237,7 @@ def _load_idx(path: str, labels: PathLike | None, max_bytes: int | None) -> Data
 
 def _labels_beside(path: str) -> str:
     """train-images-idx3-ubyte → train-labels-idx1-ubyte, with a dot or a dash before "idx", with or without .gz."""
-    folder, name = os.path.split(path)
-    stem, found, _ = name.rpartition("images")
-    candidates = [
-        os.path.join(folder, f"{stem}labels{mark}idx1-ubyte{end}")
-        for mark, end in itertools.product("-.", ("", ".gz"))
-        if found
-    ]
+    candidates = _labels_candidates(path)
     for candidate in candidates:
         if os.path.exists(candidate):
             return candidate
@@ -242,6 +245,13 @@ def _labels_beside(path: str) -> str:
     raise OptionError(
         f"{path}: expected a file of labels beside the images; looked for {looked_for}. Name it: labels=…"
     )
+
+
+def _labels_candidates(path: str) -> list[str]:
+    folder, name = os.path.split(path)
+    stem, found, _ = name.rpartition("images")
+    ends = itertools.product("-.", ("", ".gz")) if found else ()
+    return [os.path.join(folder, f"{stem}labels{mark}idx1-ubyte{end}") for mark, end in ends]
 
 
 def _checked_samples(array: np.ndarray, where: str) -> np.ndarray:

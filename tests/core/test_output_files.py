@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from gpuback._core import output_files, places
-from gpuback._core.output_files import remove_leftovers, replacing, require_writable, same_place
-from gpuback.errors import GpubackError, MissingFolderError, OutputFileError
+from gpuback._core.output_files import remove_leftovers, replacing, require_distinct, require_writable
+from gpuback.errors import GpubackError, MissingFolderError, OptionError, OutputFileError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permission bits, links and devices as POSIX has them")
 
@@ -122,6 +122,21 @@ def test_a_socket_and_a_folder_are_refused(tmp_path: Path, monkeypatch: pytest.M
             write(tmp_path / "absent" / "file")
 
 
+def test_outputs_are_files_of_their_own(file: Path) -> None:
+    (file.parent / "hard").hardlink_to(file)
+    (file.parent / "soft").symlink_to("new")  # there is nothing yet
+    for outputs, inputs in (
+        ((file, file), ()),
+        ((file.parent / "." / "file",), (file,)),
+        ((file.parent / "hard",), (file,)),
+        ((file.parent / "soft", file.parent / "new"), ()),
+    ):
+        with pytest.raises(OptionError, match="would be overwritten: give every file"):
+            require_distinct(outputs, inputs)
+    require_distinct((file, file.parent / "new"), (file.parent / "absent", "/dev/null"))
+    require_distinct(("/dev/null", "/dev/null"))
+
+
 # --- links
 
 
@@ -133,7 +148,8 @@ def test_links_are_followed_as_open_follows_them(file: Path) -> None:
     (file.parent / "aside").symlink_to("folder", target_is_directory=True)
     for path in (folder / "up", file.parent / "again", file.parent / "aside" / "up", folder / ".." / "file"):
         assert places.place_of(path).path == os.path.realpath(path) == str(file)
-        assert same_place(path, file)
+        with pytest.raises(OptionError, match="would be overwritten"):
+            require_distinct([path], [file])
         put(path, path.name.encode())
         assert file.read_bytes() == path.name.encode()
         assert os.listdir(folder) == ["up"]
