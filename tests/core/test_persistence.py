@@ -434,3 +434,34 @@ def test_a_network_may_be_saved_while_another_thread_trains_it(tmp_path: Path) -
         done.set()
         trainer.join()
     assert os.listdir(tmp_path) == ["net"]
+
+
+MODEL_ODD = (
+    *(None, -1, 1.5, "x", [], {}, float("nan"), 2**70, [1], {"a": 1}, [2**62, 2**62], [True, 2], ["relu", 1], [[]]),
+    *([{}], {"name": []}, {"name": "huber", "delta": []}, {"name": "cross_entropy", "class_weights": [[]]}),
+)
+
+
+@pytest.mark.parametrize(
+    "field", ["architecture", "sizes", "activation", "output", "loss", "dtype", "allow_tf32", "reproducible", "more"]
+)
+def test_a_forged_model_is_refused(file: Path, field: str) -> None:
+    net = gpuback.MLP([2, 3, 2], seed=0, backend="numpy")
+    net.save(file)
+    arrays, metadata = read(file, kind="model")
+    for value in MODEL_ODD:
+        whole = value if field == "architecture" else {**metadata["architecture"], field: value}
+        write(file, arrays, {"architecture": whole}, kind="model")
+        with pytest.raises(FileFormatError, match="net.safetensors: expected a gpuback model"):
+            gpuback.MLP.load(file, backend="numpy")
+
+
+def test_a_model_of_absurd_size_is_refused_in_few_words(file: Path) -> None:
+    gpuback.MLP([2, 3, 2], seed=0, backend="numpy").save(file)
+    arrays, metadata = read(file, kind="model")
+    for sizes in ([2] * 10_001, [2**62, 5, 2**62]):
+        changes = {"sizes": sizes, "activation": ["relu"] * (len(sizes) - 2)}
+        write(file, arrays, {"architecture": metadata["architecture"] | changes}, kind="model")
+        with pytest.raises(FileFormatError, match="expected theta of shape") as caught:
+            gpuback.MLP.load(file, backend="numpy")
+        assert len(str(caught.value)) < 1000
