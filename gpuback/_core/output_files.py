@@ -40,7 +40,7 @@ _NOT_REPLACED = _LACKING | {errno.EBUSY, errno.EXDEV, errno.ETXTBSY}
 
 
 @contextlib.contextmanager
-def replacing(path: PathLike, *, follow_link: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: PathLike, *, anew: bool = False) -> Iterator[BinaryIO]:
     """Open a binary file that takes the place of `path` when the block ends, or vanishes if the block raises.
 
     The permission bits are those that `open(path, "wb")` would leave. A symbolic link stays, and what it points to is
@@ -50,7 +50,7 @@ def replacing(path: PathLike, *, follow_link: bool = True) -> Iterator[BinaryIO]
 
     Args:
         path: the file.
-        follow_link: False replaces a link at `path` itself.
+        anew: whatever is at `path`, a link too, is replaced, and nobody else may write to the new file.
 
     Raises:
         MissingFolderError: the folder does not exist.
@@ -58,7 +58,7 @@ def replacing(path: PathLike, *, follow_link: bool = True) -> Iterator[BinaryIO]
         OSError: the file system refused. It names `path`.
     """
     name = os.fspath(path)
-    place = _checked(name, _place(name, follow_link))
+    place = _checked(name, _place_itself(name) if anew else place_of(name))
     if place.is_stream:
         content = io.BytesIO()
         yield content
@@ -72,7 +72,9 @@ def replacing(path: PathLike, *, follow_link: bool = True) -> Iterator[BinaryIO]
     try:
         with _naming(name, temporary), open(temporary, "xb") as file:
             _lock(file)
-            if place.mode is not None:
+            if anew:
+                _set_mode(file, stat.S_IMODE(os.fstat(file.fileno()).st_mode) & ~0o022, lost)
+            elif place.mode is not None:
                 _set_mode(file, stat.S_IMODE(place.mode), lost)
             yield file
             file.flush()
@@ -111,7 +113,7 @@ def require_writable(path: PathLike, *, regular: bool = False) -> None:
         OSError: another reason of the file system's, such as a name that is too long. It names `path`.
     """
     name = os.fspath(path)
-    place = _checked(name, _place(name, True))
+    place = _checked(name, place_of(name))
     if place.is_stream:
         if regular:
             raise OutputFileError(f"cannot write {name}: expected a file, which is read again, found a pipe or device")
@@ -179,9 +181,8 @@ def _remove_leftover(path: str) -> None:
         os.unlink(path)
 
 
-def _place(name: str, follow_link: bool) -> Place:
-    if follow_link:
-        return place_of(name)
+def _place_itself(name: str) -> Place:
+    """Return the place of a file, not of what a link there points to."""
     folder, last = os.path.split(name)
     end = os.path.join(place_of(folder or ".").path, last)
     return Place(end, None, os.lstat(end).st_mode if os.path.lexists(end) else None)

@@ -159,13 +159,21 @@ def test_links_are_followed_as_open_follows_them(file: Path) -> None:
     assert caught.value.filename == str(file.parent / "circle")
 
 
-def test_a_link_may_be_replaced_instead(file: Path) -> None:
+def test_a_file_made_anew_replaces_a_link_and_is_for_nobody_else_to_write(file: Path) -> None:
     link = file.parent / "link"
     link.symlink_to(file)
-    with replacing(link, follow_link=False) as opened:
-        opened.write(b"new")
+    file.chmod(0o666)
+    previous = os.umask(0)
+    try:
+        for path in (link, file):
+            with replacing(path, anew=True) as opened:
+                opened.write(b"new")
+            assert stat.S_IMODE(path.lstat().st_mode) == 0o644
+            assert path is file or file.read_bytes() == b"old"
+    finally:
+        os.umask(previous)
     assert not link.is_symlink()
-    assert (link.read_bytes(), file.read_bytes()) == (b"new", b"old")
+    assert (link.read_bytes(), file.read_bytes()) == (b"new", b"new")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a link away")
