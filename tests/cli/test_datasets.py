@@ -324,13 +324,16 @@ def test_npz_defects(tmp_path: Path, arrays: dict[str, object], error: type[Gpub
 
 
 def test_no_flipped_bit_of_an_npz_changes_the_arrays(tmp_path: Path) -> None:
-    """Its CRC is held against a member only where that is read to its end, beyond what a changed header says."""
-    x, y = np.arange(21.0).reshape(3, 7), np.arange(3) % 2
+    """Its CRC is held against a member only where that is read to its end, beyond what a changed header says.
+
+    The array is larger than what zipfile reads at once.
+    """
+    x, y = np.arange(3600.0).reshape(40, 90), np.arange(40) % 2
     path = npz_file(tmp_path, x=x, y=y)
     whole = path.read_bytes()
     header = whole.index(b"{'descr'")
     for position in range(header, whole.index(b"\n", header)):
-        for bit in (1, 2, 4, 16):
+        for bit in (1, 8):
             path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
             with pytest.raises(FileFormatError, match="arrays.npz, array 'x'"):
                 load(path)
