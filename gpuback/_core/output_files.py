@@ -81,10 +81,9 @@ def replacing(path: PathLike, *, anew: bool = False) -> Iterator[BinaryIO]:
             _sync(file, lost)
         with _naming(name, temporary):
             _rename(temporary, place.path, lost)
-    except BaseException as error:
-        if not isinstance(error, _HalfWrittenError):
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
     # The file is in place. If the folder cannot be synced (Windows, some network mounts), a power cut may bring the old
     # file back. Writing has succeeded all the same.
@@ -253,10 +252,6 @@ def _sync(file: BinaryIO, lost: list[str]) -> None:
         lost.append(f"a power cut may still lose it ({error.strerror})")
 
 
-class _HalfWrittenError(OutputFileError):
-    """A file was begun in place and could not be finished; its whole content is in the temporary file."""
-
-
 def _rename(temporary: str, target: str, lost: list[str]) -> None:
     """Put the temporary file in the target's place; where that cannot be, write its content into the target."""
     try:
@@ -266,21 +261,24 @@ def _rename(temporary: str, target: str, lost: list[str]) -> None:
         if os.name != "posix" or error.errno not in _NOT_REPLACED:
             raise
         refused = error
-    # O_CREAT, so that Linux's fs.protected_regular guards files of others in folders that everybody can write to.
+    # Under this name nobody removes it, whatever ends the copying.
+    whole = temporary.removesuffix(".tmp") + ".whole"
     try:
+        # O_CREAT, so that Linux's fs.protected_regular guards files of others in folders that everybody can write to.
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW)
+        os.rename(temporary, whole)
     except OSError:
         raise refused from None
-    with open(temporary, "rb") as source, open(descriptor, "wb") as file:
+    with open(whole, "rb") as source, open(descriptor, "wb") as file:
         try:
             file.truncate()
             shutil.copyfileobj(source, file)
             file.flush()
             _sync(file, lost)
         except OSError as error:
-            raise _HalfWrittenError(
+            raise OutputFileError(
                 f"{target}: could neither be replaced ({refused.strerror}) nor written ({error.strerror}); its whole"
-                f" content is in {temporary}"
+                f" content is in {whole}"
             ) from error
-    os.unlink(temporary)
+    os.unlink(whole)
     lost.append(f"in place, as it could not be replaced ({refused.strerror}): a crash would have left half of it")

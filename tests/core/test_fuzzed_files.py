@@ -57,8 +57,10 @@ edit = st.builds(
 )
 edits = st.lists(edit, min_size=1, max_size=4)
 
+TEMPTING = ([[]], [{}], [2**62, 2**62], {"name": []}, {"name": "huber", "delta": []}, ["relu", 1], {"function": []})
 numbers = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=9), st.just(10**12)
+    *(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=9)),
+    *(st.just(10**12), st.sampled_from(TEMPTING)),
 )
 values = st.recursive(
     numbers,

@@ -332,15 +332,34 @@ def test_an_error_in_the_block_names_the_file(file: Path) -> None:
     assert caught.value.filename == str(file.parent / "another")
 
 
-def test_what_cannot_be_finished_in_place_is_kept_beside(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: object, target: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full", "interrupt"])
+def test_what_cannot_be_finished_in_place_is_kept_beside(
+    file: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def fail(source: object, target: object) -> None:
+        raise failure
 
     refuse(monkeypatch, "replace", errno.EBUSY)
-    monkeypatch.setattr(output_files.shutil, "copyfileobj", full)
-    with pytest.raises(OutputFileError, match="could neither be replaced .* its whole content is in ") as caught:
+    monkeypatch.setattr(output_files.shutil, "copyfileobj", fail)
+    with pytest.raises((OutputFileError, KeyboardInterrupt)) as caught:
         put(file)
-    assert Path(str(caught.value).rpartition(" is in ")[2]).read_bytes() == b"new"
+    (kept,) = (path for path in file.parent.iterdir() if path != file)
+    assert kept.read_bytes() == b"new"
+    if isinstance(failure, OSError):
+        assert "could neither be replaced (" in str(caught.value) and str(caught.value).endswith(f" is in {kept}")
+    age(kept)
+    remove_leftovers(str(file.parent))
+    assert kept.exists()
+
+
+def test_a_file_that_can_be_neither_replaced_nor_written_stays(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "replace", errno.EBUSY)
+    refuse(monkeypatch, "rename", errno.EPERM)
+    with pytest.raises(OSError) as caught:
+        put(file)
+    assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, str(file))
+    assert file.read_bytes() == b"old"
+    assert os.listdir(file.parent) == [file.name]
 
 
 def test_a_name_that_is_too_long_is_found_before(tmp_path: Path) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import stat
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,7 @@ from gpuback.errors import DtypeError, FileFormatError, GpubackError, MissingFol
 
 DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool"]
 ARRAYS = {"theta": np.array([1.5, -2.0], np.float32), "step": np.array(7)}
+KILLS = int(os.environ.get("GPUBACK_TEST_KILLS", "4"))
 SAVES = int(os.environ.get("GPUBACK_TEST_SAVES", "50"))
 METADATA = {"sizes": [2, 1], "best": 0.25}
 
@@ -434,6 +440,51 @@ def test_a_network_may_be_saved_while_another_thread_trains_it(tmp_path: Path) -
         done.set()
         trainer.join()
     assert os.listdir(tmp_path) == ["net"]
+
+
+SAVER = """
+import sys, threading
+import numpy as np
+import gpuback
+
+rng = np.random.default_rng(0)
+x, y = rng.standard_normal((64, 20)), rng.integers(3, size=64)
+net = gpuback.MLP([20, 64, 64, 3], seed=0, backend="numpy")
+step = gpuback.TrainStep(net, gpuback.Adam(0.01))
+
+def train():
+    while True:
+        step(x, y)
+
+threading.Thread(target=train, daemon=True).start()
+while True:
+    net.save(sys.argv[1])
+    print(flush=True)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_process_that_is_killed_while_it_trains_and_saves_leaves_a_sound_file(tmp_path: Path) -> None:
+    root = str(Path(gpuback.__file__).parents[1])
+    file, seed = tmp_path / "net", random.randrange(2**32)
+    print(f"random.Random({seed})")  # pytest shows it if the test fails
+    moments = random.Random(seed)
+    for _ in range(KILLS):
+        with subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(file)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
+        ) as saver:
+            for _ in range(moments.randint(1, 5)):
+                saver.stdout.readline()
+            time.sleep(moments.uniform(0, 0.005))
+            saver.kill()
+        gpuback.MLP.load(file, backend="numpy")
+    litter = [tmp_path / name for name in os.listdir(tmp_path) if name != file.name]
+    for path in litter:
+        os.utime(path, (0, 0))
+    write(file, ARRAYS, METADATA, kind="model")
+    assert os.listdir(tmp_path) == [file.name]
+    print(f"{KILLS} kills, {len(litter)} unfinished files")
 
 
 MODEL_ODD = (
