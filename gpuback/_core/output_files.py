@@ -175,7 +175,7 @@ def _remove_leftover(path: str) -> None:
         return
     if status.st_uid != os.geteuid():
         return
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:  # some network mounts lock only what is open for writing
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(path)
 
@@ -227,7 +227,7 @@ def _opened_stream(place: Place) -> BinaryIO:
 
 def _lock(file: BinaryIO) -> None:
     if fcntl is not None:
-        with contextlib.suppress(OSError):  # where there are no locks, age alone tells
+        with contextlib.suppress(OSError):  # where there are no locks, nobody takes the file for a leftover either
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
