@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +140,8 @@ def _kind_of_file(path: str) -> str:
         )
     if os.path.isdir(path):
         raise FileFormatError(f"{path}: expected a file, found a folder")
+    if stat.S_ISCHR(os.stat(path).st_mode):  # /dev/zero never ends
+        raise FileFormatError(f"{path}: expected a file, found a device")
     extension = os.path.splitext(path)[1].lower()
     if extension in (".npz", ".csv"):
         return extension[1:]

@@ -141,6 +141,14 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "notes.txt")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no devices here")
+def test_a_device_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "zeros.csv").symlink_to("/dev/zero")
+    for path in (tmp_path / "zeros.csv", "/dev/zero"):
+        with pytest.raises(FileFormatError, match="expected a file, found a device"):
+            load(path)
+
+
 def test_options_that_cannot_apply_are_refused(tmp_path: Path) -> None:
     table, images, arrays = csv_file(tmp_path, "a,y\n1,0\n"), idx_files(tmp_path), npz_file(tmp_path, x=[[1.0]], y=[0])
     with pytest.raises(OptionError, match="target= does not apply to a built-in"):

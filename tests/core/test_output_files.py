@@ -89,6 +89,7 @@ def test_an_open_file_is_written_on_where_it_stands(file: Path, folder: str) -> 
         put(f"{folder}/12345")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
 def test_standard_output_may_be_given_by_name() -> None:
     code = "from gpuback._core.output_files import replacing\nwith replacing('/dev/stdout') as file: file.write(b'new')"
@@ -241,6 +242,7 @@ def test_leftovers_are_removed_once_they_are_old_and_nothing_else_is(file: Path)
     assert sorted(os.listdir(folder)) == sorted([young, *ODD, ".gpuback-2-0123456789abcdef.tmp", file.name])
 
 
+@pytest.mark.thorough
 def test_a_living_writers_file_stays_however_old(file: Path) -> None:
     code = f"""
 import os, sys

@@ -654,6 +654,7 @@ def forge(file: Path, arrays: dict[str, Any] | None = None, **metadata: Any) -> 
     persistence.write(file, kept | (arrays or {}), described | metadata, kind="checkpoint")
 
 
+@pytest.mark.thorough(first=2)
 @pytest.mark.numpy_only
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_forged_field_is_refused_by_name(file: Path, field: str) -> None:
@@ -674,6 +675,7 @@ def test_a_forged_field_is_refused_by_name(file: Path, field: str) -> None:
             forged_run(file, resume=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.numpy_only
 def test_a_forged_array_is_refused_by_name(file: Path) -> None:
     forged_run(file, resume=False)
