@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from gpuback._cuda.compiler import compile_variant
+from gpuback._cuda.compiler import compile_variant, load_nvrtc
 from gpuback._gates.checks import (
     ARCHS,
     FULL_ARCHS,
@@ -110,7 +110,8 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     faulty = [row for row in rows if row.faults]
     for row in faulty:
         print(f"{row.name} {row.arch}: {'; '.join(row.faults)}", file=sys.stderr)
-    print(f"{len(rows)} kernels compiled, {len(faulty)} with faults")
+    version = ".".join(map(str, load_nvrtc()[1]))
+    print(f"{len(rows)} kernels compiled, {len(faulty)} with faults (NVRTC {version})")
     return 1 if faulty else 0
 
 

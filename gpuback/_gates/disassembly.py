@@ -17,8 +17,8 @@ from gpuback.errors import BackendError
 # Products of a warp (HMMA: 16-bit and TF32, DMMA: float64), of a warp group (HGMMA), of Blackwell's tensor memory.
 MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "DMMA", "UTCHMMA")
 # What stands beside HGMMA: copies of boxes to and from shared memory (TMA), and a warp group's change of registers.
-BESIDE_HGMMA = ("UTMALDG", "UTMASTG", "USETMAXREG")
-_COUNTED = (*MATRIX_INSTRUCTIONS, *BESIDE_HGMMA)
+_BESIDE_HGMMA = ("UTMALDG", "UTMASTG", "USETMAXREG")
+_COUNTED = (*MATRIX_INSTRUCTIONS, *_BESIDE_HGMMA)
 _KERNEL = re.compile(r"^(?:\.text\.(\S+):|\s*Function : (\S+))")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)")
 _COMMANDS = {"nvdisasm": ("--print-code",), "cuobjdump": ("--dump-sass",)}

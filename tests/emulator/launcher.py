@@ -207,6 +207,8 @@ class EmulatorLauncher:
             raise ValueError(f"{plan.variant.entry}: blocks of {plan.block} threads; a device takes 1 to 1024")
         if plan.grid < 1:
             raise ValueError(f"{plan.variant.entry}: a grid of {plan.grid} blocks")
+        if plan.variant.wgmma and self.limits.capability != (9, 0):
+            raise ValueError(f"{plan.variant.entry}: for Hopper; this device has {self.limits.capability}")
         if plan.grid % plan.cluster:
             raise ValueError(f"{plan.variant.entry}: {plan.grid} blocks in clusters of {plan.cluster}")
         if not 0 <= plan.shared_bytes <= self.limits.shared_bytes:

@@ -19,7 +19,7 @@ from emulator.build import EMULATOR, KERNELS, CompileError, entry_points, kernel
 from support.kernel_arguments import by_name
 from support.requirements import require_emulator
 
-from gpuback._cuda.launch import LaunchPlan, Slot, TensorMap, Variant
+from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Slot, TensorMap, Variant
 from gpuback._cuda.sources import flatten, parameter_names
 from gpuback._gates.variants import every_kernel
 from gpuback.errors import BackendError
@@ -260,6 +260,12 @@ def test_maps_and_other_arguments_are_not_confused(arguments, message):
     given = {"x": None, "unrelated": i32(1), "y": None, "out": None} | arguments
     with pytest.raises(TypeError, match=re.escape(message)):
         EmulatorLauncher(folder=EMULATOR).bind(LaunchPlan(variant("map_words"), 1, 32), **given)
+
+
+def test_kernels_for_hopper_are_refused_by_another_device():
+    launcher = EmulatorLauncher(folder=EMULATOR, limits=DeviceLimits((8, 0), 166912, 108))
+    with pytest.raises(ValueError, match=r"map_words: for Hopper; this device has \(8, 0\)"):
+        launcher.bind(LaunchPlan(variant("map_words")._replace(wgmma=True), 1, 32))
 
 
 def test_a_map_of_an_array_that_is_not_aligned_never_reaches_a_launch():
