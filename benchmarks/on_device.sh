@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 compile_kernels 40
-CUPY_TF32=1 part ptx 60 $pytest -s tests/gpu/test_ptx_on_gpu.py tests/gpu/test_ptx_sm90_on_gpu.py -m gpu
+CUPY_TF32=1 part ptx 70 $pytest -s tests/gpu/test_ptx_on_gpu.py tests/gpu/test_ptx_sm90_on_gpu.py -m gpu
 parity parity 90
 CUPY_TF32=1 part bits 50 $pytest $workers tests/gpu/test_gpu_reproducible.py tests/core/test_elementary.py -m gpu
 part benchmark 185 $python -m benchmarks --device cuda --seconds 165 --json "$OUT/benchmark.json" "$@"

@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,35 @@ def test_a_run_that_is_cut_short_keeps_what_was_measured(runner: Any, tmp_path: 
     (line,) = (json.loads(line) for line in (tmp_path / "log").read_text().splitlines())
     with pytest.raises(ProcessLookupError):
         os.kill(line["process"], 0)
+
+
+# ---- Parts of the script
+
+PARTS = """
+. benchmarks/parts.sh
+part good 20 echo fine
+part bad 20 bash -c 'echo no luck; exit 3'
+part slow 5 bash -c 'echo began $PART_SECONDS; sleep 60'
+BUDGET=$((SECONDS + 4)) part late 20 echo never
+part other 20 echo never
+finish
+"""
+
+
+@pytest.mark.thorough
+def test_parts_have_limits_and_verdicts(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    variables = {**os.environ, "OUT": str(tmp_path), "PARTS": "good bad slow late"}
+    done = subprocess.run(["bash", "-c", PARTS], cwd=root, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    lines = [line.split(maxsplit=1) for line in (tmp_path / "summary.txt").read_text().splitlines()]
+    assert [name for name, _ in lines] == ["good", "bad", "slow", "late"]
+    verdicts = dict(lines)
+    ends = ("good", "passed", "fine"), ("bad", "FAILED (3)", "no luck"), ("slow", "FAILED (124)", "began 2")
+    for name, verdict, last in ends:
+        assert verdicts[name].startswith(verdict) and verdicts[name].endswith(last)
+    assert verdicts["late"] == "left out for lack of time"
+    assert "never" not in (tmp_path / "log.txt").read_text()
 
 
 # ---- Tables
