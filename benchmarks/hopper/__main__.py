@@ -1,6 +1,6 @@
 """Check and time the kernels for Hopper beside those for any GPU and beside other libraries.
 
-python -m benchmarks.hopper run PART [OPTIONS]      rows of a part: machine, checks, layers or networks
+python -m benchmarks.hopper run PART [OPTIONS]      rows of a part
 python -m benchmarks.hopper report LOG              the tables of what a log holds
 python -m benchmarks.hopper profile LOG             Nsight Compute on the cases that are farthest from the roofline
 """
@@ -20,7 +20,7 @@ Log = Annotated[Path, typer.Argument(metavar="LOG", help="A file of lines of JSO
 
 @app.command()
 def run(
-    part: Annotated[str, typer.Argument(help="machine, checks, layers or networks.")],
+    part: Annotated[str, typer.Argument(help="machine, ptx, checks, layers, networks, forward or knobs.")],
     log: Annotated[Path, typer.Option(help="A line of JSON is appended for each row.")] = Path("hopper.jsonl"),
     seconds: Annotated[
         float, typer.Option(envvar="PART_SECONDS", help="All rows may take so long; later ones are left out.")

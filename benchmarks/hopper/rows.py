@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Shape = tuple[int, int, int]
@@ -39,6 +41,32 @@ def machine() -> list[Row]:
     ]
 
 
+# ---- Instructions
+
+TESTS = Path("tests/gpu/test_ptx_sm90_on_gpu.py"), Path("tests/gpu/test_ptx_on_gpu.py")
+"""From the root of the source tree, where the script begins."""
+
+EVERY_WIDTH = "test_products_of_every_width_and_layout"
+WIDTHS = (64, 32, 128, 192, 256, 40, 72)
+"""N of products, the ones that others use first."""
+
+
+def ptx() -> list[Row]:
+    """List the tests of sm_90a's instructions by function, products by their N; then those of all others at once."""
+    hopper, others = TESTS
+    names = re.findall(r"^def (test_\w+)\(", hopper.read_text(encoding="utf-8"), re.MULTILINE)
+    expressions = [f"{EVERY_WIDTH} and gpu-{n}-" for n in WIDTHS]
+    expressions += [name for name in names if name != EVERY_WIDTH]
+    found = [
+        Row(expression, "instructions.tested", {"file": str(hopper), "expression": expression})
+        for expression in expressions
+    ]
+    return [
+        *found,
+        Row(others.stem, "instructions.tested", {"file": str(others), "expression": ""}, hopper=False, seconds=40.0),
+    ]
+
+
 # ---- Checks
 
 CHECKED_LAYERS: tuple[Shape, ...] = (
@@ -62,10 +90,9 @@ def checks(
     """List layers backward and forward, and whole networks."""
 
     def layer(shape: Shape, seeds: int) -> list[Row]:
-        named = " × ".join(map(str, shape))
         return [
-            Row(f"{named} backward", "checks.backward", {"shape": shape, "seeds": seeds}),
-            Row(f"{named} forward", "checks.forward", {"shape": shape, "seeds": min(seeds, 6)}),
+            Row(f"{_words(shape)} backward", "checks.backward", {"shape": shape, "seeds": seeds}),
+            Row(f"{_words(shape)} forward", "checks.forward", {"shape": shape, "seeds": min(seeds, 6)}),
         ]
 
     found = [row for shape in layers for row in layer(shape, seeds)]
@@ -92,41 +119,67 @@ COMPILING = 60.0
 
 def layers(shapes: Sequence[Shape] = LAYERS) -> list[Row]:
     """List layers: gpuback's first, what PyTorch compiles last."""
-    return _timed(
-        shapes,
-        lambda shape: (" × ".join(map(str, shape)), {"family": "layer", "size": shape}),
-        ours="gpuback",
-        peers=("cuBLAS products", "PyTorch graph", "PyTorch eager", "PyTorch compiled"),
-    )
+    peers = "cuBLAS products", "PyTorch graph", "PyTorch eager", "PyTorch compiled"
+    return _timed("layer", {_words(shape): shape for shape in shapes}, "gpuback", peers)
 
 
 def networks(batches: Sequence[int] = BATCHES) -> list[Row]:
     """List steps of seven layers of 64 with Adam."""
-    return _timed(
-        batches,
-        lambda batch: (f"7 layers of 64, B = {batch}", {"family": "step", "size": batch}),
-        ours="gpuback graph",
-        peers=("JAX jit", "PyTorch graph", "PyTorch compiled"),
-    )
+    sizes = {f"7 layers of 64, B = {batch}": batch for batch in batches}
+    return _timed("step", sizes, "gpuback graph", ("JAX jit", "PyTorch graph", "PyTorch compiled"))
 
 
-def _timed(
-    sizes: Sequence[Any], described: Callable[[Any], tuple[str, dict[str, Any]]], ours: str, peers: Sequence[str]
-) -> list[Row]:
+def forward(shapes: Sequence[Shape] = LAYERS[:5]) -> list[Row]:
+    """List layers forward, with ReLU."""
+    return [
+        Row(f"{_words(shape)} forward: {title}", "forward.timed", {"shape": shape, "name": name}, hopper)
+        for title, name, hopper in _contestants("gpuback", ("PyTorch graph",))
+        for shape in shapes
+    ]
+
+
+KNOBS = (("CLUSTER", (1, 4)), ("CHAINS_WANTED", (64, 256)))
+"""Constants of plans for Hopper, and what to try in place of theirs."""
+
+
+def knobs(shapes: Sequence[Shape] = LAYERS[:3]) -> list[Row]:
+    """List layers with other constants of their plans. Each value of CLUSTER is compiled first."""
     found = []
-    for name, hopper in ((ours, True), (ours, False), *((peer, False) for peer in peers)):
-        for size in sizes:
-            title, arguments = described(size)
-            switch = {True: ", for Hopper", False: ", for any GPU"}[hopper] if name == ours else ""
-            seconds = COMPILING if "compiled" in name else 30.0
-            row = Row(f"{title}: {name}{switch}", "timing.timed", {**arguments, "name": name}, hopper, seconds)
-            found.append(row)
+    for name, value in ((name, value) for name, values in KNOBS for value in values):
+        for shape in shapes:
+            arguments = {"shape": shape, "constants": {name: value}}
+            found.append(Row(f"{_words(shape)}: {name} = {value}", "timing.tuned", arguments))
     return found
+
+
+def _timed(family: str, sizes: Mapping[str, Any], ours: str, peers: Sequence[str]) -> list[Row]:
+    found = []
+    for title, name, hopper in _contestants(ours, peers):
+        seconds = COMPILING if "compiled" in name else 30.0
+        for words, size in sizes.items():
+            arguments = {"family": family, "size": size, "name": name}
+            found.append(Row(f"{words}: {title}", "timing.timed", arguments, hopper, seconds))
+    return found
+
+
+def _contestants(ours: str, peers: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """List title, name, and whether it runs on the kernels for Hopper."""
+    return [
+        (f"{ours}, for Hopper", ours, True), (f"{ours}, for any GPU", ours, False),
+        *((peer, peer, False) for peer in peers),
+    ]  # fmt: skip
+
+
+def _words(shape: Shape) -> str:
+    return " × ".join(map(str, shape))
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "machine": machine,
+    "ptx": ptx,
     "checks": checks,
     "layers": layers,
     "networks": networks,
+    "forward": forward,
+    "knobs": knobs,
 }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import cupy
+import numpy as np
 
 from benchmarks.cases import Case, CheckFailedError, selection
 from benchmarks.harness import gpu_measure
 from benchmarks.peers import GPU, OURS, Contestant, Entry, made_ready
+from gpuback._backends.cuda import layer_plans, wgmma_plans
 
 ROUNDS, SECONDS = 15, 1.5
 MOST_CHECKED = 1 << 16
@@ -33,19 +38,59 @@ def timed(family: str, size: Any, name: str) -> dict[str, Any]:
         setting, rounds = _rounds(one, case)
     finally:
         gpu_measure.free_memory()
-    said = f"{sorted(rounds)[len(rounds) // 2] * 1e6:.1f} µs"
+    said = f"{np.median(rounds) * 1e6:.1f} µs"
     return {"case": case.to_json(), "name": name, "role": one.role, "setting": setting, "rounds": rounds, "said": said}
+
+
+def tuned(shape: Sequence[int], constants: Mapping[str, int]) -> dict[str, Any]:
+    """Check and time gpuback's layer with other constants of `wgmma_plans`, for whoever chooses them."""
+    case = _case("layer", shape)
+    ours = next(entry for entry in GPU if entry.name == OURS and "layer" in entry.families)
+    try:
+        with _plans_with(constants):
+            setting, rounds = _rounds(ours, case)
+    finally:
+        gpu_measure.free_memory()
+    seconds = float(np.median(rounds))
+    return {"seconds": seconds, "constants": dict(constants), "said": f"{seconds * 1e6:.1f} µs ({setting})"}
+
+
+@contextlib.contextmanager
+def _plans_with(constants: Mapping[str, int]) -> Iterator[None]:
+    """Change constants of the plans for Hopper, for what is bound meanwhile."""
+    before = {name: getattr(wgmma_plans, name) for name in constants}
+    try:
+        _set(constants)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(constants: Mapping[str, int]) -> None:
+    for name, value in constants.items():
+        setattr(wgmma_plans, name, value)
+    for plan in (layer_plans.layer_plan, layer_plans.delta_plan, layer_plans.forward_plan):
+        plan.cache_clear()
 
 
 def _rounds(one: Entry, case: Case) -> tuple[str, list[float]]:
     """Return the contestant's setting, and seconds for one call in each round."""
     ((setting, stopwatch),) = gpu_measure.clocked(_checked(one, case)).items()
+    return setting, rounds_of(stopwatch)
+
+
+def rounds_of(stopwatch: Callable[[], float]) -> list[float]:
+    """Return seconds of each round, after one that does not count."""
     stopwatch()
     rounds: list[float] = []
     started = time.perf_counter()
     while len(rounds) < ROUNDS and (not rounds or time.perf_counter() - started < SECONDS):
         rounds.append(stopwatch())
-    return setting, rounds
+    return rounds
+
+
+def median_of(stopwatch: Callable[[], float]) -> float:
+    return float(np.median(rounds_of(stopwatch)))
 
 
 def _case(family: str, size: Any) -> Case:
@@ -67,9 +112,6 @@ def _checked(one: Entry, case: Case) -> Contestant:
 
 
 def _bits(results: Mapping[str, Any]) -> list[bytes]:
-    import cupy
-    import numpy as np
-
     return [np.asarray(cupy.asnumpy(result)).tobytes() for result in results.values()]
 
 

@@ -23,18 +23,19 @@ from support.requirements import require_emulator
 from benchmarks.hopper import machine, profile, rows, run, tables
 from benchmarks.hopper.rows import Row
 from benchmarks.hopper.run import Runner
+from gpuback._backends.cuda import wgmma_plans
 from gpuback._cuda.launch import DeviceLimits
 
 # ---- Functions of rows
 
 
 @functools.cache
-def hopper_ops(reproducible: bool = False) -> Any:
+def hopper_ops(wgmma: bool) -> Any:
     from emulator import EmulatorLauncher, StrictNumpy
 
     from gpuback._backends.cuda.ops import CudaOps
 
-    launcher = EmulatorLauncher("random", copies="random", limits=DeviceLimits((9, 0), 232448, 132, wgmma=True))
+    launcher = EmulatorLauncher("random", copies="random", limits=DeviceLimits((9, 0), 232448, 132, wgmma=wgmma))
     return CudaOps(StrictNumpy(launcher), launcher, name="emulated")
 
 
@@ -42,12 +43,19 @@ def hopper_ops(reproducible: bool = False) -> Any:
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """What a worker does with a row."""
     require_emulator()
-    with fake_cupy.installed(hopper_ops):
-        for name in ("checks", "timing"):  # they import CuPy
+    wgmma = False
+
+    def make(row: Row) -> dict[str, Any]:
+        nonlocal wgmma
+        wgmma = row.hopper
+        return worker.make(row.do, json.loads(json.dumps(row.arguments)))
+
+    with fake_cupy.installed(lambda reproducible: hopper_ops(wgmma)):
+        for name in ("checks", "timing", "forward"):  # they import CuPy
             monkeypatch.delitem(os.sys.modules, f"benchmarks.hopper.{name}", raising=False)
         worker = importlib.import_module("benchmarks.hopper.worker")
-        yield lambda row: worker.make(row.do, json.loads(json.dumps(row.arguments)))
-        for name in ("checks", "timing"):
+        yield make
+        for name in ("checks", "timing", "forward"):
             monkeypatch.delitem(os.sys.modules, f"benchmarks.hopper.{name}", raising=False)
 
 
@@ -69,7 +77,31 @@ def test_each_time_of_gpuback(row: Row, make: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(timing, "ROUNDS", 3)
     answer = make(row)
     assert len(answer["rounds"]) == 3 and answer["setting"].startswith("CUDA graph")
+    if answer["case"]["family"] == "layer":
+        assert answer["setting"].endswith("layer_wgmma_narrow" if row.hopper else "layer_mma_narrow")
     timing.called(row.arguments["family"], row.arguments["size"])
+
+
+@pytest.mark.thorough
+def test_each_time_of_a_forward_pass(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    *of_gpuback, of_pytorch = rows.forward([(140, 24, 40)])
+    for row in of_gpuback:
+        answer = make(row)
+        assert answer["seconds"] > 0 and answer["flops"] == 2 * 140 * 24 * 40
+    assert make(of_pytorch) == {"left out": "not installed"}
+    forward = importlib.import_module("benchmarks.hopper.forward")
+    monkeypatch.setattr(forward, "ACTIVATIONS", {"relu": forward.ACTIVATIONS["identity"]})
+    assert make(of_gpuback[0])["failed"].startswith("check failed: h is off by")
+
+
+@pytest.mark.thorough
+def test_each_knob(make: Any) -> None:
+    """Each is back in its place afterwards."""
+    before = [getattr(wgmma_plans, name) for name, _ in rows.KNOBS]
+    for row in rows.knobs([(130, 8, 24)]):
+        answer = make(row)
+        assert answer["seconds"] > 0 and answer["constants"] == row.arguments["constants"]
+    assert before == [getattr(wgmma_plans, name) for name, _ in rows.KNOBS]
 
 
 @pytest.mark.thorough
@@ -169,6 +201,31 @@ def test_a_process_makes_rows_until_one_breaks_it(runner: Any, tmp_path: Path) -
     for number in process:
         with pytest.raises(ProcessLookupError):
             os.kill(number, 0)
+
+
+@pytest.mark.thorough
+def test_tests_of_instructions_in_processes_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "test_device.py"
+    file.write_text(
+        "import pytest\n@pytest.mark.gpu\ndef test_good(capsys):\n    with capsys.disabled():\n"
+        "        print('wgmma: mean error of this device 1')\n"
+        "@pytest.mark.gpu\ndef test_bad():\n    assert 1 == 2, 'no luck'\ndef test_without_a_gpu(): assert False\n"
+    )
+    both = [
+        Row(name, "instructions.tested", {"file": str(file), "expression": name}) for name in ("test_bad", "test_good")
+    ]
+    assert Runner(tmp_path / "log", 60, lambda text: None).run("ptx", both) == 1
+    bad, good = (json.loads(line) for line in (tmp_path / "log").read_text().splitlines())
+    assert bad["failed"].startswith("RuntimeError: AssertionError: no luck")
+    assert "1 passed" in good["said"] and "mean error of this device 1" in good["said"]
+
+
+def test_no_instruction_is_left_out() -> None:
+    """Each expression names a function of the module, or a width of products that it has."""
+    module = (Path(rows.__file__).parents[2] / rows.TESTS[0]).read_text()
+    assert str(rows.EVERY_WIDTH) in module and "WIDTHS = (32, 40, 64, 72, 128, 192, 256)" in module
+    assert sorted(rows.WIDTHS) == [32, 40, 64, 72, 128, 192, 256]
+    assert len({row.arguments["expression"] for row in rows.ptx()}) == len(rows.ptx()) > 15
 
 
 @pytest.mark.thorough
