@@ -22,9 +22,9 @@ STEEPEST = 1.2
 FEW = 64
 """Samples for finite differences."""
 
-CLOSE = 1e-2
-"""Distance of gradients and updates of two backends, relative to their length: sums in another order change a rounding
-to 16 bits now and then. Of a batch of 4100 samples, a missing one shows as 0.016."""
+CLOSE, OF_A_SAMPLE = 0.01, 0.5
+"""Distance of gradients and updates of two backends, relative to their length. Sums in another order change a rounding
+to 16 bits now and then, and through it the side of ReLU's kink. A missing sample shows as 1/√B: half of it counts."""
 
 SLOPE_ERROR = 116 * 2.0**-24
 """Of g' on CUDA; see docs/numerics.md."""
@@ -35,11 +35,9 @@ def backward(shape: Sequence[int], seeds: int) -> dict[str, Any]:
     B, n_out, n_in = shape
     worst = 0.0
     for seed in range(seeds):
-        activation, dtype, kind = (of[seed % len(of)] for of in (ACTIVATIONS, DTYPES, KINDS))
-        if kind == "positive" and activation != "relu":
-            kind = "mixed"
-        scale = 0.1 if dtype == "float16" else 1.0
         rng = np.random.default_rng([seed, *shape])
+        activation, dtype, kind = ACTIVATIONS[seed % len(ACTIVATIONS)], str(rng.choice(DTYPES)), rng.choice(KINDS)
+        scale = 0.1 if dtype == "float16" else 1.0
         case = random_layer(rng, B, n_out, n_in, activation_prev=activation, kind=kind, scale=scale, dtype=dtype)
         options: dict[str, Any] = {"activation_prev": activation}
         arrays = [cupy.asarray(x) for x in (case.da, case.h_prev, case.W)]
@@ -97,6 +95,7 @@ def network(sizes: Sequence[int], batch: int, seeds: int) -> dict[str, Any]:
         options: dict[str, Any] = {"activation": activation, "dtype": "bfloat16", "seed": seed}
         on_gpu, on_cpu = (partial(gpuback.MLP, sizes, backend=backend, **options) for backend in ("cupy", "numpy"))
         net, x_and_y = on_gpu(), random_batch(on_cpu(), batch, seed)
+        distance = partial(_distance, allowed=min(CLOSE, OF_A_SAMPLE / batch**0.5))
         if seed == 0:
             report = check_gradients(net, *(part[:FEW] for part in x_and_y))
             if not report.passed:
@@ -106,12 +105,12 @@ def network(sizes: Sequence[int], batch: int, seeds: int) -> dict[str, Any]:
         true = on_cpu().value_and_grad(*x_and_y)[1]
         for kind in ("weights", "biases"):
             for k, (own, exact) in enumerate(zip(getattr(first, kind), getattr(true, kind), strict=True), 1):
-                worst = max(worst, _distance(cupy.asnumpy(own), exact, f"layer {k}'s {kind}, {what}"))
+                worst = max(worst, distance(cupy.asnumpy(own), exact, f"layer {k}'s {kind}, {what}"))
         trained, again_trained, exact = (_trained(made(), seed, *x_and_y) for made in (on_gpu, on_gpu, on_cpu))
         _require_same([trained], [again_trained], f"{what}, steps")
         start = on_cpu().theta
-        worst = max(worst, _distance(trained - start, exact - start, f"θ after steps, {what}"))
-    return {"worst": worst, "said": f"{seeds} seeds, at most {worst:.1e} of the norm off, of {CLOSE:.0e} allowed"}
+        worst = max(worst, distance(trained - start, exact - start, f"θ after steps, {what}"))
+    return {"worst": worst, "said": f"{seeds} seeds, at most {worst:.1e} of the norm off"}
 
 
 def _trained(net: gpuback.MLP, seed: int, x: Any, y: Any) -> Any:
@@ -121,15 +120,15 @@ def _trained(net: gpuback.MLP, seed: int, x: Any, y: Any) -> Any:
     return cupy.asnumpy(net.theta)
 
 
-def _distance(result: Any, exact: Any, what: str) -> float:
+def _distance(result: Any, exact: Any, what: str, allowed: float) -> float:
     """Return the distance of two arrays, relative to the length of the second.
 
     Raises:
-        CheckFailedError: it is above CLOSE, or no number.
+        CheckFailedError: it is above what is allowed, or no number.
     """
     off = float(np.linalg.norm(result - exact) / np.linalg.norm(exact))
-    if not off <= CLOSE:
-        raise CheckFailedError(f"check failed: {what}: off by {off:.2g} of the norm, allowed is {CLOSE:.0e}")
+    if not off <= allowed:
+        raise CheckFailedError(f"check failed: {what}: off by {off:.2g} of the norm, allowed is {allowed:.2g}")
     return off
 
 
