@@ -54,17 +54,12 @@ WIDTHS = (64, 32, 128, 192, 256, 40, 72)
 def ptx() -> list[Row]:
     """List the tests of sm_90a's instructions by function, products by their N; then those of all others at once."""
     hopper, others = TESTS
-    names = re.findall(r"^def (test_\w+)\(", hopper.read_text(encoding="utf-8"), re.MULTILINE)
+    names = re.findall(r"^def (test_\w+)\(\w", hopper.read_text(encoding="utf-8"), re.MULTILINE)
     expressions = [f"{EVERY_WIDTH} and gpu-{n}-" for n in WIDTHS]
     expressions += [name for name in names if name != EVERY_WIDTH]
-    found = [
-        Row(expression, "instructions.tested", {"file": str(hopper), "expression": expression})
-        for expression in expressions
-    ]
-    return [
-        *found,
-        Row(others.stem, "instructions.tested", {"file": str(others), "expression": ""}, hopper=False, seconds=40.0),
-    ]
+    run = "instructions.tested"
+    found = [Row(chosen, run, {"file": str(hopper), "expression": chosen}) for chosen in expressions]
+    return [*found, Row(others.stem, run, {"file": str(others), "expression": ""}, hopper=False, seconds=40.0)]
 
 
 # ---- Checks
@@ -76,7 +71,8 @@ CHECKED_LAYERS: tuple[Shape, ...] = (
 MANY_ROWS: tuple[Shape, ...] = ((66_001, 64, 64), (66_001, 128, 200), (8200, 1030, 1024))
 CHECKED_NETWORKS = (
     *(((64,) * 8, 4100), ((64,) * 8, 70), ((64, 64, 10), 1000), ((20, 64, 33, 10), 333), ((32,) * 10, 2000)),
-    *(((100, 128, 7), 301), ((784, 256, 128, 10), 500), ((300, 1000, 520, 10), 700)),
+    *(((100, 128, 7), 301), ((64,) * 4, 1), ((64,) * 8, 40_001)),
+    *(((784, 256, 128, 10), 500), ((300, 1000, 520, 10), 700)),
 )
 SEEDS, FEW_SEEDS = 20, 2
 
@@ -97,12 +93,9 @@ def checks(
 
     found = [row for shape in layers for row in layer(shape, seeds)]
     for sizes, batch in networks:
-        named = "-".join(map(str, sizes))
-        found.append(
-            Row(
-                f"network {named}, B = {batch}", "checks.network", {"sizes": sizes, "batch": batch, "seeds": seeds // 4}
-            )
-        )
+        arguments = {"sizes": sizes, "batch": batch, "seeds": seeds // 4}
+        title = f"network {'-'.join(map(str, sizes))}, B = {batch}"
+        found.append(Row(title, "checks.network", arguments, seconds=30.0))
     return found + [row for shape in many_rows for row in layer(shape, min(seeds, FEW_SEEDS))]
 
 

@@ -221,9 +221,7 @@ def test_products_of_every_width_and_layout(n: int, kind: str, swizzle: int, mac
 
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("n, swizzle", [(72, 128), (40, 64)])
-def test_the_last_columns_of_b_come_from_a_panel_elsewhere(
-    n: int, swizzle: int, before: bool, machine: Machine
-) -> None:
+def test_the_last_columns_come_from_a_panel_elsewhere(n: int, swizzle: int, before: bool, machine: Machine) -> None:
     """The leading offset reaches to a panel of 16 rows, the same at each step, behind B's own panel or before it."""
     rng = np.random.default_rng(n)
     k, width = 64, swizzle // 2
