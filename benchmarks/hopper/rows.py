@@ -54,7 +54,7 @@ WIDTHS = (64, 32, 128, 192, 256, 40, 72)
 def ptx() -> list[Row]:
     """List the tests of sm_90a's instructions by function, products by their N; then those of all others at once."""
     hopper, others = TESTS
-    names = re.findall(r"^def (test_\w+)\(\w", hopper.read_text(encoding="utf-8"), re.MULTILINE)
+    names = re.findall(r"^def (test_\w+)\(\s*\w", hopper.read_text(encoding="utf-8"), re.MULTILINE)
     expressions = [f"{EVERY_WIDTH} and gpu-{n}-" for n in WIDTHS]
     expressions += [name for name in names if name != EVERY_WIDTH]
     run = "instructions.tested"
