@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check and measure the kernels for Hopper on a GPU of compute capability 9.0, from the bare source tree, in ten minutes.
 #
-#     OUT=folder [BUDGET=580] [PARTS="compile ptx checks"] benchmarks/on_hopper.sh
+#     OUT=folder [BUDGET=570] [PARTS="compile ptx checks"] benchmarks/on_hopper.sh
 #
 # The parts come in the order that settles most first: compile and machine (rates, clusters that fit), ptx (each
 # instruction), checks (layers and networks against float64, in processes that may hang), sanitize (memcheck over the
@@ -10,7 +10,7 @@
 # Compute). BUDGET is in seconds. Parts for which no time is left are named. OUT gets a log of what was printed, hopper.jsonl with a
 # line for each row as soon as it is measured, and its tables in hopper.md. Fails if a part fails.
 cd "$(dirname "$0")/.."
-BUDGET=${BUDGET:-580}
+BUDGET=${BUDGET:-570}
 . benchmarks/parts.sh
 log=$OUT/hopper.jsonl
 rows="$python -m benchmarks.hopper run --log $log"

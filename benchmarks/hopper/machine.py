@@ -44,9 +44,10 @@ def clusters(sizes: Sequence[int], shared_bytes: int, threads: int) -> dict[str,
     kernel = cupy.RawKernel(KERNEL, "empty")
     driver = ctypes.CDLL("libcuda.so.1")
     function = ctypes.c_void_p(kernel.kernel.ptr)
-    found = {}
+    found: dict[str, Any] = {}
     for attribute, value in ((_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes), (_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)):
-        _require(driver.cuFuncSetAttribute(function, attribute, value), "cuFuncSetAttribute")
+        if code := driver.cuFuncSetAttribute(function, attribute, value):
+            raise RuntimeError(f"cuFuncSetAttribute({attribute}, {value}) returned error {code}")
     for size in sizes:
         attribute = LaunchAttribute(_CLUSTER_DIMENSION, 0, (ctypes.c_uint * 3)(size, 1, 1))
         config = LaunchConfig(
@@ -55,15 +56,9 @@ def clusters(sizes: Sequence[int], shared_bytes: int, threads: int) -> dict[str,
         )  # fmt: skip
         count = ctypes.c_int()
         code = driver.cuOccupancyMaxActiveClusters(ctypes.byref(count), function, ctypes.byref(config))
-        _require(code, "cuOccupancyMaxActiveClusters")
-        found[str(size)] = count.value
+        found[str(size)] = f"error {code}" if code else count.value
     said = ", ".join(f"{count} of {size} blocks" for size, count in found.items())
     return {"clusters": found, "said": f"{said}, {shared_bytes} bytes a block"}
-
-
-def _require(code: int, what: str) -> None:
-    if code:
-        raise RuntimeError(f"{what} returned error {code}")
 
 
 def ceilings() -> dict[str, Any]:

@@ -92,7 +92,8 @@ def page(log: Path) -> str:
     results = results_of(lines)
     parts = [f"{markdown.heading(results)}\n", markdown.table(layers_and_steps(results))]
     parts += [f"- {line['title']}: {line['said']}\n" for line in lines if "said" in line and "rounds" not in line]
-    return "\n".join([*parts[:2], "".join(parts[2:]), *_without_figures(lines)])
+    settings = "".join(f"- {line}\n" for line in markdown.settings(results.rows))
+    return "\n".join([*parts[:2], settings, "".join(parts[2:]), *_without_figures(lines)])
 
 
 def _without_figures(lines: Sequence[Line]) -> list[str]:

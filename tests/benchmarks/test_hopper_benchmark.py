@@ -78,8 +78,11 @@ def test_each_time_of_gpuback(row: Row, make: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(timing, "ROUNDS", 3)
     answer = make(row)
     assert len(answer["rounds"]) == 3 and answer["setting"].startswith("CUDA graph")
+    kernel = answer["setting"].removeprefix("CUDA graph, ")
     if answer["case"]["family"] == "layer":
-        assert answer["setting"].endswith("layer_wgmma_narrow" if row.hopper else "layer_mma_narrow")
+        assert kernel == ("layer_wgmma_narrow" if row.hopper else "layer_mma_narrow")
+    else:
+        assert kernel.endswith("wgmma") or kernel == "fused_step"
     timing.called(row.arguments["family"], row.arguments["size"])
 
 
@@ -343,6 +346,8 @@ def test_tables_of_a_log_without_rates_or_times(tmp_path: Path) -> None:
 def test_profiles_begin_with_the_case_farthest_from_the_roofline(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tables.results_of(tables.read(log))
     assert profile.slowest_first(results) == [{"family": "layer", "size": [65536, 64, 64]}]
+    results.rows[0].contestants["gpuback"].setting = "CUDA graph, layer_mma"
+    assert profile.slowest_first(results) == []
     monkeypatch.setattr(profile.shutil, "which", lambda name: None)
     assert profile.profile(log, 10.0) == 0
 
