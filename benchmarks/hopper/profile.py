@@ -17,7 +17,7 @@ from benchmarks.reports.results import OURS, Results, roofline
 from gpuback._cuda.hopper import SWITCH
 
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "WarpStateStats", "Occupancy")
-LAUNCH = "import json, sys; from benchmarks.hopper.timing import called; called(**json.loads(sys.argv[1]))"
+LAUNCH = "import json, sys; from benchmarks.hopper.gpu_times import called; called(**json.loads(sys.argv[1]))"
 NCU_SECONDS = 30.0
 """For one case."""
 
@@ -42,7 +42,7 @@ def profile(log: Path, seconds: float) -> int:
 
 
 def slowest_first(results: Results) -> list[dict[str, Any]]:
-    """List the arguments of `timing.called` for the cases that kernels for Hopper ran."""
+    """List the arguments of `gpu_times.called` for the cases that kernels for Hopper ran."""
     ran = [row for row in results.rows if OURS in row.contestants and "wgmma" in row.contestants[OURS].setting]
     found = []
     for row in sorted(ran, key=lambda row: roofline(row, results.ceilings) or 0.0):

@@ -87,15 +87,15 @@ def checks(
 
     def layer(shape: Shape, seeds: int) -> list[Row]:
         return [
-            Row(f"{_words(shape)} backward", "checks.backward", {"shape": shape, "seeds": seeds}),
-            Row(f"{_words(shape)} forward", "checks.forward", {"shape": shape, "seeds": min(seeds, 6)}),
+            Row(f"{_words(shape)} backward", "gpu_checks.backward", {"shape": shape, "seeds": seeds}),
+            Row(f"{_words(shape)} forward", "gpu_checks.forward", {"shape": shape, "seeds": min(seeds, 6)}),
         ]
 
     found = [row for shape in layers for row in layer(shape, seeds)]
     for sizes, batch in networks:
         arguments = {"sizes": sizes, "batch": batch, "seeds": seeds // 4}
         title = f"network {'-'.join(map(str, sizes))}, B = {batch}"
-        found.append(Row(title, "checks.network", arguments, seconds=30.0))
+        found.append(Row(title, "gpu_checks.network", arguments, seconds=30.0))
     return found + [row for shape in many_rows for row in layer(shape, min(seeds, FEW_SEEDS))]
 
 
@@ -125,7 +125,7 @@ def networks(batches: Sequence[int] = BATCHES) -> list[Row]:
 def forward(shapes: Sequence[Shape] = LAYERS[:5]) -> list[Row]:
     """List layers forward, with ReLU."""
     return [
-        Row(f"{_words(shape)} forward: {title}", "forward.timed", {"shape": shape, "name": name}, hopper)
+        Row(f"{_words(shape)} forward: {title}", "gpu_forward.timed", {"shape": shape, "name": name}, hopper)
         for title, name, hopper in _contestants("gpuback", ("PyTorch graph",))
         for shape in shapes
     ]
@@ -141,7 +141,7 @@ def knobs(shapes: Sequence[Shape] = LAYERS[:3]) -> list[Row]:
     for name, value in ((name, value) for name, values in KNOBS for value in values):
         for shape in shapes:
             arguments = {"shape": shape, "constants": {name: value}}
-            found.append(Row(f"{_words(shape)}: {name} = {value}", "timing.tuned", arguments))
+            found.append(Row(f"{_words(shape)}: {name} = {value}", "gpu_times.tuned", arguments))
     return found
 
 
@@ -151,7 +151,7 @@ def _timed(family: str, sizes: Mapping[str, Any], ours: str, peers: Sequence[str
         seconds = COMPILING if "compiled" in name else 30.0
         for words, size in sizes.items():
             arguments = {"family": family, "size": size, "name": name}
-            found.append(Row(f"{words}: {title}", "timing.timed", arguments, hopper, seconds))
+            found.append(Row(f"{words}: {title}", "gpu_times.timed", arguments, hopper, seconds))
     return found
 
 

@@ -1,6 +1,6 @@
 """A process that makes rows: commands come in and answers go out as lines of JSON.
 
-    {"do": "make", "function": "checks.backward", "arguments": {…}}    → {"value": what the function returns}
+    {"do": "make", "function": "gpu_checks.backward", "arguments": {…}}    → {"value": what the function returns}
 
 The value is {"failed": …} where a result is wrong, and {"left out": …} where a contestant cannot take part. After any
 other exception, which may leave the GPU in no state to go on, the process answers {"error": …} and ends.

@@ -41,7 +41,7 @@ def hopper_ops(wgmma: bool) -> Any:
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def make() -> Iterator[Any]:
     """What a worker does with a row."""
     require_emulator()
     wgmma = False
@@ -52,12 +52,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return worker.make(row.do, json.loads(json.dumps(row.arguments)))
 
     with fake_cupy.installed(lambda reproducible: hopper_ops(wgmma)):
-        for name in ("checks", "timing", "forward"):  # they import CuPy
-            monkeypatch.delitem(sys.modules, f"benchmarks.hopper.{name}", raising=False)
         worker = importlib.import_module("benchmarks.hopper.worker")
         yield make
-        for name in ("checks", "timing", "forward"):
-            monkeypatch.delitem(sys.modules, f"benchmarks.hopper.{name}", raising=False)
 
 
 CHECKS = rows.checks(((65, 8, 24), (70, 61, 40)), ((130, 20, 16),), (((6, 9, 5), 20),), seeds=4)
@@ -74,7 +70,7 @@ def test_each_check(row: Row, make: Any) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("row", TIMES, ids=lambda row: row.title)
 def test_each_time_of_gpuback(row: Row, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    timing = importlib.import_module("benchmarks.hopper.timing")
+    timing = importlib.import_module("benchmarks.hopper.gpu_times")
     monkeypatch.setattr(timing, "ROUNDS", 3)
     answer = make(row)
     assert len(answer["rounds"]) == 3 and answer["setting"].startswith("CUDA graph")
@@ -93,7 +89,7 @@ def test_each_time_of_a_forward_pass(make: Any, monkeypatch: pytest.MonkeyPatch)
         answer = make(row)
         assert answer["seconds"] > 0 and answer["flops"] == 2 * 140 * 24 * 40
     assert make(of_pytorch) == {"left out": "not installed"}
-    forward = importlib.import_module("benchmarks.hopper.forward")
+    forward = importlib.import_module("benchmarks.hopper.gpu_forward")
     monkeypatch.setattr(forward, "ACTIVATIONS", {"relu": forward.ACTIVATIONS["identity"]})
     assert make(of_gpuback[0])["failed"].startswith("check failed: h is off by")
 

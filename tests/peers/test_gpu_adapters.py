@@ -72,6 +72,17 @@ def test_products_alone_are_the_layers() -> None:
             oracle.check_of(case)(results, "floor")
 
 
+def test_a_forward_pass_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    forward = importlib.import_module("benchmarks.hopper.gpu_forward")
+    monkeypatch.setattr(forward.gpu_timing, "torch", torch)
+    monkeypatch.setattr(forward.gpu_timing, "torch_graph", lambda call, sets: lambda: float(call().numel()))
+    assert forward.timed((40, 24, 8), "PyTorch graph")["seconds"] == 40 * 24
+    monkeypatch.setattr(torch, "relu", lambda x: x)
+    with pytest.raises(CheckFailedError, match="h is off by"):
+        forward.timed((40, 24, 8), "PyTorch graph")
+
+
 def test_jax_knows_what_a_step_needs() -> None:
     pytest.importorskip("jax")
     case = selection.memory(NET, "device-memory")

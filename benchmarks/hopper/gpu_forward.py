@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.cases import CheckFailedError, LeftOutError, gpu_data, selection
 from benchmarks.cases.gpu_data import Buffers, wide
 from benchmarks.harness import gpu_measure, gpu_timing
-from benchmarks.hopper.timing import median_of
+from benchmarks.hopper.gpu_times import median_of
 from benchmarks.peers.gpu_arrays import as_array, as_tensor
 from gpuback._backends.registry import ops_for
 from gpuback._core.activations import ACTIVATIONS
