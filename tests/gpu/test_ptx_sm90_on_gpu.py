@@ -96,7 +96,7 @@ def emulator(**choices: Any) -> Machine:
     params=[pytest.param("gpu", marks=pytest.mark.gpu), pytest.param("emulator", marks=pytest.mark.thorough)],
 )
 def machine(request: pytest.FixtureRequest) -> Machine:
-    return gpu() if request.param == "gpu" else emulator(truncate=True)
+    return gpu() if request.param == "gpu" else emulator(truncate=True, checked=True)
 
 
 # ---- Operands of products
@@ -318,7 +318,7 @@ def test_how_this_device_adds(kind: str, capsys: pytest.CaptureFixture[str]) -> 
     device = gpu()
     cases = [products(kind, data) for data in NOT_EXACT]
     results = [computed(device, case) for case in cases]
-    ways = {"rounding": emulator(), "truncating": emulator(truncate=True)}
+    ways = {"rounding": emulator(), "truncating": emulator(truncate=True, checked=True)}
     emulated = {f"the emulator, {way}": [computed(one, case) for case in cases] for way, one in ways.items()}
     with capsys.disabled():
         print("\n" + how_it_adds(f"wgmma, {kind}", cases, results, emulated))
