@@ -161,30 +161,30 @@ DEVICE void reduce_splits(const Real (&sums)[Count], int used, Real* partials, i
   if (last.count) write_totals<PREFETCH>(last, packs, buffer, write);
 }
 
-// Adds `count` partial results, `stride` numbers apart, in this order, into registers that have room for one.
+// Adds `count` partial results, `stride` numbers apart, in this order, into registers that have room for one. Up to eight
+// loads of a lane are on their way together.
 template <typename Real, int Count>
 DEVICE void add_in_registers(Real (&sums)[Count], const Real* partials, int64 stride, int count) {
-  const int width = Pack<Real>::count, packs = Count / width, AT_ONCE = packs < 8 ? packs : 8;  // on their way together
-  static_assert(packs % AT_ONCE == 0, "lanes take as many packs each time");
+  const int width = Pack<Real>::count, packs = Count / width, AT_ONCE = packs < 8 ? packs : 8;
+  static_assert(packs % AT_ONCE == 0, "as many loads each time");
 #pragma unroll
-  for (int i = 0; i < Count; ++i) sums[i] = 0;
+  for (int first = 0; first < packs; first += AT_ONCE) {
+#pragma unroll
+    for (int i = 0; i < AT_ONCE * width; ++i) sums[first * width + i] = 0;
+    const Pack<Real>* from = (const Pack<Real>*)partials + first * 32 + threadIdx.x % 32;
 #pragma unroll 1
-  for (int member = 0; member < count; ++member) {
-    const Pack<Real>* from = (const Pack<Real>*)(partials + member * stride) + threadIdx.x % 32;
+    for (int member = 0; member < count; ++member, from += stride / width) {
+      Pack<Real> packs_of_member[AT_ONCE];
 #pragma unroll
-    for (int first = 0; first < packs; first += AT_ONCE) {
-      Pack<Real> some[AT_ONCE];
+      for (int i = 0; i < AT_ONCE; ++i) packs_of_member[i] = from[i * 32];
 #pragma unroll
-      for (int i = 0; i < AT_ONCE; ++i) some[i] = from[(first + i) * 32];
-#pragma unroll
-      for (int i = 0; i < AT_ONCE * width; ++i) sums[first * width + i] += some[i / width].at[i % width];
+      for (int i = 0; i < AT_ONCE * width; ++i) sums[first * width + i] += packs_of_member[i / width].at[i % width];
     }
   }
 }
 
-// As reduce_splits, for many numbers a lane and few splits: without a circular buffer, since all loads of one partial
-// result may be on their way together. True for the warp that ends with the totals, in its `sums`. A single split needs
-// no partial results.
+// As reduce_splits, without a circular buffer: for warps with many numbers a lane, or no shared memory left. True for the
+// warp that ends with the totals, in its `sums`. A single split needs no partial results.
 template <typename Real, int Count>
 DEVICE bool reduce_in_registers(Real (&sums)[Count], Real* partials, int64 stride, unsigned* arrivals, Splits splits,
                                 int split) {

@@ -64,10 +64,10 @@ KERNEL __launch_bounds__(THREADS, 1) forward_wgmma(
   begin_block(at, CONSUMER_WARPS);
 
   if (warpgroup == 0) {
-    setmaxnreg_dec<40>();
+    setmaxnreg_dec<REGISTERS_OF_FIRST>();
     if (warp == 0 && elect_one()) ask_for_forward_stages(at, n_batch, n_out, n_in, &h_map, &w_map);
   } else {
-    setmaxnreg_inc<232>();
+    setmaxnreg_inc<REGISTERS_OF_CONSUMERS>();
     const int consumer = warpgroup - 1;
     int use = 0, stored = 0;
 #pragma unroll 1

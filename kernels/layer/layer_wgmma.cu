@@ -46,7 +46,7 @@ struct WorkTile {
 
 DEVICE WorkTile work_tile(const WorkTiles& all, int work) {
   if (work < all.of_dw) {
-    const int tiles = opaque(all.of_dw / all.n_splits), split = work / tiles, tile = work % tiles;
+    const int tiles = all.of_dw / all.n_splits, split = work / tiles, tile = work % tiles;
     const int k0 = split * all.rows_per_split, rows = min(all.rows_per_split, all.n_batch - k0);
     const TilePlace place = tile_place(tile, all.n_out, all.n_in);
     return {true, place.row0, place.column0, k0, ceil_div(rows, TILE_K), split, tile};
@@ -98,9 +98,8 @@ DEVICE void ask_for_stages(const Places& at, const WorkTiles& all, const TensorM
 }
 
 // db of a dw tile's split: a warp adds 64 columns, a lane 8 of every fourth row. It waits for the stages of all tiles.
-template <typename PlacePartials>
 DEVICE void add_bias_sums(const Places& at, const WorkTiles& all, const unsigned char* memory, int warp,
-                          PlacePartials place_partials, const Gradient& gradient) {
+                          const Partials& partials, const Gradient& gradient) {
   const int lane = threadIdx.x % 32, column = lane % 8, row0 = lane / 8;
   int use = 0, work = blockIdx.x;
 #pragma unroll 1
@@ -119,7 +118,6 @@ DEVICE void add_bias_sums(const Places& at, const WorkTiles& all, const unsigned
 #pragma unroll
           for (int i = 0; i < 8; ++i) sums[i] += to_accum(pack.at[i]);
         }
-        __syncwarp();
       }
       end_stage(at, use);
     }
@@ -132,7 +130,6 @@ DEVICE void add_bias_sums(const Places& at, const WorkTiles& all, const unsigned
     float own[4];  // in the first 16 lanes
 #pragma unroll
     for (int i = 0; i < 4; ++i) own[i] = row0 == 0 ? sums[i] : sums[4 + i];
-    const Partials partials = place_partials();
     const int place = tile.row0 / 64 + warp;
     if (!reduce_in_registers(own, partials.db(place), partials.db_stride(), partials.db_arrivals(place), partials.splits,
                              tile.split))
@@ -190,42 +187,34 @@ KERNEL __launch_bounds__(THREADS, 1) layer_wgmma(
     int accumulate, int n_splits, int group_size, int rows_per_split, float* partials, unsigned* arrivals) {
   PANEL_MEMORY(memory);
   const Places at = {shared_address(memory)};
-  // Worked out by each part of the block for itself: the first has no registers for what it does not need.
-  const auto list_work = [&] {
-    const int of_dw = count_tiles(n_out, n_in) * n_splits, of_da = da_prev_bi ? count_tiles(n_batch, n_in) : 0;
-    return WorkTiles{n_batch, n_out, n_in, n_splits, rows_per_split, of_dw, of_dw + of_da};
-  };
-  const auto place_partials = [&] {
-    return Partials{partials, arrivals, {opaque(n_splits), group_size}, opaque(count_tiles(n_out, n_in)),
-                    opaque(ceil_div(n_out, TILE_M))};
-  };
+  const int tiles = count_tiles(n_out, n_in), of_dw = tiles * n_splits;
+  const int count = of_dw + (da_prev_bi ? count_tiles(n_batch, n_in) : 0);
+  const WorkTiles all = {n_batch, n_out, n_in, n_splits, rows_per_split, of_dw, count};
+  const Partials results = {partials, arrivals, {n_splits, group_size}, tiles, ceil_div(n_out, TILE_M)};
   const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);  // the same for the warp, as ptxas then knows
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
   begin_block(at, CONSUMER_WARPS + (n_splits ? DB_WARPS : 0));
 
   if (warpgroup == 0) {
-    setmaxnreg_dec<56>();
-    const WorkTiles all = list_work();
+    setmaxnreg_dec<REGISTERS_OF_FIRST>();
     if (warp == 0) {
       if (elect_one()) ask_for_stages(at, all, &da_map, &h_map, &w_map);
       __syncwarp();
     }
-    if (warp >= 2 && n_splits) add_bias_sums(at, all, memory, warp - 2, place_partials, gradient);
+    if (warp >= 2 && n_splits) add_bias_sums(at, all, memory, warp - 2, results, gradient);
   } else {
-    setmaxnreg_inc<224>();
-    const WorkTiles all = list_work();
+    setmaxnreg_inc<REGISTERS_OF_CONSUMERS>();
     const int consumer = warpgroup - 1;
     int use = 0;
 #pragma unroll 1
-    for (int work = blockIdx.x; work < all.count; work += gridDim.x) {
+    for (int work = blockIdx.x; work < count; work += gridDim.x) {
       const WorkTile tile = work_tile(all, work);
       float d[COUNT];
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) d[i] = 0;
       if (tile.weights) {
         multiply_tile<1, 1>(d, at, consumer, tile.steps, use);
-        const Partials results = place_partials();
         const int place = tile.tile * CONSUMER_WARPS + warp - 4;
         if (reduce_in_registers(d, results.dw(place), results.dw_stride(), results.dw_arrivals(place), results.splits,
                                 tile.split))

@@ -19,14 +19,11 @@
 const int THREADS = 384, CONSUMERS = 2, CONSUMER_WARPS = 8;
 const int TILE_M = 128, TILE_N = 256, TILE_K = 64, COUNT = TILE_N / 2, PANELS_N = TILE_N / 64;
 const int A_BYTES = TILE_M / 64 * PANEL_BYTES, STAGE = A_BYTES + PANELS_N * PANEL_BYTES, STAGES = 4, BUFFERS = 2;
-const int BARRIERS = STAGES * STAGE + CONSUMERS * BUFFERS * PANEL_BYTES;
 
-// The same number, of which the compiler knows nothing: what follows from it is worked out here, not ahead of a loop,
-// and takes no registers there.
-DEVICE int opaque(int number) {
-  asm volatile("" : "+r"(number));
-  return number;
-}
+// Registers of a thread of the first warpgroup and of the consumers: 128 and 256 threads share 65,536.
+const int REGISTERS_OF_FIRST = 56, REGISTERS_OF_CONSUMERS = 224;
+
+const int BARRIERS = STAGES * STAGE + CONSUMERS * BUFFERS * PANEL_BYTES;
 
 struct Places {
   uint32 memory;
@@ -63,8 +60,9 @@ DEVICE void begin_stage(const Places& at, int use) {
   mbarrier_arrive_expect_tx(at.full(use), STAGE);
 }
 
-// A warp is done with a stage: its plain reads, and products that have been waited for.
+// A warp is done with a stage: all its lanes have seen it, their plain reads are over, and products have been waited for.
 DEVICE void end_stage(const Places& at, int use) {
+  __syncwarp();
   if (threadIdx.x % 32 == 0) mbarrier_arrive(at.empty(use));
 }
 
@@ -74,7 +72,7 @@ struct TilePlace { int row0, column0; };
 // The place of a tile of C. Tiles follow each other down 8 rows of tiles, column by column, so that those under way at
 // the same time read the same rows and columns, through the level-2 cache.
 DEVICE TilePlace tile_place(int index, int rows, int columns) {
-  const int BAND = 8, tiles_m = ceil_div(rows, TILE_M), in_band = opaque(BAND * ceil_div(columns, TILE_N));
+  const int BAND = 8, tiles_m = ceil_div(rows, TILE_M), in_band = BAND * ceil_div(columns, TILE_N);
   const int first = index / in_band * BAND, high = min(BAND, tiles_m - first), rest = index % in_band;
   return {(first + rest % high) * TILE_M, rest / high * TILE_N};
 }

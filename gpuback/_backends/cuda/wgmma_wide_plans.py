@@ -26,6 +26,9 @@ SHARED_BYTES = (STAGES * (TILE_M + TILE_N) // 64 + BUFFERS) * PANEL_BYTES + 8 * 
 FEWEST_WORK_TILES = WORK_TILES_WANTED // 2
 """Smaller layers leave most of a large GPU idle with tiles of this size."""
 
+FEWEST_OUTPUTS = 129
+"""Of a forward pass: with fewer, more than half of a tile is idle."""
+
 DW_PER_PLACE, DB_PER_PLACE, DB_WARPS = 32 * TILE_N // 2, 128, 2
 """Numbers of a partial result of dW and of db, each of one warp; warps that add db of a tile."""
 
@@ -48,7 +51,7 @@ def takes_layer(batch_size: int, n_out: int, n_in: int) -> bool:
 
 def takes_forward(batch_size: int, n_out: int) -> bool:
     """Say whether a layer's forward pass has enough work for tiles of this size."""
-    return n_out > TILE_N // 2 and _tiles(batch_size, n_out) >= FEWEST_WORK_TILES
+    return n_out >= FEWEST_OUTPUTS and _tiles(batch_size, n_out) >= FEWEST_WORK_TILES
 
 
 def variant(entry: str, operand: str) -> Variant:
