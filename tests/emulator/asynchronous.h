@@ -70,8 +70,8 @@ Mbarrier& find_mbarrier(Block& block, uint32_t address, const void* code);
 // The bytes of a box have landed.
 void count_landed_bytes(const BoxLoad& load);
 
-// Calls visit(chunk, place in the matrix, before, valid) for each 16 bytes of a box: where they lie in shared memory, and
-// which of their 8 elements lie in the matrix: `valid` from number `before` on.
+// Calls visit(chunk, place in the matrix, before, valid) for each 16 bytes of a box: where they lie in shared memory,
+// and which of their 8 elements lie in the matrix: `valid` from number `before` on.
 template <class Visit>
 void for_each_chunk(const BoxMap& map, uint32_t address, int column, int row, Visit visit) {
   for (int r = 0; r < map.box_rows; ++r)

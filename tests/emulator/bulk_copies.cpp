@@ -93,7 +93,8 @@ void load_box(uint32_t destination, const unsigned long long* words, uint32_t ba
 
 void require_no_boxes_under_way(const Block& block) {
   for (const BoxLoad& load : loads_under_way)
-    if (load.issuer->block == &block) fail(load.code, "the block ends while this copy to its shared memory is under way");
+    if (load.issuer->block == &block)
+      fail(load.code, "the block ends while this copy to its shared memory is under way");
 }
 
 // ---- From shared memory

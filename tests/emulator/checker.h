@@ -32,15 +32,14 @@ void mbarriers_fenced(Thread* thread);
 void mbarrier_used(Thread* thread, uint32_t address, const void* code);  // by an arrival or a wait
 void arrived_at_mbarrier(Thread* thread, uint32_t address);
 void phase_ended(const Block& block, uint32_t address);
-void phase_awaited(Thread* thread, uint32_t address);
+void phase_awaited(Thread* thread, uint32_t address, const void* code);
 
 void load_issued(const BoxLoad& load);
-void load_landed(const BoxLoad& load);
 void store_issued(Thread* thread, const BoxStore& store, const void* code);
 void stores_waited_for(Thread* thread, int before_group, bool only_reads);
 void proxies_fenced(Thread* thread);
 
-// What the running thread's warp reads of shared memory for a product.
+// What a thread's warp reads of shared memory for a product.
 void product_issued(Thread* thread, const WarpgroupProduct& product, const void* code);
 void products_waited_for(Thread* thread, int before_group);
 

@@ -1,5 +1,7 @@
-// The checker of sm_90a's instructions. TMA and wgmma are actors of their own: they begin after what their issuer knows,
-// and others know of them through whoever has waited for their phase or group.
+// The checker of sm_90a's instructions. TMA and wgmma are actors of their own: they begin after what their issuer
+// knows, and others know of them through whoever has waited for their phase or group.
+#include <cstdio>
+
 #include "checker.h"
 #include "examination.h"
 #include "failures.h"
@@ -33,8 +35,13 @@ static BlockState& state(const Block& block) { return states[block.residence]; }
 
 // ---- Barriers in shared memory
 
+static Actor phases_of(const Block& block, uint32_t address) {
+  return Actor(block, ActorKind::loads, block.mbarriers.at(address).number);
+}
+
 void mbarrier_initialized(Thread* thread, uint32_t address, const void* code) {
   examine_shared({thread, Kind::write, thread->block->shared_memory + address, 8, code});
+  clocks.issued(phases_of(*thread->block, address), clocks.time_of_group(0));
 }
 
 void mbarriers_fenced(Thread* thread) { clocks.fence_proxies(*thread, Clocks::Fence::mbarriers); }
@@ -47,9 +54,24 @@ void arrived_at_mbarrier(Thread* thread, uint32_t address) {
   clocks.pass_on(*thread, state(*thread->block).mbarriers[address]);
 }
 
-void phase_ended(const Block& block, uint32_t address) { clocks.release(state(block).mbarriers[address]); }
+void phase_ended(const Block& block, uint32_t address) {
+  const Mbarrier& barrier = block.mbarriers.at(address);
+  const int phase = barrier.phase - 1;
+  clocks.issued(phases_of(block, address), clocks.time_of_group(phase));
+  clocks.phase_ended(block, barrier.number, phase, state(block).mbarriers[address]);
+}
 
-void phase_awaited(Thread* thread, uint32_t address) {
+// A wait tells only the latest phase from the one before. So whoever waits must know already that the phase before has
+// ended; else the same wait, a little earlier, would be over at once.
+void phase_awaited(Thread* thread, uint32_t address, const void* code) {
+  const int phase = thread->block->mbarriers.at(address).phase - 1;
+  if (phase > 0 && !clocks.knows(*thread, phases_of(*thread->block, address), clocks.time_of_group(phase - 1))) {
+    char what[200];
+    snprintf(what, sizeof what,
+             "mbarrier: waits for phase %d of the barrier at byte %u and has never heard of the end of phase %d", phase,
+             address, phase - 1);
+    fail_at(thread, nullptr, code, what);
+  }
   clocks.receive(*thread, state(*thread->block).mbarriers[address]);
 }
 
@@ -62,14 +84,15 @@ static void require_barrier_known_to_copies(Thread* thread, uint32_t address, co
   const Thread& writer = thread->block->threads[write.actor.number()];
   for (const Clocks::Fence fence : {Clocks::Fence::mbarriers, Clocks::Fence::proxies})
     if (clocks.knows_fence(*thread, writer, write.time, fence)) return;
-  fail_with_place(request, request.address, "a copy for a barrier that no fence_mbarrier_init has made known to copies");
+  fail_with_place(request, request.address,
+                  "a copy for a barrier that no fence_mbarrier_init has made known to copies");
 }
 
 void load_issued(const BoxLoad& load) {
   Thread* const thread = load.issuer;
   const Block& block = *thread->block;
   require_barrier_known_to_copies(thread, load.barrier, load.code);
-  const Actor actor(block, ActorKind::loads, block.mbarriers.at(load.barrier).number);
+  const Actor actor = phases_of(block, load.barrier);
   const Time time = clocks.time_of_group(load.phase);
   clocks.issued(actor, time);
   state(block).latest_loads[load.barrier] = time;
@@ -82,14 +105,10 @@ void load_issued(const BoxLoad& load) {
                  });
 }
 
-void load_landed(const BoxLoad& load) {
-  const Block& block = *load.issuer->block;
-  clocks.load_completed(block, block.mbarriers.at(load.barrier).number, load.phase, state(block).mbarriers[load.barrier]);
-}
-
 void store_issued(Thread* thread, const BoxStore& store, const void* code) {
   const Block& block = *thread->block;
-  const Actor reader(block, ActorKind::store_reads, thread->index), writer(block, ActorKind::store_writes, thread->index);
+  const Actor reader(block, ActorKind::store_reads, thread->index);
+  const Actor writer(block, ActorKind::store_writes, thread->index);
   const Time time = clocks.time_of_group(store.group);
   clocks.issued(reader, time);
   clocks.issued(writer, time);
@@ -111,25 +130,21 @@ void proxies_fenced(Thread* thread) { clocks.fence_proxies(*thread, Clocks::Fenc
 
 // ---- Products
 
+// Each warp has to know who wrote any of the operands, and whoever writes there later, that all four have waited.
 void product_issued(Thread* thread, const WarpgroupProduct& product, const void* code) {
   const Block& block = *thread->block;
-  const Actor warp(block, ActorKind::warp_products, thread->warp);
-  const Actor warpgroup(block, ActorKind::products, thread->warp / 4);
+  const Actor actor(block, ActorKind::products, thread->index / warpgroup_size);
   const Time time = clocks.time_of_group(thread->open_product_group);
-  clocks.issued(warp, time);
-  const auto read = [&](Actor actor, uint32_t chunk) {
+  clocks.issued(actor, time);
+  const auto read = [&](uint32_t chunk, int, int) {
     examine_shared({thread, actor, time, Kind::read, block.shared_memory + chunk, 16, code});
   };
-  if (!product.a_registers)
-    for_each_chunk(product.a, 64, product.transpose_a, [&](uint32_t chunk, int row, int) {
-      if ((unsigned)row / 16 == thread->warp % 4) read(warp, chunk);
-    });
-  for_each_chunk(product.b, 2 * product.registers, product.transpose_b,
-                 [&](uint32_t chunk, int, int) { read(warpgroup, chunk); });
+  if (!product.a_registers) for_each_chunk(product.a, 64, product.transpose_a, read);
+  for_each_chunk(product.b, 2 * product.registers, product.transpose_b, read);
 }
 
 void products_waited_for(Thread* thread, int before_group) {
-  clocks.ended(*thread, ActorKind::warp_products, before_group);
+  clocks.ended(*thread, ActorKind::products, before_group);
 }
 
 // ---- Barriers of some warps
@@ -173,7 +188,7 @@ static bool somebody_knows(const Block& block, Actor actor, Time time) {
 
 void require_nothing_under_way(const Block& block) {
   for (const auto& [address, time] : state(block).latest_loads) {
-    if (somebody_knows(block, Actor(block, ActorKind::loads, block.mbarriers.at(address).number), time)) continue;
+    if (somebody_knows(block, phases_of(block, address), time)) continue;
     fail(nullptr, "the block ends, and nobody has waited for a copy of a box for the barrier at byte %u", address);
   }
   for (const auto& [other, threads] : state(block).remote_reads)

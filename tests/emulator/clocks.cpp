@@ -48,36 +48,40 @@ void Clocks::begin_thread(const Thread& thread) {
 // ---- Who knows
 
 // Threads come first, then their cp.async, then all that only kernels for sm_90a have.
+
+size_t Clocks::place_of_products(unsigned warp) const { return 4 * block_threads_ + warp; }
+
+size_t Clocks::place_of_loads(unsigned barrier) const {
+  constexpr unsigned most_warps = 32;
+  return place_of_products(most_warps) + barrier;
+}
+
 size_t Clocks::place(Actor actor) const {
-  constexpr size_t most_warps = 32;
-  const size_t number = actor.number(), threads = block_threads_;
   switch (actor.kind()) {
-    case ActorKind::thread:
-      return number;
     case ActorKind::copies:
-      return threads + number;
+      return block_threads_ + actor.number();
     case ActorKind::store_reads:
-      return 2 * threads + number;
+      return 2 * block_threads_ + actor.number();
     case ActorKind::store_writes:
-      return 3 * threads + number;
+      return 3 * block_threads_ + actor.number();
     case ActorKind::products:
-    case ActorKind::warp_products:
-      return 4 * threads + number;
+      return place_of_products(4 * actor.number());
+    case ActorKind::loads:
+      return place_of_loads(actor.number());
     default:
-      return 4 * threads + most_warps + number;
+      return actor.number();
   }
 }
 
-bool Clocks::has_heard(const Times* times, Actor actor, Time time) const {
-  const size_t at = place(actor);
-  return times && at < times->size() && (*times)[at] >= time;
+static bool has_heard(const Times* times, size_t place, Time time) {
+  return times && place < times->size() && (*times)[place] >= time;
 }
 
 bool Clocks::knows(const Thread& thread, Actor actor, Time time) const {
   const Clock& mine = clock(thread);
   if (actor.block() != thread.block->index) {
     const auto found = mine.other_blocks.find(actor.block());
-    return found != mine.other_blocks.end() && has_heard(found->second.get(), actor, time);
+    return found != mine.other_blocks.end() && has_heard(found->second.get(), place(actor), time);
   }
   const bool is_own = actor.number() == thread.index;
   switch (actor.kind()) {
@@ -93,17 +97,16 @@ bool Clocks::knows(const Thread& thread, Actor actor, Time time) const {
     case ActorKind::store_writes:
       if (is_own) return time < mine.store_writes;
       break;
-    case ActorKind::warp_products:
-      if (actor.number() == thread.warp && time < mine.products) return true;
-      break;
     case ActorKind::products:
-      for (unsigned warp = 4 * actor.number(); warp < 4 * actor.number() + 4; ++warp)
-        if (!knows(thread, Actor(*thread.block, ActorKind::warp_products, warp), time)) return false;
+      for (unsigned warp = 4 * actor.number(); warp < 4 * actor.number() + 4; ++warp) {
+        const bool is_part_of_own = warp == thread.warp && time < mine.products;
+        if (!is_part_of_own && !has_heard(mine.own_block.get(), place_of_products(warp), time)) return false;
+      }
       return true;
     case ActorKind::loads:
       break;
   }
-  return has_heard(mine.own_block.get(), actor, time);
+  return has_heard(mine.own_block.get(), place(actor), time);
 }
 
 void Clocks::tick(Clock& clock) {
@@ -120,7 +123,7 @@ void Clocks::add_own(Times& times, const Thread& thread) const {
   if (length_ == 2 * block_threads_) return;
   times[2 * block_threads_ + thread.index] = own.store_reads - 1;
   times[3 * block_threads_ + thread.index] = own.store_writes - 1;
-  Time& products = times[4 * block_threads_ + thread.warp];
+  Time& products = times[place_of_products(thread.warp)];
   products = std::max(products, own.products - 1);
 }
 
@@ -166,11 +169,11 @@ void Clocks::receive(const Thread& thread, const Channel& channel) {
     join(block == thread.block->index ? own.own_block : own.other_blocks[block], times);
 }
 
-void Clocks::load_completed(const Block& block, unsigned barrier, int phase, Channel& channel) {
+void Clocks::phase_ended(const Block& block, unsigned barrier, int phase, Channel& channel) {
   Times& times = channel.gathered[block.index];
   if (times.size() < length_) times.resize(length_);
-  Time& time = times[place(Actor(block, ActorKind::loads, barrier))];
-  time = std::max(time, time_of_group(phase));
+  times[place_of_loads(barrier)] = time_of_group(phase);
+  release(channel);
 }
 
 // ---- Asynchronous operations
@@ -179,8 +182,7 @@ void Clocks::issued(Actor actor, Time time) {
   latest_ = std::max(latest_, time);
   if (actor.kind() == ActorKind::copies) return;
   // From now on there is room for all that belongs to threads and warps, and for this.
-  const Block& any = blocks.front();
-  length_ = std::max({length_, place(actor) + 1, place(Actor(any, ActorKind::loads, 0))});
+  length_ = std::max({length_, place(actor) + 1, place_of_loads(0)});
 }
 
 void Clocks::ended(const Thread& thread, ActorKind kind, int before_group) {

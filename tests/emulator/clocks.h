@@ -20,12 +20,11 @@ using Time = uint32_t;
 
 enum class ActorKind : unsigned {
   thread,
-  copies,          // cp.async, of a thread
-  loads,           // of boxes, for a barrier in shared memory
-  store_reads,     // of shared memory, of a thread
-  store_writes,    // of global memory, of a thread
-  products,        // what all four warps of a warpgroup read
-  warp_products,   // what one warp reads
+  copies,        // cp.async, of a thread
+  loads,         // of boxes, for a barrier in shared memory; and the end of its phases
+  store_reads,   // of shared memory, of a thread
+  store_writes,  // of global memory, of a thread
+  products,      // of a warpgroup; each warp waits for its own part
 };
 
 // Who accesses memory. Never used twice in a launch.
@@ -39,7 +38,7 @@ class Actor {
   explicit Actor(const Thread& thread) : Actor(*thread.block, ActorKind::thread, thread.index) {}
   unsigned block() const { return bits_ >> 14; }
   ActorKind kind() const { return (ActorKind)(bits_ >> 11 & 7); }
-  unsigned number() const { return bits_ & 2047; }  // of the thread, barrier, warpgroup or warp
+  unsigned number() const { return bits_ & 2047; }  // of the thread, barrier or warpgroup
   bool operator==(Actor other) const { return bits_ == other.bits_; }
 
  private:
@@ -80,7 +79,7 @@ class Clocks {
   void pass_on(const Thread& thread, Channel& channel);
   void release(Channel& channel);
   void receive(const Thread& thread, const Channel& channel);
-  void load_completed(const Block& block, unsigned barrier, int phase, Channel& channel);
+  void phase_ended(const Block& block, unsigned barrier, int phase, Channel& channel);
 
   // ---- Asynchronous operations
 
@@ -120,7 +119,8 @@ class Clocks {
   const Clock& clock(const Thread& thread) const { return clocks_[thread.slot]; }
   Clock& clock(const Thread& thread) { return clocks_[thread.slot]; }
   size_t place(Actor actor) const;
-  bool has_heard(const Times* times, Actor actor, Time time) const;
+  size_t place_of_products(unsigned warp) const;
+  size_t place_of_loads(unsigned barrier) const;
   void tick(Clock& clock);
   void add_own(Times& times, const Thread& thread) const;
 

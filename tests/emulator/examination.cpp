@@ -33,7 +33,6 @@ static const char* name_of(ActorKind kind) {
     case ActorKind::store_writes:
       return "a copy of a box to global memory";
     case ActorKind::products:
-    case ActorKind::warp_products:
       return "wgmma";
     default:
       return "";
@@ -68,9 +67,6 @@ static void describe(Actor actor, char* text, size_t room) {
       return;
     case ActorKind::products:
       snprintf(text, room, "%s of block %u, warpgroup %u", name, actor.block(), actor.number());
-      return;
-    case ActorKind::warp_products:
-      snprintf(text, room, "%s of block %u, warp %u", name, actor.block(), actor.number());
       return;
     default:
       snprintf(text, room, "%s%sblock %u, thread %u", name, of, actor.block(), actor.number());

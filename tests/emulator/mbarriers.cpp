@@ -70,7 +70,7 @@ static void end_phase_if_complete(Block& block, uint32_t address, Mbarrier& barr
     barrier.pending = barrier.count;
     if (settings->checked) checker::phase_ended(block, address);
     for (Thread* thread : barrier.waiting) {
-      if (settings->checked) checker::phase_awaited(thread, address);
+      if (settings->checked) checker::phase_awaited(thread, address, thread->waiting_code);
       make_ready(thread);
     }
     barrier.waiting.clear();
@@ -106,7 +106,6 @@ void count_landed_bytes(const BoxLoad& load) {
          "mbarrier: %d bytes come for phase %u of the barrier at byte %u; it is in phase %u and expects %d bytes more",
          bytes, load.phase, load.barrier, barrier.phase, barrier.announced);
   barrier.announced -= bytes;
-  if (settings->checked) checker::load_landed(load);
   end_phase_if_complete(block, load.barrier, barrier);
 }
 
@@ -122,14 +121,15 @@ void wait_for_phase(uint32_t address, int parity) {
     barrier.waiting.push_back(current);
     wait_at(waits_at_mbarrier, code);
   } else {
-    if (settings->checked) checker::phase_awaited(current, address);
+    if (settings->checked) checker::phase_awaited(current, address, code);
     maybe_step_aside();
   }
 }
 
 void describe_mbarrier(const Thread& waiting, char* text, size_t room) {
   const Mbarrier& barrier = waiting.block->mbarriers.at(waiting.awaited_barrier);
-  snprintf(text, room, " for parity %d of the barrier at byte %u (phase %u: %d of %d arrivals and %d bytes are missing)",
+  snprintf(text, room,
+           " for parity %d of the barrier at byte %u (phase %u: %d of %d arrivals and %d bytes are missing)",
            waiting.awaited_parity, waiting.awaited_barrier, barrier.phase, barrier.pending, barrier.count,
            barrier.announced);
 }

@@ -122,7 +122,8 @@ struct Pipeline {
       if (mistake != NO_WAIT_FOR_FULL) mbarrier_wait(full + 8 * s, step / STAGES & 1);
       if (mistake != NO_FENCE_OF_REGISTERS) wgmma_fence();
       for (int k = 0; k < 64; k += 16)
-        wgmma_ss_bf16<0, 1>(d, panel_descriptor(x + k * 2, 16, 1024), panel_descriptor(w + k * 128, PANEL, 1024), k > 0);
+        wgmma_ss_bf16<0, 1>(d, panel_descriptor(x + k * 2, 16, 1024), panel_descriptor(w + k * 128, PANEL, 1024),
+                            k > 0);
       wgmma_commit();
       for (int k = 0; k < 64; k += 16) {
         const uint32 start = x + k * (mistake == WRONG_STEP ? 2 : 128) + (mistake == OUTSIDE ? 8 * PANEL : 0);
@@ -158,7 +159,8 @@ struct Pipeline {
     bar_sync(1, 128);
     for (int i = t; i < 64 * 64; i += 128) {
       const int row = i / 64, column = i % 64;
-      const int thread = row / 16 * 32 + row % 8 * 4 + column % 8 / 2, number = column / 8 * 4 + row % 16 / 8 * 2 + column % 2;
+      const int thread = row / 16 * 32 + row % 8 * 4 + column % 8 / 2;
+      const int number = column / 8 * 4 + row % 16 / 8 * 2 + column % 2;
       sums_ii[i] = own[number * 128 + thread];
     }
   }

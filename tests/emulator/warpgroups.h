@@ -80,7 +80,8 @@ void for_each_chunk(uint64_t descriptor, int rows, bool transposed, Visit visit)
   for (int k = 0; k < 16; ++k)
     for (int row = 0; row < rows; row += 8) {
       const uint32_t chunk = row / 8;
-      const uint32_t address = start + chunk % chunks * 16 + chunk / chunks * leading + k % 8 * swizzle + k / 8 * stride;
+      const uint32_t of_row = chunk % chunks * 16 + chunk / chunks * leading;
+      const uint32_t address = start + of_row + k % 8 * swizzle + k / 8 * stride;
       visit(swizzled(address & window, swizzle), row, k);
     }
 }
