@@ -241,7 +241,8 @@ BUGS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "a stage is given back before its products are over": (
         "tiles/panel_tile.cuh",
         [
-            ("wgmma_wait<1>();  // the step before is over\n    if (step) end_stage(at, use - 1);", "end_stage(at, use);"),
+            ("wgmma_wait<1>();  // the step before is over\n", ""),
+            ("    if (step) end_stage(at, use - 1);", "    end_stage(at, use);"),
             ("  wgmma_wait<0>();\n  end_stage(at, use - 1);", "  wgmma_wait<0>();"),
         ],
     ),
