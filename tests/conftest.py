@@ -1,7 +1,8 @@
 """Which tests run, and on which backend.
 
 Modules marked `on_each_backend` run on NumPy and on the CUDA backend in the emulator: as it is, with narrow networks
-taken as a whole, and, where `layers` asks for it, layer by layer.
+taken as a whole, and, where `layers` asks for it, layer by layer. Where `hopper` asks for it, cases of 16-bit dtypes also
+run layer by layer on the kernels for Hopper, which --quick leaves out.
 
 With --quick, which `make test` gives, tests marked `thorough` are left out, Hypothesis tries few examples, and of a
 test with many combinations of parameters only so many run that each value of each parameter has one.
@@ -21,7 +22,7 @@ import gpuback._backends.registry
 import gpuback._network.mlp
 from gpuback._backends.registry import Backend, BackendStatus
 
-BACKENDS = ("numpy", "emulated", "layers")
+BACKENDS = ("numpy", "emulated", "layers", "hopper")
 MOST_EXAMPLES = 10
 """That Hypothesis tries with --quick."""
 
@@ -32,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "on_each_backend(layers): backend='auto' is one after the other")
+    config.addinivalue_line("markers", "on_each_backend(layers, hopper): backend='auto' is one after the other")
     config.addinivalue_line("markers", "numpy_only: about how NumPy does it, or too large for the emulator")
     config.addinivalue_line(
         "markers", "thorough(first): with --quick none of its cases runs but the first ones, so many"
@@ -42,9 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("on_each_backend")
     if marker:
-        backends = BACKENDS if marker.kwargs.get("layers") else BACKENDS[:2]
+        backends = [*BACKENDS[:2], *(name for name in BACKENDS[2:] if marker.kwargs.get(name))]
         if metafunc.definition.get_closest_marker("numpy_only"):
-            backends = BACKENDS[:1]
+            backends = [*BACKENDS[:1]]
         metafunc.parametrize("_backend", backends, indirect=True)
 
 
@@ -67,13 +68,18 @@ def _backend_of(item: pytest.Item) -> str:
 
 def _runs_at_all(item: pytest.Item) -> bool:
     """A single case may be marked `numpy_only`, too."""
-    return _backend_of(item) == "numpy" or item.get_closest_marker("numpy_only") is None
+    backend = _backend_of(item)
+    if backend == "hopper" and item.callspec.params.get("dtype") not in ("bfloat16", "float16"):
+        return False
+    return backend == "numpy" or item.get_closest_marker("numpy_only") is None
 
 
 def _quick(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """The tests that run with --quick, in their order."""
     functions = defaultdict(list)
     for item in items:
+        if _backend_of(item) == "hopper":
+            continue
         functions[item.parent, getattr(item, "originalname", item.name), _backend_of(item)].append(item)
     quick = {case for cases in functions.values() for case in _a_case_of_each_value(_without_thorough(cases))}
     return [item for item in items if item in quick]
@@ -131,7 +137,7 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     require_emulator()
     from support.emulated import emulated_ops  # the emulator cannot be imported everywhere
 
-    make = functools.partial(emulated_ops, fuse_networks=request.param == "emulated")
+    make = functools.partial(emulated_ops, fuse_networks=request.param == "emulated", hopper=request.param == "hopper")
     ops, plain_for, plain_of = make(), gpuback._backends.registry.ops_for, gpuback._backends.registry.ops_of
 
     def ops_for(name: str, *, reproducible: bool = False) -> gpuback._backends.protocol.Ops:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.protocol import Ops
 from gpuback._core.typing import Array
+from gpuback._cuda.hopper import SWITCH
 from gpuback.errors import BackendError, DeviceError, DtypeError, require_known
 
 
@@ -40,7 +42,8 @@ def _cupy_status() -> BackendStatus:
         name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
     except RuntimeError as error:
         return BackendStatus(False, f"CuPy finds a CUDA device, but cannot use it: {error}")
-    return BackendStatus(True, f"CuPy {cupy.__version__} on {name}")
+    switch = f", {SWITCH}={os.environ[SWITCH]}" if os.environ.get(SWITCH) else ""
+    return BackendStatus(True, f"CuPy {cupy.__version__} on {name}{switch}")
 
 
 def _numpy_ops(reproducible: bool) -> Ops:

@@ -29,9 +29,11 @@ OPTIONS = (
 )
 # From this version on, on machines with a driver, NVRTC has a cache of its own. Its hits come without the ptxas log.
 _CACHES_SINCE = (12, 9)
-_RECORD_VERSION = 2
-# ptxas reports by the second, as mere information, that it has undone the overlap of wgmma instructions.
-_WARNING = re.compile(r"\bwarning\s*[:#]|Potential Performance Loss", re.IGNORECASE)
+_RECORD_VERSION = 3
+# ptxas reports with these codes, as mere information, what it has undone of a kernel for Hopper: the overlap of wgmma
+# instructions, or setmaxnreg.
+UNDONE = re.compile(r"\bC75\d\d\b|Potential Performance Loss", re.IGNORECASE)
+_WARNING = re.compile(r"\bwarning\s*[:#]", re.IGNORECASE)
 
 
 class Resources(NamedTuple):
@@ -64,7 +66,7 @@ class Compiled(NamedTuple):
     Attributes:
         path: the cubin, with all the kernels of the variant's file.
         resources: of the variant's kernel.
-        warnings: lines of the compiler's log that warn.
+        warnings: lines of the compiler's log that warn, of all kernels of the file.
     """
 
     path: Path
@@ -111,7 +113,7 @@ def _record(variant: Variant, arch: str, version: tuple[int, int], cubin: bytes,
         name: resources._replace(parameter_sizes=sizes.get(name))._asdict()
         for name, resources in parse_log(log).items()
     }
-    warnings = [line.strip() for line in log.splitlines() if _WARNING.search(line)]
+    warnings = [line.strip() for line in log.splitlines() if _WARNING.search(line) or UNDONE.search(line)]
     return {
         "source": variant.source,
         "defines": variant.defines,

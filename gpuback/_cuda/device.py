@@ -6,26 +6,21 @@ import contextlib
 import functools
 import operator
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuback._core.typing import Array
+from gpuback._cuda.arguments import TENSOR_MAP_BYTES, ArgumentBlock, array_of, require_names
 from gpuback._cuda.compiler import Compiled, compile_variant, title
 from gpuback._cuda.copy_stream import CudaCopyStream
-from gpuback._cuda.launch import (
-    Argument,
-    ArgumentBlock,
-    DeviceLimits,
-    Launch,
-    LaunchPlan,
-    Slot,
-    Variant,
-    require_names,
-)
+from gpuback._cuda.hopper import SWITCH, require_hopper, switched_on
+from gpuback._cuda.launch import Argument, DeviceLimits, Launch, LaunchPlan, Slot, TensorMap, Variant
 from gpuback._cuda.sources import flatten, parameter_names
+from gpuback._cuda.tensor_maps import DriverEncoder, load_driver
 from gpuback.errors import BackendError, DeviceError
 
 # Dynamic shared memory that a block may have without asking: CUDA C++ Programming Guide, "Shared memory" of each
@@ -52,7 +47,9 @@ class CudaLauncher:
         folder: where the kernels' sources lie; gpuback's kernels by default.
 
     Raises:
-        BackendError: CuPy cannot be imported, or there is no such device.
+        BackendError: CuPy cannot be imported, or there is no such device; or kernels for Hopper are switched on, and
+            the device is another one or its driver too old for them.
+        OptionError: the switch has a value that it does not know.
     """
 
     def __init__(self, device_id: int | None = None, *, folder: Path | None = None) -> None:
@@ -78,6 +75,10 @@ class CudaLauncher:
         except RuntimeError as error:
             which = "the current CUDA device" if device_id is None else f"CUDA device {device_id}"
             raise BackendError(f"{which} cannot be used: {error}") from error
+        if switched_on():
+            require_hopper(f"{SWITCH}=1", self.limits, self.device_id, f"unset {SWITCH}")
+            load_driver()
+            self.limits = replace(self.limits, wgmma=True)
         self._functions: dict[Variant, _Loaded] = {}
         self._shared_bytes: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -103,13 +104,14 @@ class CudaLauncher:
         """
         self._require_capability(plan.variant)
         self._require_shared_memory(plan)
+        _require_whole_clusters(plan)
         self._require_own(arguments)
         with self._lock, self._cupy.cuda.Device(self.device_id):
             loaded = self._load(plan.variant)
             require_names(plan.variant, loaded.parameters, arguments)
             _require_sizes(plan.variant, loaded, arguments)
             self._prepare(plan, loaded)
-        block = ArgumentBlock(loaded.parameters, arguments, operator.attrgetter("data.ptr"))
+        block = ArgumentBlock(loaded.parameters, arguments, operator.attrgetter("data.ptr"), DriverEncoder())
         return self._launch(plan, loaded, block)
 
     def address(self, array: Array) -> int:
@@ -252,6 +254,8 @@ class CudaLauncher:
             )
 
     def _require_capability(self, variant: Variant) -> None:
+        if variant.wgmma:
+            require_hopper(title(variant), self.limits, self.device_id, "a plan for this device is needed")
         if variant.tensor_cores and not self.limits.tensor_cores:
             major, minor = self.limits.capability
             raise BackendError(
@@ -269,7 +273,7 @@ class CudaLauncher:
 
     def _require_own(self, arguments: Mapping[str, Argument]) -> None:
         for name, argument in arguments.items():
-            device = getattr(getattr(argument, "device", None), "id", self.device_id)
+            device = getattr(getattr(array_of(argument), "device", None), "id", self.device_id)
             if device != self.device_id:
                 raise DeviceError(
                     f"kernel argument {name!r}: expected an array on CUDA device {self.device_id}, "
@@ -291,22 +295,37 @@ def _capability(digits: str) -> tuple[int, int]:
     return int(digits[:-1]), int(digits[-1])
 
 
+def _require_whole_clusters(plan: LaunchPlan) -> None:
+    if plan.grid % plan.cluster:
+        raise BackendError(
+            f"{title(plan.variant)} has clusters of {plan.cluster} blocks: expected a grid that is a multiple of "
+            f"{plan.cluster}, got {plan.grid} blocks"
+        )
+
+
 def _require_sizes(variant: Variant, loaded: _Loaded, arguments: Mapping[str, Argument]) -> None:
     """Refuse arguments of other sizes than the parameters': a launch would read stray memory."""
     sizes = loaded.compiled.resources.parameter_sizes
-    given = tuple(_size(arguments[name]) for name in loaded.parameters)
-    if sizes is not None and given != sizes:
+    if sizes is None:
+        return
+    given = [_size(arguments[name]) for name in loaded.parameters]
+    for place, (name, size) in enumerate(zip(loaded.parameters, sizes, strict=False)):
+        if arguments[name] is None and size == TENSOR_MAP_BYTES:
+            given[place] = size  # a null map
+    if tuple(given) != sizes:
         raise TypeError(
             f"{title(variant)}: expected {len(sizes)} arguments of {_listed(sizes)} bytes, "
             f"got {len(given)} of {_listed(given)}: {', '.join(loaded.parameters)}"
         )
 
 
-def _listed(sizes: tuple[int, ...]) -> str:
+def _listed(sizes: Iterable[int]) -> str:
     return ", ".join(map(str, sizes)) or "0"
 
 
 def _size(argument: Argument) -> int:
+    if isinstance(argument, TensorMap):
+        return TENSOR_MAP_BYTES
     if isinstance(argument, Slot):
         return _POINTER_BYTES if argument.dtype is None else np.dtype(argument.dtype).itemsize
     return argument.dtype.itemsize if isinstance(argument, np.generic) else _POINTER_BYTES

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -88,7 +87,7 @@ class TensorMap(NamedTuple):
     """A matrix in global memory, as copies of boxes (TMA) see it; the kernel's parameter is a `TensorMap`.
 
     Attributes:
-        array: where the matrix begins, or a Slot that an array fills at launch.
+        array: where the matrix begins, or a Slot that an array fills at launch; None for a map of nothing.
         columns, rows: the matrix. Copies read zeros outside it, and write nothing there.
         pitch: elements from one row to the next; in bytes a multiple of 16, as the matrix's address is.
         box: columns and rows that one copy takes.
@@ -106,8 +105,8 @@ class TensorMap(NamedTuple):
 
 
 Argument = Any
-"""An array (passed as the address of its first element), None (a null pointer), a NumPy scalar of the type that the
-kernel's parameter has, a TensorMap, or a Slot."""
+"""An array (passed as the address of its first element), None (a null pointer or map), a NumPy scalar of the type that
+the kernel's parameter has, a TensorMap, or a Slot."""
 
 Launch = Callable[..., None]
 """Launches what was bound; takes a value for each Slot, in the order in which the Slots were given."""
@@ -165,6 +164,7 @@ class Launcher(Protocol):
             A function that takes the Slots' values, in the order in which the Slots were given, and launches.
 
         Raises:
+            BackendError: a tensor map breaks the rules of copies; of a Slot's array, the launch says so.
             TypeError: a parameter has no argument, an argument no parameter, or one does not fit the other.
         """
         ...
@@ -199,68 +199,3 @@ class Launcher(Protocol):
     def copy_stream(self, slots: int) -> CopyStream:
         """Return what copies from the host beside the launches, into arrays in so many slots."""
         ...
-
-
-def require_names(variant: Variant, parameters: Sequence[str], arguments: Mapping[str, Argument]) -> None:
-    """Refuse arguments that are not one for each parameter.
-
-    Raises:
-        TypeError: names what was expected, what was given, and the difference.
-    """
-    missing = [name for name in parameters if name not in arguments]
-    unknown = [name for name in arguments if name not in parameters]
-    if missing or unknown:
-        raise TypeError(
-            f"{variant.source} {variant.entry}: expected the arguments {_listed(parameters)}; "
-            f"got {_listed(arguments)}; missing: {_listed(missing)}; unknown: {_listed(unknown)}"
-        )
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
-
-
-class ArgumentBlock:
-    """Kernel arguments laid out in memory as a launch wants them: an array of pointers to values.
-
-    Args:
-        parameters: the names of the kernel's parameters, in order.
-        arguments: one for each of them.
-        address: of an array.
-
-    Attributes:
-        pointer: the address of that array of pointers.
-        arguments: what was given, arrays included, Slots still open.
-    """
-
-    def __init__(
-        self, parameters: Sequence[str], arguments: Mapping[str, Argument], address: Callable[[Array], int]
-    ) -> None:
-        self.arguments = arguments
-        self._address = address
-        self._cells = {name: self._cell(name, value) for name, value in arguments.items()}
-        self._slots = [self._cells[name] for name, value in arguments.items() if isinstance(value, Slot)]
-        self._table = (ctypes.c_void_p * len(parameters))(*(ctypes.addressof(self._cells[name]) for name in parameters))
-        self.pointer = ctypes.addressof(self._table)
-
-    def _cell(self, name: str, value: Argument) -> Any:
-        if isinstance(value, Slot):
-            return ctypes.c_void_p() if value.dtype is None else np.ctypeslib.as_ctypes_type(value.dtype)()
-        if value is None:
-            return ctypes.c_void_p()
-        if isinstance(value, np.generic):
-            dtype: Any = value.dtype
-            return np.ctypeslib.as_ctypes_type(dtype)(value.item())
-        if isinstance(value, (int, float, bool)):
-            raise TypeError(f"argument {name!r}: expected an array or a NumPy scalar, got the Python number {value!r}")
-        return ctypes.c_void_p(self._address(value))
-
-    def fill(self, values: Sequence[Any]) -> None:
-        """Put values into the slots, in the order in which the slots were given."""
-        if len(values) != len(self._slots):
-            raise TypeError(f"a launch with {len(self._slots)} open arguments: got {len(values)} values")
-        for cell, value in zip(self._slots, values, strict=True):
-            if isinstance(cell, ctypes.c_void_p):
-                cell.value = None if value is None else self._address(value)
-            else:
-                cell.value = value

@@ -1,7 +1,9 @@
 """Compile kernels for any GPU, without one, and print what each kernel takes.
 
 The table has registers, shared memory, occupancy, spills and matrix instructions. The exit status is 1 if a kernel has
-a fault: it spills registers, keeps anything on a stack, or claims tensor cores but has no matrix instruction.
+a fault: it spills registers, keeps anything on a stack, claims tensor cores but has no matrix instruction (a kernel for
+Hopper: no HGMMA), or if ptxas has undone the overlap of its matrix products or its changes of registers. Kernels for
+Hopper exist for sm_90a only.
 """
 
 from __future__ import annotations
@@ -11,8 +13,19 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from gpuback._cuda.compiler import compile_variant
-from gpuback._gates.checks import ARCHS, FULL_ARCHS, SAMPLED_ARCHS, Case, check_pairs, name_of, sample
+from gpuback._cuda.compiler import compile_variant, load_nvrtc
+from gpuback._gates.checks import (
+    ARCHS,
+    FULL_ARCHS,
+    HOPPER_ARCH,
+    SAMPLED_ARCHS,
+    Case,
+    check_pairs,
+    exists_for,
+    name_of,
+    pairs_of,
+    sample,
+)
 from gpuback._gates.disassembly import sass
 from gpuback._gates.table import print_table
 from gpuback.errors import GpubackError
@@ -71,6 +84,11 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
         print("\n".join(names))
         return 0
     pairs = _pairs(cases, options)
+    if not pairs:
+        parser.error(
+            f"for {options.arch} there is none of these kernels, which exist for {HOPPER_ARCH} only:\n  "
+            + "\n  ".join(names)
+        )
     if options.sass and len(pairs) != 1:
         parser.error("--sass needs one kernel and one --arch, these match:\n  " + "\n  ".join(names))
     try:
@@ -82,6 +100,8 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
         print(error, file=sys.stderr)
         return 1
     print_table(rows)
+    if options.arch:
+        _tell_left_out(cases, options.arch.split(","))
     for row in rows:
         for warning in row.warnings:
             print(f"{row.name} {row.arch}: {warning}")
@@ -90,19 +110,27 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     faulty = [row for row in rows if row.faults]
     for row in faulty:
         print(f"{row.name} {row.arch}: {'; '.join(row.faults)}", file=sys.stderr)
-    print(f"{len(rows)} kernels compiled, {len(faulty)} with faults")
+    version = ".".join(map(str, load_nvrtc()[1]))
+    print(f"{len(rows)} kernels compiled, {len(faulty)} with faults (NVRTC {version})")
     return 1 if faulty else 0
+
+
+def _tell_left_out(cases: Sequence[Case], archs: Sequence[str]) -> None:
+    for arch in archs:
+        count = sum(not exists_for(case.variant, arch) for case in cases)
+        if count:
+            print(f"{count} {'kernel' if count == 1 else 'kernels'} for {HOPPER_ARCH} only: left out of {arch}")
 
 
 def _pairs(cases: Sequence[Case], options: argparse.Namespace) -> list[tuple[Case, str]]:
     """Choose what to compile for which architecture."""
     if options.arch:
-        return [(case, arch) for case in cases for arch in options.arch.split(",")]
+        return pairs_of(cases, options.arch.split(","))
     if options.all:
-        return [(case, arch) for case in cases for arch in ARCHS]
-    pairs = [(case, arch) for case in cases for arch in FULL_ARCHS]
+        return pairs_of(cases, ARCHS)
+    pairs = pairs_of(cases, FULL_ARCHS)
     if not options.kernel:
-        pairs += [(case, arch) for case in sample(cases) for arch in SAMPLED_ARCHS]
+        pairs += pairs_of(sample(cases), SAMPLED_ARCHS)
     return pairs
 
 

@@ -1,7 +1,8 @@
 """Compile kernels without a GPU and find their faults.
 
-A kernel has a fault if it spills registers, keeps anything on a stack, or claims tensor cores but has no matrix
-instruction.
+A kernel has a fault if it spills registers, keeps anything on a stack, claims tensor cores but has no matrix
+instruction (a kernel for Hopper: no HGMMA), or if ptxas has undone the overlap of its matrix products or its changes of
+registers.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gpuback._cuda.compiler import Resources, choices, compile_variant
+from gpuback._cuda.compiler import UNDONE, Compiled, Resources, choices, compile_variant
 from gpuback._cuda.launch import Variant
-from gpuback._gates.disassembly import matrix_instructions
+from gpuback._gates.disassembly import MATRIX_INSTRUCTIONS, matrix_instructions
 from gpuback._gates.occupancy import Occupancy, occupancy
 
 FULL_ARCHS = ("sm_80", "sm_90a")
 SAMPLED_ARCHS = ("sm_86", "sm_89", "sm_90", "sm_100a", "sm_120")
 ARCHS = (*FULL_ARCHS, *SAMPLED_ARCHS)
+HOPPER_ARCH = "sm_90a"
 
 
 class Case(Protocol):
@@ -42,7 +44,8 @@ class Row(NamedTuple):
         shared_bytes: static and dynamic shared memory of a block.
         resources: as ptxas reports them.
         occupancy: of a multiprocessor; None for an architecture whose limits are not known here.
-        matrix: how often each matrix instruction stands in it, if it is a tensor-core kernel.
+        matrix: how often each matrix instruction stands in it, if it is a tensor-core kernel; of one for Hopper also
+            copies of boxes and changes of registers.
         warnings: the compiler's.
         faults: what is wrong with it; empty for a sound kernel.
     """
@@ -67,6 +70,11 @@ def name_of(variant: Variant) -> str:
     return " ".join((variant.entry, *choices(variant)))
 
 
+def exists_for(variant: Variant, arch: str) -> bool:
+    """Whether the variant compiles for that architecture: one for Hopper does for sm_90a alone."""
+    return arch == HOPPER_ARCH or not variant.wgmma
+
+
 def check(cases: Iterable[Case], archs: Iterable[str], *, folder: Path | None = None) -> list[Row]:
     """Compile every case for every architecture, on all cores, and check what came out.
 
@@ -76,13 +84,18 @@ def check(cases: Iterable[Case], archs: Iterable[str], *, folder: Path | None = 
         folder: where the sources lie; gpuback's kernels by default.
 
     Returns:
-        A row for each case and architecture: the cases in their order, and the architectures within.
+        A row for each case and architecture that it exists for: the cases in their order, and the architectures within.
 
     Raises:
         BackendError: NVRTC or the disassembler is missing, or a kernel does not compile.
     """
     archs = tuple(archs)
-    return check_pairs([(case, arch) for case in cases for arch in archs], folder=folder)
+    return check_pairs(pairs_of(cases, archs), folder=folder)
+
+
+def pairs_of(cases: Iterable[Case], archs: Sequence[str]) -> list[tuple[Case, str]]:
+    """Pair each case with each architecture that it exists for."""
+    return [(case, arch) for case in cases for arch in archs if exists_for(case.variant, arch)]
 
 
 def sample(cases: Iterable[Case]) -> list[Case]:
@@ -115,7 +128,8 @@ def _row(case: Case, arch: str, folder: Path | None) -> Row:
     resources = compiled.resources
     shared_bytes = resources.shared_bytes + case.shared_bytes
     # Only kernels that ask for these instructions get them; taking the others apart would take as long as compiling.
-    matrix = matrix_instructions(compiled.path).get(case.variant.entry, {}) if case.variant.tensor_cores else {}
+    asks = case.variant.tensor_cores or case.variant.wgmma
+    matrix = matrix_instructions(compiled.path).get(case.variant.entry, {}) if asks else {}
     return Row(
         variant=case.variant,
         arch=arch,
@@ -125,14 +139,18 @@ def _row(case: Case, arch: str, folder: Path | None) -> Row:
         occupancy=occupancy(arch, resources.registers, case.block, shared_bytes),
         matrix=matrix,
         warnings=compiled.warnings,
-        faults=tuple(_faults(case, resources, matrix)),
+        faults=tuple(_faults(case, compiled, matrix)),
     )
 
 
-def _faults(case: Case, resources: Resources, matrix: dict[str, int]) -> Iterator[str]:
+def _faults(case: Case, compiled: Compiled, matrix: dict[str, int]) -> Iterator[str]:
+    resources = compiled.resources
     if resources.spill_store_bytes or resources.spill_load_bytes:
         yield f"spills {resources.spill_store_bytes} bytes and loads {resources.spill_load_bytes}"
     if resources.stack_bytes:
         yield f"keeps {resources.stack_bytes} bytes on the stack"
-    if case.variant.tensor_cores and not matrix:
+    if case.variant.wgmma and "HGMMA" not in matrix:
+        yield "has no HGMMA"
+    elif case.variant.tensor_cores and not matrix.keys() & set(MATRIX_INSTRUCTIONS):
         yield "has no matrix instruction"
+    yield from filter(UNDONE.search, compiled.warnings)

@@ -16,13 +16,16 @@ from gpuback.errors import BackendError
 
 # Products of a warp (HMMA: 16-bit and TF32, DMMA: float64), of a warp group (HGMMA), of Blackwell's tensor memory.
 MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "DMMA", "UTCHMMA")
+# What stands beside HGMMA: copies of boxes to and from shared memory (TMA), and a warp group's change of registers.
+_BESIDE_HGMMA = ("UTMALDG", "UTMASTG", "USETMAXREG")
+_COUNTED = (*MATRIX_INSTRUCTIONS, *_BESIDE_HGMMA)
 _KERNEL = re.compile(r"^(?:\.text\.(\S+):|\s*Function : (\S+))")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)")
 _COMMANDS = {"nvdisasm": ("--print-code",), "cuobjdump": ("--dump-sass",)}
 
 
 def matrix_instructions(cubin: Path) -> dict[str, dict[str, int]]:
-    """Count the matrix instructions of each kernel of a cubin. Kernels without any have an empty count.
+    """Count the matrix instructions of each kernel of a cubin, and those beside them. Others have an empty count.
 
     Counts are kept in the cache, by the cubin's content.
 
@@ -30,7 +33,7 @@ def matrix_instructions(cubin: Path) -> dict[str, dict[str, int]]:
         BackendError: there is no disassembler, or it failed.
     """
     content = cubin.read_bytes()
-    key = cache.key_of("matrix instructions", MATRIX_INSTRUCTIONS, cache.digest(content))
+    key = cache.key_of("matrix instructions", _COUNTED, cache.digest(content))
     entry = cache.find(key, ".sass")
     if entry is None:
         counts = count(_disassemble(cubin))
@@ -40,13 +43,13 @@ def matrix_instructions(cubin: Path) -> dict[str, dict[str, int]]:
 
 
 def count(listing: str) -> dict[str, dict[str, int]]:
-    """Count the matrix instructions in a listing of nvdisasm or of cuobjdump."""
+    """Count the same in a listing of nvdisasm or of cuobjdump."""
     kernels: dict[str, Counter[str]] = {}
     current: Counter[str] = Counter()
     for line in listing.splitlines():
         if kernel := _KERNEL.match(line):
             current = kernels.setdefault(kernel[1] or kernel[2], Counter())
-        elif (instruction := _INSTRUCTION.match(line)) and instruction[1] in MATRIX_INSTRUCTIONS:
+        elif (instruction := _INSTRUCTION.match(line)) and instruction[1] in _COUNTED:
             current[instruction[1]] += 1
     return {name: dict(counter) for name, counter in kernels.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
-from gpuback._backends.cuda import layer_plans, network_plans, row_plans
+from gpuback._backends.cuda import layer_plans, network_plans, row_plans, wgmma_plans
 from gpuback._backends.cuda.formats import Accum
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import Variant
@@ -36,6 +36,8 @@ def _each() -> Iterator[CompiledKernel]:
                     yield CompiledKernel(
                         narrow.variant(operand), 32 * layer_plans.NARROW_WARPS, narrow.shared_bytes(operand)
                     )
+        if operand != "float":
+            yield from _wgmma_layers(operand)
         for entry in ("layer_mma", "forward_mma"):
             for size in (128, 64):
                 variant = layer_plans.mma_variant(entry, operand, size)
@@ -57,6 +59,7 @@ def _each() -> Iterator[CompiledKernel]:
             chosen.append(row_plans.copy_plan("copy_weights", 1, precision))
         if precision.sixteen_bit:
             chosen.append(row_plans.copy_plan("copy_rows", 1, precision))
+            chosen.append(row_plans.copy_plan("copy_elements", 1, precision))
         for plan in chosen:
             yield CompiledKernel(plan.variant, plan.block, plan.shared_bytes)
     for name in ("bfloat16", "float16", "float32"):
@@ -78,3 +81,12 @@ def _each() -> Iterator[CompiledKernel]:
         for entry in get_args(network_plans.TwoLaunchEntry):
             variant = network_plans.two_launch_variant(entry, precision)
             yield CompiledKernel(variant, 32 * network_plans.TWO_LAUNCH_WARPS, HALF_OF_SHARED_BYTES)
+
+
+def _wgmma_layers(operand: str) -> Iterator[CompiledKernel]:
+    for panels in wgmma_plans.NARROW_PANELS:
+        for from_a in (False, True):
+            shared = panels.shared_bytes(from_a)
+            yield CompiledKernel(panels.variant(operand, from_a), wgmma_plans.THREADS, shared)
+    for forward in wgmma_plans.FORWARD_PANELS:
+        yield CompiledKernel(forward.variant(operand), wgmma_plans.THREADS, forward.shared_bytes)

@@ -1,9 +1,10 @@
 // Copies as elements, rows padded to 16 bytes: what products read.
 //
-//     copy_rows      out_bi = x_bi
+//     copy_rows      out_bi = x_bi, rounded
+//     copy_elements  out_bi = x_bi, elements both: to padded rows, or back from them
 //     copy_weights   every layer's W out of theta, in one launch
 //
-// A NaN has one pattern of bits. A warp takes a row, its lanes every 32nd column. With 1024 rows: 128 blocks of 8
+// What is rounded has one pattern of bits for NaN. A warp takes a row, its lanes every 32nd column. With 1024 rows: 128 blocks of 8
 // warps.
 //
 // Variants: Accum (float or double) of what is copied, Element. 256 threads.
@@ -15,6 +16,12 @@ KERNEL __launch_bounds__(256) copy_rows(
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8)
     for (int i = threadIdx.x % 32; i < n; i += 32)
       to_element_canonical(x_bi[(int64)b * x_pitch + i], out_bi[(int64)b * out_pitch + i]);
+}
+
+KERNEL __launch_bounds__(256) copy_elements(
+    const Element* x_bi, int x_pitch, Element* out_bi, int out_pitch, int n_batch, int n) {
+  for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8)
+    for (int i = threadIdx.x % 32; i < n; i += 32) out_bi[(int64)b * out_pitch + i] = x_bi[(int64)b * x_pitch + i];
 }
 
 // For each layer `table` holds: the first of its rows among the rows of all layers; n_in; where its weights begin in

@@ -26,7 +26,7 @@ def cases(*names: str):
 def test_the_tables_activations_need_none() -> None:
     assert cases("relu", "gelu") == ((1, 32), ())
     assert cases_of([None]) == ((0,), ())
-    plan = layer_plans.forward_plan(9, 8, 7, FLOAT32, H200)
+    plan = layer_plans.forward_plan(9, 8, 7, FLOAT32, H200).launch
     assert cases("relu").added_to(plan) is plan
 
 
@@ -49,7 +49,7 @@ def test_the_variant_does_not_depend_on_the_order_of_registration() -> None:
             plan.cache_clear()
         step = network_plans.step_plan(architecture, 64, H200)
         passes = network_plans.passes_plan(architecture, 64, H200, backward=True)
-        layer = cases("test_two").added_to(layer_plans.forward_plan(9, 8, 7, FLOAT32, H200))
+        layer = cases("test_two").added_to(layer_plans.forward_plan(9, 8, 7, FLOAT32, H200).launch)
         return [step.launch.variant, passes.launch.variant, layer.variant, step.layout.tobytes()]
 
     found = []

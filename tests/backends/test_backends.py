@@ -58,6 +58,21 @@ def test_cupy_that_cannot_be_used_says_exactly_why(monkeypatch, fresh_verdict, c
     assert gpuback.MLP([2, 2], backend="auto").backend == "numpy"
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [("1", "on A GPU, GPUBACK_HOPPER=1"), ("", "on A GPU"), (None, "on A GPU")]
+)
+def test_the_switch_of_the_kernels_for_hopper_is_told_beside_the_gpu(monkeypatch, fresh_verdict, value, shown):
+    runtime = SimpleNamespace(getDevice=lambda: 0, getDeviceProperties=lambda device: {"name": b"A GPU"})
+    cupy = SimpleNamespace(
+        is_available=lambda: True, empty=lambda size: None, cuda=SimpleNamespace(runtime=runtime), __version__="14"
+    )
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.delenv("GPUBACK_HOPPER", raising=False)
+    if value is not None:
+        monkeypatch.setenv("GPUBACK_HOPPER", value)
+    assert gpuback.backends()["cupy"] == (True, f"CuPy 14 {shown}")
+
+
 def test_kernel_ids_stand_in_the_kernels_table():
     table = Path(__file__, "../../../kernels/README.md").resolve().read_text(encoding="utf-8")
     cells = [cell.strip() for line in table.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")]

@@ -2,14 +2,14 @@
 
 import ctypes
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support import noting_cupy
+from support.noting_cupy import FakeArray, FakeStream, use
 
-from gpuback._cuda import device, sources
-from gpuback._cuda.compiler import Compiled, Resources
+from gpuback._cuda import sources
 from gpuback._cuda.device import CudaLauncher
 from gpuback._cuda.launch import LaunchPlan, Slot, Variant
 from gpuback.errors import BackendError, DeviceError
@@ -23,162 +23,21 @@ KERNEL __launch_bounds__(256) scale(const float* x, int n,  // how many
 KERNELS(other)
 """
 TYPES = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_float, ctypes.c_double, ctypes.c_void_p, ctypes.c_void_p)
-SIZES = tuple(ctypes.sizeof(kind) for kind in TYPES)
 
 
-class FakeArray:
-    def __init__(self, address, device_id=0):
-        self.data = SimpleNamespace(ptr=address)
-        self.device = SimpleNamespace(id=device_id)
-
-
-class FakeStream:
-    """What is launched while it is captured goes into a graph. Refuses what CuPy's streams refuse."""
-
-    def __init__(self, owner, pointer):
-        self.owner, self.ptr, self.captured = owner, pointer, None
-
-    def __enter__(self):
-        self.before, self.owner.stream = self.owner.stream, self
-        return self
-
-    def __exit__(self, *exception):
-        self.owner.stream = self.before
-
-    def record(self, event):
-        self.owner.note("record", event.number, self.ptr)
-
-    def wait_event(self, event):
-        self.owner.note("wait", event.number, self.ptr)
-
-    def begin_capture(self, mode=None):
-        self.owner.note("begin capture", self.ptr)
-        assert self.ptr not in (0, 1), "cannot capture on the default (legacy) stream"
-        self.captured = []
-
-    def is_capturing(self):
-        self.owner.note("is capturing", self.ptr)
-        return self.captured is not None
-
-    def end_capture(self):
-        captured, self.captured = self.captured, None
-        assert captured is not None
-        self.owner.note("end capture", self.ptr)
-
-        def launch(stream=None):
-            stream = self.owner.stream if stream is None else stream
-            self.owner.note("graph", stream.ptr, captured)
-
-        return SimpleNamespace(launch=launch)
-
-
-class FakeCupy:
-    """Notes down what it is asked to do. `calls`: (what, …)."""
-
-    def __init__(self, capability="90", shared_bytes=232448, devices=1, threads=1024):
-        self.calls = []
-        self.current = 0
-        self.stream = FakeStream(self, 0)
-        self.refuses = {}
-        owner = self
-
-        class Device:
-            def __init__(self, device_id):
-                self.id = device_id
-                self.compute_capability = capability
-
-            def __enter__(self):
-                self.before, owner.current = owner.current, self.id
-
-            def __exit__(self, *exception):
-                owner.current = self.before
-
-        runtime = SimpleNamespace(
-            getDevice=lambda: owner.current,
-            getDeviceCount=lambda: devices,
-            cudaDevAttrMaxSharedMemoryPerBlockOptin=97,
-            cudaDevAttrMultiProcessorCount=16,
-            deviceGetAttribute=self.get_attribute,
-        )
-        driver = SimpleNamespace(
-            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
-            CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK=0,
-            funcSetAttribute=lambda *arguments: self.note("set", *arguments),
-            funcGetAttribute=lambda attribute, function: threads,
-            launchKernel=self.launch,
-        )
-        self.attributes = {97: shared_bytes, 16: 132}
-        self.cuda = SimpleNamespace(
-            Device=Device,
-            runtime=runtime,
-            driver=driver,
-            get_current_stream=lambda: self.stream,
-            Stream=self.make_stream,
-            Event=self.make_event,
-            alloc_pinned_memory=lambda n_bytes: bytearray(n_bytes),
-        )
-
-    def make_stream(self, *, non_blocking):
-        self.note("stream", non_blocking)
-        return FakeStream(self, 0x5000 + len(self.calls))
-
-    def make_event(self, *, block, disable_timing):
-        number = len(self.noted("event"))
-        self.note("event", block, disable_timing)
-        return SimpleNamespace(number=number, synchronize=lambda: self.note("synchronize", number))
-
-    def note(self, what, *details):
-        self.calls.append((what, *details))
-        if what in self.refuses:
-            raise RuntimeError(self.refuses[what])
-
-    def get_attribute(self, attribute, device_id):
-        self.note("attribute", attribute, device_id)
-        return self.attributes[attribute]
-
-    def RawModule(self, *, path):
-        self.note("load", path, self.current)
-
-        def get_function(name):
-            return SimpleNamespace(kernel=SimpleNamespace(ptr=sum(map(ord, path + name))))
-
-        return SimpleNamespace(get_function=get_function)
-
-    def launch(self, function, *rest):
-        *shape, shared_bytes, stream, pointer, extra = rest
-        cells = (ctypes.c_void_p * len(TYPES)).from_address(pointer)
-        values = [kind.from_address(cell).value for kind, cell in zip(TYPES, cells, strict=True)]
-        self.note("launch", function, shape, shared_bytes, stream, values, extra, self.current)
-        if self.stream.captured is not None:
-            self.stream.captured.append(values)
-
-    def noted(self, what):
-        return [call[1:] for call in self.calls if call[0] == what]
+def fake_cupy(**properties):
+    return noting_cupy.FakeCupy(TYPES, **properties)
 
 
 @pytest.fixture
 def compiled(monkeypatch):
     """What was asked of the compiler."""
-    asked = []
-
-    def compile_variant(variant, arch, *, folder=None):
-        asked.append((variant, arch))
-        resources = Resources(registers=40, shared_bytes=1024, parameter_sizes=SIZES)
-        return Compiled(Path(f"/{variant.entry}.cubin"), resources, ())
-
-    monkeypatch.setattr(device, "compile_variant", compile_variant)
-    monkeypatch.setattr(device, "flatten", lambda source, folder: SOURCE)
-    return asked
+    return noting_cupy.compile_nothing(monkeypatch, SOURCE, TYPES)
 
 
 @pytest.fixture
 def cupy(monkeypatch, compiled):
-    return use(monkeypatch, FakeCupy())
-
-
-def use(monkeypatch, fake):
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    return fake
+    return use(monkeypatch, fake_cupy())
 
 
 def arguments(**changes):
@@ -202,7 +61,7 @@ def test_limits_are_the_devices(cupy):
 
 
 def test_capabilities_of_three_digits(monkeypatch, compiled):
-    use(monkeypatch, FakeCupy(capability="120"))
+    use(monkeypatch, fake_cupy(capability="120"))
     assert CudaLauncher().limits.capability == (12, 0)
 
 
@@ -257,14 +116,14 @@ def test_shared_memory_beyond_48_kb_is_asked_for_and_never_lowered(cupy):
 
 
 def test_too_little_shared_memory_names_both_numbers(monkeypatch, compiled):
-    use(monkeypatch, FakeCupy(shared_bytes=101376))
+    use(monkeypatch, fake_cupy(shared_bytes=101376))
     with pytest.raises(BackendError, match=r"scale N=1 needs 101377 bytes of shared memory.*device 0 has 101376"):
         CudaLauncher().bind(LaunchPlan(SCALE, 1, 32, 101377), **arguments())
     assert compiled == []
 
 
 def test_an_old_device_is_refused_tensor_cores_before_anything_is_compiled(monkeypatch, compiled):
-    use(monkeypatch, FakeCupy(capability="75"))
+    use(monkeypatch, fake_cupy(capability="75"))
     with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8\.0.*has 7\.5.*dtype='float32'"):
         CudaLauncher().bind(LaunchPlan(SCALE._replace(tensor_cores=True), 1, 32), **arguments())
     assert compiled == []
@@ -272,7 +131,7 @@ def test_an_old_device_is_refused_tensor_cores_before_anything_is_compiled(monke
 
 
 def test_too_many_threads_name_the_registers(monkeypatch, compiled):
-    use(monkeypatch, FakeCupy(threads=512))
+    use(monkeypatch, fake_cupy(threads=512))
     with pytest.raises(BackendError, match=r"needs blocks of 1024 threads.*allows 512 with its 40 registers"):
         CudaLauncher().bind(LaunchPlan(SCALE, 1, 1024), **arguments())
 
@@ -318,7 +177,7 @@ def test_slots_take_values_in_the_order_in_which_they_are_given(cupy):
 
 
 def test_a_kernel_runs_on_its_own_device(monkeypatch, compiled):
-    cupy = use(monkeypatch, FakeCupy(devices=2))
+    cupy = use(monkeypatch, fake_cupy(devices=2))
     launch = CudaLauncher(1).bind(LaunchPlan(SCALE, 1, 32), **arguments(x=FakeArray(0x1000, device_id=1)))
     launch(None)
     cupy.current = 1
@@ -445,7 +304,7 @@ def test_copies_are_ordered_by_events_on_a_stream_of_their_own(cupy):
 
 
 def test_copies_go_to_their_own_device(monkeypatch, compiled):
-    cupy = use(monkeypatch, FakeCupy(devices=2))
+    cupy = use(monkeypatch, fake_cupy(devices=2))
     copies = CudaLauncher(1).copy_stream(1)
     current = cupy.cuda.get_current_stream
     cupy.cuda.get_current_stream = lambda: cupy.note("current stream of", cupy.current) or current()
@@ -461,7 +320,7 @@ def test_no_cupy_and_no_device_are_named(monkeypatch, compiled):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(BackendError, match=r"needs CuPy.*\.\[cuda13\]"):
         CudaLauncher()
-    cupy = use(monkeypatch, FakeCupy())
+    cupy = use(monkeypatch, fake_cupy())
     cupy.refuses["attribute"] = "cudaErrorInvalidDevice"
     with pytest.raises(BackendError, match="CUDA device 3 cannot be used: cudaErrorInvalidDevice"):
         CudaLauncher(3)

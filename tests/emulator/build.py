@@ -35,8 +35,11 @@ _CHECKED_KERNEL = (
     *(*_LANGUAGE, *_NAMED_LINES, "-O1", "-fno-tree-vectorize", "-fno-store-merging", "-fno-tree-sra"),
     *("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"),
 )
-# As KERNEL in emulated_ptx.h leaves it after preprocessing.
-_ENTRY = re.compile(r'extern "C" __attribute__\(\(noinline\)\) void\s+(\w+)\s*\(([^()]*)\)\s*\{')
+# As KERNEL in emulated_ptx.h and __cluster_dims__ in cuda_language.h leave it after preprocessing.
+_ENTRY = re.compile(
+    r'extern "C" __attribute__\(\(noinline\)\) void\s+(?:\[\[emulator::cluster\(([^()]*)\)\]\]\s*)?'
+    r"(\w+)\s*\(([^()]*)\)\s*\{"
+)
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -87,10 +90,10 @@ def kernel_library(source: Path, defines: Sequence[str], capability: tuple[int, 
 
     def build(target: Path) -> None:
         text = _preprocess(source, flags)
-        for name, parameters in _entry_points(text).items():
+        for name, (parameters, cluster) in _entry_points(text).items():
             names = " ".join(parameters)
             exported = f'extern "C" __attribute__((visibility("default"))) const emulator::Entry emulator_entry_{name}'
-            text += f'{exported} = emulator::make_entry<&{name}>("{names}");\n'
+            text += f'{exported} = emulator::make_entry<&{name}>("{names}", {cluster});\n'
         with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
             object_file = f"{temporary}/kernel.o"
             _finish(_start("g++", *flags, "-c", "-x", "c++-cpp-output", "-", "-o", object_file, stdin=True), text)
@@ -105,7 +108,8 @@ def kernel_library(source: Path, defines: Sequence[str], capability: tuple[int, 
 
 def entry_points(source: Path, defines: Sequence[str], capability: tuple[int, int]) -> dict[str, tuple[str, ...]]:
     """The names of each entry point's parameters, as g++ preprocesses a kernel's source."""
-    return _entry_points(_preprocess(source, _flags(defines, capability, checked=False)))
+    text = _preprocess(source, _flags(defines, capability, checked=False))
+    return {name: parameters for name, (parameters, _) in _entry_points(text).items()}
 
 
 def _flags(defines: Sequence[str], capability: tuple[int, int], checked: bool) -> tuple[str, ...]:
@@ -124,12 +128,15 @@ def _preprocess(source: Path, flags: Sequence[str]) -> str:
     return _finish(_start("g++", *flags, "-E", "-include", "entry.h", "-x", "c++", str(source), "-o", "-"))
 
 
-def _entry_points(preprocessed: str) -> dict[str, tuple[str, ...]]:
+def _entry_points(preprocessed: str) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Each entry point's parameters, and the number of blocks in its clusters."""
     found = _ENTRY.findall(re.sub(r"^#.*", "", preprocessed, flags=re.MULTILINE))
-    return {
-        name: tuple(re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip())
-        for name, parameters in found
-    }
+    return {name: (_names(parameters), cluster or "1") for cluster, name, parameters in found}
+
+
+def _names(parameters: str) -> tuple[str, ...]:
+    """The last word of each declaration."""
+    return tuple(re.findall(r"\w+", parameter)[-1] for parameter in parameters.split(",") if parameter.strip())
 
 
 def included_files(source: Path, folders: Sequence[Path]) -> list[Path]:

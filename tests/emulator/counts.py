@@ -24,6 +24,9 @@ class Counts:
         matrix_products: mma instructions of a warp.
         matrix_loads: ldmatrix instructions of a warp.
         asynchronous_copies: cp.async instructions of a thread.
+        warpgroup_products: wgmma instructions of a warpgroup.
+        bulk_loads: TMA copies to shared memory.
+        bulk_stores: TMA copies from shared memory.
         extra_wavefronts_read: how often reads of shared memory were repeated for bank conflicts, ldmatrix included.
         extra_wavefronts_written: likewise for writes.
         conflicts_by_line: the same two numbers for each line of source that has any.
@@ -36,6 +39,9 @@ class Counts:
     matrix_products: int
     matrix_loads: int
     asynchronous_copies: int
+    warpgroup_products: int
+    bulk_loads: int
+    bulk_stores: int
     extra_wavefronts_read: int
     extra_wavefronts_written: int
     conflicts_by_line: dict[str, tuple[int, int]]
@@ -53,7 +59,7 @@ class Tally:
     def add(self, kernel: Kernel, arguments: Sequence[Any], arrays: Sequence[structs.Array]) -> None:
         """What the latest launch did."""
         for parameter, argument, array in zip(kernel.parameters, arguments, arrays, strict=True):
-            if parameter.is_pointer and argument is not None:
+            if parameter.takes_array and argument is not None:
                 self._bytes_read[parameter.name] += array.bytes_read
                 self._bytes_written[parameter.name] += array.bytes_written
                 self._atomics[parameter.name] += array.atomics

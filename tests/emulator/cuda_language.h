@@ -15,6 +15,8 @@
 #define __noinline__ __attribute__((noinline))
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __cluster_dims__(x, y, z) [[emulator::cluster(x)]]  // build.py takes it from there
+#define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 // What the kernel may inline but the checker must not see: the emulator's own reads and writes.

@@ -1,7 +1,7 @@
 // Makes an entry point callable with a launch's table of argument addresses, and describes its parameters.
 //
 // The emulator compiles a kernel's source with a line at its end for each entry point,
-//     extern "C" const emulator::Entry emulator_entry_NAME = emulator::make_entry<&NAME>("names of the parameters");
+//     extern "C" const emulator::Entry emulator_entry_NAME = emulator::make_entry<&NAME>("names of the parameters", 1);
 #pragma once
 #include <type_traits>
 #include <utility>
@@ -50,14 +50,14 @@ struct EntryPoint<kernel> {
     call(arguments, std::index_sequence_for<Types...>{});
   }
 
-  static constexpr Entry entry(const char* names) {
-    return {call, sizeof...(Types), parameters, names, &__ehdr_start, &_end};
+  static constexpr Entry entry(const char* names, int cluster) {
+    return {call, sizeof...(Types), parameters, names, cluster, &__ehdr_start, &_end};
   }
 };
 
 template <auto kernel>
-constexpr Entry make_entry(const char* names) {
-  return EntryPoint<kernel>::entry(names);
+constexpr Entry make_entry(const char* names, int cluster) {
+  return EntryPoint<kernel>::entry(names, cluster);
 }
 
 }  // namespace emulator

@@ -32,15 +32,24 @@ void fail(const void* code, const char* format, ...) {
 
 // ---- Deadlocks
 
+static bool waits_alike(const Thread& one, const Thread& other) {
+  if (one.waits_at != other.waits_at || one.waiting_code != other.waiting_code) return false;
+  return one.waits_at != waits_at_mbarrier ||
+         (one.awaited_barrier == other.awaited_barrier && one.awaited_parity == other.awaited_parity);
+}
+
 // One phrase for neighbours that wait at the same place. Returns the first thread that waits elsewhere.
 static size_t describe_neighbours(const Block& block, size_t first, char* text, size_t room) {
   const char* place = block.threads[first].waits_at;
   const void* code = block.threads[first].waiting_code;
   size_t end = first + 1;
-  while (end < block.threads.size() && block.threads[end].waits_at == place && block.threads[end].waiting_code == code)
-    ++end;
+  while (end < block.threads.size() && waits_alike(block.threads[first], block.threads[end])) ++end;
   int used = snprintf(text, room, " Block %u, threads %zu to %zu %s%s", block.index, first, end - 1,
                       place ? "wait at " : "have returned", place ? place : "");
+  if (place == waits_at_mbarrier && used < (int)room) {
+    describe_mbarrier(block.threads[first], text + used, room - used);
+    used += strlen(text + used);
+  }
   // Python puts the line of source in place of the address.
   if (code && used < (int)room) used += snprintf(text + used, room - used, " (code %p)", code);
   if (used < (int)room) snprintf(text + used, room - used, ".");

@@ -15,7 +15,8 @@ import numpy as np
 
 from emulator import structs
 from emulator.build import kernel_library, runtime_library
-from gpuback._cuda.launch import Argument, Slot, Variant
+from gpuback._cuda.arguments import TENSOR_MAP_BYTES
+from gpuback._cuda.launch import Argument, Slot, TensorMap, Variant
 
 
 @functools.cache
@@ -55,8 +56,21 @@ class Parameter:
     kind: str
     size: int
 
+    @property
+    def is_tensor_map(self) -> bool:
+        return not self.is_pointer and (self.kind, self.size) == ("V", TENSOR_MAP_BYTES)
+
+    @property
+    def takes_array(self) -> bool:
+        return self.is_pointer or self.is_tensor_map
+
     def check(self, argument: Argument) -> None:
         """Raises TypeError for an argument that the compiled kernel would misread."""
+        if self.is_tensor_map != isinstance(argument, TensorMap) and not (self.is_tensor_map and argument is None):
+            expected = "is a TensorMap" if self.is_tensor_map else "is no TensorMap"
+            raise TypeError(f"parameter {self.name!r} {expected}, got {argument!r}")
+        if self.is_tensor_map:
+            return
         given = argument.dtype if isinstance(argument, Slot) else getattr(argument, "dtype", None)
         is_scalar = isinstance(argument, np.generic) or (isinstance(argument, Slot) and given is not None)
         if self.is_pointer:

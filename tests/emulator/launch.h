@@ -17,6 +17,7 @@ struct Entry {
   int parameter_count;
   const Parameter* parameters;
   const char* parameter_names;  // with blanks between
+  int cluster;                  // blocks of a cluster
   const char* library_begin;
   const char* library_end;
 };
@@ -30,6 +31,9 @@ struct Counters {
   int64_t matrix_products;
   int64_t matrix_loads;
   int64_t asynchronous_copies;
+  int64_t warpgroup_products;
+  int64_t bulk_loads;
+  int64_t bulk_stores;
   int64_t extra_wavefronts_read;
   int64_t extra_wavefronts_written;
 };
@@ -66,6 +70,7 @@ struct Launch {
   const Entry* entry;
   int grid;
   int block;
+  int cluster;
   int64_t shared_bytes;
   void** arguments;
   Array* arrays;  // in checked launches only

@@ -19,16 +19,9 @@ from emulator.build import KERNELS
 from emulator.copies import EmulatedCopyStream
 from emulator.counts import Counts, Tally
 from emulator.kernel import Kernel, load_kernel, load_runtime
-from gpuback._cuda.launch import (
-    Argument,
-    ArgumentBlock,
-    DeviceLimits,
-    Launch,
-    LaunchPlan,
-    Slot,
-    Variant,
-    require_names,
-)
+from emulator.tensor_maps import EmulatedEncoder
+from gpuback._cuda.arguments import ArgumentBlock, array_of, is_open, require_names
+from gpuback._cuda.launch import Argument, DeviceLimits, Launch, LaunchPlan, Variant
 
 _ONE_AT_A_TIME = threading.Lock()  # the emulator has one device
 
@@ -154,15 +147,21 @@ class EmulatorLauncher:
         """Lays out a kernel's arguments; see `Launcher.bind`. Refuses arguments that the kernel would misread."""
         self._check_plan(plan)
         kernel = load_kernel(plan.variant, self._folder, self.limits.capability, self._settings.checked)
+        if plan.cluster != kernel.entry.cluster:
+            raise ValueError(
+                f"{plan.variant.entry}: a plan with clusters of {plan.cluster} blocks; "
+                f"the kernel is compiled for {kernel.entry.cluster}"
+            )
         names = [parameter.name for parameter in kernel.parameters]
         require_names(plan.variant, names, arguments)
         for parameter in kernel.parameters:
             parameter.check(arguments[parameter.name])
-        block = ArgumentBlock(names, arguments, _address)
+        block = ArgumentBlock(names, arguments, _address, EmulatedEncoder())
         description = structs.Launch(
             entry=ctypes.pointer(kernel.entry),
             grid=plan.grid,
             block=plan.block,
+            cluster=plan.cluster,
             shared_bytes=plan.shared_bytes,
             arguments=block.pointer,
             settings=ctypes.pointer(self._settings),
@@ -208,6 +207,10 @@ class EmulatorLauncher:
             raise ValueError(f"{plan.variant.entry}: blocks of {plan.block} threads; a device takes 1 to 1024")
         if plan.grid < 1:
             raise ValueError(f"{plan.variant.entry}: a grid of {plan.grid} blocks")
+        if plan.variant.wgmma and self.limits.capability != (9, 0):
+            raise ValueError(f"{plan.variant.entry}: for Hopper; this device has {self.limits.capability}")
+        if plan.grid % plan.cluster:
+            raise ValueError(f"{plan.variant.entry}: {plan.grid} blocks in clusters of {plan.cluster}")
         if not 0 <= plan.shared_bytes <= self.limits.shared_bytes:
             raise ValueError(
                 f"{plan.variant.entry}: {plan.shared_bytes} bytes of shared memory; "
@@ -235,10 +238,10 @@ def _address(array: np.ndarray) -> int:
 
 
 def _filled(names: Sequence[str], arguments: dict[str, Argument], values: Sequence[Any]) -> list[Any]:
-    """The arguments in the order of the parameters, each slot replaced by its value."""
-    slots = [name for name, argument in arguments.items() if isinstance(argument, Slot)]
+    """The arguments in the order of the parameters, each slot replaced by its value, each map by its array."""
+    slots = [name for name, argument in arguments.items() if is_open(argument)]
     filled = arguments | dict.fromkeys(slots) | dict(zip(slots, values, strict=False))
-    return [filled[name] for name in names]
+    return [array_of(filled[name]) for name in names]
 
 
 def _bounds(array: np.ndarray) -> tuple[int, int]:
@@ -252,9 +255,9 @@ def _extents(kernel: Kernel, arguments: Sequence[Any]) -> ctypes.Array:
     """What a launch may touch: an entry for each parameter, empty for scalars and null pointers."""
     arrays = (structs.Array * len(arguments))()
     for array, parameter, argument in zip(arrays, kernel.parameters, arguments, strict=True):
-        if parameter.is_pointer and argument is not None:
+        if parameter.takes_array and argument is not None:
             array.begin, array.end = _bounds(argument)
-            array.writable = not parameter.is_const
+            array.writable = argument.flags.writeable if parameter.is_tensor_map else not parameter.is_const
     return arrays
 
 
@@ -282,7 +285,7 @@ def _place(kernel: Kernel, arguments: Sequence[Any], address: int) -> str:
     """Where an address lies, told by the array that holds it or is nearest to it."""
     nearest: tuple[int, str] | None = None
     for parameter, argument in zip(kernel.parameters, arguments, strict=True):
-        if not parameter.is_pointer or argument is None:
+        if not parameter.takes_array or argument is None:
             continue
         begin, end = _bounds(argument)
         if begin <= address < end:

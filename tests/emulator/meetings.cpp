@@ -35,23 +35,42 @@ void leave_barrier(Thread* thread) {
   if (!block.at_barrier.empty() && block.at_barrier.size() == block.live_threads) open_barrier(block);
 }
 
+static NumberedBarrier& find_barrier(int number, int threads, const char* instruction, const void* code) {
+  if (number < 1 || number >= Block::barriers)
+    fail(code, "%s: barrier %d; a block has 1 to %d besides __syncthreads's", instruction, number, Block::barriers - 1);
+  if (threads < 1 || threads % warp_size || threads > (int)launch->block)
+    fail(code, "%s: expects %d threads; a block of %u has whole warps of %u", instruction, threads,
+         (unsigned)launch->block, warp_size);
+  NumberedBarrier& barrier = current->block->numbered[number];
+  if (barrier.is_new()) barrier.expected = threads;
+  if (barrier.expected != threads)
+    fail(code, "%s: expects %d threads at barrier %d, where others expect %d", instruction, threads, number,
+         barrier.expected);
+  return barrier;
+}
+
+static void open_if_complete(NumberedBarrier& barrier) {
+  if (!barrier.is_complete()) return;
+  barrier.gone_on = 0;
+  if (!barrier.present.empty()) let_go(barrier.present);
+}
+
 void numbered_barrier(int number, int threads) {
   const void* code = __builtin_return_address(0);
-  if (number < 1 || number >= Block::barriers)
-    fail(code, "bar.sync: barrier %d; a block has 1 to %d besides __syncthreads's", number, Block::barriers - 1);
-  if (threads < 1 || threads % warp_size || threads > (int)launch->block)
-    fail(code, "bar.sync: expects %d threads; a block of %u has whole warps of %u", threads, (unsigned)launch->block,
-         warp_size);
-  NumberedBarrier& barrier = current->block->numbered[number];
-  if (barrier.present.empty()) barrier.expected = threads;
-  if (barrier.expected != threads)
-    fail(code, "bar.sync: expects %d threads at barrier %d, where others expect %d", threads, number, barrier.expected);
+  NumberedBarrier& barrier = find_barrier(number, threads, "bar.sync", code);
   barrier.present.push_back(current);
-  if ((int)barrier.present.size() < threads) {
+  if (!barrier.is_complete()) {
     wait_at("bar.sync", code);
     return;
   }
-  let_go(barrier.present);
+  open_if_complete(barrier);
+  maybe_step_aside();
+}
+
+void arrive_at_numbered_barrier(int number, int threads) {
+  NumberedBarrier& barrier = find_barrier(number, threads, "bar.arrive", __builtin_return_address(0));
+  ++barrier.gone_on;
+  open_if_complete(barrier);
   maybe_step_aside();
 }
 
@@ -184,6 +203,13 @@ unsigned ballot(unsigned lanes, bool predicate) {
   BallotArgument argument{predicate, 0};
   meet(lanes, operation, &argument, __builtin_return_address(0));
   return argument.votes;
+}
+
+// True for the lowest lane: any would do.
+bool elect() {
+  static constexpr WarpOperation operation{"elect.sync", nullptr, true, false};
+  meet(whole_warp, operation, nullptr, __builtin_return_address(0));
+  return current->lane == 0;
 }
 
 }  // namespace emulator

@@ -11,7 +11,7 @@ static void land(const Copy& copy) {
   memset(copy.destination + copy.valid, 0, 16 - copy.valid);
 }
 
-static bool lands_at_once() {
+bool lands_at_once() {
   switch (settings->landing) {
     case Landing::early:
       return true;

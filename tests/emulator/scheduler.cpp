@@ -24,7 +24,8 @@ static bool abandoned_launch;
 std::vector<SharedMemory> shared_memories;
 
 std::vector<Block> blocks;
-static std::vector<unsigned> upcoming;  // indices of blocks that have not begun, the next one last
+std::vector<Cluster> clusters;
+static std::vector<unsigned> upcoming;  // indices of clusters that have not begun, the next one last
 
 // ---- Built-in variables
 
@@ -78,7 +79,12 @@ void make_ready(Thread* thread) { ready.join(thread); }
 
 static void thread_main();
 
-static Thread* take_ready() { return ready.empty() ? nullptr : ready.take(settings->order); }
+// When nobody can go on, what is under way to shared memory lands, and may let someone.
+static Thread* take_ready() {
+  while (ready.empty())
+    if (!land_a_box()) return nullptr;
+  return ready.take(settings->order);
+}
 
 // Keeps the running stack's pointer in `*save` and goes on with `next`; without one, with the scheduler, who finds out
 // why.
@@ -130,29 +136,45 @@ static void begin_block(Block& block, unsigned index) {
     thread.waiting_code = nullptr;
     thread.copies.waiting.clear();
     thread.copies.open_group = 0;
+    thread.stores.under_way.clear();
+    thread.stores.open_group = 0;
+    thread.has_arrived_at_cluster = false;
     make_ready(&thread);
   }
+  block.mbarriers.clear();
+  begin_warpgroups(block);
   if (settings->checked) checker::block_begins(block);
 }
 
-static void begin_next_block(Block& block) {
+Cluster& cluster_of(const Block& block) { return clusters[block.residence / launch->cluster]; }
+
+static void begin_next_cluster(Cluster& cluster) {
   if (upcoming.empty()) return;
   const unsigned index = upcoming.back();
   upcoming.pop_back();
-  begin_block(block, index);
+  cluster.live_blocks = launch->cluster;
+  cluster.live_threads = launch->cluster * launch->block;
+  cluster.arrived = cluster.phase = 0;
+  for (int rank = 0; rank < launch->cluster; ++rank)
+    begin_block(blocks[cluster.first_residence + rank], index * launch->cluster + rank);
 }
 
 static void end_thread(Thread* thread) {
   land_copies(thread, thread->copies.open_group + 1);
+  require_stores_have_read(thread);
+  require_products_were_waited_for(thread);
   Block& block = *thread->block;
   --block.live_threads;
   thread->waits_at = nullptr;
   thread->waiting_code = nullptr;
   leave_meetings(thread);
   leave_barrier(thread);
+  leave_cluster_barrier(thread);
   if (block.live_threads > 0) return;
+  require_no_boxes_under_way(block);
   if (settings->checked) checker::block_ends(block);
-  begin_next_block(block);
+  Cluster& cluster = cluster_of(block);
+  if (--cluster.live_blocks == 0) begin_next_cluster(cluster);
 }
 
 // What runs on a stack: a thread, and then, while the next in line has not begun either, that one on the same stack.
@@ -183,9 +205,9 @@ void abandon_launch() {
 
 // ---- A launch
 
-// The order in which blocks begin: programs must not rely on any.
-static void line_up_blocks() {
-  upcoming.resize(launch->grid);
+// The order in which clusters begin: programs must not rely on any.
+static void line_up_clusters() {
+  upcoming.resize(launch->grid / launch->cluster);
   std::iota(upcoming.begin(), upcoming.end(), 0u);
   if (settings->order == Order::fifo) std::reverse(upcoming.begin(), upcoming.end());
   if (settings->order != Order::random) return;
@@ -193,20 +215,29 @@ static void line_up_blocks() {
 }
 
 static void make_room() {
-  const size_t resident = std::min(settings->resident_blocks, launch->grid), threads = launch->block;
+  const size_t cluster = launch->cluster, threads = launch->block;
+  const size_t resident_clusters = std::min(settings->resident_blocks + cluster - 1, (size_t)launch->grid) / cluster;
+  const size_t resident = resident_clusters * cluster;
   if (shared_memories.size() < resident) shared_memories.resize(resident);
   ready.reserve(resident * threads);
   // Blocks keep their memory from launch to launch; only a larger launch adds to it.
   blocks.resize(resident);
+  clusters.resize(resident_clusters);
+  for (size_t i = 0; i < resident_clusters; ++i) {
+    clusters[i].first_residence = i * cluster;
+    clusters[i].live_blocks = 0;
+    clusters[i].waiting.clear();
+  }
   for (size_t residence = 0; residence < resident; ++residence) {
     Block& block = blocks[residence];
     block.residence = residence;
     block.live_threads = 0;
     block.at_barrier.clear();
-    for (NumberedBarrier& barrier : block.numbered) barrier.present.clear();
+    for (NumberedBarrier& barrier : block.numbered) barrier = NumberedBarrier{};
     block.warps.resize((threads + warp_size - 1) / warp_size);
     for (Warp& warp : block.warps)
       for (Meeting& meeting : warp.meetings) meeting.mask = 0;
+    block.warpgroups.resize(threads / warpgroup_size);
     block.threads.resize(threads);
     for (size_t i = 0; i < threads; ++i) {
       Thread& thread = block.threads[i];
@@ -228,9 +259,10 @@ static bool somebody_waits() {
 static int run() {
   abandoned_launch = false;
   make_room();
-  line_up_blocks();
+  forget_boxes();
+  line_up_clusters();
   if (settings->checked) checker::launch_begins(blocks.size());
-  for (Block& block : blocks) begin_next_block(block);
+  for (Cluster& cluster : clusters) begin_next_cluster(cluster);
   {
     SignalHandlers handlers;
     switch_to(take_ready(), &scheduler_stack_pointer);

@@ -1,9 +1,12 @@
 // Threads, warps and blocks of the launch under way, and who runs next. Only the runtime's own files include this.
 #pragma once
+#include <map>
 #include <vector>
 
+#include "asynchronous.h"
 #include "launch.h"
 #include "stacks.h"
+#include "warpgroups.h"
 
 namespace emulator {
 
@@ -52,6 +55,14 @@ struct Thread {
   unsigned lane;
   unsigned warp;
   CopyQueue copies;
+  StoreQueue stores;
+  uint32_t awaited_barrier;  // while it waits at an mbarrier
+  int awaited_parity;
+  bool has_arrived_at_cluster;  // and not waited
+  unsigned cluster_phase;       // in which it has arrived
+  unsigned products_issued;       // to the warpgroup
+  int open_product_group;
+  bool has_fenced_registers;
 };
 
 // Something that lanes of a warp do together.
@@ -82,7 +93,21 @@ struct Warp {
 // One of the block's barriers that some of its warps wait at.
 struct NumberedBarrier {
   int expected;  // threads
+  int gone_on = 0;  // threads that have arrived without waiting
   std::vector<Thread*> present;
+
+  bool is_new() const { return present.empty() && gone_on == 0; }
+  bool is_complete() const { return (int)present.size() + gone_on == expected; }
+};
+
+// Blocks that run together, in neighbouring places.
+struct Cluster {
+  unsigned first_residence;
+  unsigned live_blocks;
+  unsigned live_threads;
+  unsigned arrived;  // at the cluster's barrier
+  unsigned phase;
+  std::vector<Thread*> waiting;
 };
 
 struct Block {
@@ -95,6 +120,8 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<Thread*> at_barrier;  // __syncthreads
   NumberedBarrier numbered[barriers];
+  std::map<uint32_t, Mbarrier> mbarriers;  // by their place in shared memory
+  std::vector<WarpGroup> warpgroups;       // of 128 threads; what is left over belongs to none
   unsigned char* shared_memory;
 };
 
@@ -102,6 +129,9 @@ extern Thread* current;  // null: the scheduler itself runs
 extern Launch* launch;
 extern Settings* settings;
 extern std::vector<Block> blocks;  // the resident ones
+extern std::vector<Cluster> clusters;
+
+Cluster& cluster_of(const Block& block);
 
 // Puts a thread in line.
 void make_ready(Thread* thread);
@@ -124,7 +154,11 @@ void meet(unsigned mask, const WarpOperation& operation, void* argument, const v
 // What a thread's end means for those who wait for it.
 void leave_meetings(Thread* thread);
 void leave_barrier(Thread* thread);
+void leave_cluster_barrier(Thread* thread);
 
 void land_copies(Thread* thread, int before_group);
+
+// Whether an asynchronous operation that is issued now is carried out now.
+bool lands_at_once();
 
 }  // namespace emulator

@@ -110,6 +110,17 @@ KERNEL product_of_part_of_a_warp(float* out) {
 
 KERNEL scalars(double* out, int a, unsigned b, float c, double d, int64 e) { out[0] = (double)a + b + c + d + e; }
 
+// As large as a tensor map: a parameter of this kind is one.
+struct __align__(64) MapWords { uint64 words[16]; };
+
+// Writes down both maps, reads the first one's first element and writes it to the second one's.
+KERNEL map_words(const MapWords x, int unrelated, const MapWords y, uint64* out) {
+  const int i = threadIdx.x;
+  out[i] = i < 16 ? x.words[i] : y.words[i - 16];
+  if (i == 0 && x.words[0] && y.words[0])
+    *reinterpret_cast<uint16*>(y.words[0]) = *reinterpret_cast<const uint16*>(x.words[0]);
+}
+
 // ---- Functions of ptx.cuh
 
 KERNEL conversions(const float* x, uint16* bf16, uint16* f16, uint32* tf32, int n) {

@@ -18,6 +18,7 @@ class Entry(ctypes.Structure):
         ("parameter_count", ctypes.c_int),
         ("parameters", ctypes.POINTER(Parameter)),
         ("parameter_names", ctypes.c_char_p),
+        ("cluster", ctypes.c_int),
         ("library_begin", ctypes.c_void_p),
         ("library_end", ctypes.c_void_p),
     )
@@ -29,6 +30,9 @@ class Counters(ctypes.Structure):
         ("matrix_products", ctypes.c_int64),
         ("matrix_loads", ctypes.c_int64),
         ("asynchronous_copies", ctypes.c_int64),
+        ("warpgroup_products", ctypes.c_int64),
+        ("bulk_loads", ctypes.c_int64),
+        ("bulk_stores", ctypes.c_int64),
         ("extra_wavefronts_read", ctypes.c_int64),
         ("extra_wavefronts_written", ctypes.c_int64),
     )
@@ -70,6 +74,7 @@ class Launch(ctypes.Structure):
         ("entry", ctypes.POINTER(Entry)),
         ("grid", ctypes.c_int),
         ("block", ctypes.c_int),
+        ("cluster", ctypes.c_int),
         ("shared_bytes", ctypes.c_int64),
         ("arguments", ctypes.c_void_p),
         ("arrays", ctypes.POINTER(Array)),

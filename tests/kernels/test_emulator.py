@@ -19,9 +19,10 @@ from emulator.build import EMULATOR, KERNELS, CompileError, entry_points, kernel
 from support.kernel_arguments import by_name
 from support.requirements import require_emulator
 
-from gpuback._cuda.launch import LaunchPlan, Slot, Variant
+from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Slot, TensorMap, Variant
 from gpuback._cuda.sources import flatten, parameter_names
 from gpuback._gates.variants import every_kernel
+from gpuback.errors import BackendError
 
 require_emulator()
 
@@ -183,6 +184,101 @@ def test_scalars_and_slots(checked):
     assert out[0] == -1 + 2**31 + 0.5 + 0.125 + 2**40
     launch(0, other, 1.5)
     assert other[0] == -1 + 2**31 + 1.5 + 0.125
+
+
+def matrix(rows, pitch):
+    """Of bfloat16, as its bits, at a multiple of 16."""
+    return GuardedNumpy().zeros((rows, pitch), np.uint16)
+
+
+def map_of(array, columns=20, **changes):
+    return TensorMap(array, columns, 5, 24, (32, 8), "bfloat16", 64)._replace(**changes)
+
+
+def test_tensor_maps_hold_a_matrix_and_a_box(checked):
+    x, y, out = matrix(5, 24), matrix(5, 24), np.zeros(32, np.uint64)
+    launcher = EmulatorLauncher(folder=EMULATOR, checked=checked)
+    launch = launcher.bind(
+        LaunchPlan(variant("map_words"), 1, 32),
+        unrelated=Slot(i32), y=map_of(Slot(), 24, box=(64, 256), swizzle=128), x=map_of(x), out=Slot(),
+    )  # fmt: skip
+    x[0, 0] = 7
+    launch(1, y, out)
+    of_x = [x.ctypes.data, 20, 5, 48, 32 | 8 << 32, 2 | 64 << 32]
+    of_y = [y.ctypes.data, 24, 5, 48, 64 | 256 << 32, 2 | 128 << 32]
+    assert out.tolist() == [*of_x, *[0] * 10, *of_y, *[0] * 10]
+    assert y[0, 0] == 7
+    if checked:
+        assert launcher.counts.bytes_read == {"x": 2, "y": 0, "out": 0}
+        assert launcher.counts.bytes_written == {"x": 0, "y": 2, "out": 256}
+    other = matrix(5, 24)
+    launch(1, other, out)  # the same map, of another matrix
+    assert out.tolist()[16:] == [other.ctypes.data, *of_y[1:], *[0] * 10] and other[0, 0] == 7
+    launch(1, None, out)
+    assert out.tolist()[16:] == [0] * 16
+    launch(1, y, out)
+    assert out.tolist()[16:22] == of_y
+
+
+def test_a_map_of_nothing_is_zero(checked):
+    out = np.ones(32, np.uint64)
+    run("map_words", map_of(None), i32(1), None, out, checked=checked)
+    assert not out.any()
+
+
+def test_arrays_of_maps_are_what_a_launch_may_touch():
+    x, y, out = matrix(5, 24), matrix(5, 24), np.zeros(32, np.uint64)
+    y.flags.writeable = False
+    with pytest.raises(EmulationError, match=r"map_words.*'y' at \[0, 0\]"):
+        run("map_words", map_of(x), i32(1), map_of(y), out, checked=True)
+
+
+def test_a_record_holds_maps_by_value():
+    x, y, other, out = matrix(5, 24), matrix(5, 24), matrix(5, 24), np.zeros(32, np.uint64)
+    launcher = EmulatorLauncher(folder=EMULATOR)
+    plan = LaunchPlan(variant("map_words"), 1, 32)
+    launch = launcher.bind(plan, x=map_of(Slot()), unrelated=i32(1), y=map_of(Slot()), out=out)
+    replay = launcher.capture(lambda: launch(x, y))
+    x[0, 0] = 3
+    launch(other, other)
+    replay()
+    assert (out[0], out[16], y[0, 0]) == (x.ctypes.data, y.ctypes.data, 3)
+    with pytest.raises(TypeError, match="2 open arguments: got 1"):
+        launch(x)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"x": np.zeros(32, np.uint16)}, "'x' is a TensorMap, got array"),
+        ({"x": Slot()}, "'x' is a TensorMap, got Slot"),
+        ({"unrelated": map_of(None)}, "'unrelated' is no TensorMap, got TensorMap"),
+        ({"out": map_of(None)}, "'out' is no TensorMap, got TensorMap"),
+    ],
+)
+def test_maps_and_other_arguments_are_not_confused(arguments, message):
+    given = {"x": None, "unrelated": i32(1), "y": None, "out": None} | arguments
+    with pytest.raises(TypeError, match=re.escape(message)):
+        EmulatorLauncher(folder=EMULATOR).bind(LaunchPlan(variant("map_words"), 1, 32), **given)
+
+
+def test_kernels_for_hopper_are_refused_by_another_device():
+    launcher = EmulatorLauncher(folder=EMULATOR, limits=DeviceLimits((8, 0), 166912, 108))
+    with pytest.raises(ValueError, match=r"map_words: for Hopper; this device has \(8, 0\)"):
+        launcher.bind(LaunchPlan(variant("map_words")._replace(wgmma=True), 1, 32))
+
+
+def test_a_map_of_an_array_that_is_not_aligned_never_reaches_a_launch():
+    plan, given = LaunchPlan(variant("map_words"), 1, 32), {"unrelated": i32(1), "y": None, "out": None}
+    shifted = matrix(6, 24).reshape(-1)[4:]
+    launcher = EmulatorLauncher(folder=EMULATOR)
+    message = r"tensor map 'x': expected an address that is a multiple of 16, got 0x\w+8"
+    with pytest.raises(BackendError, match=message):
+        launcher.bind(plan, x=map_of(shifted), **given)
+    launch = launcher.bind(plan, x=map_of(Slot()), **given)
+    with pytest.raises(BackendError, match=message):
+        launch(shifted)
+    assert launcher.launches == []
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,45 @@ from gpuback._cuda.compiler import choices
 from gpuback._cuda.launch import Variant
 from gpuback._cuda.sources import kernels_folder
 from gpuback._gates import __main__ as gates
-from gpuback._gates.checks import FULL_ARCHS, SAMPLED_ARCHS, check, sample
+from gpuback._gates.checks import FULL_ARCHS, SAMPLED_ARCHS, check, exists_for, sample
 from gpuback._gates.disassembly import count, disassembler, section
 from gpuback._gates.occupancy import LIMITS, occupancy
 from gpuback._gates.variants import every_kernel
 from gpuback.errors import BackendError
 
 SOURCES = {
+    # A box comes by TMA and goes by TMA; between, a warp group multiplies it by itself.
+    "hopper.cu": """
+#include "common/ptx_sm90.cuh"
+extern "C" __global__ void __launch_bounds__(128, 1) product(const __grid_constant__ TensorMap x,
+                                                             const __grid_constant__ TensorMap y, float* out) {
+  PANEL_MEMORY(memory);
+  const uint32 panel = shared_address(memory), barrier = panel + 8192;
+  if (threadIdx.x == 0) {
+    mbarrier_init(barrier, 1);
+    fence_mbarrier_init();
+    mbarrier_arrive_expect_tx(barrier, 8192);
+    tma_load_2d(panel, &x, barrier, 0, 0);
+  }
+  __syncthreads();
+  setmaxnreg_dec<64>();
+  mbarrier_wait(barrier, 0);
+  float d[32] = {};
+  wgmma_fence();
+  wgmma_ss_bf16<0, 0>(d, panel_descriptor(panel, 1, 1024), panel_descriptor(panel, 1, 1024), 1);
+  wgmma_commit();
+#ifdef READS_EARLY
+  d[0] += d[5];
+#endif
+  wgmma_wait<0>();
+  for (int i = 0; i < 32; ++i) out[threadIdx.x * 32 + i] = d[i];
+  if (threadIdx.x == 0) {
+    tma_store_2d(&y, panel, 0, 0);
+    bulk_commit();
+    bulk_wait<0>();
+  }
+}
+""",
     "sound.cu": """
 extern "C" __global__ void __launch_bounds__(256) sound(float* x) { x[threadIdx.x] *= FACTOR; }
 extern "C" __global__ void __launch_bounds__(256) shared(float* x) {
@@ -58,9 +90,9 @@ extern "C" __global__ void matrix(float* c, const unsigned* a) {
 }
 
 
-def case(source, entry, defines=(), block=256, shared_bytes=0, tensor_cores=False):
+def case(source, entry, defines=(), block=256, shared_bytes=0, **properties):
     return SimpleNamespace(
-        variant=Variant(source, entry, tuple(defines), tensor_cores), block=block, shared_bytes=shared_bytes
+        variant=Variant(source, entry, tuple(defines), **properties), block=block, shared_bytes=shared_bytes
     )
 
 
@@ -72,6 +104,7 @@ def kernels(tmp_path, monkeypatch):
     folder.mkdir()
     for name, text in SOURCES.items():
         (folder / name).write_text(text)
+    (folder / "common").symlink_to(kernels_folder() / "common")
     return folder
 
 
@@ -88,27 +121,33 @@ def require_sound(rows):
 
 
 def modules(cases):
-    """Parameters of a test: kernels of one file and one set of macros, which are compiled together."""
+    """Kernels of one file and one set of macros, which are compiled together."""
     together = defaultdict(list)
     for case in cases:
         together[case.variant.source, case.variant.defines].append(case)
+    return list(together.values())
+
+
+def modules_and_archs(cases, archs):
+    """Parameters of a test: each module with each architecture that it exists for."""
     return [
-        pytest.param(group, id="-".join([Path(source).stem, *choices(group[0].variant)]))
-        for (source, _), group in together.items()
+        pytest.param(module, arch, id="-".join([Path(first.source).stem, *choices(first), arch]))
+        for module in modules(cases)
+        for first in [module[0].variant]
+        for arch in archs
+        if exists_for(first, arch)
     ]
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("arch", FULL_ARCHS)
-@pytest.mark.parametrize("module", modules(CASES))
+@pytest.mark.parametrize(("module", "arch"), modules_and_archs(CASES, FULL_ARCHS))
 def test_every_kernel_is_sound(module, arch):
     require_gates(arch)
     require_sound(check(module, [arch]))
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("arch", SAMPLED_ARCHS)
-@pytest.mark.parametrize("module", modules(sample(CASES)))
+@pytest.mark.parametrize(("module", "arch"), modules_and_archs(sample(CASES), SAMPLED_ARCHS))
 def test_two_of_each_kernel_are_sound_on_the_other_gpus(module, arch):
     require_gates(arch)
     require_sound(check(module, [arch]))
@@ -171,6 +210,41 @@ def test_a_tensor_core_kernel_must_have_matrix_instructions(kernels, arch):
     assert rows[1].faults == ("has no matrix instruction",)
 
 
+@pytest.mark.thorough(first=1)
+def test_instructions_of_a_kernel_for_hopper_are_counted_and_what_ptxas_undoes_is_a_fault(kernels):
+    require_gates("sm_90a")
+    cases = [
+        case("hopper.cu", "product", tensor_cores=True, wgmma=True),
+        case("hopper.cu", "product", ["READS_EARLY"], tensor_cores=True, wgmma=True),
+        case("sound.cu", "sound", ["FACTOR=2"], wgmma=True),
+    ]
+    sound, early, without = check(cases, ["sm_80", "sm_90", "sm_90a", "sm_120"], folder=kernels)
+    assert sound.faults == () and sound.matrix == {"UTMALDG": 1, "USETMAXREG": 1, "HGMMA": 1, "UTMASTG": 1}
+    assert sound.resources.parameter_sizes == (128, 128, 8)
+    (fault,) = early.faults
+    assert "C7517" in fault and "product" in fault
+    assert without.faults == ("has no HGMMA",)
+    assert {row.arch for row in (sound, early, without)} == {"sm_90a"}
+
+
+def test_kernels_for_hopper_are_left_out_elsewhere(monkeypatch, capsys):
+    require_gates()
+    cases = [case("hopper.cu", "product", wgmma=True), case("sound.cu", "sound")]
+    chosen = []
+    monkeypatch.setattr(gates, "check_pairs", lambda pairs: chosen.extend(pairs) or [])
+    gates.main(["--all"], cases)
+    assert chosen == [(cases[0], "sm_90a"), *[(cases[1], arch) for arch in gates.ARCHS]]
+    chosen.clear()
+    gates.main(["--arch", "sm_80,sm_90a"], cases)
+    assert chosen == [(cases[0], "sm_90a"), (cases[1], "sm_80"), (cases[1], "sm_90a")]
+    assert "1 kernel for sm_90a only: left out of sm_80" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        gates.main(["--arch", "sm_80", "--kernel", "product"], cases)
+    assert (
+        "for sm_80 there is none of these kernels, which exist for sm_90a only:\n  product" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
 def test_ci_may_not_skip_the_gates(monkeypatch, ci, outcome):
     def missing():
@@ -202,7 +276,14 @@ def test_the_command_prints_a_table_and_its_status_says_whether_all_is_sound(ker
     sound = [case("matrix.cu", "matrix", tensor_cores=True), case("sound.cu", "shared", ["FACTOR=1"])]
     assert gates.main(["--arch", "sm_80,sm_90a"], sound) == 0
     output = capsys.readouterr().out
-    for text in ("matrix", "shared FACTOR=1", "sm_90a", "1 HMMA", "2.0 KB", "4 kernels compiled, 0 with faults"):
+    for text in (
+        "matrix",
+        "shared FACTOR=1",
+        "sm_90a",
+        "1 HMMA",
+        "2.0 KB",
+        "4 kernels compiled, 0 with faults (NVRTC 1",
+    ):
         assert text in output
     assert gates.main(["--arch", "sm_80"], [*sound, case("faulty.cu", "stacks")]) == 1
     captured = capsys.readouterr()
@@ -251,10 +332,16 @@ def test_listings_of_both_disassemblers_are_read():
 .text.update:
         /*0000*/                   DMMA.8x8x4 R4, R8, R12, R4 ;
         /*12340*/             @UP1 HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*12350*/                  UTMALDG.2D [UR8], [UR4], desc[UR6] ;
+        /*12360*/                  USETMAXREG.DEALLOC.CTAPOOL 0x28 ;
 .text.plain:
         /*0000*/                   FFMA R0, R1, R2, R3 ;
 """
-    assert count(nvdisasm) == {"layer": {"HMMA": 2}, "update": {"DMMA": 1, "HGMMA": 1}, "plain": {}}
+    assert count(nvdisasm) == {
+        "layer": {"HMMA": 2},
+        "update": {"DMMA": 1, "HGMMA": 1, "UTMALDG": 1, "USETMAXREG": 1},
+        "plain": {},
+    }
     cuobjdump = """
 \t\tFunction : layer
 \t.headerflags\t@"EF_CUDA_SM90"

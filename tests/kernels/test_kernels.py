@@ -74,7 +74,7 @@ class Case(NamedTuple):
             plan = (
                 layer_plans.layer_plan(*shape).launch
                 if self.direction == "backward"
-                else layer_plans.forward_plan(*shape)
+                else layer_plans.forward_plan(*shape).launch
             )
         forget_plans()
         return plan.variant

@@ -34,7 +34,7 @@ from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._core.threads import ThreadPool
 from gpuback.testing import tolerance
 
-pytestmark = pytest.mark.on_each_backend(layers=True)
+pytestmark = pytest.mark.on_each_backend(layers=True, hopper=True)
 
 STORED = {"bfloat16": (2.0**-8, 2.0**-134), "float16": (2.0**-11, 2.0**-25)}
 """The relative and absolute error of one store: subnormal numbers are a fixed step apart."""

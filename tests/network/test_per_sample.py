@@ -18,7 +18,7 @@ from gpuback._core.precision import UNIT_ROUNDOFF, Precision
 from gpuback.errors import DtypeError, LabelError, OptionError, ShapeError
 from gpuback.testing import random_batch, tolerance
 
-pytestmark = pytest.mark.on_each_backend
+pytestmark = pytest.mark.on_each_backend(hopper=True)
 
 DTYPES: dict[str, dict[str, Any]] = {
     "float64": {"dtype": "float64"},

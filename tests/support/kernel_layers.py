@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from gpuback.testing import LayerCase, random_layer, tolerance
 from support.oracle import FROM_A, SLOPE
 
 H200 = DeviceLimits((9, 0), 232448, 132)
+HOPPER = replace(H200, wgmma=True)
 A100 = DeviceLimits((8, 0), 166912, 108)
 A10 = DeviceLimits((8, 6), 101376, 72)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuback._backends.cuda.arrays import pitch_of
+from gpuback._backends.cuda.arrays import ROW_ALIGNMENT, pitch_of
+from gpuback._backends.cuda.planned_layers import BOX_COLUMNS, Box
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import ACTIVATIONS, Activation
+from gpuback._core.integers import round_up
 from gpuback._core.losses import Loss
+from gpuback._core.precision import Precision
 from gpuback._core.typing import Array
-from gpuback._cuda.launch import Argument, LaunchPlan
+from gpuback._cuda.launch import Argument, LaunchPlan, TensorMap
 from gpuback.errors import OptionError
 
 SOFTMAX = -1
@@ -127,6 +130,44 @@ def matrices(**given: Array | None) -> dict[str, Argument]:
 def pitch_name(name: str) -> str:
     """Name the parameter of a matrix's pitch: da_pitch for da_bo."""
     return f"{name.rpartition('_')[0]}_pitch"
+
+
+def map_arguments(
+    boxes: Sequence[Box],
+    given: Mapping[str, Argument],
+    shapes: Mapping[str, tuple[int, int]],
+    precision: Precision,
+    pointers: Sequence[str],
+) -> dict[str, Argument]:
+    """Make the arguments of a kernel that takes its matrices by map.
+
+    Args:
+        boxes: the parameters that are maps.
+        given: for each matrix, such as da_bo, the array, a Slot or None; and its pitch, da_pitch.
+        shapes: of these matrices.
+        precision: whose operands they hold.
+        pointers: the matrices that the kernel takes by pointer and pitch, too.
+
+    Returns:
+        The maps, in the order of `boxes`, and the pointers with their pitches.
+    """
+    arguments: dict[str, Argument] = {}
+    for box in boxes:
+        array = None if box.matrix is None else given[box.matrix]
+        arguments[box.parameter] = None
+        if array is None:
+            continue
+        assert box.matrix is not None
+        rows, columns = shapes[box.matrix]
+        pitch = round_up(
+            int(given[pitch_name(box.matrix)]), ROW_ALIGNMENT // precision.operand.itemsize
+        )  # that of a single row means nothing
+        arguments[box.parameter] = TensorMap(
+            array, columns, rows, pitch, (BOX_COLUMNS, box.rows), precision.operand.name
+        )
+    for name in pointers:
+        arguments |= {name: given[name], pitch_name(name): given[pitch_name(name)]}
+    return arguments
 
 
 def labels_and_targets(y: Array) -> tuple[Array | None, Array | None]:

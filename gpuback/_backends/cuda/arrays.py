@@ -17,6 +17,9 @@ from gpuback._core.typing import Array, ArrayLike
 from gpuback._cuda.launch import Launcher
 from gpuback.errors import DeviceError, DeviceMemoryError, OptionError
 
+ROW_ALIGNMENT = 16
+"""Bytes at whose multiples the rows of matrices inside a network begin, as asynchronous copies need it."""
+
 
 class CudaArrays:
     """The operations of a backend that launch no kernel of gpuback's.
@@ -159,6 +162,11 @@ class CudaArrays:
             return array
         return self.xp.ascontiguousarray(array)
 
+    def has_padded_rows(self, array: Array) -> bool:
+        """Say whether the rows of a matrix, contiguous each, begin at multiples of 16 bytes."""
+        pitch = array.strides[0] if len(array) > 1 else 0
+        return self.launcher.address(array) % ROW_ALIGNMENT == 0 and pitch % ROW_ALIGNMENT == 0
+
     def prefetch(self, slots: int) -> CudaPrefetch:
         """Return what copies batches from the host on a stream of its own; data on the GPU stay where they are."""
         return CudaPrefetch(self.launcher.copy_stream(slots), self.empty, slots)
@@ -186,5 +194,4 @@ def pitch_of(matrix: Array) -> np.int32:
 
 def pitch_for(columns: int, dtype: np.dtype[Any]) -> int:
     """Round `columns` up to a whole number of 16 bytes."""
-    width = 16 // dtype.itemsize
-    return round_up(columns, width)
+    return round_up(columns, ROW_ALIGNMENT // dtype.itemsize)

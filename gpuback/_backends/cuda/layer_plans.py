@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from gpuback._backends.cuda import split_k
+from gpuback._backends.cuda import split_k, wgmma_plans
 from gpuback._backends.cuda.formats import accumulator_name, operand_name, uses_tensor_cores
+from gpuback._backends.cuda.planned_layers import ForwardPlan, LayerPlan
 from gpuback._backends.cuda.split_k import SplitK, narrow_split, split_batch
 from gpuback._core.integers import ceil_div, round_up
 from gpuback._core.precision import Precision
@@ -35,27 +36,6 @@ below which small ones balance better; rows of a split. By measurements on an H2
 
 NARROW = 128
 """A layer up to this wide on both sides goes through `layer_mma_narrow`."""
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """The launch of one layer's backward pass.
-
-    Attributes:
-        launch: what is launched.
-        split: how the sum over the batch is cut.
-        partials: numbers of workspace for partial sums.
-        counters: how many arrival counters, all 0 before and after.
-        persistent: whether blocks take one work tile after the other, by a counter that the kernel is given.
-        why: in words, for `explain`.
-    """
-
-    launch: LaunchPlan
-    split: SplitK
-    partials: int
-    counters: int
-    persistent: bool
-    why: str
 
 
 # Tiles, as in kernels/tiles/simt_tile.cuh and kernels/tiles/mma_tile.cuh
@@ -126,9 +106,19 @@ def _require_tensor_cores(precision: Precision, limits: DeviceLimits) -> None:
 
 @functools.cache
 def layer_plan(
-    batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits, *, need_da_prev: bool = True
+    batch_size: int,
+    n_out: int,
+    n_in: int,
+    precision: Precision,
+    limits: DeviceLimits,
+    *,
+    need_da_prev: bool = True,
+    from_a: bool = False,
 ) -> LayerPlan:
     """Plan a layer's backward pass: dW, db and, if needed, da of the layer below.
+
+    With `from_a` its g' is computed from pre-activations, an array beside h. That changes only what is launched: the
+    workspace is the same.
 
     Raises:
         BackendError: the device cannot run such products.
@@ -136,11 +126,20 @@ def layer_plan(
     if not uses_tensor_cores(precision):
         return _simt_layer(batch_size, n_out, n_in, precision, limits, need_da_prev)
     _require_tensor_cores(precision, limits)
+    if _by_wgmma(n_out, precision, limits):
+        return wgmma_plans.narrow_layer_plan(
+            batch_size, n_out, n_in, precision, need_da_prev=need_da_prev, from_a=from_a
+        )
     if max(n_out, n_in) <= NARROW:
         plan = _narrow_layer(batch_size, n_out, n_in, precision, limits)
         if plan is not None:
             return plan
     return _mma_layer(batch_size, n_out, n_in, precision, limits, need_da_prev)
+
+
+def _by_wgmma(n_out: int, precision: Precision, limits: DeviceLimits) -> bool:
+    """Say whether a layer's backward pass takes Hopper's kernels."""
+    return limits.wgmma and precision.sixteen_bit and n_out <= wgmma_plans.WIDEST
 
 
 @functools.cache
@@ -150,6 +149,8 @@ def delta_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, lim
     Raises:
         BackendError: the device cannot run such products.
     """
+    if _by_wgmma(n_out, precision, limits):
+        return wgmma_plans.narrow_delta_plan(batch_size, n_out, n_in, precision)
     if not uses_tensor_cores(precision):
         whole = _simt_layer(batch_size, n_out, n_in, precision, limits, need_da_prev=True)
         tile = _simt_tile(accumulator_name(precision), min(n_out, n_in), batch_size, n_in)
@@ -276,12 +277,14 @@ def simt_variant(entry: str, accum: str, tile: int) -> Variant:
 
 
 @functools.cache
-def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits) -> LaunchPlan:
-    """Plan a layer's forward pass: one block to a tile of the output.
+def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits) -> ForwardPlan:
+    """Plan a layer's forward pass: one block to a tile of the output, but for narrow layers on Hopper.
 
     Raises:
         BackendError: the device cannot run such products.
     """
+    if limits.wgmma and precision.sixteen_bit and max(n_out, n_in) <= wgmma_plans.WIDEST:
+        return wgmma_plans.narrow_forward_plan(batch_size, n_out, n_in, precision, limits)
     if uses_tensor_cores(precision):
         _require_tensor_cores(precision, limits)
         operand = operand_name(precision)
@@ -294,4 +297,4 @@ def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, l
         rows = columns = _simt_tile(accum, n_out, batch_size, n_out)
         variant = simt_variant("forward_simt", accum, rows)
         shared, threads = simt_shared(accum, rows), SIMT_THREADS
-    return LaunchPlan(variant, ceil_div(batch_size, rows) * ceil_div(n_out, columns), threads, shared)
+    return ForwardPlan(LaunchPlan(variant, ceil_div(batch_size, rows) * ceil_div(n_out, columns), threads, shared))

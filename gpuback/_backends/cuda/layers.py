@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from gpuback._backends.cuda import layer_plans
-from gpuback._backends.cuda.arguments import Cases, cases_of, ints, matrices, pitch_name
+from gpuback._backends.cuda import layer_plans, row_plans
+from gpuback._backends.cuda.arguments import Cases, cases_of, ints, map_arguments, matrices, pitch_name
 from gpuback._backends.cuda.arrays import CudaArrays, pitch_of
 from gpuback._backends.cuda.formats import uses_tensor_cores
+from gpuback._backends.cuda.planned_layers import LayerPlan
 from gpuback._backends.cuda.workspace import CudaWorkspace
 from gpuback._core.activations import Activation
 from gpuback._core.precision import Precision
@@ -28,7 +29,8 @@ class _LaunchCache(threading.local):
     """The launches of `layer_backward` by shape, the oldest first. A bound launch is for one thread at a time."""
 
     def __init__(self) -> None:
-        self.launches: dict[Any, tuple[Launch, layer_plans.LayerPlan]] = {}
+        self.launches: dict[Any, Launch] = {}
+        self.copies: dict[Any, Launch] = {}
 
 
 class CudaLayers(CudaArrays):
@@ -51,7 +53,7 @@ class CudaLayers(CudaArrays):
         """Bind h = g(a), a = h_prev Wᵀ + b, in one launch; see `NumpyOps.bind_forward`."""
         precision, (n_out, n_in) = workspace.precision, W.shape
         cases = cases_of([activation])
-        plan = cases.added_to(layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits))
+        plan = layer_plans.forward_plan(len(h), n_out, n_in, precision, self.launcher.limits)
         tensor_cores = uses_tensor_cores(precision)
         launches: dict[np.int32, Launch] = {}
 
@@ -59,12 +61,14 @@ class CudaLayers(CudaArrays):
             pitch = pitch_of(h_prev)
             launch = launches.get(pitch)
             if launch is None:
+                given = {"h_bi": Slot(), "h_pitch": pitch} | matrices(w_oi=W, a_bo=a, out_bo=h)
+                if plan.boxes:
+                    shapes = {"h_bi": (len(h), n_in), "w_oi": W.shape, "a_bo": h.shape, "out_bo": h.shape}
+                    given = map_arguments(plan.boxes, given, shapes, precision, pointers=["a_bo", "out_bo"])
                 launch = launches[pitch] = self.launcher.bind(
-                    plan,
-                    h_bi=Slot(),
-                    h_pitch=pitch,
+                    cases.added_to(plan.launch),
+                    **given,
                     bias_o=b,
-                    **matrices(w_oi=W, a_bo=a, out_bo=h),
                     **ints(n_batch=len(h), n_out=n_out, n_in=n_in, activation=cases.numbers[0]),
                     **(ints(out_is_float32=activation is None) if tensor_cores else {}),
                 )
@@ -85,7 +89,13 @@ class CudaLayers(CudaArrays):
         """Bind dW, db and da_prev in one launch; see `NumpyOps.bind_backward`."""
         precision, (n_out, n_in), rows = workspace.precision, W.shape, len(da)
         plan = layer_plans.layer_plan(
-            rows, n_out, n_in, precision, self.launcher.limits, need_da_prev=da_prev is not None
+            rows,
+            n_out,
+            n_in,
+            precision,
+            self.launcher.limits,
+            need_da_prev=da_prev is not None,
+            from_a=activation_prev is not None and activation_prev.derivative_from == "a",
         )
         cases = cases_of([activation_prev])
         launches: dict[np.int32, Launch] = {}
@@ -139,7 +149,7 @@ class CudaLayers(CudaArrays):
 
     def _bind_layer(
         self,
-        plan: layer_plans.LayerPlan,
+        plan: LayerPlan,
         precision: Precision,
         shape: tuple[int, int, int],
         given: dict[str, Argument],
@@ -165,6 +175,11 @@ class CudaLayers(CudaArrays):
         """
         rows, n_out, n_in = shape
         total: Any = precision.accumulator.type
+        if plan.boxes:
+            below = rows, n_in
+            shapes = {"da_bo": (rows, n_out), "h_bi": below, "w_oi": (n_out, n_in), "source_bi": below}
+            shapes["da_prev_bi"] = below
+            given = map_arguments(plan.boxes, given, shapes, precision, pointers=["da_prev_bi"])
         if uses_tensor_cores(precision):
             given = given | ints(da_prev_is_float32=da_prev_is_float32)
         if not plan.persistent:
@@ -199,21 +214,25 @@ class CudaLayers(CudaArrays):
         """Run `gpuback.fused_backward` on checked arguments. The launch of a shape is cached for the next call."""
         for array in (da, h_prev, W, source, dW, db, da_prev):
             self._require_aligned(array)
-        da, h_prev, W, source = (self._row_contiguous(array) for array in (da, h_prev, W, source))
-        operands = da, h_prev, W, source, da_prev
-        pitches = [None if array is None else pitch_of(array) for array in operands]
         shape = len(da), *W.shape
-        key = *shape, precision, activation_prev.name, *pitches
+        need, from_a = da_prev is not None, activation_prev.derivative_from == "a"
+        plan = layer_plans.layer_plan(*shape, precision, self.launcher.limits, need_da_prev=need, from_a=from_a)
+        inputs = {"da_bo": da, "h_bi": h_prev, "w_oi": W, "source_bi": source}
+        operands = {name: self._row_contiguous(array) for name, array in inputs.items()} | {"da_prev_bi": da_prev}
+        if plan.boxes:
+            mapped = {name: operands[name] for box in plan.boxes for name in [box.matrix] if name is not None}
+            operands = {name: self._with_padded_rows(array, name in inputs) for name, array in mapped.items()}
+            operands = dict.fromkeys(inputs) | operands
+        pitches = {name: None if array is None else pitch_of(array) for name, array in operands.items()}
+        key = *shape, precision, activation_prev.name, *pitches.values()
         launches = self._launch_cache.launches
         if key not in launches:
             if len(launches) >= CACHED_LAUNCHES:
                 launches.pop(next(iter(launches)))
-            need = da_prev is not None
-            plan = layer_plans.layer_plan(*shape, precision, self.launcher.limits, need_da_prev=need)
             given: dict[str, Argument] = {}
-            for name, pitch in zip(("da_bo", "h_bi", "w_oi", "source_bi", "da_prev_bi"), pitches, strict=True):
+            for name, pitch in pitches.items():
                 given |= matrices(**{name: None}) if pitch is None else {name: Slot(), pitch_name(name): pitch}
-            launch = self._bind_layer(
+            launches[key] = self._bind_layer(
                 plan,
                 precision,
                 shape,
@@ -221,10 +240,38 @@ class CudaLayers(CudaArrays):
                 {"partials": Slot(), "arrivals": Slot(), "next_tile": Slot()},
                 cases=cases_of([activation_prev]),
             )
-            launches[key] = launch, plan
-        launch, plan = launches[key]
         # Fresh for each call: calls on different streams may be under way together.
         partials = self.empty(plan.partials, precision.accumulator)
         counters = self.xp.zeros(plan.counters + 1, np.uint32)
-        arrays = [array for array in operands if array is not None]
-        launch(*arrays, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.persistent else []))
+        slots = [box.matrix for box in plan.boxes] + ["da_prev_bi"] if plan.boxes else list(operands)
+        arrays = [operands[name] for name in slots if name is not None and operands[name] is not None]
+        launches[key](*arrays, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.persistent else []))
+        if da_prev is not None and operands["da_prev_bi"] is not da_prev:
+            self._copy_elements(operands["da_prev_bi"], da_prev)
+
+    def _with_padded_rows(self, array: Array | None, with_content: bool) -> Array | None:
+        """Return a matrix whose rows begin at multiples of 16 bytes: itself, or a copy of a user's array."""
+        if array is None or self.has_padded_rows(array):
+            return array
+        padded = self.padded(len(array), array.shape[1], array.dtype)
+        if with_content:
+            self._copy_elements(array, padded)
+        return padded
+
+    def _copy_elements(self, source: Array, target: Array) -> None:
+        """Copy target = source, of 16-bit elements with contiguous rows."""
+        (rows, n), x_pitch, out_pitch = source.shape, pitch_of(source), pitch_of(target)
+        key = rows, n, source.dtype, x_pitch, out_pitch
+        copies = self._launch_cache.copies
+        if key not in copies:
+            if len(copies) >= CACHED_LAUNCHES:
+                copies.pop(next(iter(copies)))
+            copies[key] = self.launcher.bind(
+                row_plans.copy_plan("copy_elements", rows, Precision.of(source.dtype)),
+                x_bi=Slot(),
+                x_pitch=x_pitch,
+                out_bi=Slot(),
+                out_pitch=out_pitch,
+                **ints(n_batch=rows, n=n),
+            )
+        copies[key](source, target)

@@ -334,7 +334,7 @@ class CudaOps(CudaLayers, CudaPerSample):
     def explain_forward(self, batch_size: int, n_out: int, n_in: int, precision: Precision) -> str:
         """Name the kernel of a layer's forward pass."""
         plan = layer_plans.forward_plan(batch_size, n_out, n_in, precision, self.launcher.limits)
-        return f"{plan.variant.entry}, {plan.grid} blocks"
+        return f"{plan.launch.variant.entry}, {plan.launch.grid} blocks"
 
     def explain_backward(
         self, batch_size: int, n_out: int, n_in: int, precision: Precision, *, need_da_prev: bool

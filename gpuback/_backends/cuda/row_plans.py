@@ -70,7 +70,9 @@ def output_delta_plan(batch_size: int, precision: Precision) -> LaunchPlan:
     return LaunchPlan(variant, _row_blocks(batch_size), THREADS, 8 * 8)
 
 
-def copy_plan(entry: Literal["copy_rows", "copy_weights"], rows: int, precision: Precision) -> LaunchPlan:
+def copy_plan(
+    entry: Literal["copy_rows", "copy_elements", "copy_weights"], rows: int, precision: Precision
+) -> LaunchPlan:
     """Plan copies in the operands' format."""
     variant = _row_variant("elementwise/copies.cu", entry, precision)
     return LaunchPlan(variant, _row_blocks(rows), THREADS)
