@@ -30,6 +30,11 @@
 // With B = 65536 and seven layers of 64: 128 splits of 512 rows, 4 slabs each.
 //
 // Variants: Element (bfloat16, float16); MAX_WIDTH and MAX_LAYERS 64 and 7, 32 and 14. 512 threads.
+// DB_APART 1 makes db by products of its own, 8 columns wide: for a device that does not take ones for columns beside
+// h, which lie elsewhere.
+#ifndef DB_APART
+#define DB_APART 0
+#endif
 #define WARPS 16
 #define TENSOR_CORES 1
 #include "../tiles/warpgroup_products.cuh"
@@ -377,8 +382,10 @@ DEVICE void losses_of_rows(const ChainWarp& warp, const Tile64& c, Operand& a, i
   for (int half = 0; half < 2; ++half) {
     float* own = rows + fragment_row(2 * half) * TOP_PITCH + fragment_column(0);
 #pragma unroll
-    for (int j = 0; j < COUNT / 4; ++j)
-      *(Group<float, 2>*)(own + j * 8) = {c[4 * j + 2 * half], c[4 * j + 2 * half + 1]};
+    for (int j = 0; j < COUNT / 4; ++j) {
+      const Group<float, 2> pair = {c[4 * j + 2 * half], c[4 * j + 2 * half + 1]};
+      *(Group<float, 2>*)(own + j * 8) = pair;
+    }
   }
   __syncwarp();  // a_L is there
 #pragma unroll 1
@@ -449,7 +456,7 @@ DEVICE void take_through(const ChainWarp& warp, const Network& net, const Sample
   }
 
   const int n_top = net[layers].n_in;
-  for (int place = 0; place < min(2, layers); ++place) wait_empty(place, slab * uses(place));
+  // The places of da are free: dW has read every h of the slab before, and so every da.
   losses_of_rows(warp, c, a, n_top, samples, options, net.loss_sums() + threadIdx.x);
 
 #pragma unroll 1
@@ -498,7 +505,13 @@ DEVICE unsigned add_layers(Places at, const Network& net, int slabs, float* part
       for (int strip = 0; strip < STRIPS; ++strip) {
         // Columns of B beyond h's are those of ones. With 32 outputs, dW's other 32 rows repeat them.
         const uint32 h = at.h(k, strip);
-        Products::ss<1, 1>(sums[j], descriptor(at.da(FIRST, strip), 0), descriptor(h, at.ones() - h), 1);
+        const uint64 da = descriptor(at.da(FIRST, strip), 0);
+        if (DB_APART) {
+          Products::ss<1, 1>(*(float (*)[COUNT])sums[j], da, descriptor(h, 0), 1);
+          Products::ss<1, 1>(*(float (*)[4])(sums[j] + COUNT), da, descriptor(at.ones(), 0), 1);
+        } else {
+          Products::ss<1, 1>(sums[j], da, descriptor(h, at.ones() - h), 1);
+        }
       }
       wgmma_commit();
       wgmma_wait<0>();
