@@ -4,7 +4,7 @@
 // A block takes a split of the batch through the whole network, 128 samples at a time, a slab. Its warpgroups have
 // roles:
 //
-//     warpgroups 0, 1  "chain": 64 rows of the slab each. x and then every h_k and da_k stays in registers, as A of
+//     warpgroups 0, 1  "passes": 64 rows of the slab each. x and then every h_k and da_k stays in registers, as A of
 //                      the next product (ptx_sm90.cuh)
 //                        up    h_{k+1} = g(h_k W_k^T + b_k)             top   the losses and da_L
 //                        down  da_{k-1} = (da_k W_k) g'(h_{k-1})
@@ -13,14 +13,14 @@
 //
 //     shared memory, panels of MAX_WIDTH columns
 //       W_1 ... W_L      for the whole launch
-//       h_0 ... h_{L-1}  of the slab, written by the chain: for g' and for dW
-//       two places       in which da_k comes from the chain, by turns; before that a_L, a few rows at a time
+//       h_0 ... h_{L-1}  of the slab, for g' and for dW
+//       two places       of da, from the passes to the sums, by turns; before that of a_L
 //       ones             16 rows, 1 in the first of 8 columns: they stand beside h, and make db columns of dW
 //
-// Where g' is computed from a, the place of h_k holds a_k, as elements, until the chain comes down; then h_k.
+// Where g' is computed from a, the place of h_k holds a_k, as elements, until the way down; then h_k.
 //
-// Barriers in shared memory: `full[p]` (da has come to place p: a lane of each chain warp), `empty[p]` (dW has read it)
-// and `h_free[k]` (dW has read h_k: a lane of each warp of sums). The chain waits for `empty` two layers later, for
+// Barriers in shared memory: `full[p]` (da has come to place p: a lane of each warp of passes), `empty[p]` (dW has read it)
+// and `h_free[k]` (dW has read h_k: a lane of each warp of sums). Passes wait for `empty` two layers later, for
 // `h_free` in the next slab. Nobody skips a phase: a place belongs to one warpgroup of sums.
 //
 // A product is issued before its own A is stored to shared memory: the stores, and the fence behind them, are hidden
@@ -42,7 +42,7 @@
 #include "reduce_and_step.cuh"
 
 const int COLUMNS = MAX_WIDTH, ROW_BYTES = 2 * COLUMNS, EIGHT_ROWS = 8 * ROW_BYTES;  // of a panel
-const int SLAB = 128, STRIPS = SLAB / 16, STRIP = 16 * ROW_BYTES;  // a strip: the 16 rows of a warp of the chain
+const int SLAB = 128, STRIPS = SLAB / 16, STRIP = 16 * ROW_BYTES;  // a strip: the 16 rows of a warp of passes
 const int PANEL = SLAB * ROW_BYTES, W_PANEL = COLUMNS * ROW_BYTES;
 const int K_STEPS = COLUMNS / 16;  // of a product with W
 const int COUNT = COLUMNS / 2;     // numbers that a lane holds of 64 x COLUMNS
@@ -50,8 +50,8 @@ const int SUMS = COUNT + 4;        // with db's 8 columns beside them
 const int SUMS_WARPS = 4;          // of each of the two warpgroups
 const int FIRST_LAYERS = (MAX_LAYERS + 1) / 2, SECOND_LAYERS = MAX_LAYERS / 2;  // whose sums these hold
 
-// Registers of a thread: of the chain, of the two warpgroups of sums, and before and after.
-const int CHAIN_REGISTERS = COLUMNS == 64 ? 96 : 80, FIRST_REGISTERS = 176;
+// Registers of a thread: of passes, of the two warpgroups of sums, and before and after.
+const int PASSES_REGISTERS = COLUMNS == 64 ? 96 : 80, FIRST_REGISTERS = 176;
 const int SECOND_REGISTERS = COLUMNS == 64 ? 144 : 176, COMMON_REGISTERS = 65536 / THREADS;
 
 // A strip's da in the two places, one behind the other. Before, its a_L is there, in rows of TOP_PITCH numbers.
@@ -155,10 +155,10 @@ DEVICE void begin(unsigned char* memory, const Places& at) {
   }
 }
 
-// ---- The chain
+// ---- Passes
 
-// The strip of a slab that a warp of the chain takes through the network. A lane holds numbers of two of its rows.
-struct ChainWarp {
+// The strip of a slab that a warp takes through the network. A lane holds numbers of two of its rows.
+struct PassesWarp {
   Places at;
   unsigned char* memory;
   int strip;
@@ -166,7 +166,7 @@ struct ChainWarp {
   int valid;   // of its rows, those that are samples; may be less than 0
   uint32 own;  // this lane's part of an address for ldmatrix and stmatrix
 
-  DEVICE ChainWarp(const Places& at, unsigned char* memory, int strip, int first, int end)
+  DEVICE PassesWarp(const Places& at, unsigned char* memory, int strip, int first, int end)
       : at(at),
         memory(memory),
         strip(strip),
@@ -206,7 +206,7 @@ struct ChainWarp {
 
 // Reads x as the first product's A, N neighbours at a time.
 template <int N>
-DEVICE void load_inputs(const ChainWarp& warp, const float* x_bi, int n, Operand& to) {
+DEVICE void load_inputs(const PassesWarp& warp, const float* x_bi, int n, Operand& to) {
   Group<float, N> loaded[4 * K_STEPS][2 / N];
   const float* from = x_bi + (int64)warp.sample * n;
   const int own = fragment_row(0) * n + fragment_column(0);
@@ -224,7 +224,7 @@ DEVICE void load_inputs(const ChainWarp& warp, const float* x_bi, int n, Operand
     to[i / 4][i % 4] = Products::pack(loaded[i][0].at[0], loaded[i][(2 / N) - 1].at[N - 1]);
 }
 
-DEVICE void load_inputs(const ChainWarp& warp, const float* x_bi, int n, Operand& to) {
+DEVICE void load_inputs(const PassesWarp& warp, const float* x_bi, int n, Operand& to) {
   if (n % 2 == 0 && (uint64)x_bi % 8 == 0)
     load_inputs<2>(warp, x_bi, n, to);
   else
@@ -239,7 +239,7 @@ DEVICE void prefetch_rows(const T* from, int sample, int rows, int n) {
 }
 
 // The targets of a warp's rows, and the inputs of those that it has in the next slab.
-DEVICE void prefetch_samples(const ChainWarp& warp, const Network& net, const Samples& samples) {
+DEVICE void prefetch_samples(const PassesWarp& warp, const Network& net, const Samples& samples) {
   if (samples.labels_b) prefetch_rows(samples.labels_b, warp.sample, warp.valid, 1);
   if (samples.targets_bj) prefetch_rows(samples.targets_bj, warp.sample, warp.valid, net[net.layers].n_in);
   const int next = warp.sample + SLAB;
@@ -315,7 +315,7 @@ DEVICE void begin_with(Tile64& c, const float* biases) {
 
 // The next A = g(c), n columns of it. Where g' is computed from a, g reads what is rounded, as g' will, and a is stored
 // in the place of h.
-DEVICE void activate_rows(const ChainWarp& warp, Tile64& c, Operand& a, int activation, int n, uint32 h) {
+DEVICE void activate_rows(const PassesWarp& warp, Tile64& c, Operand& a, int activation, int n, uint32 h) {
   if (piecewise_linear(activation)) {
     each_step(c, a, [&](int p, float (&values)[8], uint32 (&pairs)[4]) {
       activate_linear(activation, values);
@@ -338,7 +338,7 @@ DEVICE void activate_rows(const ChainWarp& warp, Tile64& c, Operand& a, int acti
 
 // The next A = c g', n columns of it. ReLU's are rounded first: where g' is 0, a sum that is too large for an element
 // makes NaN. Where g' is computed from a, h takes a's place.
-DEVICE void times_derivative_rows(const ChainWarp& warp, Tile64& c, Operand& a, int activation, int n, uint32 h) {
+DEVICE void times_derivative_rows(const PassesWarp& warp, Tile64& c, Operand& a, int activation, int n, uint32 h) {
   if (piecewise_linear(activation)) {
     each_step(c, a, [&](int p, float (&values)[8], uint32 (&pairs)[4]) {
       uint32 sources[4];
@@ -375,7 +375,7 @@ DEVICE void times_derivative_rows(const ChainWarp& warp, Tile64& c, Operand& a, 
 
 // A strip's losses from its a_L, c, and da_L as the next A. The rows go through the places of da, where eight lanes work
 // on each. Adds a lane's part of the losses to `sum`.
-DEVICE void losses_of_rows(const ChainWarp& warp, const Tile64& c, Operand& a, int n, const Samples& samples,
+DEVICE void losses_of_rows(const PassesWarp& warp, const Tile64& c, Operand& a, int n, const Samples& samples,
                            const LossOptions& options, double* sum) {
   float* rows = (float*)(warp.memory + DA + warp.strip * DA_STRIP);
 #pragma unroll
@@ -410,7 +410,7 @@ DEVICE void losses_of_rows(const ChainWarp& warp, const Tile64& c, Operand& a, i
 }
 
 // dx = c factor, for n inputs.
-DEVICE void write_input_gradients(const ChainWarp& warp, int slab, const Tile64& c, float* dx_bi, int n, float factor) {
+DEVICE void write_input_gradients(const PassesWarp& warp, int slab, const Tile64& c, float* dx_bi, int n, float factor) {
   float* to = dx_bi + (int64)(warp.rows().first + warp.strip * 16) * n + (int64)slab * SLAB * n;
   const int own = fragment_row(0) * n + fragment_column(0);
 #pragma unroll
@@ -421,7 +421,7 @@ DEVICE void write_input_gradients(const ChainWarp& warp, int slab, const Tile64&
 }
 
 // Takes the rows of a slab up and down. `slab`: its number in the split.
-DEVICE void take_through(const ChainWarp& warp, const Network& net, const Samples& samples, const LossOptions& options,
+DEVICE void take_through(const PassesWarp& warp, const Network& net, const Samples& samples, const LossOptions& options,
                          int slab, float* dx_bi, float factor) {
   const Places& at = warp.at;
   const int layers = net.layers;
@@ -570,10 +570,10 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step_wgmma(
   float* own = partials + (int64)split * layers * Piece::SLOTS * Piece::SIZE;
 
   if (warpgroup < 2) {
-    setmaxnreg_dec<CHAIN_REGISTERS>();
+    setmaxnreg_dec<PASSES_REGISTERS>();
 #pragma unroll 1
     for (int slab = 0; slab < rows.slabs(); ++slab) {
-      const ChainWarp warp(at, memory, warp_index(), rows.first + slab * SLAB, rows.end);
+      const PassesWarp warp(at, memory, warp_index(), rows.first + slab * SLAB, rows.end);
       prefetch_samples(warp, net, samples);
       take_through(warp, net, samples, options, slab, dx_bi, factor);
     }
