@@ -61,6 +61,10 @@ class MissingFolderError(GpubackError, FileNotFoundError):
     """A file was to be written into a folder that does not exist."""
 
 
+class OutputFileError(GpubackError, OSError):
+    """A file cannot be written there: no place for files, or a link or folder that another user could have changed."""
+
+
 class UnknownSourceError(OptionError, FileNotFoundError):
     """A data set was asked for that is neither built in nor a file."""
 

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gpuback
-from gpuback._core import persistence
 from gpuback._core.activation_families import constants_of
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.activations_from_a import GELU_CUBIC, GELU_SCALE, MILLS_FLOAT64, MISH_LIMIT, SATURATED
 from gpuback._core.activations_from_h import SELU_DEPTH, SELU_SCALE
 from gpuback._core.activations_piecewise import LEAKY_SLOPE
+from gpuback._core.output_files import replacing
 from gpuback._core.precision import DTYPES
 from gpuback._core.typing import PathLike
 from gpuback._network.mlp import MLP
@@ -108,7 +108,7 @@ def to_onnx(net: MLP, path: PathLike, *, opset: int = DEFAULT_OPSET) -> None:
         )
     model = _model(net, operator.index(opset))
     onnx.checker.check_model(model, full_check=True)
-    with persistence.replacing(path) as file:
+    with replacing(path) as file:
         file.write(model.SerializeToString(deterministic=True))
 
 

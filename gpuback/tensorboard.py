@@ -40,11 +40,13 @@ def logger(folder: PathLike, *, metrics: Mapping[str, Metric] | None = None) -> 
 
     Raises:
         OptionError: a metric is no function.
+        OSError: the folder cannot be made.
     """
     metrics = dict(metrics or {})
     for name, metric in metrics.items():
         if not callable(metric):
             raise OptionError(f"metrics[{name!r}]: expected a function of the network, got {metric!r}")
+    os.makedirs(folder, exist_ok=True)  # now, so that a bad path is found before an epoch is trained
     writer: EventsWriter | None = None
 
     def log(net: MLP, history: History) -> None:
@@ -69,7 +71,6 @@ def _opened(folder: PathLike, first_epoch: int) -> EventsWriter:
 
     Files are read in the order of their names, which begin with the second: what follows keeps them apart within one.
     """
-    os.makedirs(folder, exist_ok=True)
     writer = EventsWriter(os.path.join(folder, "events"), f".{time.time_ns()}")
     start = SessionLog(status=SessionLog.START)
     writer.write_event(Event(wall_time=time.time(), step=first_epoch, session_log=start))

@@ -1,8 +1,8 @@
 """Which tests run, and on which backend.
 
 Modules marked `on_each_backend` run on NumPy and on the CUDA backend in the emulator: as it is, with narrow networks
-taken as a whole, and, where `layers` asks for it, layer by layer. Where `hopper` asks for it, cases of 16-bit dtypes also
-run layer by layer on the kernels for Hopper, which --quick leaves out.
+taken as a whole, and, where `layers` asks for it, layer by layer. Where `hopper` asks for it, cases of 16-bit dtypes
+that are not `thorough` run layer by layer on the kernels for Hopper, too, but not with --quick.
 
 With --quick, which `make test` gives, tests marked `thorough` are left out, Hypothesis tries few examples, and of a
 test with many combinations of parameters only so many run that each value of each parameter has one.
@@ -69,7 +69,9 @@ def _backend_of(item: pytest.Item) -> str:
 def _runs_at_all(item: pytest.Item) -> bool:
     """A single case may be marked `numpy_only`, too."""
     backend = _backend_of(item)
-    if backend == "hopper" and item.callspec.params.get("dtype") not in ("bfloat16", "float16"):
+    if backend == "hopper" and (
+        item.callspec.params.get("dtype") not in ("bfloat16", "float16") or item.get_closest_marker("thorough")
+    ):
         return False
     return backend == "numpy" or item.get_closest_marker("numpy_only") is None
 

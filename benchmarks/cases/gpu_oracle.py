@@ -61,7 +61,7 @@ class LayerOracle:
             self._allowed["da_prev"] += abs(self._exact["da_prev"]) * UNIT_ROUNDOFF[precision.name]
 
     def check(self, results: Mapping[str, Any], role: str) -> None:
-        """Hold gpuback's results to the numeric contract element by element, and other libraries' by their norm.
+        """Hold gpuback's results to the numeric contract element by element, and those of others by their norm.
 
         Raises:
             CheckFailedError: a result is missing, has another shape, or is too far off.
@@ -72,7 +72,7 @@ class LayerOracle:
             result, exact = wide(results[name]), self._exact[name]
             if result.shape != exact.shape:
                 raise CheckFailedError(f"check failed: {name} has shape {result.shape} instead of {exact.shape}")
-            if role == "peer":
+            if role in ("peer", "floor"):
                 error = float(cupy.linalg.norm(result - exact)) / (self._close * float(cupy.linalg.norm(exact)))
             else:
                 error = float((abs(result - exact) / self._allowed[name].clip(1e-300)).max())

@@ -11,13 +11,14 @@ from functools import partial
 
 from gpuback._cuda.compiler import compile_variant
 from gpuback._cuda.device import CudaLauncher
+from gpuback._gates.checks import exists_for
 from gpuback._gates.variants import every_kernel
 
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.harness.compile_kernels", description=__doc__).parse_args()
     arch = CudaLauncher().limits.arch
-    wanted = [kernel.variant for kernel in every_kernel()]
+    wanted = [kernel.variant for kernel in every_kernel() if exists_for(kernel.variant, arch)]
     started = time.perf_counter()
     # Spawned: in a forked process, the inherited CUDA context does not work.
     context = multiprocessing.get_context("spawn")

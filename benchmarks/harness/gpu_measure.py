@@ -87,11 +87,16 @@ def measure(cases: Sequence[Case], rows: Sequence[Row], run: Run) -> None:
             row.contestants.clear()
             row.absent[OURS] = reason(error)
     finally:
-        gpu_data.layer.cache_clear()
-        gc.collect()
-        cupy.get_default_memory_pool().free_all_blocks()
-        if gpu_timing.torch is not None:
-            gpu_timing.torch.cuda.empty_cache()
+        free_memory()
+
+
+def free_memory() -> None:
+    """Free what a case took on the GPU."""
+    gpu_data.layer.cache_clear()
+    gc.collect()
+    cupy.get_default_memory_pool().free_all_blocks()
+    if gpu_timing.torch is not None:
+        gpu_timing.torch.cuda.empty_cache()
 
 
 # ---- In turns

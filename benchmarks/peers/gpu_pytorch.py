@@ -15,11 +15,19 @@ from benchmarks.peers.pytorch import Decorate, Trainer, compiled
 
 
 def contestant(case: Case, variant: str) -> Contestant:
-    """Make a contestant. Variant "captured" is for CUDA graphs, "captured compiled" for compiled functions in them."""
+    """Make a contestant.
+
+    Args:
+        case: what it runs.
+        variant: "captured" for CUDA graphs, "captured compiled" for compiled functions in them, "captured products" for
+            a layer's products alone.
+    """
     if gpu_arrays.torch is None:
         raise LeftOutError("finds no GPU")
     decorate, captured = compiled() if variant.endswith("compiled") else lambda f: f, variant.startswith("captured")
-    if case.family == "layer":
+    if variant.endswith("products"):
+        made = layer_products(case)
+    elif case.family == "layer":
         made = layer_backward(case, decorate)
     elif case.family == "loss":
         made = loss(case, decorate)
@@ -42,6 +50,23 @@ def layer_backward(case: Case, decorate: Decorate) -> Contestant:
         return {name: as_array(part) for name, part in zip(("dW", "db", "da_prev"), layer(*sets[0]), strict=True)}
 
     return Contestant(lambda: layer(*next(turn)), check, wait=synchronize, sets=len(sets))
+
+
+def layer_products(case: Case) -> Contestant:
+    """Multiply by cuBLAS and do nothing else. The check completes what is missing of a layer."""
+    sets = [tuple(map(as_tensor, buffers[:3])) for buffers in gpu_data.layer(case)]
+    turn = cycle(sets)
+
+    def products(da: Any, h: Any, W: Any) -> tuple[Any, Any]:
+        return da.t() @ h, da @ W
+
+    def check() -> dict[str, Any]:
+        da, h, _ = sets[0]
+        dW, dh = products(*sets[0])
+        parts = {"dW": dW, "db": da.sum(0, dtype=torch.float32), "da_prev": dh * (h > 0)}
+        return {name: as_array(part) for name, part in parts.items()}
+
+    return Contestant(lambda: products(*next(turn)), check, "products alone", wait=synchronize, sets=len(sets))
 
 
 def loss(case: Case, decorate: Decorate) -> Contestant:

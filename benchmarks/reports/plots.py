@@ -31,7 +31,7 @@ from benchmarks.reports.plot_layout import (
 )  # fmt: skip
 from benchmarks.reports.results import OURS, Results, Row, best_peer, median, p20, p80, ratio
 from benchmarks.reports.roofline_plot import roofline
-from gpuback._core.persistence import replacing
+from gpuback._core.output_files import replacing
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.reports.markdown import page, short_table
 from benchmarks.reports.results import load
-from gpuback._core.persistence import replacing
+from gpuback._core.output_files import replacing
 
 BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 

@@ -36,7 +36,7 @@ OUTSIDE = {
 FOLDERS = {"benchmarks/results": "benchmarks/cpu.md", "docs/examples": "examples/README.md"}
 """Pages for links to folders."""
 
-EXPLAINED = ["backprop.md", "numerics.md", "reproducible.md", "kernels.md", "emulator.md"]
+EXPLAINED = ["backprop.md", "numerics.md", "reproducible.md", "reliability.md", "kernels.md", "emulator.md"]
 """Pages that say how and why. All others of docs/ say how to, or are in SECTIONS."""
 
 SECTIONS = {

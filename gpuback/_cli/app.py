@@ -18,7 +18,7 @@ from gpuback._cli import options as o
 from gpuback._cli.predict import load, predict_for
 from gpuback._cli.tasks import default_loss, is_regression, looks_like_regression
 from gpuback._cli.train import Files, train_network
-from gpuback._core.persistence import replacing
+from gpuback._core.output_files import replacing, require_distinct, require_writable
 from gpuback._training.optimizers import OPTIMIZERS, Optimizer
 from gpuback.errors import MissingExtraError, OptionError, unknown_name
 from gpuback.testing import random_batch
@@ -70,6 +70,7 @@ def train(
     source: o.Source,
     target: o.Target = None,
     labels: o.Labels = None,
+    max_bytes: o.MaxBytes = None,
     held_out: o.HeldOut = 0.2,
     standardize: o.Standardize = True,
     hidden: o.Hidden = "128",
@@ -116,10 +117,10 @@ def train(
         warn(f"no learning curve is drawn: {error}")
         curve = None
     files = Files(model or f"{name}.safetensors", curve, checkpoint)
-    files.check([source, *([labels] if labels else [])])
+    files.check(datasets.files_of(source, labels))
     chosen_optimizer = make_optimizer(optimizer, learning_rate, momentum, nesterov, weight_decay, no_decay_biases)
 
-    data = datasets.load(source, target=target, labels=labels)
+    data = datasets.load(source, target=target, labels=labels, max_bytes=max_bytes)
     loss = loss or default_loss(data)
     if not is_regression(loss) and looks_like_regression(data):
         warn(f"{data.name} has {data.n_classes} classes; if they are quantities, --loss squared_error is for them")
@@ -165,6 +166,7 @@ def predict(
     target: o.Target = None,
     no_target: o.NoTarget = False,
     labels: o.Labels = None,
+    max_bytes: o.MaxBytes = None,
     score: o.Score = False,
     output: o.OutputFile = None,
     as_json: o.JsonInstead = False,
@@ -172,8 +174,11 @@ def predict(
     """Write a network's answers as CSV: label and probabilities for cross_entropy networks, else the outputs."""
     if score and no_target:
         raise OptionError("--score needs targets to compare with: leave out --no-target")
+    if output is not None:
+        require_writable(output)
+        require_distinct([output], [model, *datasets.files_of(source, labels)])
     net = gpuback.MLP.load(model)
-    data = load(source, target=target, labels=labels, no_target=no_target)
+    data = load(source, target=target, labels=labels, no_target=no_target, max_bytes=max_bytes)
     answers = predict_for(net, data, score=score)
     text = show.json_line(answers.as_document()) if as_json else answers.as_csv()
     if output is None:

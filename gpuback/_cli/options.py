@@ -63,6 +63,16 @@ Labels: TypeAlias = Annotated[
     str | None,
     data_option("--labels", metavar="FILE", help="The labels of IDX images.", default="found beside them"),
 ]
+MaxBytes: TypeAlias = Annotated[
+    int | None,
+    data_option(
+        "--max-bytes",
+        metavar="N",
+        min=1,
+        help="How much a compressed file may unpack to.",
+        default="256 MiB or 20 times its size",
+    ),
+]
 HeldOut: TypeAlias = Annotated[
     float, data_option("--held-out", metavar="FRACTION", help="Part of the data to test on.")
 ]

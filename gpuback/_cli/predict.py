@@ -17,10 +17,12 @@ from gpuback.datasets.tables import read_csv
 from gpuback.errors import OptionError, ShapeError
 
 
-def load(source: str, *, target: str | None, labels: str | None, no_target: bool) -> Dataset:
+def load(
+    source: str, *, target: str | None, labels: str | None, no_target: bool, max_bytes: int | None = None
+) -> Dataset:
     """Load the data to predict for; with `no_target`, all columns of a .csv file are features, and y is empty."""
     if not no_target:
-        return datasets.load(source, target=target, labels=labels)
+        return datasets.load(source, target=target, labels=labels, max_bytes=max_bytes)
     if target is not None or labels is not None:
         raise OptionError("--no-target excludes --target and --labels")
     if not source.lower().endswith(".csv"):

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from gpuback._cli.tasks import Score
 from gpuback._cli.train import Result
-from gpuback._core.persistence import replacing
+from gpuback._core.output_files import replacing
 from gpuback.errors import missing_extra
 
 

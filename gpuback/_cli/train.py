@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +11,14 @@ import numpy as np
 import gpuback
 from gpuback._cli.standardization import Standardization, fold
 from gpuback._cli.tasks import Score, require_range, score_of, task_of
+from gpuback._core.output_files import require_distinct, require_writable
 from gpuback._core.parameters import permutation
 from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback._core.typing import Array
 from gpuback._training.batches import VALIDATION_SPLIT
 from gpuback._training.optimizers import Optimizer
 from gpuback.datasets import Dataset
-from gpuback.errors import DivergedError, MissingFolderError, OptionError
+from gpuback.errors import DivergedError, OptionError
 
 HELD_OUT_SPLIT = VALIDATION_SPLIT + 1
 """Differs from VALIDATION_SPLIT, so that the test samples depend on no other shuffle."""
@@ -47,20 +46,12 @@ class Files:
 
         Raises:
             OptionError: two names are the same file.
-            OSError: a folder is missing or cannot be written to, or a name is a folder's.
+            OSError: as `require_writable`.
         """
         outputs = [path for path in (self.model, self.plot, self.checkpoint) if path is not None]
         for path in outputs:
-            folder = os.path.dirname(os.path.realpath(path))
-            if os.path.isdir(path):
-                raise IsADirectoryError(f"cannot write {path}: it is a folder")
-            if not os.path.isdir(folder):
-                raise MissingFolderError(f"cannot write {path}: there is no folder {folder}; make it first")
-            if not os.access(folder, os.W_OK):
-                raise PermissionError(f"cannot write {path}: no permission to write to the folder {folder}")
-        for one, other in itertools.combinations((*outputs, *filter(os.path.exists, inputs)), 2):
-            if os.path.realpath(one) == os.path.realpath(other):
-                raise OptionError(f"{one} would be overwritten: give every file of the run a name of its own")
+            require_writable(path, regular=path == self.checkpoint)
+        require_distinct(outputs, inputs)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,18 @@ from typing import Any
 
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
+from gpuback._core.fields import shown
 from gpuback._core.losses import LOSSES, Loss, OwnLoss, loss_of, saved_loss
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
 from gpuback._core.reproducible_forms import require_reproducible_form
 from gpuback.errors import OptionError, ShapeError, require_known
+
+_OPTIONS: dict[str, tuple[type, ...]] = {
+    **{"sizes": (list,), "activation": (list,), "output": (str,), "loss": (str, dict)},
+    **{"dtype": (str,), "allow_tf32": (bool,), "reproducible": (bool,)},
+}
+"""The types of what `as_options` returns, as they come back from a file."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,21 @@ class Architecture:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Architecture:
-        """Make the architecture that `as_options` described."""
+        """Make the architecture that `as_options` described.
+
+        Raises:
+            OptionError: an option is missing, unknown, or of another kind than `as_options` makes it.
+            The rest as `create`.
+        """
+        if not isinstance(options, Mapping):
+            raise OptionError(f"architecture: expected options by name, got {shown(options)}")
+        for name in {"sizes", "loss"} | set(options):
+            if name not in options or name not in _OPTIONS or not isinstance(options[name], _OPTIONS[name]):
+                known = " or ".join(kind.__name__ for kind in _OPTIONS.get(name, ()))
+                raise OptionError(f"{name}: expected {known or 'no such option'}, got {shown(options.get(name))}")
+        for name, kind in (("sizes", int), ("activation", str)):
+            if any(type(item) is not kind for item in options.get(name, ())):
+                raise OptionError(f"{name}: expected a list of {kind.__name__}, got {shown(options[name])}")
         return cls.create(**{**options, "loss": saved_loss(options["loss"])})
 
 

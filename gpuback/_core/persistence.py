@@ -8,23 +8,29 @@ loaded). It is one string because safetensors shuffles several: the same content
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
 import stat
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
+from gpuback._core.output_files import replacing
 from gpuback._core.typing import PathLike
-from gpuback.errors import DtypeError, FileFormatError, MissingFolderError, OptionError
+from gpuback.errors import DtypeError, FileFormatError, OptionError
 
 FORMAT_VERSION = 1
+_DTYPES = {
+    **{"BOOL": np.dtype(bool), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")},
+    **{f"{kind}{8 * size}": np.dtype(f"<{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
+    **{"BF16": np.dtype(ml_dtypes.bfloat16), "C64": np.dtype("<c8")},
+    **{"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)},
+}
 _HEADER_KEYS = ("version", "kind", "metadata", "sha256")
 
 
@@ -52,7 +58,8 @@ def write(path: PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[st
         raise DtypeError(f"{os.fspath(path)}: expected metadata that JSON can hold: {error}") from error
     # safetensors copies raw memory from the array's address on: strides would be ignored without a word.
     # (np.ascontiguousarray would turn 0-d arrays into 1-d ones.)
-    dense = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    # The copy is hashed and then stored, whatever another thread does to the arrays meanwhile.
+    dense = {name: np.array(array, order="C") for name, array in arrays.items()}
     for name, array in dense.items():
         if array.dtype.hasobject:
             raise DtypeError(f"{os.fspath(path)}: expected numbers, got Python objects in array {name!r}")
@@ -80,106 +87,57 @@ def read(path: PathLike, *, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
 
     Raises:
         FileFormatError: the file is cut short, not safetensors, of another program, kind or format version, or changed.
+            The hash finds damage, not forgery: anybody can compute it. Callers check what they take from the file.
         FileNotFoundError: there is no such file.
     """
     path = os.fspath(path)
-    with open(path, "rb"):
-        pass  # Python names what it cannot open (missing, a folder, no permission) better than safetensors does.
+    if stat.S_ISFIFO(mode := os.stat(path).st_mode) or stat.S_ISCHR(mode):
+        raise FileFormatError(f"{path}: expected a safetensors file, found a pipe or device")
+    # Read, not mapped: whoever truncates a mapped file ends the process that reads it.
+    with open(path, "rb") as file:
+        content = file.read()
     try:
-        with safe_open(path, framework="np") as file:
-            metadata_json, expected = _checked_header(path, file.metadata() or {}, kind)
-            # Not every version of safetensors hands out arrays that own their memory.
-            names = file.keys()
-            arrays = {name: np.require(file.get_tensor(name), requirements=["C", "W", "O"]) for name in names}
+        tensors = deserialize(content)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise FileFormatError(f"{path}: {_damage(path)} ({error})") from error
+        raise FileFormatError(f"{path}: {_damage(content)} ({error})") from error
+    metadata_json, expected = _checked_header(path, _strings(content), kind)
+    del content
+    arrays = {name: _array(path, name, tensor) for name, tensor in tensors}
     digest = _digest(arrays, metadata_json, kind)
     if digest != expected:
         raise FileFormatError(
             f"{path}: expected content with SHA-256 {expected}, found {digest}: the file was changed or damaged after"
             " it was written"
         )
-    return arrays, json.loads(metadata_json)
-
-
-def _temporary_prefix(target: str) -> str:
-    """Return the prefix of a target's temporary files. It leaves out the target's name, which may be of any length."""
-    return f".gpuback-{hashlib.sha256(os.path.basename(target).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}-"
-
-
-def remove_leftovers(path: PathLike) -> None:
-    """Remove the temporary files of `path` that writers left behind when they were killed."""
-    target = os.path.realpath(path)
-    prefix = _temporary_prefix(target)
-    for name in os.listdir(os.path.dirname(target)):
-        if name.startswith(prefix) and not _is_running(int(name.removeprefix(prefix).partition("-")[0])):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(os.path.dirname(target), name))
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":  # os.kill would end it there
-        return True
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        metadata = json.loads(metadata_json)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: expected metadata in JSON: {error}") from error
+    if not isinstance(metadata, dict):
+        raise FileFormatError(f"{path}: expected metadata by name, found {type(metadata).__name__}")
+    return arrays, metadata
 
 
-def require_folder(path: PathLike) -> str:
-    """Return the folder of a file at `path`, which has to be writable; a check before long work.
-
-    Raises:
-        MissingFolderError: there is no such folder.
-        IsADirectoryError: `path` itself is a folder.
-        PermissionError: the folder cannot be written to.
-    """
-    folder = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(folder):
-        raise MissingFolderError(f"cannot write {os.fspath(path)}: there is no folder {folder}; make it first")
-    if os.path.isdir(os.path.realpath(path)):
-        raise IsADirectoryError(f"cannot write {os.fspath(path)}: it is a folder")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"cannot write {os.fspath(path)}: no permission to write to the folder {folder}")
-    return folder
+def _strings(content: bytes) -> dict[str, str]:
+    """Return what a sound safetensors file has in `__metadata__`."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header.get("__metadata__") or {}
 
 
-@contextlib.contextmanager
-def replacing(path: PathLike) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the place of `path` when the block ends, or vanishes if the block raises.
-
-    The permission bits are those that `open(path, "wb")` would leave; a symbolic link stays and what it points to is
-    replaced.
-
-    Raises:
-        MissingFolderError: the folder does not exist.
-    """
-    target = os.path.realpath(path)
-    folder = require_folder(path)
-    temporary = os.path.join(folder, f"{_temporary_prefix(target)}{os.getpid()}-{secrets.token_hex(8)}.tmp")
+def _array(path: str, name: str, tensor: Mapping[str, Any]) -> np.ndarray:
+    """Make an array of its own memory of what safetensors found; its bytes have the length that shape and dtype say."""
+    if tensor["dtype"] not in _DTYPES:
+        raise FileFormatError(
+            f"{path}, array {name!r}: expected a dtype of {', '.join(_DTYPES)}, found {tensor['dtype']}"
+        )
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    # The file is in place. If the folder cannot be synced (Windows, some network mounts), a power cut may bring the old
-    # file back. Writing has succeeded all the same.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        array = np.empty(tensor["shape"], _DTYPES[tensor["dtype"]])
+    except (ValueError, OverflowError) as error:  # an axis of length 0 beside absurd ones, or too many axes
+        raise FileFormatError(
+            f"{path}, array {name!r}: expected the shape of an array, found {tensor['shape']}: {error}"
+        ) from error
+    array.reshape(-1).view(np.uint8)[...] = np.frombuffer(tensor["data"], np.uint8)
+    return array if array.dtype.isnative else array.byteswap().view(array.dtype.newbyteorder("="))
 
 
 def _digest(arrays: Mapping[str, np.ndarray], metadata_json: str, kind: str) -> str:
@@ -210,27 +168,27 @@ def _checked_header(path: str, header: Mapping[str, str], kind: str) -> tuple[st
         )
     if found_kind != kind:
         raise FileFormatError(f"{path}: expected a gpuback {kind}, found a gpuback {found_kind}")
+    if not (isinstance(metadata_json, str) and isinstance(digest, str)):
+        raise FileFormatError(f"{path}: expected metadata and sha256 as texts in gpuback's header")
     return metadata_json, digest
 
 
-def _damage(path: str) -> str:
+def _damage(content: bytes) -> str:
     """Say what is wrong with a file that safetensors refused, in the reader's terms: bytes expected, bytes found."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(9)
-        if size < 9:
-            return f"expected a safetensors file, found {size} bytes, too few for its header"
-        if start[8:] != b"{":
-            return f"expected a safetensors file, which has '{{' at byte 8, found {start[8:]!r}"
-        header_end = 8 + int.from_bytes(start[:8], "little")
-        if header_end > size:
-            return f"expected a header that ends at byte {header_end}, found the file's end at byte {size}"
-        try:
-            header = json.loads(b"{" + file.read(header_end - 9))
-            header.pop("__metadata__", None)
-            end = header_end + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, TypeError, LookupError, RecursionError):
-            return "expected a safetensors header, found one that is malformed"
+    size = len(content)
+    if size < 9:
+        return f"expected a safetensors file, found {size} bytes, too few for its header"
+    if content[8:9] != b"{":
+        return f"expected a safetensors file, which has '{{' at byte 8, found {content[8:9]!r}"
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    if header_end > size:
+        return f"expected a header that ends at byte {header_end}, found the file's end at byte {size}"
+    try:
+        header = json.loads(content[8:header_end])
+        header.pop("__metadata__", None)
+        end = header_end + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return "expected a safetensors header, found one that is malformed"
     if end != size:
         return f"expected {end} bytes, found {size}"
     return "expected a safetensors file, found one that contradicts itself"

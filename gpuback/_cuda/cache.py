@@ -4,15 +4,19 @@ An entry is two files: its content (KEY.cubin, a plain file that CUDA loads by p
 the content is, seals both with SHA-256, and carries a record of whatever the writer wants to know later. An entry that
 is cut short, changed, or another's counts as absent, and is written anew.
 
-The folder is `GPUBACK_CACHE_DIR` where that is set, taken as it is; else gpuback/kernels in the platform's folder for
-caches, private to the user: $XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on macOS, %LOCALAPPDATA% on
-Windows. Where it cannot be written, a temporary folder serves until the process ends. It may be deleted at any time.
+The folder is `GPUBACK_CACHE_DIR` where that is set; else gpuback/kernels in the platform's folder for caches:
+$XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows. Where it cannot be written,
+a temporary folder serves until the process ends. It may be deleted at any time.
+
+An entry is machine code, and the seal can be computed by anybody. So nobody but the user and root may have been able to
+write to it: entries and all folders above have to be theirs, and writable for nobody else, as ssh wants it of its keys.
+A folder with the sticky bit, such as /tmp, may have one of the user's own in it. `GPUBACK_CACHE_DIR` is refused
+otherwise; in place of the platform's folder the temporary one serves.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import hashlib
 import json
@@ -21,17 +25,18 @@ import shutil
 import stat
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpuback._core.persistence import replacing
+from gpuback._core.output_files import replacing
+from gpuback._core.places import follow
 from gpuback.errors import BackendError
 
 ENVIRONMENT = "GPUBACK_CACHE_DIR"
-_LEFTOVER_SECONDS = 24 * 3600  # no write takes a day, on any machine
+_ROOT = 0
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Entry(NamedTuple):
@@ -68,13 +73,17 @@ def folder() -> Path:
 
 
 def find(key: str, suffix: str) -> Entry | None:
-    """Return the entry of that key, if there is one and it is sound."""
-    with contextlib.suppress(OSError):
-        place = folder()
-        if os.environ.get(ENVIRONMENT) or _is_private(place):
-            entry = _read(place, key, suffix)
-            if entry is not None:
-                return entry
+    """Return the entry of that key, if there is one, it is sound, and nobody else can have written it.
+
+    Raises:
+        BackendError: others can write to the folder that `GPUBACK_CACHE_DIR` names.
+    """
+    try:
+        entry = _read(_safe(folder()), key, suffix)
+        if entry is not None:
+            return entry
+    except OSError as error:
+        _refuse_chosen(error)
     return _read(_temporary_folder(), key, suffix) if _temporary_folder.cache_info().currsize else None
 
 
@@ -82,13 +91,14 @@ def keep(key: str, suffix: str, content: bytes, record: Mapping[str, Any]) -> En
     """Write an entry, or take the one that another process has just written.
 
     Raises:
-        BackendError: there is no place to write to.
+        BackendError: there is no place to write to, or others can write to the folder that `GPUBACK_CACHE_DIR` names.
     """
     try:
         place = folder()
         _make(place)
-        return _write(place, key, suffix, content, record)
+        return _write(_safe(place), key, suffix, content, record)
     except OSError as error:
+        _refuse_chosen(error)
         # Windows does not replace a file that another process has open. The entry is there already then.
         entry = find(key, suffix)
         if entry is not None:
@@ -100,6 +110,18 @@ def keep(key: str, suffix: str, content: bytes, record: Mapping[str, Any]) -> En
         raise BackendError(
             f"compiled kernels cannot be written to a temporary folder either: {error}; "
             f"set {ENVIRONMENT} to a folder that can be written"
+        ) from error
+
+
+class _UnsafeError(PermissionError):
+    """Others can put files there. The GPU would run them."""
+
+
+def _refuse_chosen(error: OSError) -> None:
+    if isinstance(error, _UnsafeError) and os.environ.get(ENVIRONMENT):
+        raise BackendError(
+            f"{ENVIRONMENT}={os.environ[ENVIRONMENT]}: {error}, and what is in the folder runs on the GPU. Remedy: "
+            f"chmod go-w and chown the folder, or set {ENVIRONMENT} to one that is yours alone"
         ) from error
 
 
@@ -129,22 +151,44 @@ def _home() -> Path:
         raise FileNotFoundError(f"no home folder: {error}") from error
 
 
-def _is_private(place: Path) -> bool:
-    """Say whether only this user could have put files there. The GPU would run them."""
+def _safe(place: Path, *, to_write: bool = True) -> Path:
+    """Return the place without links, once all of the way there is known to be the user's and root's alone.
+
+    Args:
+        place: a folder; what of it does not exist is safe.
+        to_write: files go there, so that the sticky bit of the folder itself is not enough.
+
+    Raises:
+        _UnsafeError: naming the folder that is not.
+    """
     if os.name != "posix":
-        return True
-    status = place.stat()
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return place
+
+    def require_safe(path: str, status: os.stat_result) -> None:
+        if status.st_uid not in _trusted():
+            raise _UnsafeError(f"{path} belongs to another user ({status.st_uid})")
+        sticky = status.st_mode & stat.S_ISVTX and not (to_write and path == end)
+        if not stat.S_ISLNK(status.st_mode) and status.st_mode & _OTHERS_WRITE and not sticky:
+            raise _UnsafeError(f"other users can write to {path}")
+
+    end = follow(str(place), lambda path, status: None)
+    return Path(follow(str(place), require_safe))
+
+
+def _trusted() -> tuple[int, ...]:
+    return _ROOT, os.geteuid()
 
 
 def _make(place: Path) -> None:
-    """Make the folder, private to the user. One that was chosen by name is taken as it is."""
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make the folder, and those above that are missing, private to the user."""
+    _safe(place.parent, to_write=False)
+    missing = [folder for folder in place.parents if not folder.exists()]
+    for folder in (*reversed(missing), place):  # mkdir's mode does not reach the parents
+        folder.mkdir(mode=0o700, exist_ok=True)
+    # The platform's folder is gpuback's own. What others have put there stays refused: it is theirs.
     if os.name == "posix" and not os.environ.get(ENVIRONMENT):
-        status = place.stat()
-        if status.st_uid != os.geteuid():
-            raise PermissionError(f"{place} belongs to another user")
-        if stat.S_IMODE(status.st_mode) & 0o077:
+        status = place.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
             place.chmod(0o700)
 
 
@@ -164,12 +208,24 @@ def _seal(key: str, content: bytes, record: Mapping[str, Any]) -> str:
 def _read(place: Path, key: str, suffix: str) -> Entry | None:
     path = place / (key + suffix)
     try:
-        head = json.loads((place / f"{key}.json").read_bytes())
-        content = path.read_bytes()
+        head = json.loads(_content(place / f"{key}.json"))
+        content = _content(path)
         sound = head["bytes"] == len(content) and head["sha256"] == _seal(key, content, head["record"])
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
     return Entry(path, head["record"]) if sound else None
+
+
+def _content(path: Path) -> bytes:
+    """Read a file that is no link, pipe or device, and that nobody else can write to."""
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(path, "rb", opener=lambda name, _: os.open(name, os.O_RDONLY | flags)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _UnsafeError(f"{path} is no file")
+        if os.name == "posix" and (status.st_uid not in _trusted() or status.st_mode & _OTHERS_WRITE):
+            raise _UnsafeError(f"other users can write to {path}")
+        return file.read()
 
 
 def _write(place: Path, key: str, suffix: str, content: bytes, record: Mapping[str, Any]) -> Entry:
@@ -177,17 +233,7 @@ def _write(place: Path, key: str, suffix: str, content: bytes, record: Mapping[s
     found: dict[str, Any] = json.loads(json.dumps(record))  # what a reader will see: lists for tuples
     head = {"bytes": len(content), "sha256": _seal(key, content, found), "record": found}
     path = place / (key + suffix)
-    _remove_leftovers(place)
-    with replacing(path) as file:
-        file.write(content)
-    with replacing(place / f"{key}.json") as file:
-        file.write(json.dumps(head, indent=1).encode())
+    for file_path, file_content in ((path, content), (place / f"{key}.json", json.dumps(head, indent=1).encode())):
+        with replacing(file_path, anew=True) as file:
+            file.write(file_content)
     return Entry(path, found)
-
-
-def _remove_leftovers(place: Path) -> None:
-    """Remove the temporary files of writers that were killed."""
-    for leftover in place.glob(".gpuback-*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                leftover.unlink()

@@ -15,7 +15,8 @@ _IF = re.compile(r"\s*#\s*if(?P<negated>n?def\b|\b)(?P<condition>.*)")
 _ELSE = re.compile(r"\s*#\s*el(se|if|ifdef|ifndef)\b")
 _ENDIF = re.compile(r"\s*#\s*endif\b")
 _COMMENT = re.compile(r"//[^\n]*")
-_DECLARATION = r"\bKERNEL\s+(?:__(?:launch_bounds|cluster_dims)__\s*\([^()]*\)\s*)*(\w+)\s*\(([^()]*)\)"
+# Between the two stand __launch_bounds__(…) and the like, or a macro for them.
+_DECLARATION = r"\bKERNEL\s+(?:\w+\s*\([^()]*\)\s*)*?(\w+)\s*\(([^()]*)\)\s*\{"
 _KERNEL = re.compile(_DECLARATION)
 _KERNEL_MACRO = re.compile(rf"^#define (\w+)\(([^()]*)\).*?{_DECLARATION}", re.MULTILINE)
 _EMULATOR = re.compile(r"(defined\s*\(?\s*)?GPUBACK_EMULATOR\b")

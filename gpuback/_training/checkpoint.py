@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import Any
 
 import numpy as np
 
-from gpuback._backends.protocol import LossScale
+from gpuback._backends.protocol import LARGEST_SCALE, SMALLEST_SCALE, LossScale
 from gpuback._core import persistence
+from gpuback._core.fields import Fields, shown
+from gpuback._core.output_files import require_writable
 from gpuback._core.typing import Array, PathLike
 from gpuback._network.mlp import MLP
 from gpuback._training.history import History
 from gpuback._training.optimizers import Optimizer
-from gpuback.errors import FileFormatError, OptionError
+from gpuback.errors import OptionError
 
 SECONDS_BETWEEN_WRITES = 1.0
 STATE = "optimizer."
@@ -33,8 +36,7 @@ class Checkpoint:
 
     def __init__(self, path: PathLike, identity: dict[str, Any]) -> None:
         self.path = os.fspath(path)
-        persistence.require_folder(self.path)
-        persistence.remove_leftovers(self.path)
+        require_writable(self.path, regular=True)
         self._identity = identity
         self._written = -float("inf")
 
@@ -84,40 +86,82 @@ class Checkpoint:
         the next epoch.
 
         Raises:
-            FileFormatError: the file is damaged or no checkpoint.
+            FileFormatError: the file is damaged or no checkpoint; the message names the field. Nothing has changed.
             OptionError: it is another run's; the message names the difference.
         """
-        arrays, metadata = persistence.read(self.path, kind="checkpoint")
-        try:
-            saved, here = metadata["run"], _jsonable(self._identity)
-            for name in here | saved:  # an option that is at its default need not be there
-                if saved.get(name) != here.get(name):
-                    there, now = (repr(run[name]) if name in run else "the default" for run in (saved, here))
-                    raise OptionError(
-                        f"checkpoint {self.path} is another run's: {name} is {there} there and {now} here. "
-                        "Remedy: the same options, another file, or resume=False"
-                    )
-            theta, best = arrays["theta"], arrays.get("best_theta")
-            seen = {name: arrays[name].tolist() for name in ("loss", "validation_loss", "learning_rate")}
-            best_epoch, steps, seed = metadata["best_epoch"], metadata["steps"], metadata["seed"]
-            step_count, learning_rate = metadata["step_count"], metadata["learning_rate"]
-            loss_scale = metadata["loss_scale"]
-            skipped = 0 if loss_scale is None else loss_scale[2]
-            batches = metadata.get("batches", steps + skipped)  # older files do not have it
-        except KeyError as error:
-            raise FileFormatError(
-                f"{self.path}: expected a checkpoint of gpuback.fit, got one without {error}"
-            ) from error
-        state = {name.removeprefix(STATE): array for name, array in arrays.items() if name.startswith(STATE)}
+        fields = Fields(self.path, "a checkpoint of gpuback.fit", *persistence.read(self.path, kind="checkpoint"))
+        self._require_same_run(fields)
+        seed, step_count, learning_rate = self._seed(fields), fields.count("step_count"), fields.rate("learning_rate")
+        steps = fields.count("steps", highest=step_count)
+        loss_scale = _loss_scale(fields, scale is not None)
+        skipped = 0 if loss_scale is None else loss_scale[2]
+        # older files do not have it
+        batches = fields.count("batches", steps) if fields.has("batches") else steps + skipped
+        seen = _seen(fields)
+        best_epoch, best = fields.value("best_epoch"), None
+        one_each = net.theta.shape, net.theta.dtype
+        if seen["validation_loss"]:
+            best_epoch = fields.count("best_epoch", highest=len(seen["validation_loss"]) - 1)
+            best = fields.array("best_theta", *one_each)
+        elif best_epoch is not None:
+            fields.refuse("best_epoch", "None, as there is no validation loss", best_epoch)
+        theta = fields.array("theta", *one_each)
+        state = {name: fields.array(STATE + name, *one_each) for name in optimizer._state_names}
+        known = ("theta", *seen, *(STATE + name for name in state), *(() if best is None else ("best_theta",)))
+        fields.require_arrays(known)
+
         optimizer._restore(net, state, step_count)
         optimizer.learning_rate = learning_rate
-        if scale is not None:
-            scale.state = tuple(loss_scale)
+        if scale is not None and loss_scale is not None:
+            scale.state = loss_scale
         net.theta = theta
         history.loss, history.validation_loss, history.learning_rate = seen.values()
         history.best_epoch, history.steps, history._batches = best_epoch, steps, batches
         history.stopped_early = patience is not None and history.epochs_since_best >= patience
         return seed, None if best is None else net.ops.asarray(best, net.theta.dtype, "best_theta")
+
+    def _require_same_run(self, fields: Fields) -> None:
+        saved, here = fields.mapping("run"), _jsonable(self._identity)
+        for name in here | saved:  # an option that is at its default need not be there
+            if saved.get(name) != here.get(name):
+                there, now = (shown(run[name]) if name in run else "the default" for run in (saved, here))
+                raise OptionError(
+                    f"checkpoint {self.path} is another run's: {name} is {there} there and {now} here. "
+                    "Remedy: the same options, another file, or resume=False"
+                )
+
+    def _seed(self, fields: Fields) -> int:
+        given = self._identity.get("seed")
+        seed = fields.value("seed")
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 or given not in (None, seed):
+            fields.refuse("seed", "an integer ≥ 0" if given is None else repr(given), seed)
+        return seed
+
+
+def _seen(fields: Fields) -> dict[str, list[float]]:
+    """Return the losses and learning rates of the epochs so far."""
+    names = ("loss", "validation_loss", "learning_rate")
+    seen: dict[str, list[float]] = {name: fields.array(name, None, np.dtype(np.float64)).tolist() for name in names}
+    epochs = len(seen["loss"])
+    for name, lengths in (("learning_rate", (epochs,)), ("validation_loss", (0, epochs))):
+        if len(seen[name]) not in lengths:
+            fields.refuse(name, f"a number for each of {epochs} epochs", f"{len(seen[name])} numbers")
+    return seen
+
+
+def _loss_scale(fields: Fields, expected: bool) -> tuple[float, int, int] | None:
+    """Return the state of a `LossScale`, if one is expected."""
+    state = fields.value("loss_scale")
+    if not expected:
+        if state is not None:
+            fields.refuse("loss_scale", "None", state)
+        return None
+    if not isinstance(state, list) or len(state) != 3 or not isinstance(state[0], float):
+        fields.refuse("loss_scale", "a number and two counts", state)
+    scale = state[0]
+    if not SMALLEST_SCALE <= scale <= LARGEST_SCALE or math.frexp(scale)[0] != 0.5:
+        fields.refuse("loss_scale", f"a power of two from {SMALLEST_SCALE} to {LARGEST_SCALE}", scale)
+    return scale, fields.checked_count("loss_scale", state[1]), fields.checked_count("loss_scale", state[2])
 
 
 def _jsonable(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,9 @@ class Dataset:
         return int(self.y.max()) + 1
 
 
-def load(source: PathLike, *, target: str | None = None, labels: PathLike | None = None) -> Dataset:
+def load(
+    source: PathLike, *, target: str | None = None, labels: PathLike | None = None, max_bytes: int | None = None
+) -> Dataset:
     """Load a data set.
 
     Args:
@@ -88,6 +91,8 @@ def load(source: PathLike, *, target: str | None = None, labels: PathLike | None
             an IDX file of images, gzipped or not, under any name.
         target: .csv only: the name of the target's column; the last by default.
         labels: IDX only: the file of labels; by default it is looked for beside the images under MNIST's naming.
+        max_bytes: how much a compressed file (.npz, gzipped IDX) may unpack to. None: 256 MiB or, if that is more, 20
+            times the file's size.
 
     Returns:
         The data set. Values are as stored, but for digits (divided by 16) and IDX images of unsigned bytes (divided
@@ -95,9 +100,10 @@ def load(source: PathLike, *, target: str | None = None, labels: PathLike | None
 
     Raises:
         UnknownSourceError: no such name and no such file.
-        OptionError: target or labels cannot apply, or name no column or file.
+        OptionError: target or labels cannot apply, or name no column or file; max_bytes is no integer ≥ 1.
         FileFormatError: the file is malformed.
-        DataError: the data cannot be trained on: not finite, no rows, lengths that differ, not real numbers.
+        DataError: the data cannot be trained on: not finite, no rows, lengths that differ, not real numbers, more than
+            max_bytes, or more than there is memory for.
         LabelError: a label is negative or absurdly large.
         MissingExtraError: a built-in set was asked for without scikit-learn.
     """
@@ -106,14 +112,17 @@ def load(source: PathLike, *, target: str | None = None, labels: PathLike | None
         return _load_built_in(source)
     path = os.fspath(source)
     kind = _kind_of_file(path)
-    if kind == "csv":
-        _refuse(path, "a .csv file", labels=labels)
-        return _load_csv(path, target)
-    if kind == "npz":
-        _refuse(path, "an .npz file", target=target, labels=labels)
-        return _load_npz(path)
-    _refuse(path, "an IDX file", target=target)
-    return _load_idx(path, labels)
+    try:
+        if kind == "csv":
+            _refuse(path, "a .csv file", labels=labels)
+            return _load_csv(path, target)
+        if kind == "npz":
+            _refuse(path, "an .npz file", target=target, labels=labels)
+            return _load_npz(path, max_bytes)
+        _refuse(path, "an IDX file", target=target)
+        return _load_idx(path, labels, max_bytes)
+    except MemoryError as error:
+        raise DataError(f"{path}: expected data that fit in memory: {error or 'there is not enough'}") from error
 
 
 def _refuse(source: str, what: str, **options: object) -> None:
@@ -131,6 +140,8 @@ def _kind_of_file(path: str) -> str:
         )
     if os.path.isdir(path):
         raise FileFormatError(f"{path}: expected a file, found a folder")
+    if stat.S_ISCHR(os.stat(path).st_mode):  # /dev/zero never ends
+        raise FileFormatError(f"{path}: expected a file, found a device")
     extension = os.path.splitext(path)[1].lower()
     if extension in (".npz", ".csv"):
         return extension[1:]
@@ -145,6 +156,15 @@ def _kind_of_file(path: str) -> str:
         f"{path}: expected an .npz, .csv or IDX file, found a name that ends in {extension!r} and content that starts"
         f" with {start!r}"
     )
+
+
+def files_of(source: PathLike, labels: PathLike | None = None) -> list[str]:
+    """List the files that `load` would read, as far as they exist."""
+    if isinstance(source, str) and source in BUILT_IN:
+        return []
+    path = os.fspath(source)
+    found = [path, *(_labels_candidates(path) if labels is None else [os.fspath(labels)])]
+    return list(filter(os.path.exists, found))
 
 
 def _load_built_in(name: str) -> Dataset:
@@ -171,8 +191,8 @@ def _load_csv(path: str, target: str | None) -> Dataset:
     return Dataset(os.path.basename(path), table.x, y, table.feature_names)
 
 
-def _load_npz(path: str) -> Dataset:
-    x, y = read_npz(path)
+def _load_npz(path: str, max_bytes: int | None) -> Dataset:
+    x, y = read_npz(path, max_bytes)
     for name, array in (("x", x), ("y", y)):
         if array.dtype.kind not in "biuf":
             raise DataError(f"{path}, array {name!r}: expected real numbers, found dtype {array.dtype}")
@@ -196,14 +216,14 @@ def _load_npz(path: str) -> Dataset:
     return Dataset(os.path.basename(path), x, y)
 
 
-def _load_idx(path: str, labels: PathLike | None) -> Dataset:
-    images = read_idx(path)
+def _load_idx(path: str, labels: PathLike | None, max_bytes: int | None) -> Dataset:
+    images = read_idx(path, max_bytes=max_bytes)
     if images.ndim < 2:
         raise FileFormatError(
             f"{path}, byte 3: expected images, with at least 2 dimensions, found {images.ndim} (a file of labels?)"
         )
     labels_path = _labels_beside(path) if labels is None else os.fspath(labels)
-    y = read_idx(labels_path)
+    y = read_idx(labels_path, max_bytes=max_bytes)
     if y.ndim != 1 or y.dtype.kind == "f":
         raise FileFormatError(
             f"{labels_path}, byte 2: expected labels, whole numbers in 1 dimension, found {y.dtype} in {y.ndim}"
@@ -220,13 +240,7 @@ def _load_idx(path: str, labels: PathLike | None) -> Dataset:
 
 def _labels_beside(path: str) -> str:
     """train-images-idx3-ubyte → train-labels-idx1-ubyte, with a dot or a dash before "idx", with or without .gz."""
-    folder, name = os.path.split(path)
-    stem, found, _ = name.rpartition("images")
-    candidates = [
-        os.path.join(folder, f"{stem}labels{mark}idx1-ubyte{end}")
-        for mark, end in itertools.product("-.", ("", ".gz"))
-        if found
-    ]
+    candidates = _labels_candidates(path)
     for candidate in candidates:
         if os.path.exists(candidate):
             return candidate
@@ -234,6 +248,13 @@ def _labels_beside(path: str) -> str:
     raise OptionError(
         f"{path}: expected a file of labels beside the images; looked for {looked_for}. Name it: labels=…"
     )
+
+
+def _labels_candidates(path: str) -> list[str]:
+    folder, name = os.path.split(path)
+    stem, found, _ = name.rpartition("images")
+    ends = itertools.product("-.", ("", ".gz")) if found else ()
+    return [os.path.join(folder, f"{stem}labels{mark}idx1-ubyte{end}") for mark, end in ends]
 
 
 def _checked_samples(array: np.ndarray, where: str) -> np.ndarray:

@@ -7,7 +7,6 @@ big-endian uint32, then the elements, big-endian, in C order. http://yann.lecun.
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import os
 import zlib
@@ -15,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from gpuback._core.persistence import replacing
+from gpuback._core.output_files import replacing
 from gpuback._core.typing import PathLike
+from gpuback.datasets.unpacking import Readable, read_unpacked, read_up_to, unpacked_limit
 from gpuback.errors import DtypeError, FileFormatError, ShapeError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -31,29 +31,32 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 }
 _CODES = {dtype.newbyteorder("="): code for code, dtype in _DTYPES.items()}
 _MAX_DIMENSIONS = 32  # what every NumPy can hold
-_READ_BYTES = 1 << 20  # at most this is allocated ahead of what the file turns out to hold
 
 
-def read_idx(path: PathLike) -> np.ndarray:
+def read_idx(path: PathLike, *, max_bytes: int | None = None) -> np.ndarray:
     """Read an IDX file, gzipped or not (its first bytes tell, not its name).
 
     Args:
         path: the file.
+        max_bytes: how much a gzipped file may unpack to; None: 256 MiB or, if that is more, 20 times the file's size.
 
     Returns:
         An array of the file's shape and element type: uint8, int8, int16, int32, float32 or float64, in native order.
 
     Raises:
         FileFormatError: the file is not IDX, is cut short, goes on after its last element, or its gzip is corrupt.
+        DataError: it unpacks to more than max_bytes.
+        OptionError: max_bytes is no integer ≥ 1.
     """
     path = os.fspath(path)
     with open(path, "rb") as file:
         zipped = file.peek(2)[:2] == GZIP_MAGIC
+        allowed = unpacked_limit(file, max_bytes)
         try:
             if not zipped:
-                return _read_stream(path, file)
+                return _read_stream(path, file, None)
             with gzip.GzipFile(fileobj=file) as unzipped:
-                return _read_stream(f"{path} (unzipped)", unzipped)
+                return _read_stream(f"{path} (unzipped)", unzipped, allowed)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise FileFormatError(f"{path}: expected a whole gzip file: {error}") from error
 
@@ -85,8 +88,8 @@ def write_idx(path: PathLike, array: np.ndarray) -> None:
         file.write(content)
 
 
-def _read_stream(path: str, file: io.BufferedIOBase) -> np.ndarray:
-    magic = _read_up_to(file, 4)
+def _read_stream(path: str, file: Readable, allowed: int | None) -> np.ndarray:
+    magic = read_up_to(file, 4)
     if len(magic) < 4:
         raise FileFormatError(f"{path}: expected IDX, which starts with 4 bytes, found {len(magic)} bytes")
     if magic[:2] != b"\0\0":
@@ -99,7 +102,7 @@ def _read_stream(path: str, file: io.BufferedIOBase) -> np.ndarray:
     if magic[3] > _MAX_DIMENSIONS:
         raise FileFormatError(f"{path}, byte 3: expected at most {_MAX_DIMENSIONS} dimensions, found {magic[3]}")
     header_bytes = 4 * magic[3]
-    header = _read_up_to(file, header_bytes)
+    header = read_up_to(file, header_bytes)
     if len(header) < header_bytes:
         raise FileFormatError(
             f"{path}, byte 4: expected {magic[3]} dimensions in {header_bytes} bytes, found {len(header)} bytes"
@@ -107,7 +110,7 @@ def _read_stream(path: str, file: io.BufferedIOBase) -> np.ndarray:
     shape = tuple(int(n) for n in np.frombuffer(header, dtype=">u4"))
     dtype = _DTYPES[magic[2]]
     expected = math.prod(shape) * dtype.itemsize
-    data = _read_up_to(file, expected + 1)
+    data = read_unpacked(path, file, expected, allowed)
     if len(data) != expected:
         found = f"{len(data)} bytes" if len(data) < expected else "more"
         raise FileFormatError(
@@ -118,11 +121,3 @@ def _read_stream(path: str, file: io.BufferedIOBase) -> np.ndarray:
         return np.frombuffer(data, dtype=dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
     except ValueError as error:  # an axis of length 0 beside absurd ones
         raise FileFormatError(f"{path}, byte 4: expected dimensions of an array, found {shape}: {error}") from error
-
-
-def _read_up_to(file: io.BufferedIOBase, n_bytes: int) -> bytearray:
-    """Read the next n bytes, or fewer at the file's end. They are read in pieces, so a wrong n costs no memory."""
-    data = bytearray()
-    while chunk := file.read(min(_READ_BYTES, n_bytes - len(data))):
-        data += chunk
-    return data

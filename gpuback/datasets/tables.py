@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import itertools
+import math
 import os
 import zipfile
 from collections import Counter
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from gpuback.errors import DataError, FileFormatError, OptionError
+from gpuback.datasets.unpacking import Readable, read_unpacked, unpacked_limit
+from gpuback.errors import DataError, FileFormatError, GpubackError, OptionError
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -65,11 +67,17 @@ def read_csv(path: str, target: str | None) -> Table:
     )
 
 
-def read_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the arrays `x` and `y` of an .npz file, as stored; other arrays in it are not read."""
+def read_npz(path: str, max_bytes: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Read the arrays `x` and `y` of an .npz file, as stored; other arrays in it are not read.
+
+    Args:
+        path: the file.
+        max_bytes: see `unpacked_limit`; of both arrays together.
+    """
     where = path
     arrays = []
     with open(path, "rb") as file:
+        allowed = unpacked_limit(file, max_bytes)
         try:
             with zipfile.ZipFile(file) as archive:
                 held = {name.removesuffix(".npy") for name in archive.namelist()}
@@ -77,7 +85,10 @@ def read_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
                     for name in ("x", "y"):
                         where = f"{path}, array {name!r}"
                         with archive.open(f"{name}.npy") as member:
-                            arrays.append(np.lib.format.read_array(member, allow_pickle=False))
+                            arrays.append(_read_array(where, member, allowed))
+                        allowed -= arrays[-1].nbytes
+        except GpubackError:
+            raise
         # On damaged bytes zipfile and NumPy raise many kinds of errors: beside BadZipFile and ValueError, fuzzing met
         # OSError, KeyError, RuntimeError, NotImplementedError, SyntaxError, TokenError and zlib.error.
         except Exception as error:
@@ -87,6 +98,26 @@ def read_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
     if not arrays:
         raise FileFormatError(f"{path}: expected arrays named x and y, found {', '.join(sorted(held)) or 'none'}")
     return arrays[0], arrays[1]
+
+
+def _read_array(where: str, member: Readable, allowed: int) -> np.ndarray:
+    """Read an .npy file to its end, where a zip's member is held against its CRC. Memory follows what there is."""
+    version = np.lib.format.read_magic(member)
+    if version not in ((1, 0), (2, 0)):
+        raise FileFormatError(f"{where}: expected version 1.0 or 2.0 of .npy, found {version[0]}.{version[1]}")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(member)
+    if dtype.hasobject:
+        raise FileFormatError(f"{where}: expected numbers, found Python objects (dtype {dtype})")
+    if min(shape, default=0) < 0:
+        raise FileFormatError(f"{where}: expected the shape of an array, found {shape}")
+    expected = math.prod(shape) * dtype.itemsize
+    data = read_unpacked(where, member, expected, allowed)
+    if len(data) != expected:
+        found = f"{len(data)} bytes" if len(data) < expected else "more"
+        raise FileFormatError(f"{where}: expected {expected} bytes for shape {shape} of {dtype}, found {found}")
+    array: np.ndarray = np.frombuffer(data, dtype)
+    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 
 def _decoded_lines(path: str, file: BinaryIO) -> Iterator[str]:

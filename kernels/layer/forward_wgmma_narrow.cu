@@ -79,11 +79,15 @@ KERNEL __launch_bounds__(THREADS, 1) forward_wgmma_narrow(
     mbarrier_init(at.w_full(), 1);
     fence_mbarrier_init();
   }
+  if (threadIdx.x == 32) {  // before they are needed
+    prefetch_tensormap(&h_map);
+    prefetch_tensormap(&w_map);
+  }
   __syncthreads();  // barriers are initialised, and the bias is there
 
   if (warpgroup == 0) {
     setmaxnreg_dec<40>();
-    if (warp || !elect_one()) return;
+    if (warp || !steps || !elect_one()) return;
     mbarrier_arrive_expect_tx(at.w_full(), W_BYTES);
     for (int p = 0; p < IN / 64; ++p) tma_load_2d(at.w + p * W_PANEL, &w_map, at.w_full(), p * 64, 0);
     for (int step = 0; step < steps; ++step) {
@@ -97,7 +101,7 @@ KERNEL __launch_bounds__(THREADS, 1) forward_wgmma_narrow(
   } else {
     setmaxnreg_inc<232>();
     const int consumer = warpgroup - 1;
-    mbarrier_wait(at.w_full(), 0);
+    if (steps) mbarrier_wait(at.w_full(), 0);
 #pragma unroll 1
     for (int step = consumer; step < steps; step += CONSUMERS) {
       const int s = step % STAGES, row = (first + step) * PANEL_ROWS;

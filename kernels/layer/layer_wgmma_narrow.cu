@@ -57,9 +57,10 @@ const int TILES_O = SHARES_STAGES ? PANELS_OUT / CONSUMERS : PANELS_OUT, COUNT =
 // A block's sums as rows of 32 packs, a pack for each lane: those of dw as a warp's lanes hold them, four rows (warps)
 // for each fragment of 64 x 8; then db, 128 numbers a row. Warps take them in turn.
 const int DW_ROWS = OUT / 64 * (IN / 8) * 4, DB_ROWS = (OUT + 127) / 128, UNITS = CLUSTER * CONSUMER_WARPS;
+const int DB_GROUPS = DB_THREADS / (OUT / 8);  // threads that add the same 8 columns of da
+const int DB_PITCH = DB_THREADS + 4;           // of their sums on the way to db: no bank is met twice
 const int ROWS_PER_UNIT = (DW_ROWS + DB_ROWS + UNITS - 1) / UNITS;
-const int DB_GROUPS = DB_THREADS / (OUT / 8);  // threads that add the same columns of da
-static_assert((DW_ROWS + DB_ROWS) * 512 + DB_GROUPS * OUT * 4 <= PANELS - W_BYTES, "sums take the stages' memory");
+static_assert((DW_ROWS + DB_ROWS) * 512 + 8 * DB_PITCH * 4 <= PANELS - W_BYTES, "sums take the stages' memory");
 
 const int PREFETCH = 12;  // of the reduction: 512 PREFETCH bytes for each warp, in the same memory
 static_assert(CONSUMER_WARPS * PREFETCH * 512 <= PANELS, "the reduction takes shared memory");
@@ -113,7 +114,7 @@ DEVICE void multiply_weights(float (&dw)[TILES_O][COUNT], uint32 da, uint32 h) {
 // Asks for w and for one stage after the other, as soon as it is empty: one thread.
 DEVICE void ask_for_stages(const Places& at, const Task& task, const TensorMap* da, const TensorMap* h,
                            const TensorMap* w, const TensorMap* source) {
-  if (task.da_prev) {
+  if (task.da_prev && task.steps) {
     mbarrier_arrive_expect_tx(at.w_full(), W_BYTES);
     for (int p = 0; p < PANELS_IN; ++p) tma_load_2d(at.w + p * W_PANEL, w, at.w_full(), task.column0 + p * 64, 0);
   }
@@ -131,6 +132,44 @@ DEVICE void ask_for_stages(const Places& at, const Task& task, const TensorMap* 
       if (task.reads_h) tma_load_2d(to, h, full, task.column0 + p * 64, row);
       if (reads_source) tma_load_2d(to + H_BYTES, source, full, task.column0 + p * 64, row);
     }
+  }
+}
+
+// Where da_prev goes.
+struct DeltaOutput {
+  const TensorMap* map;  // of elements
+  float* at;             // of float32, if not null
+  int pitch, n_batch, n_in, activation;
+  float factor;
+};
+
+// Stores da_prev of a step, in elements by way of the staging.
+DEVICE void write_da_prev(const Places& at, const Task& task, float (&d)[COUNT], uint32 source, int step, int consumer,
+                          const DeltaOutput& to) {
+  const int row = task.row0 + step * PANEL_ROWS;
+  if (to.at) {
+    sums_to_global(d, to.at, to.pitch, to.n_batch, to.n_in, row, task.column0, to.factor);
+    return;
+  }
+  const bool stores = threadIdx.x % 128 == 0;
+  const uint32 staging = at.staging(consumer);
+  if (!SHARES_STAGES) {
+    if (stores) bulk_wait_read<0>();
+    bar_sync(OF_CONSUMER + consumer, 128);  // what this consumer staged last has been read
+  } else if (step > 0) {
+    mbarrier_wait(at.staging_free(1 - consumer), (step - 1) / CONSUMERS & 1);
+  }
+  delta_to_panels<Element>(d, source, staging, to.activation);
+  fence_proxy_async();
+  bar_sync(OF_CONSUMER + consumer, 128);  // all rows are staged
+  if (!stores) return;
+#pragma unroll
+  for (int p = 0; p < PANELS_IN; ++p)
+    tma_store_2d(to.map, staging + p * PANEL_BYTES, task.column0 + p * 64, row);
+  bulk_commit();
+  if (SHARES_STAGES) {
+    bulk_wait_read<0>();
+    mbarrier_arrive(at.staging_free(consumer));
   }
 }
 
@@ -153,14 +192,14 @@ DEVICE void add_bias_sums(const Places& at, const Task& task, const unsigned cha
     if (threadIdx.x % 32 == 0) mbarrier_arrive(at.empty(s));
   }
   bar_sync(OF_READERS, 32 * CONSUMER_WARPS + DB_THREADS);  // the stages have been read
-  float* of_groups = db + DB_ROWS * 128;
+  float* of_threads = db + DB_ROWS * 128;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) of_groups[group * OUT + column * 8 + i] = sums[i];
-  bar_sync(OF_DB, DB_THREADS);  // all groups are there
+  for (int i = 0; i < 8; ++i) of_threads[i * DB_PITCH + thread] = sums[i];
+  bar_sync(OF_DB, DB_THREADS);  // all threads' sums are there
   for (int o = thread; o < DB_ROWS * 128; o += DB_THREADS) {
     float sum = 0;
     if (o < OUT)
-      for (int g = 0; g < DB_GROUPS; ++g) sum += of_groups[g * OUT + o];
+      for (int g = 0; g < DB_GROUPS; ++g) sum += of_threads[o % 8 * DB_PITCH + g * (OUT / 8) + o / 8];
     db[o] = sum;
   }
 }
@@ -175,7 +214,10 @@ DEVICE void gather_weights(const float (&dw)[TILES_O][COUNT], float4* rows, int 
     for (int i = 0; i < TILES_O * COUNT / 4; ++i) {
       const float* four = dw[i / (COUNT / 4)] + i % (COUNT / 4) * 4;
       float4 sum = make_float4(four[0], four[1], four[2], four[3]);
-      if (add) sum = sum + own[i * 128];
+      if (add) {
+        const float4 other = own[i * 128];
+        sum = sum + other;
+      }
       own[i * 128] = sum;
     }
   };
@@ -186,6 +228,37 @@ DEVICE void gather_weights(const float (&dw)[TILES_O][COUNT], float4* rows, int 
   if (consumer == 1) put(false);
   bar_sync(OF_CONSUMERS, 32 * CONSUMER_WARPS);  // the second's sums are there
   if (consumer == 0) put(true);
+}
+
+// Adds the sums of the cluster's blocks, then those of all clusters: a warp of the consumers its rows of `rows`.
+DEVICE void reduce_sums(const Task& task, const float4* rows, const Gradient& gradient, const Splits& splits, int split,
+                        float* partials, unsigned* arrivals, Pack<float>* buffers) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
+  const int unit = rank_in_cluster<CLUSTER>() * CONSUMER_WARPS + warp, all_rows = DW_ROWS + (task.bias ? DB_ROWS : 0);
+  float sums[ROWS_PER_UNIT * 4];
+  cluster_sync<CLUSTER>(THREADS);  // all sums are there
+#pragma unroll
+  for (int i = 0; i < ROWS_PER_UNIT; ++i) {
+    const int row = i * UNITS + unit;
+    float4 sum = make_float4(0, 0, 0, 0);
+    if (row < all_rows) sum = sum_of_cluster<CLUSTER>(rows + row * 32 + lane);
+    sums[4 * i] = sum.x, sums[4 * i + 1] = sum.y, sums[4 * i + 2] = sum.z, sums[4 * i + 3] = sum.w;
+  }
+  cluster_sync<CLUSTER>(THREADS);  // they have been read: the reduction takes the memory, and blocks may end
+  if (unit >= all_rows) return;
+
+  const int used = ceil_div(all_rows - unit, UNITS) * 4, place = task.column0 / IN * UNITS + unit;
+  const int64 size = ROWS_PER_UNIT * 4 * 32, stride = ceil_div(gradient.n_in, IN) * UNITS * size;
+  reduce_splits<PREFETCH>(sums, used, partials + place * size, stride, arrivals + place * (split_groups(splits) + 1),
+                          splits, split, buffers + warp * PREFETCH * 32, [&](int index, float sum) {
+    const int row = index / 4 * UNITS + unit, e = index % 4;
+    if (row < DW_ROWS) {
+      const int fragment = row / 4, o = fragment / (IN / 8) * 64 + row % 4 * 16, i = fragment % (IN / 8) * 8;
+      add_weight(gradient, o + fragment_row(e), task.column0 + i + fragment_column(e), sum);
+    } else {
+      add_bias(gradient, (row - DW_ROWS) * 128 + lane * 4 + e, sum);
+    }
+  });
 }
 
 KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
@@ -213,6 +286,11 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
     mbarrier_init(at.w_full(), 1);
     fence_mbarrier_init();
   }
+  if (threadIdx.x == 32) {  // before they are needed
+    prefetch_tensormap(&da_map);
+    if (task.reads_h) prefetch_tensormap(&h_map);
+    if (wants_da_prev) prefetch_tensormap(&w_map);
+  }
   __syncthreads();  // barriers are initialised
 
   float4* rows = (float4*)(memory + W_BYTES);  // the block's sums, once the stages have been read
@@ -224,21 +302,21 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
     }
     if (warp >= 2 && task.bias) add_bias_sums(at, task, memory, (float*)(rows + DW_ROWS * 32));
     if (weights) {
-      cluster_sync<CLUSTER>(THREADS);
+      cluster_sync<CLUSTER>(THREADS);  // as in reduce_sums
       cluster_sync<CLUSTER>(THREADS);
     }
   } else {
     setmaxnreg_inc<232>();
     const int consumer = warpgroup - 1;
-    const bool elements = wants_da_prev && !da_prev_is_float32;
-    const uint32 staging = at.staging(consumer);
+    const DeltaOutput da_prev = {&da_prev_map, da_prev_is_float32 ? (float*)da_prev_bi : nullptr, da_prev_pitch, n_batch,
+                                 n_in, activation, da_prev_factor};
     float dw[TILES_O][COUNT];
 #pragma unroll
     for (int m = 0; m < TILES_O; ++m)
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) dw[m][i] = 0;
 
-    if (wants_da_prev) mbarrier_wait(at.w_full(), 0);
+    if (wants_da_prev && steps) mbarrier_wait(at.w_full(), 0);
 #pragma unroll 1
     for (int step = SHARES_STAGES ? 0 : consumer; step < steps; step += SHARES_STAGES ? 1 : CONSUMERS) {
       const int s = step % STAGES;
@@ -252,30 +330,7 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
         if (weights) multiply_weights(dw, own_da, h);
         wgmma_commit();
         wgmma_wait<1>();  // d is there
-        if (elements) {
-          if (!SHARES_STAGES) {
-            if (threadIdx.x % 128 == 0) bulk_wait_read<0>();
-            bar_sync(OF_CONSUMER + consumer, 128);  // what this consumer staged last has been read
-          } else if (step > 0) {
-            mbarrier_wait(at.staging_free(1 - consumer), (step - 1) / CONSUMERS & 1);
-          }
-          delta_to_panels<Element>(d, SOURCE ? h + H_BYTES : h, staging, activation);
-          fence_proxy_async();
-          bar_sync(OF_CONSUMER + consumer, 128);  // all rows are staged
-          if (threadIdx.x % 128 == 0) {
-#pragma unroll
-            for (int p = 0; p < PANELS_IN; ++p)
-              tma_store_2d(&da_prev_map, staging + p * PANEL_BYTES, task.column0 + p * 64, row0 + step * PANEL_ROWS);
-            bulk_commit();
-            if (SHARES_STAGES) {
-              bulk_wait_read<0>();
-              mbarrier_arrive(at.staging_free(consumer));
-            }
-          }
-        } else {
-          sums_to_global(d, (float*)da_prev_bi, da_prev_pitch, n_batch, n_in, row0 + step * PANEL_ROWS, task.column0,
-                         da_prev_factor);
-        }
+        write_da_prev(at, task, d, SOURCE ? h + H_BYTES : h, step, consumer, da_prev);
       } else {
         if (weights) multiply_weights(dw, own_da, h);
         wgmma_commit();
@@ -288,34 +343,7 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
     bar_sync(OF_READERS, 32 * CONSUMER_WARPS + (task.bias ? DB_THREADS : 0));  // stages and staging have been read
 
     gather_weights(dw, rows, consumer);
-    cluster_sync<CLUSTER>(THREADS);  // all sums are there
-    const int unit = rank_in_cluster<CLUSTER>() * CONSUMER_WARPS + warp - 4;
-    const int all_rows = DW_ROWS + (task.bias ? DB_ROWS : 0), lane = threadIdx.x % 32;
-    float sums[ROWS_PER_UNIT * 4];
-#pragma unroll
-    for (int i = 0; i < ROWS_PER_UNIT; ++i) {
-      const int row = i * UNITS + unit;
-      float4 sum = make_float4(0, 0, 0, 0);
-      if (row < all_rows) sum = sum_of_cluster<CLUSTER>(rows + row * 32 + lane);
-      sums[4 * i] = sum.x, sums[4 * i + 1] = sum.y, sums[4 * i + 2] = sum.z, sums[4 * i + 3] = sum.w;
-    }
-    cluster_sync<CLUSTER>(THREADS);  // they have been read: the reduction takes the memory, and blocks may end
-    if (unit >= all_rows) return;
-
     const Gradient gradient = {dw_oi, db_o, n_out, n_in, factor, accumulate};
-    const Splits all = {n_splits, group_size};
-    const int used = ceil_div(all_rows - unit, UNITS) * 4, place = column * UNITS + unit;
-    const int64 size = ROWS_PER_UNIT * 4 * 32, stride = (int64)(gridDim.x / chains) * UNITS * size;
-    Pack<float>* buffer = (Pack<float>*)memory + (warp - 4) * PREFETCH * 32;
-    reduce_splits<PREFETCH>(sums, used, partials + place * size, stride, arrivals + place * (split_groups(all) + 1), all,
-                            chain / CLUSTER, buffer, [&](int index, float sum) {
-      const int row = index / 4 * UNITS + unit, e = index % 4;
-      if (row < DW_ROWS) {
-        const int fragment = row / 4, o = fragment / (IN / 8) * 64 + row % 4 * 16, i = fragment % (IN / 8) * 8;
-        add_weight(gradient, o + fragment_row(e), task.column0 + i + fragment_column(e), sum);
-      } else {
-        add_bias(gradient, (row - DW_ROWS) * 128 + lane * 4 + e, sum);
-      }
-    });
+    reduce_sums(task, rows, gradient, {n_splits, group_size}, chain / CLUSTER, partials, arrivals, (Pack<float>*)memory);
   }
 }

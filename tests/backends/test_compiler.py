@@ -286,7 +286,7 @@ def test_a_writer_that_fails_leaves_nothing_behind(kept, monkeypatch):
 
 def test_leftovers_of_killed_writers_go_once_they_are_old(kept):
     kept.mkdir()
-    young, old = kept / ".gpuback-0-1-a.tmp", kept / ".gpuback-0-2-b.tmp"
+    young, old = (kept / f".gpuback-1-{digit * 16}.tmp" for digit in "ab")
     for file in (young, old):
         file.touch()
     os.utime(old, (0, time.time() - 2 * 24 * 3600))
@@ -311,19 +311,128 @@ def test_the_folder_is_private_to_the_user(kept, monkeypatch, tmp_path):
     assert cache.find("key", ".cubin") is not None
 
 
-@posix_only
-def test_another_users_folder_is_not_used_unless_it_was_chosen(kept, monkeypatch, tmp_path):
-    cache.keep("key", ".cubin", b"content", {})
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert cache.find("key", ".cubin") is not None  # an image's cache, say, that root filled
+@pytest.fixture
+def others(monkeypatch):
+    """Files are another user's from now on."""
 
+    def make_others():
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        monkeypatch.setattr(cache, "_ROOT", 54321)
+
+    return make_others
+
+
+@posix_only
+def test_another_users_folder_is_not_used(kept, monkeypatch, tmp_path, others):
     monkeypatch.delenv("GPUBACK_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    (tmp_path / "xdg" / "gpuback" / "kernels").mkdir(parents=True)
+    cache.keep("key", ".cubin", b"content", {})
+    others()
+    assert cache.find("key", ".cubin") is None
     with pytest.warns(RuntimeWarning, match="belongs to another user"):
         entry = cache.keep("key", ".cubin", b"content", {})
     assert not entry.path.is_relative_to(tmp_path)
-    assert cache.find("key", ".cubin") == entry
+
+
+@posix_only
+def test_another_users_chosen_folder_is_an_error(kept, monkeypatch, others):
+    cache.keep("key", ".cubin", b"content", {})
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(cache, "_ROOT", kept.stat().st_uid)
+    if Path("/").stat().st_uid == cache._ROOT:
+        assert cache.find("key", ".cubin") is not None  # an image's cache, say, that root filled
+    others()
+    for use in (lambda: cache.find("key", ".cubin"), lambda: cache.keep("key", ".cubin", b"content", {})):
+        with pytest.raises(BackendError, match=r"GPUBACK_CACHE_DIR=.*belongs to another user.* Remedy: chmod go-w"):
+            use()
+
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_a_chosen_folder_that_others_can_write_to_is_an_error(kept, mode):
+    cache.keep("key", ".cubin", b"content", {})
+    kept.chmod(mode)
+    for use in (lambda: cache.find("key", ".cubin"), lambda: cache.keep("key", ".cubin", b"content", {})):
+        with pytest.raises(BackendError, match=r"GPUBACK_CACHE_DIR=.*other users can write to .*kept, and what is in"):
+            use()
+    assert stat.S_IMODE(kept.stat().st_mode) & 0o777 == mode & 0o777
+    kept.chmod(0o755)
+    assert cache.find("key", ".cubin") is not None
+
+
+@posix_only
+@pytest.mark.parametrize(("mode", "safe"), [(0o777, False), (0o775, False), (0o1777, True), (0o755, True)])
+def test_folders_above_count_too(kept, monkeypatch, mode, safe):
+    """Whoever can write to one may put another folder in place of the next. The sticky bit keeps others from that."""
+    kept.mkdir()
+    monkeypatch.setenv("GPUBACK_CACHE_DIR", str(kept / "a" / "b"))
+    kept.chmod(mode)
+    if safe:
+        assert cache.keep("key", ".cubin", b"content", {}).path.parent == kept / "a" / "b"
+        assert stat.S_IMODE((kept / "a").stat().st_mode) == 0o700
+        assert cache.find("key", ".cubin") is not None
+    else:
+        with pytest.raises(BackendError, match=r"other users can write to .*/kept, and"):
+            cache.keep("key", ".cubin", b"content", {})
+        assert list(kept.iterdir()) == []
+
+
+@posix_only
+def test_folders_that_a_link_leads_through_count_too(kept, monkeypatch, tmp_path):
+    kept.mkdir(mode=0o700)
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "link").symlink_to(kept)
+    monkeypatch.setenv("GPUBACK_CACHE_DIR", str(tmp_path / "shared" / "link"))
+    assert cache.keep("key", ".cubin", b"content", {}).path == kept / "key.cubin"
+    (tmp_path / "shared").chmod(0o777)
+    with pytest.raises(BackendError, match=r"other users can write to .*/shared, and"):
+        cache.find("key", ".cubin")
+
+
+@posix_only
+@pytest.mark.parametrize("suffix", [".cubin", ".json"])
+@pytest.mark.parametrize("plant", ["link", "writable", "pipe", "another's"])
+def test_an_entry_that_others_could_have_written_counts_as_absent(kept, monkeypatch, tmp_path, suffix, plant):
+    monkeypatch.delenv("GPUBACK_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    folder = cache.keep("key", ".cubin", b"content", {}).path.parent
+    file = folder / f"key{suffix}"
+    elsewhere = tmp_path / "elsewhere"
+    if plant == "link":
+        file.rename(elsewhere)
+        file.symlink_to(elsewhere)
+    elif plant == "writable":
+        file.chmod(0o666)
+    elif plant == "pipe":
+        file.unlink()
+        os.mkfifo(file)
+    elif os.geteuid() == 0:
+        os.chown(file, 12345, 12345)
+    else:
+        pytest.skip("only root can give a file away")
+    planted = elsewhere.read_bytes() if plant == "link" else None
+    assert cache.find("key", ".cubin") is None
+    if plant != "pipe":
+        cache.keep("key", ".cubin", b"content", {})
+        assert cache.find("key", ".cubin") is not None
+        assert not file.is_symlink()
+        assert planted is None or elsewhere.read_bytes() == planted
+
+
+@posix_only
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+def test_what_another_user_planted_is_not_loaded_once_the_folder_is_private(kept, monkeypatch, tmp_path):
+    monkeypatch.delenv("GPUBACK_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    folder = cache.keep("planted", ".cubin", b"machine code", {}).path.parent
+    for file in folder.iterdir():
+        os.chown(file, 12345, 12345)
+    folder.chmod(0o777)
+    assert cache.find("planted", ".cubin") is None
+    cache.keep("another", ".cubin", b"content", {})
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert cache.find("planted", ".cubin") is None
+    assert cache.find("another", ".cubin") is not None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -490,6 +491,51 @@ def test_data_are_never_overwritten(run: Run, tmp_path: Path) -> None:
     for option in ("--model", "--plot", "--checkpoint"):
         assert_one_line(run("train", "things.csv", option, path), USAGE)
     assert path.read_bytes() == content
+
+
+def test_labels_beside_images_are_never_overwritten(run: Run, tmp_path: Path) -> None:
+    datasets.write_idx(tmp_path / "train-images-idx3-ubyte", np.ones((8, 2, 2), np.uint8))
+    datasets.write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(8, dtype=np.uint8) % 2)
+    content = (tmp_path / "train-labels-idx1-ubyte").read_bytes()
+    assert_one_line(run("train", "train-images-idx3-ubyte", "--model", "train-labels-idx1-ubyte"), USAGE)
+    assert (tmp_path / "train-labels-idx1-ubyte").read_bytes() == content
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links as POSIX has them")
+@pytest.mark.parametrize("output", ["net", "things.csv", "soft", "hard"])
+def test_predict_never_overwrites_what_it_reads(run: Run, tmp_path: Path, output: str) -> None:
+    small_csv(tmp_path / "things.csv")
+    MLP((3, 2), seed=0).save(tmp_path / "net")
+    (tmp_path / "soft").symlink_to("net")
+    (tmp_path / "hard").hardlink_to(tmp_path / "things.csv")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    ran = run("predict", "net", "things.csv", "--target", "kind", "-o", output)
+    assert_one_line(ran, USAGE)
+    assert f"{output} would be overwritten" in ran.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+def test_a_pipe_may_be_an_output(run: Run, tmp_path: Path) -> None:
+    small_csv(tmp_path / "things.csv")
+    MLP((3, 2), seed=0).save(tmp_path / "net")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        succeeded(run("predict", "net", "things.csv", "--target", "kind", "-o", "pipe"))
+        assert os.read(reader, 1 << 16).startswith(b"label,p0,p1\n")
+        assert_one_line(run("train", "things.csv", "--target", "kind", "--checkpoint", "pipe"), USAGE)
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@pytest.mark.parametrize("option", ["--model", "--plot", "--checkpoint"])
+def test_a_name_that_is_too_long_is_found_before_training(run: Run, tmp_path: Path, option: str) -> None:
+    ran = run("train", "iris", option, "n" * 300)
+    assert_one_line(ran, USAGE)
+    assert f"{'n' * 300}: File name too long" in ran.err
+    assert os.listdir(tmp_path) == []
 
 
 def test_features_beyond_the_dtype(run: Run, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpuback.datasets import BUILT_IN, Dataset, UnknownSourceError, load, read_idx, write_idx
+from gpuback.datasets import BUILT_IN, Dataset, UnknownSourceError, load, read_idx, unpacking, write_idx
 from gpuback.errors import (
     DataError,
     DtypeError,
@@ -137,6 +139,14 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(FileFormatError, match=r"notes.txt: expected an .npz, .csv or IDX file.*'.txt'.*b'he'"):
         load(tmp_path / "notes.txt")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no devices here")
+def test_a_device_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "zeros.csv").symlink_to("/dev/zero")
+    for path in (tmp_path / "zeros.csv", "/dev/zero"):
+        with pytest.raises(FileFormatError, match="expected a file, found a device"):
+            load(path)
 
 
 def test_options_that_cannot_apply_are_refused(tmp_path: Path) -> None:
@@ -302,7 +312,7 @@ ONES = np.ones((3, 2))
     [
         ({"x_train": ONES, "y_train": ONES}, FileFormatError, "expected arrays named x and y, found x_train, y_train"),
         ({"x": ONES}, FileFormatError, "expected arrays named x and y, found x$"),
-        ({"x": np.array([[None]]), "y": [0]}, FileFormatError, "array 'x': expected numbers .*Object arrays"),
+        ({"x": np.array([[None]]), "y": [0]}, FileFormatError, "array 'x': expected numbers, found Python objects"),
         ({"x": ONES, "y": [0, 1]}, DataError, "expected x and y of one length, found 3 and 2 rows"),
         ({"x": np.ones(3), "y": [0, 1, 2]}, DataError, r"'x': expected samples of shape \(N, n_features\).*\(3,\)"),
         ({"x": np.ones((0, 2)), "y": np.ones(0)}, DataError, r"'x': expected samples .*found \(0, 2\)"),
@@ -319,6 +329,101 @@ ONES = np.ones((3, 2))
 def test_npz_defects(tmp_path: Path, arrays: dict[str, object], error: type[GpubackError], message: str) -> None:
     with pytest.raises(error, match=f"arrays.npz.*{message}"):
         load(npz_file(tmp_path, **arrays))
+
+
+def test_no_flipped_bit_of_an_npz_changes_the_arrays(tmp_path: Path) -> None:
+    """Its CRC is held against a member only where that is read to its end, beyond what a changed header says.
+
+    The array is larger than what zipfile reads at once.
+    """
+    x, y = np.arange(3600.0).reshape(40, 90), np.arange(40) % 2
+    path = npz_file(tmp_path, x=x, y=y)
+    whole = path.read_bytes()
+    header = whole.index(b"{'descr'")
+    for position in range(header, whole.index(b"\n", header)):
+        for bit in (1, 8):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
+            with pytest.raises(FileFormatError, match="arrays.npz, array 'x'"):
+                load(path)
+
+
+def npz_of(path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+def npy(shape: object, content: bytes, descr: str = "|u1") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (npy((3, 2), bytes(7)), "expected 6 bytes for shape \\(3, 2\\) of uint8, found more"),
+        (npy((3, 2), bytes(5)), "expected 6 bytes for shape \\(3, 2\\) of uint8, found 5 bytes"),
+        (npy((10**12, 10**12), bytes(5)), "expected 1000000000000000000000000 bytes .* found 5 bytes"),
+        (npy((-3, 2), bytes(6)), r"expected the shape of an array, found \(-3, 2\)"),
+        (npy((3, 2), b"", "|V0"), "expected numbers in a whole .npz file"),
+        (b"\x93NUMPY\x09\x00", "expected version 1.0 or 2.0 of .npy, found 9.0"),
+    ],
+)
+def test_npz_members_that_contradict_themselves(tmp_path: Path, member: bytes, message: str) -> None:
+    with pytest.raises(FileFormatError, match=f"arrays.npz, array 'x': {message}"):
+        load(npz_of(tmp_path / "arrays.npz", x=member, y=npy((3,), bytes(3))))
+
+
+def test_npz_in_fortran_order_and_version_2(tmp_path: Path) -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    content = io.BytesIO()
+    np.lib.format.write_array(content, np.asfortranarray(x), version=(2, 0))
+    data = load(npz_of(tmp_path / "arrays.npz", x=content.getvalue(), y=npy((2,), bytes(2))))
+    np.testing.assert_array_equal(data.x, x)
+
+
+# --- what unpacks to too much
+
+
+def test_an_npz_may_unpack_to_a_limit(tmp_path: Path) -> None:
+    path = npz_of(tmp_path / "arrays.npz", x=npy((500, 4), bytes(2000)), y=npy((500,), bytes(500)))
+    load(path, max_bytes=2500)
+    for limit in (1999, 2499):
+        with pytest.raises(DataError, match="array '[xy]': expected to unpack to at most .* found more; max_bytes="):
+            load(path, max_bytes=limit)
+    with pytest.raises(OptionError, match="max_bytes: expected an integer"):
+        load(path, max_bytes=0)
+
+
+def test_a_gzipped_idx_file_may_unpack_to_a_limit(tmp_path: Path) -> None:
+    write_idx(tmp_path / "images", IMAGES)
+    write_idx(tmp_path / "images.gz", IMAGES)
+    np.testing.assert_array_equal(read_idx(tmp_path / "images.gz", max_bytes=24), IMAGES)
+    np.testing.assert_array_equal(read_idx(tmp_path / "images", max_bytes=1), IMAGES)  # is what it is
+    with pytest.raises(DataError, match="images.gz .unzipped.: expected to unpack to at most 23 bytes, found more"):
+        read_idx(tmp_path / "images.gz", max_bytes=23)
+
+
+def test_the_limit_follows_the_files_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "ALWAYS_ALLOWED", 1000)
+    write_idx(tmp_path / "zeros.gz", np.zeros(100_000, np.uint8))
+    with pytest.raises(DataError, match="found more"):
+        read_idx(tmp_path / "zeros.gz")
+    numbers = np.random.default_rng(0).integers(256, size=100_000).astype(np.uint8)
+    write_idx(tmp_path / "numbers.gz", numbers)
+    np.testing.assert_array_equal(read_idx(tmp_path / "numbers.gz"), numbers)
+    assert read_idx(tmp_path / "zeros.gz", max_bytes=10**6).shape == (100_000,)
+
+
+def test_too_little_memory_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("gpuback.datasets._checked_floats", full)
+    with pytest.raises(DataError, match=r"arrays.npz: expected data that fit in memory"):
+        load(npz_file(tmp_path, x=np.ones((2, 2)), y=[0, 1]))
 
 
 def test_npz_cut_short_or_not_a_zip(tmp_path: Path) -> None:

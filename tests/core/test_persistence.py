@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import stat
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpuback._core.persistence import read, remove_leftovers, replacing, write
+import gpuback
+from gpuback._core import persistence
+from gpuback._core.persistence import read, write
 from gpuback.errors import DtypeError, FileFormatError, GpubackError, MissingFolderError, OptionError
 
 DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "uint64", "bool"]
 ARRAYS = {"theta": np.array([1.5, -2.0], np.float32), "step": np.array(7)}
+KILLS = int(os.environ.get("GPUBACK_TEST_KILLS", "4"))
+SAVES = int(os.environ.get("GPUBACK_TEST_SAVES", "50"))
 METADATA = {"sizes": [2, 1], "best": 0.25}
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="permission bits and links as POSIX has them")
@@ -216,6 +224,74 @@ def test_swapped_names_are_refused(file: Path) -> None:
         read(file, kind="model")
 
 
+def resealed(path: Path, arrays: dict[str, np.ndarray], metadata_json: object) -> None:
+    """Write a file whose hash fits, as a forger would."""
+    digest = persistence._digest(arrays, metadata_json, "model") if isinstance(metadata_json, str) else "0" * 64
+    header = {"version": 1, "kind": "model", "metadata": metadata_json, "sha256": digest}
+    path.write_bytes(safetensors.numpy.save(arrays, {"gpuback": json.dumps(header)}))
+
+
+@pytest.mark.parametrize(
+    ("metadata_json", "message"),
+    [
+        ("[1]", "expected metadata by name, found list"),
+        ("{", "expected metadata in JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "expected metadata in JSON"),
+        ("[" * 100_000, "expected metadata in JSON"),
+        ({"a": 1}, "expected metadata and sha256 as texts"),
+        (None, "expected metadata and sha256 as texts"),
+    ],
+    ids=["list", "half", "long number", "nested without end", "object", "none"],
+)
+def test_forged_metadata_are_refused(tmp_path: Path, metadata_json: object, message: str) -> None:
+    resealed(tmp_path / "file", ARRAYS, metadata_json)
+    with pytest.raises(FileFormatError, match=message):
+        read(tmp_path / "file", kind="model")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "message"),
+    [
+        ("F8_E8M0", [4], "array 'a': expected a dtype of .*, found F8_E8M0"),
+        ("F32", [0, 2**62], "array 'a': expected the shape of an array"),
+        ("U8", [1] * 70 + [4], "array 'a': expected the shape of an array"),
+    ],
+)
+def test_an_array_that_numpy_cannot_hold_is_refused(tmp_path: Path, dtype: str, shape: list[int], message: str) -> None:
+    size = 0 if 0 in shape else 4
+    seal = {"version": 1, "kind": "model", "metadata": "{}", "sha256": "0" * 64}
+    header = {
+        "__metadata__": {"gpuback": json.dumps(seal)},
+        "a": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]},
+    }
+    start = json.dumps(header).encode()
+    (tmp_path / "file").write_bytes(len(start).to_bytes(8, "little") + start + bytes(size))
+    with pytest.raises(FileFormatError, match=message):
+        read(tmp_path / "file", kind="model")
+
+
+def test_a_file_that_is_truncated_while_it_is_read_ends_no_process(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped one would: SIGBUS."""
+
+    def truncate(content: bytes) -> Any:
+        os.truncate(file, 0)
+        return deserialize(content)
+
+    deserialize = persistence.deserialize
+    monkeypatch.setattr(persistence, "deserialize", truncate)
+    assert_same(read(file, kind="model")[0], ARRAYS)
+    with pytest.raises(FileFormatError, match="found 0 bytes"):
+        read(file, kind="model")
+
+
+@posix_only
+def test_a_pipe_and_a_device_are_no_safetensors_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(FileFormatError, match="found a pipe or device"):
+            read(path, kind="model")
+
+
 def test_a_missing_file_is_what_python_says(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "absent", kind="model")
@@ -268,15 +344,6 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_no_litter(
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_a_block_that_raises_leaves_the_old_file(file: Path) -> None:
-    before = file.read_bytes()
-    with pytest.raises(ZeroDivisionError), replacing(file) as opened:
-        opened.write(b"half")
-        raise ZeroDivisionError
-    assert file.read_bytes() == before
-    assert os.listdir(file.parent) == [file.name]
-
-
 def test_a_folder_that_cannot_be_synced_is_no_failure(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cannot_open(*_: object) -> int:
         raise PermissionError("a folder cannot be opened on Windows")
@@ -300,6 +367,23 @@ def test_writers_at_the_same_time_do_not_mix(file: Path) -> None:
     arrays, metadata = read(file, kind="model")
     assert (arrays["theta"] == metadata["value"]).all()
     assert os.listdir(file.parent) == [file.name]
+
+
+def test_an_array_that_changes_while_it_is_saved_makes_a_sound_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theta = np.zeros(3)
+
+    def digest_of(arrays: dict[str, np.ndarray], metadata_json: str, kind: str) -> str:
+        value = digest(arrays, metadata_json, kind)
+        theta[...] = 1  # as a step of training in another thread
+        return value
+
+    digest = persistence._digest
+    with monkeypatch.context() as patched:
+        patched.setattr(persistence, "_digest", digest_of)
+        write(file, {"theta": theta}, {}, kind="model")
+    assert_same(read(file, kind="model")[0], {"theta": np.zeros(3)})
 
 
 def test_a_name_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
@@ -334,16 +418,101 @@ def test_a_symbolic_link_stays_a_link(file: Path) -> None:
     assert read(file, kind="model")[1] == {"new": True}
 
 
-def test_leftovers_of_killed_writers_are_removed_and_no_other_files(tmp_path: Path) -> None:
-    write(tmp_path / "run", ARRAYS, METADATA, kind="checkpoint")
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "run") as opened:
-        own = next(name for name in os.listdir(tmp_path) if name.endswith(".tmp"))
-        assert opened.writable()
-        raise KeyboardInterrupt
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    dead = own.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
-    for name in (own, dead, ".gpuback-000000000000-1-2.tmp", "other.tmp"):
-        (tmp_path / name).touch()
-    remove_leftovers(tmp_path / "run")
-    assert sorted(os.listdir(tmp_path)) == sorted([own, ".gpuback-000000000000-1-2.tmp", "other.tmp", "run"])
+@pytest.mark.thorough
+def test_a_network_may_be_saved_while_another_thread_trains_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((64, 20)), rng.integers(3, size=64)
+    net = gpuback.MLP([20, 64, 64, 3], seed=0, backend="numpy")
+    step = gpuback.TrainStep(net, gpuback.Adam(0.01))
+    done = threading.Event()
+
+    def train() -> None:
+        while not done.is_set():
+            step(x, y)
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        for _ in range(SAVES):
+            net.save(tmp_path / "net")
+            gpuback.MLP.load(tmp_path / "net", backend="numpy")
+    finally:
+        done.set()
+        trainer.join()
+    assert os.listdir(tmp_path) == ["net"]
+
+
+SAVER = """
+import sys, threading
+import numpy as np
+import gpuback
+
+rng = np.random.default_rng(0)
+x, y = rng.standard_normal((64, 20)), rng.integers(3, size=64)
+net = gpuback.MLP([20, 64, 64, 3], seed=0, backend="numpy")
+step = gpuback.TrainStep(net, gpuback.Adam(0.01))
+
+def train():
+    while True:
+        step(x, y)
+
+threading.Thread(target=train, daemon=True).start()
+while True:
+    net.save(sys.argv[1])
+    print(flush=True)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_process_that_is_killed_while_it_trains_and_saves_leaves_a_sound_file(tmp_path: Path) -> None:
+    root = str(Path(gpuback.__file__).parents[1])
+    file, seed = tmp_path / "net", random.randrange(2**32)
+    print(f"random.Random({seed})")  # pytest shows it if the test fails
+    moments = random.Random(seed)
+    for _ in range(KILLS):
+        with subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(file)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
+        ) as saver:
+            for _ in range(moments.randint(1, 5)):
+                saver.stdout.readline()
+            time.sleep(moments.uniform(0, 0.005))
+            saver.kill()
+        gpuback.MLP.load(file, backend="numpy")
+    litter = [tmp_path / name for name in os.listdir(tmp_path) if name != file.name]
+    for path in litter:
+        os.utime(path, (0, 0))
+    write(file, ARRAYS, METADATA, kind="model")
+    assert os.listdir(tmp_path) == [file.name]
+    print(f"{KILLS} kills, {len(litter)} unfinished files")
+
+
+MODEL_ODD = (
+    *(None, -1, 1.5, "x", [], {}, float("nan"), 2**70, [1], {"a": 1}, [2**62, 2**62], [True, 2], ["relu", 1], [[]]),
+    *([{}], {"name": []}, {"name": "huber", "delta": []}, {"name": "cross_entropy", "class_weights": [[]]}),
+)
+
+
+@pytest.mark.parametrize(
+    "field", ["architecture", "sizes", "activation", "output", "loss", "dtype", "allow_tf32", "reproducible", "more"]
+)
+def test_a_forged_model_is_refused(file: Path, field: str) -> None:
+    net = gpuback.MLP([2, 3, 2], seed=0, backend="numpy")
+    net.save(file)
+    arrays, metadata = read(file, kind="model")
+    for value in MODEL_ODD:
+        whole = value if field == "architecture" else {**metadata["architecture"], field: value}
+        write(file, arrays, {"architecture": whole}, kind="model")
+        with pytest.raises(FileFormatError, match="net.safetensors: expected a gpuback model"):
+            gpuback.MLP.load(file, backend="numpy")
+
+
+def test_a_model_of_absurd_size_is_refused_in_few_words(file: Path) -> None:
+    gpuback.MLP([2, 3, 2], seed=0, backend="numpy").save(file)
+    arrays, metadata = read(file, kind="model")
+    for sizes in ([2] * 10_001, [2**62, 5, 2**62]):
+        changes = {"sizes": sizes, "activation": ["relu"] * (len(sizes) - 2)}
+        write(file, arrays, {"architecture": metadata["architecture"] | changes}, kind="model")
+        with pytest.raises(FileFormatError, match="expected theta of shape") as caught:
+            gpuback.MLP.load(file, backend="numpy")
+        assert len(str(caught.value)) < 1000

@@ -1,5 +1,6 @@
 // State of sm_90a's barriers and copies in shared memory. Addresses there are offsets from its beginning.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -11,10 +12,11 @@ struct Block;
 
 // A barrier in shared memory (mbarrier). Its 8 bytes there hold the same numbers, so that a write over them shows.
 struct Mbarrier {
-  int count;            // arrivals that a phase needs
-  int pending;          // those that have not come
-  int announced;        // bytes of copies that have not come
-  unsigned phase;       // how many phases have ended
+  int count;       // arrivals that a phase needs
+  int pending;     // those that have not come
+  int announced;   // bytes of copies that have not come
+  unsigned phase;  // how many phases have ended
+  unsigned number; // among the block's
   std::vector<Thread*> waiting;
 };
 
@@ -68,8 +70,25 @@ Mbarrier& find_mbarrier(Block& block, uint32_t address, const void* code);
 // The bytes of a box have landed.
 void count_landed_bytes(const BoxLoad& load);
 
+// Calls visit(chunk, place in the matrix, before, valid) for each 16 bytes of a box: where they lie in shared memory,
+// and which of their 8 elements lie in the matrix: `valid` from number `before` on.
+template <class Visit>
+void for_each_chunk(const BoxMap& map, uint32_t address, int column, int row, Visit visit) {
+  for (int r = 0; r < map.box_rows; ++r)
+    for (int c = 0; c < map.box_columns; c += 8) {
+      const uint32_t chunk = swizzled(address + r * map.row_bytes() + c * 2, map.swizzle);
+      const int64_t first = (int64_t)column + c, y = (int64_t)row + r;
+      const int64_t begin = std::clamp<int64_t>(first, 0, map.columns);
+      const int64_t end = std::clamp<int64_t>(first + 8, 0, map.columns);
+      if (y >= 0 && y < map.rows && end > begin)
+        visit(chunk, map.base + y * map.pitch + begin * 2, (int)(begin - first), (int)(end - begin));
+      else visit(chunk, map.base, 0, 0);
+    }
+}
+
 // Lands one of the boxes that are on their way to shared memory; false if there are none.
 bool land_a_box();
+void maybe_land_a_box();  // where copies land at random
 void forget_boxes();
 
 // At a thread's and a block's end nothing of theirs may be under way.

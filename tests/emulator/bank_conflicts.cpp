@@ -62,8 +62,8 @@ void BankConflicts::note(const Thread& thread, const void* code, uint32_t offset
   access.offsets[thread.lane] = offset;
 }
 
-void BankConflicts::note_warp(const void* code, const uint32_t* offsets, uint32_t size) {
-  sites_[find_site(code, size, false)].extra_wavefronts += extra_wavefronts(offsets, whole_warp, size);
+void BankConflicts::note_warp(const void* code, const uint32_t* offsets, uint32_t size, bool is_write) {
+  sites_[find_site(code, size, is_write)].extra_wavefronts += extra_wavefronts(offsets, whole_warp, size);
 }
 
 void BankConflicts::end_interval(const Block& block, size_t warp) {

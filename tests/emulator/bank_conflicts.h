@@ -18,8 +18,8 @@ class BankConflicts {
 
   void note(const Thread& thread, const void* code, uint32_t offset, uint32_t size, bool is_write);
 
-  // A whole warp at once, as ldmatrix reads: one offset for each lane.
-  void note_warp(const void* code, const uint32_t* offsets, uint32_t size);
+  // A whole warp at once, as ldmatrix reads and stmatrix writes: one offset for each lane.
+  void note_warp(const void* code, const uint32_t* offsets, uint32_t size, bool is_write);
 
   // The warp has gone through a barrier or a collective, or has come to its end.
   void end_interval(const Block& block, size_t warp);

@@ -1,6 +1,4 @@
 // Copies of boxes between global and shared memory (TMA).
-#include <algorithm>
-#include <cstdio>
 #include <cstring>
 
 #include "checker.h"
@@ -50,24 +48,6 @@ static void require_place(const BoxMap& map, uint32_t address, const char* instr
          address, (long long)launch->shared_bytes);
 }
 
-// ---- Moving a box, 16 bytes at a time
-
-// Calls move(chunk, element of the matrix, before, valid): 8 elements of shared memory, of which `valid` from number
-// `before` on lie in the matrix.
-template <class Move>
-static void for_each_chunk(const BoxMap& map, uint32_t address, int column, int row, Move move) {
-  for (int r = 0; r < map.box_rows; ++r)
-    for (int c = 0; c < map.box_columns; c += 8) {
-      const uint32_t chunk = swizzled(address + r * map.row_bytes() + c * 2, map.swizzle);
-      const int64_t first = (int64_t)column + c, y = (int64_t)row + r;
-      const int64_t begin = std::clamp<int64_t>(first, 0, map.columns);
-      const int64_t end = std::clamp<int64_t>(first + 8, 0, map.columns);
-      const bool is_inside = y >= 0 && y < map.rows && end > begin;
-      move(chunk, map.base + (is_inside ? y * map.pitch + begin * 2 : 0), is_inside ? begin - first : 0,
-           is_inside ? end - begin : 0);
-    }
-}
-
 // ---- To shared memory
 
 static void land(const BoxLoad& load) {
@@ -92,6 +72,10 @@ bool land_a_box() {
   return true;
 }
 
+void maybe_land_a_box() {
+  if (settings->landing == Landing::random && !loads_under_way.empty() && random_number() % 64 == 0) land_a_box();
+}
+
 void forget_boxes() { loads_under_way.clear(); }
 
 void load_box(uint32_t destination, const unsigned long long* words, uint32_t barrier, int column, int row) {
@@ -101,6 +85,7 @@ void load_box(uint32_t destination, const unsigned long long* words, uint32_t ba
   const unsigned phase = find_mbarrier(*current->block, barrier, code).phase;
   ++settings->counters.bulk_loads;
   const BoxLoad load{map, destination, barrier, column, row, phase, current, code};
+  if (settings->checked) checker::load_issued(load);
   if (lands_at_once()) land(load);
   else loads_under_way.push_back(load);
   maybe_step_aside();
@@ -108,7 +93,8 @@ void load_box(uint32_t destination, const unsigned long long* words, uint32_t ba
 
 void require_no_boxes_under_way(const Block& block) {
   for (const BoxLoad& load : loads_under_way)
-    if (load.issuer->block == &block) fail(load.code, "the block ends while this copy to its shared memory is under way");
+    if (load.issuer->block == &block)
+      fail(load.code, "the block ends while this copy to its shared memory is under way");
 }
 
 // ---- From shared memory
@@ -141,6 +127,7 @@ void store_box(const unsigned long long* words, uint32_t source, int column, int
   ++settings->counters.bulk_stores;
   StoreQueue& queue = current->stores;
   queue.under_way.push_back({map, source, column, row, queue.open_group, false, false, {}});
+  if (settings->checked) checker::store_issued(current, queue.under_way.back(), code);
   if (lands_at_once()) read(queue.under_way.back(), *current->block);
   maybe_step_aside();
 }
@@ -158,6 +145,7 @@ void wait_for_stores(int groups_under_way, bool only_reads) {
     if (!only_reads || lands_at_once()) write(store);
   }
   if (!only_reads) queue.under_way.erase(queue.under_way.begin(), queue.under_way.begin() + count);
+  if (settings->checked) checker::stores_waited_for(current, before_group, only_reads);
 }
 
 void require_stores_have_read(Thread* thread) {
@@ -168,6 +156,8 @@ void require_stores_have_read(Thread* thread) {
   thread->stores.under_way.clear();
 }
 
-void fence_proxies() {}
+void fence_proxies() {
+  if (settings->checked) checker::proxies_fenced(current);
+}
 
 }  // namespace emulator

@@ -17,6 +17,7 @@ static void end_phase_if_complete(Cluster& cluster) {
   if (cluster.arrived == 0 || cluster.arrived < cluster.live_threads) return;
   cluster.arrived = 0;
   ++cluster.phase;
+  if (settings->checked) checker::cluster_phase_ended(cluster);
   for (Thread* thread : cluster.waiting) make_ready(thread);
   cluster.waiting.clear();
 }
@@ -28,6 +29,7 @@ void arrive_at_cluster_barrier() {
   current->has_arrived_at_cluster = true;
   current->cluster_phase = cluster.phase;
   ++cluster.arrived;
+  if (settings->checked) checker::arrived_at_cluster_barrier(current);
   end_phase_if_complete(cluster);
   maybe_step_aside();
 }
@@ -41,6 +43,7 @@ void wait_at_cluster_barrier() {
     wait_at("barrier.cluster.wait", code);
   }
   current->has_arrived_at_cluster = false;
+  if (settings->checked) checker::cluster_barrier_passed(current);
 }
 
 // Whoever returns is not waited for, and what it has arrived for stays counted until it does.
@@ -72,6 +75,7 @@ void read_cluster_memory(void* value, uint32_t address) {
   const Block& block = blocks[cluster_of(*current->block).first_residence + rank];
   if (block.live_threads == 0)
     fail(code, "ld.shared::cluster: block %u, whose shared memory this reads, has ended", block.index);
+  if (settings->checked) checker::read_other_block(current, block, offset, code);
   memcpy(value, block.shared_memory + offset, 16);
 }
 

@@ -47,15 +47,20 @@ void initialize_mbarrier(uint32_t address, int arrivals) {
   if (arrivals < 1 || arrivals > most_arrivals)
     fail(code, "mbarrier.init: %d arrivals, expected 1 to %d", arrivals, most_arrivals);
   Block& block = *current->block;
+  const bool is_new = !block.mbarriers.count(address);
   Mbarrier& barrier = block.mbarriers[address];
   if (!barrier.waiting.empty()) fail(code, "mbarrier.init: threads wait for the barrier at byte %u", address);
+  if (is_new) barrier.number = block.mbarriers.size() - 1;
   barrier.count = barrier.pending = arrivals;
   barrier.announced = 0;
   barrier.phase = 0;
   show(block, address, barrier);
+  if (settings->checked) checker::mbarrier_initialized(current, address, code);
 }
 
-void fence_mbarriers() {}
+void fence_mbarriers() {
+  if (settings->checked) checker::mbarriers_fenced(current);
+}
 
 // ---- Phases
 
@@ -63,7 +68,11 @@ static void end_phase_if_complete(Block& block, uint32_t address, Mbarrier& barr
   if (barrier.pending == 0 && barrier.announced == 0) {
     ++barrier.phase;
     barrier.pending = barrier.count;
-    for (Thread* thread : barrier.waiting) make_ready(thread);
+    if (settings->checked) checker::phase_ended(block, address);
+    for (Thread* thread : barrier.waiting) {
+      if (settings->checked) checker::phase_awaited(thread, address, thread->waiting_code);
+      make_ready(thread);
+    }
     barrier.waiting.clear();
   }
   show(block, address, barrier);
@@ -78,6 +87,10 @@ void arrive_at_mbarrier(uint32_t address, int announced_bytes) {
   if (barrier.pending == 0)
     fail(code, "mbarrier.arrive: more than %d arrivals in phase %u of the barrier at byte %u", barrier.count,
          barrier.phase, address);
+  if (settings->checked) {
+    checker::mbarrier_used(current, address, code);
+    checker::arrived_at_mbarrier(current, address);
+  }
   barrier.announced += announced_bytes;
   --barrier.pending;
   end_phase_if_complete(block, address, barrier);
@@ -101,19 +114,22 @@ void wait_for_phase(uint32_t address, int parity) {
   Block& block = *current->block;
   Mbarrier& barrier = find_mbarrier(block, address, code);
   if (parity != 0 && parity != 1) fail(code, "mbarrier.try_wait.parity: parity %d, expected 0 or 1", parity);
+  if (settings->checked) checker::mbarrier_used(current, address, code);
   if ((int)(barrier.phase % 2) == parity) {
     current->awaited_barrier = address;
     current->awaited_parity = parity;
     barrier.waiting.push_back(current);
     wait_at(waits_at_mbarrier, code);
   } else {
+    if (settings->checked) checker::phase_awaited(current, address, code);
     maybe_step_aside();
   }
 }
 
 void describe_mbarrier(const Thread& waiting, char* text, size_t room) {
   const Mbarrier& barrier = waiting.block->mbarriers.at(waiting.awaited_barrier);
-  snprintf(text, room, " for parity %d of the barrier at byte %u (phase %u: %d of %d arrivals and %d bytes are missing)",
+  snprintf(text, room,
+           " for parity %d of the barrier at byte %u (phase %u: %d of %d arrivals and %d bytes are missing)",
            waiting.awaited_parity, waiting.awaited_barrier, barrier.phase, barrier.pending, barrier.count,
            barrier.announced);
 }

@@ -49,10 +49,12 @@ static NumberedBarrier& find_barrier(int number, int threads, const char* instru
   return barrier;
 }
 
-static void open_if_complete(NumberedBarrier& barrier) {
+static void open_if_complete(NumberedBarrier& barrier, int number) {
   if (!barrier.is_complete()) return;
+  const std::vector<Thread*> present = barrier.present;
+  if (!present.empty()) let_go(barrier.present);
+  if (settings->checked && barrier.gone_on) checker::let_go(present.data(), present.size(), number);
   barrier.gone_on = 0;
-  if (!barrier.present.empty()) let_go(barrier.present);
 }
 
 void numbered_barrier(int number, int threads) {
@@ -63,14 +65,15 @@ void numbered_barrier(int number, int threads) {
     wait_at("bar.sync", code);
     return;
   }
-  open_if_complete(barrier);
+  open_if_complete(barrier, number);
   maybe_step_aside();
 }
 
 void arrive_at_numbered_barrier(int number, int threads) {
   NumberedBarrier& barrier = find_barrier(number, threads, "bar.arrive", __builtin_return_address(0));
   ++barrier.gone_on;
-  open_if_complete(barrier);
+  if (settings->checked) checker::went_on(current, number);
+  open_if_complete(barrier, number);
   maybe_step_aside();
 }
 

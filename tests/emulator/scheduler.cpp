@@ -81,6 +81,7 @@ static void thread_main();
 
 // When nobody can go on, what is under way to shared memory lands, and may let someone.
 static Thread* take_ready() {
+  maybe_land_a_box();
   while (ready.empty())
     if (!land_a_box()) return nullptr;
   return ready.take(settings->order);

@@ -60,9 +60,13 @@ struct Thread {
   int awaited_parity;
   bool has_arrived_at_cluster;  // and not waited
   unsigned cluster_phase;       // in which it has arrived
-  unsigned products_issued;       // to the warpgroup
+  unsigned products_issued;  // to the warpgroup, and of those the first ones that it has waited for
+  unsigned products_ended;
+  unsigned awaited_product;
   int open_product_group;
   bool has_fenced_registers;
+  const char* fenced_from;             // in checked launches: what the stack held from here on
+  std::vector<char> fenced_registers;  // at the latest wgmma.fence
 };
 
 // Something that lanes of a warp do together.

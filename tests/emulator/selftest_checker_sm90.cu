@@ -14,7 +14,8 @@ enum Mistake {
   FEWER_BYTES,             // are announced than come
   MORE_BYTES,
   NO_FENCE_OF_BARRIERS,    // after their initialisation
-  BARRIER_OVERWRITTEN,     // by the sums at the end
+  BARRIER_OVERWRITTEN,
+  SKIPPED_PHASE,           // the helpers leave out every other use of a stage
   EMPTY_BEFORE_READ,       // the helpers arrive, then read the stage
   ENDS_BEFORE_COPY,        // a copy that nobody waits for
   // Products
@@ -25,6 +26,7 @@ enum Mistake {
   NO_FENCE_OF_A,           // after A's registers were written
   A_OVERWRITTEN,           // while the product is under way
   ACCUMULATOR_OVERWRITTEN,
+  WRONG_STEP,              // of k, as if the operand were not transposed
   OUTSIDE,                 // a descriptor leads outside shared memory
   // Stores
   NO_FENCE_BEFORE_STORE,   // of what was written plainly
@@ -71,8 +73,12 @@ struct Pipeline {
     float sum = 0;
     for (int step = 0; step < steps; ++step) {
       const int s = step % STAGES;
-      mbarrier_wait(full + 8 * s, step / STAGES & 1);
       const bool arrives = threadIdx.x % 32 == 0 && mistake != FEWER_ARRIVALS;
+      if (mistake == SKIPPED_PHASE && step / STAGES % 2) {
+        if (arrives) mbarrier_arrive(empty + 8 * s);
+        continue;
+      }
+      mbarrier_wait(full + 8 * s, step / STAGES & 1);
       if (arrives && mistake == EMPTY_BEFORE_READ) mbarrier_arrive(empty + 8 * s);
       const unsigned char* const panel = memory + STAGE_AT + s * PANEL;
       for (int row = 0; row < 64; ++row)
@@ -116,10 +122,12 @@ struct Pipeline {
       if (mistake != NO_WAIT_FOR_FULL) mbarrier_wait(full + 8 * s, step / STAGES & 1);
       if (mistake != NO_FENCE_OF_REGISTERS) wgmma_fence();
       for (int k = 0; k < 64; k += 16)
-        wgmma_ss_bf16<0, 1>(d, panel_descriptor(x + k * 2, 16, 1024), panel_descriptor(w + k * 128, PANEL, 1024), k > 0);
+        wgmma_ss_bf16<0, 1>(d, panel_descriptor(x + k * 2, 16, 1024), panel_descriptor(w + k * 128, PANEL, 1024),
+                            k > 0);
       wgmma_commit();
       for (int k = 0; k < 64; k += 16) {
-        const uint64 rows = panel_descriptor(mistake == OUTSIDE ? x + 8 * PANEL : x + k * 128, PANEL, 1024);
+        const uint32 start = x + k * (mistake == WRONG_STEP ? 2 : 128) + (mistake == OUTSIDE ? 8 * PANEL : 0);
+        const uint64 rows = panel_descriptor(start, PANEL, 1024);
         wgmma_ss_bf16<1, 1>(sums, rows, rows, 1);
       }
       wgmma_commit();
@@ -137,6 +145,7 @@ struct Pipeline {
       if (mistake != EMPTY_BEFORE_PRODUCTS && threadIdx.x % 32 == 0) mbarrier_arrive(empty + 8 * s);
       if (threadIdx.x % 128 == 0 && mistake != NO_WAIT_FOR_STAGING) bulk_wait_read<0>();
       if (mistake != NO_BARRIER_FOR_STAGING) bar_sync(1, 128);
+      if (mistake == BARRIER_OVERWRITTEN && threadIdx.x == 128) *(float*)(memory + BARRIERS_AT) = 0;
       stage_sums(y);
       store_staging(map_y, step);
       if (mistake == ONE_GROUP_UNDER_WAY) wgmma_wait<0>();
@@ -144,13 +153,14 @@ struct Pipeline {
     if (threadIdx.x % 128 == 0 && mistake != ENDS_BEFORE_STORE) bulk_wait<0>();
     if (mistake != STAGES_REUSED) bar_sync(2, 192);
     // Through the stages, 16 KB, so that rows of the result are stored by neighbours.
-    float* const own = (float*)(memory + STAGE_AT) + (mistake == BARRIER_OVERWRITTEN ? 3 * PANEL / 4 - 32 * 128 : 0);
+    float* const own = (float*)(memory + STAGE_AT);
     const int t = threadIdx.x % 128;
     for (int i = 0; i < 32; ++i) own[i * 128 + t] = sums[i];
     bar_sync(1, 128);
     for (int i = t; i < 64 * 64; i += 128) {
       const int row = i / 64, column = i % 64;
-      const int thread = row / 16 * 32 + row % 8 * 4 + column % 8 / 2, number = column / 8 * 4 + row % 16 / 8 * 2 + column % 2;
+      const int thread = row / 16 * 32 + row % 8 * 4 + column % 8 / 2;
+      const int number = column / 8 * 4 + row % 16 / 8 * 2 + column % 2;
       sums_ii[i] = own[number * 128 + thread];
     }
   }
@@ -190,6 +200,8 @@ enum ClusterMistake {
   NO_FIRST_BARRIER,   // other blocks' numbers are read before they are written
   NO_SECOND_BARRIER,  // a block ends before others have read its numbers
   RANK_OUTSIDE,
+  WAITS_ONLY,
+  ARRIVES_TWICE,
 };
 
 // Each block of a cluster adds the numbers of all, in the order of their ranks.
@@ -198,7 +210,8 @@ KERNEL __cluster_dims__(4, 1, 1) __launch_bounds__(64) cluster_sums(const float4
   float4* own = (float4*)memory;
   own[threadIdx.x] = x[blockIdx.x * blockDim.x + threadIdx.x];
   if (mistake != NO_FIRST_BARRIER) {
-    cluster_arrive();
+    if (mistake != WAITS_ONLY) cluster_arrive();
+    if (mistake == ARRIVES_TWICE) cluster_arrive();
     cluster_wait();
   } else {
     __syncthreads();
@@ -214,4 +227,67 @@ KERNEL __cluster_dims__(4, 1, 1) __launch_bounds__(64) cluster_sums(const float4
   if (mistake == NO_SECOND_BARRIER) return;
   cluster_arrive();
   cluster_wait();
+}
+
+// ---- One product of numbers that threads have written
+
+enum ProductMistake {
+  RIGHT,
+  NO_PROXY_FENCE,         // between what threads wrote and the product that reads it
+  PROXY_FENCE_TOO_EARLY,  // before it was written
+  FENCE_OF_ANOTHER,       // one thread fences for all, after the barrier
+  NO_BARRIER,             // after the fences
+  NEVER_FENCED,           // no wgmma.fence at all
+  DIFFERENT_PRODUCTS,     // among the warps
+  HALF_A_WARPGROUP,       // the rest does not take part
+  NOT_WAITED_FOR,
+  OVERLAPPING,            // two accumulators that share registers
+  WRITTEN_WHILE_READ,     // plainly, before the product has been waited for
+  FREED_BY_ONE_WARP,      // whose own wait says nothing about the others' products
+  LOAD_OVER_PLAIN,        // a copy of a box over what was written without a fence
+};
+
+// d = x x^T for x (64 x 16) of ones in the first 16 columns of a panel.
+KERNEL product_of_ones(const __grid_constant__ TensorMap map, float* out, int mistake) {
+  PANEL_MEMORY(memory);
+  const uint32 base = shared_address(memory), freed = base + PANEL;
+  if (threadIdx.x == 0) {
+    mbarrier_init(freed, 1);
+    fence_mbarrier_init();
+  }
+  if (mistake == PROXY_FENCE_TOO_EARLY) fence_proxy_async();
+  for (int i = threadIdx.x; i < PANEL / 4; i += blockDim.x) ((uint32*)memory)[i] = 0x3f803f80u;
+  const bool fences = mistake != NO_PROXY_FENCE && mistake != PROXY_FENCE_TOO_EARLY && mistake != FENCE_OF_ANOTHER;
+  if (fences && mistake != LOAD_OVER_PLAIN) fence_proxy_async();
+  if (mistake != NO_BARRIER) __syncthreads();
+  if (mistake == FENCE_OF_ANOTHER) {
+    if (threadIdx.x == 0) fence_proxy_async();
+    __syncthreads();
+  }
+  if (mistake == LOAD_OVER_PLAIN) {
+    if (threadIdx.x == 0) {
+      mbarrier_arrive_expect_tx(freed, PANEL);
+      tma_load_2d(base, &map, freed, 0, 0);
+    }
+    mbarrier_wait(freed, 0);
+  }
+  const uint64 panel = panel_descriptor(base, 16, 1024);
+  float d[40];
+  if (mistake == HALF_A_WARPGROUP && threadIdx.x >= 64) return;
+  if (mistake != NEVER_FENCED) wgmma_fence();
+  if (mistake == DIFFERENT_PRODUCTS && threadIdx.x >= 96) wgmma_ss_bf16<0, 0>(*(float(*)[32])d, panel, panel + 2, 0);
+  else wgmma_ss_bf16<0, 0>(*(float(*)[32])d, panel, panel, 0);
+  if (mistake == OVERLAPPING) wgmma_ss_bf16<0, 0>(*(float(*)[32])(d + 8), panel, panel, 0);
+  wgmma_commit();
+  if (mistake == WRITTEN_WHILE_READ) ((uint32*)memory)[threadIdx.x] = 0;
+  if (mistake == NOT_WAITED_FOR) return;
+  wgmma_wait<0>();
+  if (mistake == FREED_BY_ONE_WARP) {
+    if (threadIdx.x == 0) {
+      mbarrier_arrive_expect_tx(freed, PANEL);
+      tma_load_2d(base, &map, freed, 0, 0);
+    }
+    mbarrier_wait(freed, 0);
+  }
+  for (int i = 0; i < 32; ++i) out[threadIdx.x * 32 + i] = d[i];
 }

@@ -118,15 +118,16 @@ KERNEL product(const __grid_constant__ TensorMap map_a, const __grid_constant__ 
 
 // ---- Fragments and pairs
 
-// Writes four 8 x 8 matrices that lanes hold, and reads them back.
-KERNEL matrix_stores(const uint32* fragments, uint16* matrices, uint32* read) {
+// Writes four 8 x 8 matrices that lanes hold, in rows that are `pitch` bytes apart, and reads them back.
+KERNEL matrix_stores(const uint32* fragments, uint16* matrices, uint32* read, int pitch) {
   PANEL_MEMORY(memory);
   uint32 fragment[4];
   for (int i = 0; i < 4; ++i) fragment[i] = fragments[threadIdx.x * 4 + i];
-  stmatrix_x4(shared_address(memory) + threadIdx.x * 16, fragment);
+  const uint32 row = shared_address(memory) + threadIdx.x * pitch;
+  stmatrix_x4(row, fragment);
   __syncwarp();
-  for (int i = threadIdx.x; i < 256; i += 32) matrices[i] = ((const uint16*)memory)[i];
-  ldmatrix_x4(fragment, shared_address(memory) + threadIdx.x * 16);
+  for (int i = threadIdx.x; i < 256; i += 32) matrices[i] = *(const uint16*)(memory + i / 8 * pitch + i % 8 * 2);
+  ldmatrix_x4(fragment, row);
   for (int i = 0; i < 4; ++i) read[threadIdx.x * 4 + i] = fragment[i];
 }
 

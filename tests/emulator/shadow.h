@@ -17,8 +17,8 @@ struct Access {
 struct Cell {
   Access write;
   bool written_by_atomic = false;
-  // The latest reads since. More than two are rarely needed: those that the newest one knows may be forgotten.
-  Access reads[2];
+  // The latest reads since. More are rarely needed: those that the newest one knows may be forgotten.
+  Access reads[4];
 };
 
 class Shadow {

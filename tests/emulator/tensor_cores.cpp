@@ -17,6 +17,17 @@ static void require_row(const char* instruction, const void* row, const void* co
          (long long)launch->shared_bytes);
 }
 
+template <class Argument>
+static void check_rows(Thread* const* threads, void* const* arguments, bool is_write) {
+  const void* rows[warp_size];
+  for (unsigned lane = 0; lane < warp_size; ++lane) {
+    const Argument& argument = *(Argument*)arguments[lane];
+    rows[lane] = argument.row;
+    checker::access_row(threads[lane], argument.row, is_write, argument.code);
+  }
+  checker::matrix_rows(rows, is_write, ((Argument*)arguments[0])->code);
+}
+
 // ---- ldmatrix
 
 namespace {
@@ -43,14 +54,7 @@ static void perform_load(Thread* const* threads, void* const* arguments, unsigne
       ((LoadArgument*)arguments[lane])->fragment[i] = first | second << 16;
     }
   }
-  if (!settings->checked) return;
-  const void* rows[warp_size];
-  for (unsigned lane = 0; lane < warp_size; ++lane) {
-    const LoadArgument& argument = *(LoadArgument*)arguments[lane];
-    rows[lane] = argument.row;
-    checker::read_row(threads[lane], argument.row, argument.code);
-  }
-  checker::matrix_rows(rows, ((LoadArgument*)arguments[0])->code);
+  if (settings->checked) check_rows<LoadArgument>(threads, arguments, false);
 }
 
 void load_matrices(uint32_t* fragment, const void* row, bool transposed) {
@@ -74,12 +78,13 @@ struct StoreArgument {
 
 }  // namespace
 
-static void perform_store(Thread* const*, void* const* arguments, unsigned) {
+static void perform_store(Thread* const* threads, void* const* arguments, unsigned) {
   for (unsigned matrix = 0; matrix < 4; ++matrix)
     for (unsigned lane = 0; lane < warp_size; ++lane) {
       const StoreArgument& row = *(StoreArgument*)arguments[matrix * 8 + lane / 4];
       memcpy(row.row + lane % 4 * 4, &((StoreArgument*)arguments[lane])->fragment[matrix], 4);
     }
+  if (settings->checked) check_rows<StoreArgument>(threads, arguments, true);
 }
 
 void store_matrices(void* row, const uint32_t* fragment) {

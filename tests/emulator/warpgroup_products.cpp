@@ -49,7 +49,8 @@ static void read_operands(Operands& operands, const IssuedProduct& product, cons
   else
     for_each_chunk(what.a, rows, what.transpose_a, [&](uint32_t chunk, int row, int k) {
       read_chunk<Format>(memory + chunk, values);
-      for (int i = 0; i < 8; ++i) operands.a[what.transpose_a ? row + i : row][what.transpose_a ? k : k + i] = values[i];
+      for (int i = 0; i < 8; ++i)
+        operands.a[what.transpose_a ? row + i : row][what.transpose_a ? k : k + i] = values[i];
     });
   for_each_chunk(what.b, product.accumulator->columns(), what.transpose_b, [&](uint32_t chunk, int column, int k) {
     read_chunk<Format>(memory + chunk, values);

@@ -1,6 +1,7 @@
 // What a warpgroup does: issuing matrix products and waiting for them, setting its number of registers.
 #include "warpgroups.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "checker.h"
@@ -17,10 +18,42 @@ static WarpGroup& find_warpgroup(const char* instruction, const void* code) {
   return block.warpgroups[number];
 }
 
-// Registers that hold this are not to be read.
-static constexpr int poison = 0xff;
+// Registers of products under way hold this, a NaN.
+static constexpr uint32_t poisoned = 0xffffffffu;
+
+static uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// ---- Fences of registers. A thread's stack is its registers: a fence keeps what it holds, to be compared later.
+
+void fence_registers() {
+  current->has_fenced_registers = true;
+  if (!settings->checked) return;
+  current->fenced_from = (const char*)__builtin_frame_address(0);
+  current->fenced_registers.assign(current->fenced_from, (const char*)current->stack->begin + Stack::size);
+}
+
+// Where the fence kept these registers; null if they came into being later.
+static char* find_fenced(const void* registers) {
+  const char* const place = (const char*)registers;
+  return place < current->fenced_from ? nullptr : &current->fenced_registers[place - current->fenced_from];
+}
+
+static void require_fenced(const void* registers, size_t size, const char* name, const void* code) {
+  const char* const fenced = find_fenced(registers);
+  if (!fenced || memcmp(fenced, registers, size))
+    fail(code, "wgmma: %s's registers were written after the latest wgmma.fence", name);
+}
 
 // ---- Issuing products
+
+// The thread's part of the sums, as kernels/common/ptx_sm90.cuh describes it.
+static float* sums_of(Accumulator& accumulator, unsigned thread) {
+  return &accumulator.sums[(size_t)(thread / 32 * 16 + thread % 32 / 4) * accumulator.columns() + thread % 4 * 2];
+}
 
 // Takes the thread's registers of d into the accumulator, unless earlier products have.
 static void take_registers(Accumulator& accumulator, const WarpgroupProduct& product, const void* code) {
@@ -29,32 +62,33 @@ static void take_registers(Accumulator& accumulator, const WarpgroupProduct& pro
   if (registers == product.d) return;
   if (registers) fail(code, "wgmma: threads of this warpgroup add to different accumulators");
   registers = product.d;
-  const int columns = accumulator.columns(), row = thread / 32 * 16 + thread % 32 / 4;
-  float* const sums = &accumulator.sums[(size_t)row * columns + thread % 4 * 2];
+  ++accumulator.holders;
+  if (settings->checked && product.accumulate)
+    require_fenced(product.d, accumulator.count * sizeof(float), "d", code);
+  float* const sums = sums_of(accumulator, thread);
   for (int i = 0; i < accumulator.count; i += 4) {
     memcpy(sums + i * 2, product.d + i, 8);
-    memcpy(sums + 8 * columns + i * 2, product.d + i + 2, 8);
+    memcpy(sums + 8 * accumulator.columns() + i * 2, product.d + i + 2, 8);
   }
-  memset(product.d, poison, accumulator.count * sizeof(float));
+  memset(product.d, 0xff, accumulator.count * sizeof(float));
 }
 
-static void give_registers_back(const Accumulator& accumulator, const Block& block, size_t warpgroup) {
-  const int columns = accumulator.columns();
-  for (unsigned thread = 0; thread < warpgroup_size; ++thread) {
-    float* const registers = accumulator.registers[thread];
-    for (int i = 0; i < accumulator.count; ++i) {
-      uint32_t bits;
-      memcpy(&bits, registers + i, 4);
-      if (bits == 0xffffffffu) continue;
-      current = const_cast<Thread*>(&block.threads[warpgroup * warpgroup_size + thread]);  // the one to blame
-      fail(current->waiting_code, "wgmma: accumulator register %d was written while a product was under way", i);
-    }
-    const float* const sums = &accumulator.sums[(size_t)(thread / 32 * 16 + thread % 32 / 4) * columns + thread % 4 * 2];
-    for (int i = 0; i < accumulator.count; i += 4) {
-      memcpy(registers + i, sums + i * 2, 8);
-      memcpy(registers + i + 2, sums + 8 * columns + i * 2, 8);
-    }
+static void give_registers_back(Accumulator& accumulator, const void* code) {
+  const unsigned thread = current->index % warpgroup_size;
+  float* const registers = accumulator.registers[thread];
+  for (int i = 0; i < accumulator.count; ++i)
+    if (bits_of(registers[i]) != poisoned)
+      fail(code, "wgmma: accumulator register %d was written while a product was under way", i);
+  const float* const sums = sums_of(accumulator, thread);
+  for (int i = 0; i < accumulator.count; i += 4) {
+    memcpy(registers + i, sums + i * 2, 8);
+    memcpy(registers + i + 2, sums + 8 * accumulator.columns() + i * 2, 8);
   }
+  accumulator.registers[thread] = nullptr;
+  --accumulator.holders;
+  if (!settings->checked) return;
+  char* const fenced = find_fenced(registers);
+  if (fenced) memcpy(fenced, registers, accumulator.count * sizeof(float));  // what products write needs no fence
 }
 
 // The one that this thread's registers belong to: products under way add to them, or this one is the first.
@@ -102,7 +136,7 @@ static IssuedProduct& begin_product(WarpGroup& warpgroup, const WarpgroupProduct
   issued.what = product;
   issued.accumulator = &find_accumulator(warpgroup, product, code);
   issued.accumulator->latest_group = issued.group = current->open_product_group;
-  issued.issuers = 0;
+  issued.issuers = issued.waiters = 0;
   issued.code = code;
   issued.is_done = false;
   return issued;
@@ -116,6 +150,15 @@ static void carry_out_before(WarpGroup& warpgroup, const Block& block, int group
   }
 }
 
+// Those that wait for the product of this number, which all threads have issued now.
+static void wake_waiting(WarpGroup& warpgroup, unsigned number) {
+  std::vector<Thread*>& waiting = warpgroup.waiting;
+  const auto others = std::partition(waiting.begin(), waiting.end(),
+                                     [&](const Thread* thread) { return thread->awaited_product == number; });
+  for (auto thread = waiting.begin(); thread != others; ++thread) make_ready(*thread);
+  waiting.erase(waiting.begin(), others);
+}
+
 void multiply_warpgroup(const WarpgroupProduct& product) {
   const void* code = __builtin_return_address(0);
   WarpGroup& warpgroup = find_warpgroup("wgmma", code);
@@ -126,77 +169,66 @@ void multiply_warpgroup(const WarpgroupProduct& product) {
   IssuedProduct& issued = warpgroup.products[position];
   if (!is_same(issued.what, product) || issued.group != current->open_product_group)
     fail(code, "wgmma: threads of this warpgroup issue different products, or in different groups");
+  if (settings->checked && current->lane == 0) checker::product_issued(current, product, code);
   take_registers(*issued.accumulator, product, code);
   issued.a_registers[thread] = product.a_registers;
-  if (product.a_registers) memcpy(issued.a_at_issue[thread], product.a_registers, sizeof issued.a_at_issue[thread]);
+  if (product.a_registers) {
+    if (settings->checked) require_fenced(product.a_registers, sizeof issued.a_at_issue[thread], "A", code);
+    memcpy(issued.a_at_issue[thread], product.a_registers, sizeof issued.a_at_issue[thread]);
+  }
   if (++issued.issuers < warpgroup_size) return;
+  wake_waiting(warpgroup, current->products_issued - 1);
   if (lands_at_once()) carry_out_before(warpgroup, *current->block, current->open_product_group + 1);
 }
 
-void fence_registers() { current->has_fenced_registers = true; }
-
 void close_product_group() { ++current->open_product_group; }
 
-// ---- Waiting for them
+// ---- Waiting for them. A thread waits for its own; that takes all threads to have issued them.
 
-// A's registers belong to a product until it has been waited for.
-static void require_same_a(const IssuedProduct& product, const Block& block, size_t warpgroup) {
-  if (!product.what.a_registers) return;
-  for (unsigned thread = 0; thread < warpgroup_size; ++thread)
-    if (memcmp(product.a_registers[thread], product.a_at_issue[thread], sizeof product.a_at_issue[thread])) {
-      current = const_cast<Thread*>(&block.threads[warpgroup * warpgroup_size + thread]);  // the one to blame
-      fail(product.code, "wgmma: A's registers were written while the product was under way");
-    }
+static IssuedProduct& product_number(WarpGroup& warpgroup, unsigned number) {
+  return warpgroup.products[number - warpgroup.first_product];
 }
 
-static void end_groups_before(WarpGroup& warpgroup, const Block& block, int group) {
-  const size_t number = &warpgroup - block.warpgroups.data();
-  Thread* const self = current;
-  carry_out_before(warpgroup, block, group);
-  while (!warpgroup.products.empty() && warpgroup.products.front().group < group) {
-    require_same_a(warpgroup.products.front(), block, number);
+// The thread's registers belong to it again. A's must be as they were.
+static void end_product(WarpGroup& warpgroup, IssuedProduct& product) {
+  const unsigned thread = current->index % warpgroup_size;
+  const uint32_t* const a = product.a_registers[thread];
+  if (a && memcmp(a, product.a_at_issue[thread], sizeof product.a_at_issue[thread]))
+    fail(product.code, "wgmma: A's registers were written while the product was under way");
+  ++product.waiters;
+  while (!warpgroup.products.empty() && warpgroup.products.front().waiters == warpgroup_size) {
     warpgroup.products.pop_front();
     ++warpgroup.first_product;
   }
-  warpgroup.accumulators.remove_if([&](const Accumulator& accumulator) {
-    if (accumulator.latest_group >= group) return false;
-    give_registers_back(accumulator, block, number);
-    return true;
-  });
-  current = self;
 }
 
 void wait_for_products(int groups_under_way) {
   const void* code = __builtin_return_address(0);
   WarpGroup& warpgroup = find_warpgroup("wgmma.wait_group", code);
-  if (warpgroup.waiting.empty()) warpgroup.groups_under_way = groups_under_way;
-  else if (warpgroup.groups_under_way != groups_under_way)
-    fail(code, "divergence: this thread waits for all but %d groups of wgmma, others of its warpgroup for all but %d",
-         groups_under_way, warpgroup.groups_under_way);
-  warpgroup.waiting.push_back(current);
-  if (warpgroup.waiting.size() < warpgroup_size) {
-    current->waiting_code = code;
+  const int group = current->open_product_group - groups_under_way;
+  unsigned end = current->products_ended;
+  while (end < current->products_issued && product_number(warpgroup, end).group < group) ++end;
+  if (end > current->products_ended && product_number(warpgroup, end - 1).issuers < warpgroup_size) {
+    current->awaited_product = end - 1;
+    warpgroup.waiting.push_back(current);
     wait_at("wgmma.wait_group", code);
-    return;
   }
-  for (const Thread* thread : warpgroup.waiting)
-    if (thread->products_issued != current->products_issued ||
-        thread->open_product_group != current->open_product_group)
-      fail(code, "wgmma: threads of this warpgroup have issued different numbers of products or groups");
-  current->waiting_code = code;
-  end_groups_before(warpgroup, *current->block, current->open_product_group - groups_under_way);
-  for (Thread* thread : warpgroup.waiting)
-    if (thread != current) make_ready(thread);
-  warpgroup.waiting.clear();
+  carry_out_before(warpgroup, *current->block, group);
+  for (; current->products_ended < end; ++current->products_ended)
+    end_product(warpgroup, product_number(warpgroup, current->products_ended));
+  for (Accumulator& accumulator : warpgroup.accumulators)
+    if (accumulator.registers[current->index % warpgroup_size] && accumulator.latest_group < group)
+      give_registers_back(accumulator, code);
+  warpgroup.accumulators.remove_if([](const Accumulator& accumulator) { return accumulator.holders == 0; });
+  if (settings->checked) checker::products_waited_for(current, group);
   maybe_step_aside();
 }
 
 void require_products_were_waited_for(Thread* thread) {
-  const size_t number = thread->index / warpgroup_size;
-  if (number >= thread->block->warpgroups.size()) return;
-  const WarpGroup& warpgroup = thread->block->warpgroups[number];
-  if (!warpgroup.products.empty())
-    fail(warpgroup.products.front().code, "returns while this product of its warpgroup is under way");
+  if (thread->products_ended == thread->products_issued) return;
+  WarpGroup& warpgroup = thread->block->warpgroups[thread->index / warpgroup_size];
+  fail(product_number(warpgroup, thread->products_ended).code,
+       "returns while this product of its warpgroup is under way");
 }
 
 // ---- Numbers of registers
@@ -212,7 +244,7 @@ void begin_warpgroups(Block& block) {
     warpgroup.registers = registers_at_launch();
   }
   for (Thread& thread : block.threads) {
-    thread.products_issued = 0;
+    thread.products_issued = thread.products_ended = 0;
     thread.open_product_group = 0;
     thread.has_fenced_registers = false;
   }

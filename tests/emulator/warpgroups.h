@@ -17,8 +17,9 @@ constexpr unsigned warpgroup_size = 128;
 
 // Registers of all threads of a warpgroup that products under way add to. The threads' own hold NaN meanwhile.
 struct Accumulator {
-  float* registers[warpgroup_size] = {};  // of each thread that has issued a product to them
-  int count;                              // of a thread
+  float* registers[warpgroup_size] = {};  // of each thread that has issued a product and not waited for it
+  int holders = 0;                        // of those threads
+  int count;                              // of a thread's registers
   std::vector<float> sums;                // 64 x columns()
   int latest_group;                       // of the latest product
 
@@ -31,24 +32,24 @@ struct IssuedProduct {
   Accumulator* accumulator;
   const uint32_t* a_registers[warpgroup_size];
   uint32_t a_at_issue[warpgroup_size][4];
-  unsigned issuers;
+  unsigned issuers;  // threads that have issued it
+  unsigned waiters;  // threads that have waited for it
   int group;
   const void* code;
   bool is_done;
 };
 
 // Every thread issues products at its own pace. A product is complete, and may be carried out at any time, once all
-// have issued it; products are carried out in order. Their sums appear in the threads' registers at wait_for_products.
+// have issued it; products are carried out in order. Its sums appear in a thread's registers when that thread waits.
 struct WarpGroup {
-  std::deque<IssuedProduct> products;  // that have not been waited for
+  std::deque<IssuedProduct> products;  // that not all have waited for
   unsigned first_product;              // the number of the first of them
   std::list<Accumulator> accumulators;
-  std::vector<Thread*> waiting;  // in wait_for_products
-  int groups_under_way;          // what they ask for
+  std::vector<Thread*> waiting;  // for a product that others have not issued yet
 
-  int registers;                 // of a thread
-  bool has_set_registers = false;
-  int wanted_registers;          // what threads in set_registers ask for
+  int registers;  // of a thread
+  bool has_set_registers;
+  int wanted_registers;  // what threads in set_registers ask for
   std::vector<Thread*> setting;
 };
 
@@ -79,7 +80,8 @@ void for_each_chunk(uint64_t descriptor, int rows, bool transposed, Visit visit)
   for (int k = 0; k < 16; ++k)
     for (int row = 0; row < rows; row += 8) {
       const uint32_t chunk = row / 8;
-      const uint32_t address = start + chunk % chunks * 16 + chunk / chunks * leading + k % 8 * swizzle + k / 8 * stride;
+      const uint32_t of_row = chunk % chunks * 16 + chunk / chunks * leading;
+      const uint32_t address = start + of_row + k % 8 * swizzle + k / 8 * stride;
       visit(swizzled(address & window, swizzle), row, k);
     }
 }

@@ -7,17 +7,26 @@ printed (pytest -s) which way of adding comes to the very bits of this device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from emulator import EmulatorLauncher
 from numpy.typing import NDArray
 from support.kernel_arguments import by_name
 from support.requirements import require_emulator, require_gpu
+from support.tensor_core_sums import (
+    DATA,
+    KINDS,
+    NOT_EXACT,
+    Products,
+    allowed_error,
+    how_it_adds,
+    mean_error,
+    random_products,
+    with_specials,
+)
 
 from gpuback._cuda.device import CudaLauncher
 from gpuback._cuda.launch import LaunchPlan, Variant
@@ -157,66 +166,18 @@ def test_loads_through_the_cache(on_both: Any) -> None:
 # ---- Products
 
 
-@dataclass(frozen=True)
-class Products:
-    """C (t, 16, 8) += A (t, 16, K) B (t, K, 8), with A and B as the operands' format has them."""
-
-    kind: str
-    a: NDArray
-    b: NDArray
-    c: NDArray
-
-    def run(self, launch: Callable[..., list[NDArray]], **choices: Any) -> NDArray[np.float32]:
-        if self.kind == "tf32":
-            return launch("products_tf32", self.a, self.b, self.c, grid=len(self.a), **choices)[-1]
-        bits = self.a.view(u16), self.b.view(u16)
-        return launch("products_16bit", *bits, self.c, i32(self.kind == "f16"), grid=len(self.a), **choices)[-1]
-
-    @property
-    def terms(self) -> NDArray[np.float64]:
-        """(t, 16, 8, K + 1): the products, each exact, and c."""
-        products = self.a.astype(f64)[:, :, None, :] * self.b.astype(f64).swapaxes(1, 2)[:, None, :, :]
-        return np.concatenate([products, self.c.astype(f64)[..., None]], axis=-1)
-
-
-KINDS = {"bf16": (16, ml_dtypes.bfloat16), "f16": (16, np.float16), "tf32": (8, f32)}
-DATA = ("mixed", "positive", "of many sizes", "cancelling", "tiny", "integers")
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def products(kind: str, data: str) -> Products:
-    depth, dtype = KINDS[kind]
-    rng = np.random.default_rng([len(data), *kind.encode()])
-
-    def draw(*shape: int) -> NDArray:
-        x = rng.standard_normal(shape)
-        if data == "positive":
-            x = rng.random(shape)
-        if data == "integers":
-            x = rng.integers(-8, 9, shape)
-        if data in ("of many sizes", "cancelling"):
-            x = x * 2.0 ** rng.integers(-5, 6, shape)
-        if data == "tiny":  # subnormal operands
-            x = x * {"bf16": 2.0**-128, "f16": 2.0**-17, "tf32": 2.0**-128}[kind]
-        x = x.astype(dtype)
-        return (x.view(u32) & u32(0xFFFFE000)).view(f32) if kind == "tf32" else x
-
-    a, b, c = draw(TILES, 16, depth), draw(TILES, depth, 8), draw(TILES, 16, 8).astype(f32)
-    if data == "tiny":
-        b, c = b.astype(f64) * (1 if kind == "f16" else 2.0**128), c * f32(0.125)
-        b = b.astype(dtype)
-    if data == "cancelling":
-        c = -(a.astype(f64) @ b.astype(f64)).astype(f32)
-    return Products(kind, a, b, c)
+    return random_products(kind, data, TILES, 16, 8)
 
 
-def allowed_error(case: Products, exact: NDArray) -> NDArray:
-    """Each term is cut off 24 bits below the leading one of the largest, and the sum at its own 24th bit.
-
-    Below 2⁻¹²⁶ float32 has fixed steps.
-    """
-    terms = case.terms
-    return terms.shape[-1] * 2.0**-24 * np.abs(terms).max(-1) + 2.0**-23 * np.abs(exact) + 2.0**-149
+def computed(case: Products, launch: Callable[..., list[NDArray]], **choices: Any) -> NDArray[np.float32]:
+    if case.kind == "tf32":
+        return launch("products_tf32", case.a, case.b, case.c, grid=TILES, **choices)[-1]
+    bits = case.a.view(u16), case.b.view(u16)
+    return launch("products_16bit", *bits, case.c, i32(case.kind == "f16"), grid=TILES, **choices)[-1]
 
 
 @each_kind
@@ -225,7 +186,7 @@ def test_products(kind: str, data: str, on_gpu: Any, on_cpu: Any) -> None:
     case = products(kind, data)
     exact = case.terms.sum(-1)
     limit = allowed_error(case, exact)
-    for result in (case.run(on_gpu), case.run(on_cpu), case.run(on_cpu, truncate=True)):
+    for result in (computed(case, on_gpu), computed(case, on_cpu), computed(case, on_cpu, truncate=True)):
         error = np.abs(result - exact)
         assert np.all(error <= limit), f"{(error / limit).max():.3g} times its limit"
         if data == "integers":
@@ -234,12 +195,8 @@ def test_products(kind: str, data: str, on_gpu: Any, on_cpu: Any) -> None:
 
 @each_kind
 def test_products_of_infinities_and_nan(kind: str, on_gpu: Any, on_cpu: Any) -> None:
-    plain = products(kind, "mixed")
-    rng = np.random.default_rng(5)
-    for x in (plain.a, plain.b, plain.c):
-        for value in (np.inf, -np.inf, np.nan, 0.0):
-            x[rng.random(x.shape) < 0.02] = value
-    gpu, cpu = plain.run(on_gpu), plain.run(on_cpu)
+    case = with_specials(products(kind, "mixed"))
+    gpu, cpu = computed(case, on_gpu), computed(case, on_cpu)
     assert 0.1 < np.isnan(cpu).mean() < 0.9 and np.isinf(cpu).any()
     odd = ~np.isfinite(cpu)
     np.testing.assert_array_equal(gpu[odd], cpu[odd])
@@ -249,62 +206,19 @@ def test_products_of_infinities_and_nan(kind: str, on_gpu: Any, on_cpu: Any) -> 
 def test_tf32_products_read_no_more_than_19_bits(on_gpu: Any) -> None:
     case = products("tf32", "mixed")
     more = (case.a.view(u32) | u32(0x1FFF)).view(f32)
-    np.testing.assert_array_equal(Products("tf32", more, case.b, case.c).run(on_gpu), case.run(on_gpu))
-
-
-def summed(case: Products, at_a_time: int, bits: int) -> NDArray[np.float32]:
-    """c + Σ a b as tensor cores are thought to add: so many products at a time, with what there is already.
-
-    Terms are aligned to the largest, its power of two being the operands' exponents added (their product's leading one
-    may stand one higher), cut off so many bits below, summed exactly, and the sum is cut off to float32. Source: the
-    models of Li et al., "FTTN", 2024, and Fasi et al., "Numerical behavior of NVIDIA tensor cores", 2021.
-    """
-
-    def power(x: NDArray) -> NDArray:
-        return np.where(x == 0, -9999, np.frexp(x.astype(f64))[1] - 1)
-
-    powers = power(case.a)[:, :, None, :] + power(case.b).swapaxes(1, 2)[:, None, :, :]
-    terms, total = case.terms[..., :-1], case.terms[..., -1]
-    for k in range(0, terms.shape[-1], at_a_time):
-        some = np.concatenate([terms[..., k : k + at_a_time], total[..., None]], axis=-1)
-        largest = np.maximum(powers[..., k : k + at_a_time].max(-1), power(total))
-        unit = 2.0 ** np.maximum(largest - bits, -1000).astype(f64)
-        total = cut_off_to_float32(np.trunc(some / unit[..., None]).sum(-1) * unit)
-    return total.astype(f32)
-
-
-def cut_off_to_float32(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    nearest = x.astype(f32)
-    beyond = np.abs(nearest.astype(f64)) > np.abs(x)
-    return np.where(beyond, np.nextafter(nearest, f32(0)), nearest).astype(f64)
+    np.testing.assert_array_equal(computed(Products("tf32", more, case.b, case.c), on_gpu), computed(case, on_gpu))
 
 
 @each_kind
 def test_how_this_device_adds(kind: str, on_gpu: Any, on_cpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """The emulator's truncating products are no more exact than the device's."""
-    cases = [products(kind, data) for data in ("mixed", "positive", "of many sizes", "cancelling")]
-    gpu = [case.run(on_gpu) for case in cases]
-    ways: dict[str, list[NDArray]] = {
-        "the emulator, rounding": [case.run(on_cpu) for case in cases],
-        "the emulator, truncating": [case.run(on_cpu, truncate=True) for case in cases],
+    cases = [products(kind, data) for data in NOT_EXACT]
+    gpu = [computed(case, on_gpu) for case in cases]
+    truncating = [computed(case, on_cpu, truncate=True) for case in cases]
+    emulated = {
+        "the emulator, rounding": [computed(case, on_cpu) for case in cases],
+        "the emulator, truncating": truncating,
     }
-    depth = KINDS[kind][0]
-    for at_a_time in (depth, depth // 2, depth // 4):
-        for bits in (23, 24, 25, 26):
-            name = f"{at_a_time} products at a time, cut off {bits} bits below the largest"
-            ways[name] = [summed(case, at_a_time, bits) for case in cases]
-
-    def mean_error(results: list[NDArray]) -> float:
-        exact = [case.terms for case in cases]
-        errors = [np.abs(r - t.sum(-1)) / np.abs(t).sum(-1) for r, t in zip(results, exact, strict=True)]
-        return float(np.mean(errors))
-
-    agreement = {
-        name: np.mean([x.view(u32) == y.view(u32) for x, y in zip(way, gpu, strict=True)]) for name, way in ways.items()
-    }
-    closest = max(agreement, key=lambda name: agreement[name])
     with capsys.disabled():
-        print(f"\n{kind}: mean error of this device {mean_error(gpu) * 2**24:.3f} · 2⁻²⁴ Σ|terms|")
-        for name in dict.fromkeys(["the emulator, rounding", "the emulator, truncating", closest]):
-            print(f"    {name}: {mean_error(ways[name]) * 2**24:.3f}; the same bits in {agreement[name]:.2%}")
-    assert mean_error(gpu) <= 1.05 * mean_error(ways["the emulator, truncating"])
+        print("\n" + how_it_adds(kind, cases, gpu, emulated))
+    assert mean_error(cases, gpu) <= 1.05 * mean_error(cases, truncating)

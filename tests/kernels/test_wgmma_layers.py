@@ -4,9 +4,10 @@ tolerance at any alignment, and the same bits whoever runs first and wherever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,12 +19,12 @@ from gpuback import MLP
 from gpuback._backends.cuda import layer_plans, wgmma_plans
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._core.activations import ACTIVATIONS
+from gpuback._cuda.launch import Variant
 from gpuback._gates.variants import every_kernel
 
 require_emulator()
 
 SCHEDULES = [("fifo", "late"), ("lifo", "early"), ("random", "random")]
-CHECKED = False
 SIXTEEN_BIT = ("bfloat16", "float16")
 WIDTHS = {(64, 64): (61, 50), (128, 128): (101, 123), (256, 128): (201, 150), (256, 256): (250, 131)}
 """By the widths of a variant: nO and nI of a ragged layer for it."""
@@ -33,16 +34,19 @@ FEW_BLOCKS = replace(HOPPER, multiprocessors=2)
 
 
 @pytest.fixture
-def one_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Plans cut the batch for one cluster, so that a small one goes round the stages."""
-    monkeypatch.setattr(wgmma_plans, "CHAINS_WANTED", wgmma_plans.CLUSTER)
-    layer_plans.layer_plan.cache_clear()
-    yield
+def chains_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """A function that makes plans cut chains of at least so many rows, so that small batches go round the stages."""
+
+    def at_least(rows: int) -> None:
+        monkeypatch.setattr(wgmma_plans, "SMALLEST_CHAIN", rows)
+        layer_plans.layer_plan.cache_clear()
+
+    yield at_least
     layer_plans.layer_plan.cache_clear()
 
 
 def launcher_of(order: str, copies: str, **choices: Any) -> EmulatorLauncher:
-    return EmulatorLauncher(order, copies=copies, **({"limits": HOPPER, "checked": CHECKED} | choices))
+    return EmulatorLauncher(order, copies=copies, **({"limits": HOPPER, "checked": True} | choices))
 
 
 def entries(launcher: EmulatorLauncher) -> set[str]:
@@ -95,53 +99,66 @@ def test_explanations_name_the_kernel_and_the_switch():
 # ---- Every variant
 
 
-def backward_cases() -> Iterator[Any]:
+class Case(NamedTuple):
+    """A layer, the variant that it takes, and how many rows go round that variant's stages more than twice."""
+
+    layer: Layer
+    variant: Variant
+    rows: int
+
+
+def backward_cases() -> Iterator[Case]:
     for panels in wgmma_plans.NARROW_PANELS:
         n_out, n_in = WIDTHS[panels.max_out, panels.columns]
-        for precision in SIXTEEN_BIT:
-            for activation in ("relu", "gelu"):
-                from_a = activation == "gelu"
-                batch_size = wgmma_plans.CLUSTER * 64 * (2 * panels.stages_from_a + 3) + 37
-                layer = Layer(batch_size, n_out, n_in, precision, activation)
-                yield pytest.param(layer, panels.variant(precision, from_a), id=f"{panels}-{precision}-{activation}")
+        for precision, activation in itertools.product(SIXTEEN_BIT, ("relu", "gelu")):
+            from_a = activation == "gelu"
+            rows = 64 * (2 * (panels.stages_from_a if from_a else panels.stages) + 3)
+            yield Case(Layer(rows + 137, n_out, n_in, precision, activation), panels.variant(precision, from_a), rows)
 
 
-def forward_cases() -> Iterator[Any]:
+def forward_cases() -> Iterator[Case]:
     for panels in wgmma_plans.FORWARD_PANELS:
         n_out, n_in = WIDTHS[panels.widest, panels.widest]
+        rows = 2 * 64 * (2 * panels.stages + 3)
         for precision in SIXTEEN_BIT:
-            layer = Layer(2 * 64 * (2 * panels.stages + 3) + 37, n_out, n_in, precision, "tanh")
-            yield pytest.param(layer, panels.variant(precision), id=f"{panels}-{precision}")
+            yield Case(Layer(rows + 37, n_out, n_in, precision, "tanh"), panels.variant(precision), rows)
+
+
+def case_id(case: Case) -> str:
+    return "-".join([case.variant.entry, *(define.partition("=")[2] for define in case.variant.defines)])
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("layer, variant", list(backward_cases()))
-def test_a_backward_pass_in_every_schedule_and_at_any_alignment(layer, variant, one_cluster):
+@pytest.mark.parametrize("case", list(backward_cases()), ids=case_id)
+def test_a_backward_pass_in_every_schedule_and_at_any_alignment(case, chains_of):
+    chains_of(case.rows)
     results = []
     for (order, copies), layout in zip(SCHEDULES, ("padded", "tight", "odd"), strict=True):
-        launcher = launcher_of(order, copies)
-        results.append(layer.backward(launcher, layout=layout))
-        assert launcher.variants - {variant} == ({v for v in launcher.variants if v.entry == "copy_elements"})
-        assert variant in launcher.variants
-    layer.check(results[0])
+        launcher = launcher_of(order, copies, checked=layout == "odd" and case.layer.precision == "bfloat16")
+        results.append(case.layer.backward(launcher, layout=layout))
+        assert case.variant in launcher.variants
+        assert entries(launcher) == {"layer_wgmma_narrow", *(["copy_elements"] if layout != "padded" else [])}
+    case.layer.check(results[0])
     assert len({result.bits() for result in results}) == 1
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("layer, variant", list(forward_cases()))
-def test_a_forward_pass_in_every_schedule_and_on_any_device(layer, variant):
+@pytest.mark.parametrize("case", list(forward_cases()), ids=case_id)
+def test_a_forward_pass_in_every_schedule_and_on_any_device(case):
     results = []
-    for (order, copies), limits in zip(SCHEDULES, (FEW_BLOCKS, FEW_BLOCKS, HOPPER), strict=True):
-        launcher = launcher_of(order, copies, limits=limits)
-        results.append(layer.forward(launcher))
-        assert launcher.variants == {variant}
-    layer.check_forward(results[0])
+    for (order, copies), limits in zip(SCHEDULES, (HOPPER, FEW_BLOCKS, FEW_BLOCKS), strict=True):
+        checked = order == "random" and case.layer.precision == "bfloat16"
+        launcher = launcher_of(order, copies, limits=limits, checked=checked)
+        results.append(case.layer.forward(launcher))
+        assert launcher.variants == {case.variant}
+    case.layer.check_forward(results[0])
     assert len({result.tobytes() for result in results}) == 1
 
 
 def test_no_variant_is_left_out():
-    run = {case.values[1] for case in (*backward_cases(), *forward_cases())}
-    assert run == {kernel.variant for kernel in every_kernel() if kernel.variant.entry in {v.entry for v in run}}
+    run = {case.variant for case in (*backward_cases(), *forward_cases())}
+    entries = {variant.entry for variant in run}
+    assert run == {kernel.variant for kernel in every_kernel() if kernel.variant.entry in entries}
 
 
 # ---- Bits and numbers
@@ -174,10 +191,13 @@ def test_small_integers_are_exact(precision, n_out, n_in):
 @pytest.mark.thorough
 @pytest.mark.parametrize("precision", SIXTEEN_BIT)
 @pytest.mark.parametrize("kind", ["mixed", "positive"])
-@pytest.mark.parametrize("batch_size", [8 * 2048, 8 * 4096])
-def test_tensor_cores_that_cut_off_in_the_longest_chains(precision, kind, batch_size, one_cluster):
+@pytest.mark.parametrize("batch_size, rows", [(4096, 2048), (8192, 4096)])
+def test_tensor_cores_that_cut_off_in_the_longest_chains(precision, kind, batch_size, rows, chains_of):
     """Hardware truncates. Chains keep the error within the contract."""
+    chains_of(rows)
     layer = Layer(batch_size, 40, 24, precision, "identity", kind)
+    split = layer_plans.layer_plan(batch_size, 40, 24, PRECISIONS[precision], HOPPER).split
+    assert split.rows_per_split == wgmma_plans.CLUSTER * rows
     layer.check(layer.backward(EmulatorLauncher(truncate=True, limits=HOPPER)))
 
 
@@ -187,7 +207,7 @@ def test_tensor_cores_that_cut_off_in_the_longest_chains(precision, kind, batch_
 def test_the_smallest_shapes(shape, precision):
     layer = Layer(*shape, precision, "relu")
     for layout in ("padded", "odd"):
-        launcher = launcher_of("lifo", "random")
+        launcher = launcher_of("lifo", "random", checked=precision == "bfloat16")
         layer.check(layer.backward(launcher, layout=layout))
     layer.check_forward(layer.forward(launcher))
     assert {"layer_wgmma_narrow", "forward_wgmma_narrow"} <= entries(launcher)
@@ -267,7 +287,7 @@ def test_a_networks_layers_all_go_there(precision, monkeypatch):
 
     bits = set()
     for order, copies in SCHEDULES:
-        launcher = launcher_of(order, copies)
+        launcher = launcher_of(order, copies, checked=order == "random")
         ops = CudaOps(GuardedNumpy(), launcher, name="checked", fuse_networks=False)
         backend = Backend(lambda reproducible, ops=ops: ops, lambda: BackendStatus(True, "emulated"))
         monkeypatch.setitem(gpuback._backends.registry.BACKENDS, "checked", backend)

@@ -21,7 +21,7 @@ from gpuback._core.threads import ThreadPool
 from gpuback._network.pool import KEPT_BUFFERS
 from gpuback.errors import DtypeError, OptionError, ShapeError
 
-pytestmark = pytest.mark.on_each_backend(hopper=True)
+pytestmark = pytest.mark.on_each_backend
 
 FORMATS = {
     "float64": {"dtype": "float64"},

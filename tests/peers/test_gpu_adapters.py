@@ -57,6 +57,32 @@ def test_another_result_is_refused(adapter: Any) -> None:
         importlib.import_module("benchmarks.cases.gpu_oracle").check_of(case)(results, "peer")
 
 
+def test_products_alone_are_the_layers() -> None:
+    """The check makes the rest of a layer's results of them. They are held to what other libraries are."""
+    pytest.importorskip("torch")
+    adapter = importlib.import_module("benchmarks.peers.gpu_pytorch")
+    oracle = importlib.import_module("benchmarks.cases.gpu_oracle")
+    for case in CASES[:2]:
+        made = adapter.contestant(case, "captured products")
+        results = made.check()
+        oracle.check_of(case)(results, "floor")
+        assert made.graph == "torch" and len(made.call()) == 2
+        results["dW"][0] += 1
+        with pytest.raises(CheckFailedError, match="dW is off by"):
+            oracle.check_of(case)(results, "floor")
+
+
+def test_a_forward_pass_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    forward = importlib.import_module("benchmarks.hopper.gpu_forward")
+    monkeypatch.setattr(forward.gpu_timing, "torch", torch)
+    monkeypatch.setattr(forward.gpu_timing, "torch_graph", lambda call, sets: lambda: float(call().numel()))
+    assert forward.timed((40, 24, 8), "PyTorch graph")["seconds"] == 40 * 24
+    monkeypatch.setattr(torch, "relu", lambda x: x)
+    with pytest.raises(CheckFailedError, match="h is off by"):
+        forward.timed((40, 24, 8), "PyTorch graph")
+
+
 def test_jax_knows_what_a_step_needs() -> None:
     pytest.importorskip("jax")
     case = selection.memory(NET, "device-memory")

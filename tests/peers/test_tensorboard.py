@@ -50,6 +50,13 @@ def test_tensorboard_shows_the_history(tmp_path):
     assert all(0 <= value <= 1 for _, value in shown["accuracy"])
 
 
+def test_a_folder_that_cannot_be_made_is_found_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / ("n" * 300)):
+        with pytest.raises(OSError):
+            logger(folder)
+
+
 def test_without_validation_there_is_no_such_curve(tmp_path):
     train(tmp_path, 2, validation=None)
     assert set(curves(tmp_path)) == {"loss/training", "learning_rate", "accuracy"}

@@ -627,3 +627,101 @@ def test_an_incomplete_file_changes_nothing(file: Path) -> None:
     with pytest.raises(FileFormatError, match="without 'learning_rate'"):
         gpuback.fit(net, x, y, optimizer=optimizer, epochs=2, seed=1, checkpoint=file, resume=True)
     assert (net.theta.tobytes(), optimizer.step_count) == (before, 0)
+
+
+# --- forged: the hash fits, the content does not
+
+ODD = (None, -1, 1.5, "x", [], {}, True, float("nan"), float("inf"), 10**12, 2**70, [1], {"a": 1})
+FIELDS = ("run", "seed", "step_count", "learning_rate", "best_epoch", "steps", "batches", "loss_scale")
+
+
+def forged_run(file: Path, resume: bool, **changes: Any) -> tuple[MLP, Adam]:
+    """Train, or resume what was changed; a file that is refused must change neither network nor optimizer."""
+    rng = np.random.default_rng(0)
+    net, optimizer = MLP([3, 4, 2], seed=0), Adam(0.1)
+    before = net.theta.tobytes()
+    try:
+        options = {"epochs": 2 if resume else 1, "seed": 1, "validation": 0.2, "checkpoint": file, "resume": resume}
+        gpuback.fit(net, rng.standard_normal((20, 3)), np.arange(20) % 2, optimizer=optimizer, **options)
+    except GpubackError:
+        assert (net.theta.tobytes(), optimizer.step_count) == (before, 0)
+        raise
+    return net, optimizer
+
+
+def forge(file: Path, arrays: dict[str, Any] | None = None, **metadata: Any) -> None:
+    kept, described = persistence.read(file, kind="checkpoint")
+    persistence.write(file, kept | (arrays or {}), described | metadata, kind="checkpoint")
+
+
+@pytest.mark.thorough(first=2)
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_forged_field_is_refused_by_name(file: Path, field: str) -> None:
+    forged_run(file, resume=False)
+    sound = file.read_bytes()
+    assert set(FIELDS) == set(persistence.read(file, kind="checkpoint")[1])
+    harmless = {"loss_scale": (None,), "learning_rate": (1.5, 10**12, 2**70), "batches": (10**12,)}.get(field, ())
+    if field == "step_count":
+        harmless = (10**12,)  # steps made before this run are none of its business
+    for value in ODD:
+        file.write_bytes(sound)
+        forge(file, **{field: value})
+        if value in harmless and not isinstance(value, bool):
+            forged_run(file, resume=True)
+            continue
+        error = OptionError if (field, value) in (("run", {}), ("run", {"a": 1})) else FileFormatError
+        with pytest.raises(error, match=f"{file.name}.*{'another run' if error is OptionError else field}"):
+            forged_run(file, resume=True)
+
+
+@pytest.mark.thorough
+@pytest.mark.numpy_only
+def test_a_forged_array_is_refused_by_name(file: Path) -> None:
+    forged_run(file, resume=False)
+    sound = file.read_bytes()
+    names = set(persistence.read(file, kind="checkpoint")[0])
+    assert {"theta", "best_theta", "optimizer.first_moment", "validation_loss"} < names
+    for name in names:
+        array = persistence.read(file, kind="checkpoint")[0][name]
+        others = (np.zeros(0), np.zeros((1, 1)), np.array(1.0), array.reshape(1, -1), array.astype(int), array[:1] > 0)
+        for value in (*others, np.zeros(len(array) + 1), array.astype(np.float16)):
+            if name == "validation_loss" and value.shape == (0,):
+                continue  # a run without validation, which has no best_epoch
+            forge(file, {name: value})
+            with pytest.raises(FileFormatError, match=file.name):
+                forged_run(file, resume=True)
+            file.write_bytes(sound)
+    for name in ("optimizer.velocity", "more"):
+        forge(file, {name: np.zeros(3)})
+        with pytest.raises(FileFormatError, match=f"got one with an array '{name}'"):
+            forged_run(file, resume=True)
+        file.write_bytes(sound)
+    forge(file, {"validation_loss": np.zeros(0)})
+    with pytest.raises(FileFormatError, match="best_epoch: expected None, as there is no validation loss, found 0"):
+        forged_run(file, resume=True)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    "state", [None, [256.0, 1], [3.0, 1, 1], [0.0, 1, 1], [256.0, -1, 0], [256.0, 0, 1.5], ["x", 0, 0], [2.0**99, 0, 0]]
+)
+def test_a_forged_loss_scale_is_refused(file: Path, state: Any) -> None:
+    def run(resume: bool) -> None:
+        net, scaling = network(dtype="float16"), gpuback.LossScaling()
+        gpuback.fit(net, *data(), epochs=1 + resume, seed=1, loss_scaling=scaling, checkpoint=file, resume=resume)
+
+    run(resume=False)
+    forge(file, loss_scale=state)
+    with pytest.raises(FileFormatError, match="loss_scale: expected"):
+        run(resume=True)
+
+
+@pytest.mark.numpy_only
+@pytest.mark.parametrize("steps", [10**8, 10**12, 2**53])
+def test_any_number_of_steps_is_resumed_at_once(file: Path, steps: int) -> None:
+    forged_run(file, resume=False)
+    forge(file, step_count=steps)
+    started = time.monotonic()
+    assert forged_run(file, resume=True)[1].step_count > steps
+    assert time.monotonic() - started < 3

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpuback import MLP, SGD, Adam, AdamW
-from gpuback._backends.numpy.updates import PARAMETERS_AT_ONCE
+from gpuback._backends.numpy.updates import PARAMETERS_AT_ONCE, beta_powers
 from gpuback.errors import GpubackError, OptionError, ShapeError
 
 pytestmark = pytest.mark.on_each_backend
@@ -453,3 +453,21 @@ def test_repr_makes_the_same_optimizer(optimizer: Any) -> None:
     again = eval(repr(optimizer), {"SGD": SGD, "Adam": Adam, "AdamW": AdamW})
     assert type(again) is type(optimizer)
     assert again._options() == optimizer._options()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.999, 1 - 2.0**-20])
+def test_powers_of_betas_are_those_of_steps_one_by_one(beta: float) -> None:
+    chain = 1.0
+    for steps in range(70_000):
+        if steps % 4999 == 0 or steps < 50:
+            first, second = beta_powers((beta, beta), steps)
+            assert first == second
+            assert first == chain or 1.0 - first == 1.0 - chain == 1.0
+        chain *= beta
+
+
+@pytest.mark.parametrize("steps", [10**9, 2**53])
+def test_powers_of_any_number_of_steps_are_there_at_once(steps: int) -> None:
+    first, second = beta_powers((0.9, 1 - 2.0**-40), steps)
+    assert 1.0 - first == 1.0
+    assert second == pytest.approx(math.exp(-steps * 2.0**-40), rel=1e-9)

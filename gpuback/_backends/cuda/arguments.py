@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuback._backends.cuda.arrays import ROW_ALIGNMENT, pitch_of
+from gpuback._backends.cuda.arrays import pitch_for, pitch_of
 from gpuback._backends.cuda.planned_layers import BOX_COLUMNS, Box
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import ACTIVATIONS, Activation
-from gpuback._core.integers import round_up
 from gpuback._core.losses import Loss
 from gpuback._core.precision import Precision
 from gpuback._core.typing import Array
@@ -155,13 +154,10 @@ def map_arguments(
     for box in boxes:
         array = None if box.matrix is None else given[box.matrix]
         arguments[box.parameter] = None
-        if array is None:
-            continue
-        assert box.matrix is not None
+        if box.matrix is None or array is None or getattr(array, "dtype", None) not in (None, precision.operand):
+            continue  # nothing to copy, or float32, which kernels store themselves
         rows, columns = shapes[box.matrix]
-        pitch = round_up(
-            int(given[pitch_name(box.matrix)]), ROW_ALIGNMENT // precision.operand.itemsize
-        )  # that of a single row means nothing
+        pitch = int(given[pitch_name(box.matrix)]) if rows > 1 else pitch_for(columns, precision.operand)
         arguments[box.parameter] = TensorMap(
             array, columns, rows, pitch, (BOX_COLUMNS, box.rows), precision.operand.name
         )

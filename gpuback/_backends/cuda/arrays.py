@@ -162,7 +162,7 @@ class CudaArrays:
             return array
         return self.xp.ascontiguousarray(array)
 
-    def has_padded_rows(self, array: Array) -> bool:
+    def _has_padded_rows(self, array: Array) -> bool:
         """Say whether the rows of a matrix, contiguous each, begin at multiples of 16 bytes."""
         pitch = array.strides[0] if len(array) > 1 else 0
         return self.launcher.address(array) % ROW_ALIGNMENT == 0 and pitch % ROW_ALIGNMENT == 0

@@ -1,7 +1,8 @@
 """Launch plans of a layer's passes: pure functions from shape, number format and device limits to what is launched.
 
 The order in which sums are added follows from the shape alone: how the batch is split (split_k.py), and so how many
-partial sums there are. The device decides only which variant has room and how many blocks are in flight.
+partial sums there are. The device decides only which variant has room and how many blocks are in flight. Where its
+limits say `wgmma`, some layers take the kernels for Hopper (wgmma_plans.py), which add in an order of their own.
 """
 
 from __future__ import annotations

@@ -219,10 +219,12 @@ class CudaLayers(CudaArrays):
         plan = layer_plans.layer_plan(*shape, precision, self.launcher.limits, need_da_prev=need, from_a=from_a)
         inputs = {"da_bo": da, "h_bi": h_prev, "w_oi": W, "source_bi": source}
         operands = {name: self._row_contiguous(array) for name, array in inputs.items()} | {"da_prev_bi": da_prev}
+        slots = list(operands)
         if plan.boxes:
-            mapped = {name: operands[name] for box in plan.boxes for name in [box.matrix] if name is not None}
-            operands = {name: self._with_padded_rows(array, name in inputs) for name, array in mapped.items()}
-            operands = dict.fromkeys(inputs) | operands
+            mapped = [box.matrix for box in plan.boxes if box.matrix is not None]
+            slots = [*mapped, "da_prev_bi"]
+            padded = {name: self._with_padded_rows(operands[name], copied=name in inputs) for name in mapped}
+            operands = dict.fromkeys(operands) | padded
         pitches = {name: None if array is None else pitch_of(array) for name, array in operands.items()}
         key = *shape, precision, activation_prev.name, *pitches.values()
         launches = self._launch_cache.launches
@@ -243,18 +245,17 @@ class CudaLayers(CudaArrays):
         # Fresh for each call: calls on different streams may be under way together.
         partials = self.empty(plan.partials, precision.accumulator)
         counters = self.xp.zeros(plan.counters + 1, np.uint32)
-        slots = [box.matrix for box in plan.boxes] + ["da_prev_bi"] if plan.boxes else list(operands)
-        arrays = [operands[name] for name in slots if name is not None and operands[name] is not None]
+        arrays = [operands[name] for name in slots if operands[name] is not None]
         launches[key](*arrays, dW, db, accumulate, partials, counters, *([counters[-1:]] if plan.persistent else []))
         if da_prev is not None and operands["da_prev_bi"] is not da_prev:
             self._copy_elements(operands["da_prev_bi"], da_prev)
 
-    def _with_padded_rows(self, array: Array | None, with_content: bool) -> Array | None:
-        """Return a matrix whose rows begin at multiples of 16 bytes: itself, or a copy of a user's array."""
-        if array is None or self.has_padded_rows(array):
+    def _with_padded_rows(self, array: Array | None, copied: bool) -> Array | None:
+        """Return a matrix whose rows begin at multiples of 16 bytes: itself, or a new one, a copy if it is `copied`."""
+        if array is None or self._has_padded_rows(array):
             return array
         padded = self.padded(len(array), array.shape[1], array.dtype)
-        if with_content:
+        if copied:
             self._copy_elements(array, padded)
         return padded
 

@@ -404,12 +404,31 @@ class AdamUpdate(NumpyUpdate):
         return update
 
 
+NEGLIGIBLE_POWER = 2.0**-60
+"""1 − βᵗ is 1 from here on, whatever βᵗ is."""
+
+EXACT_STEPS = 2 * 10**7
+"""So many multiplications take a fifth of a second."""
+
+
 def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
-    """Return (β₁ᵗ, β₂ᵗ) for t = steps, by t multiplications."""
-    first, second = 1.0, 1.0
-    for _ in range(steps):
-        first, second = first * betas[0], second * betas[1]
-    return first, second
+    """Return (β₁ᵗ, β₂ᵗ) for t = steps, as t multiplications of steps one by one have left them.
+
+    Once a power is negligible, later ones are as good: any may be returned. Beyond `EXACT_STEPS` it is pow's, which
+    concerns β > 1 − 3 · 10⁻⁶ only: smaller ones have negligible powers by then.
+    """
+    return _power(betas[0], steps), _power(betas[1], steps)
+
+
+def _power(beta: float, steps: int) -> float:
+    power, left = 1.0, min(steps, EXACT_STEPS)
+    with np.errstate(under="ignore"):
+        while left and power > NEGLIGIBLE_POWER:
+            factors = np.full(min(left, PARAMETERS_AT_ONCE), beta)
+            factors[0] *= power
+            power = float(np.multiply.accumulate(factors)[-1])
+            left -= len(factors)
+    return beta**steps if power > NEGLIGIBLE_POWER and steps > EXACT_STEPS else power
 
 
 class NumpyLossScale:

@@ -28,6 +28,7 @@ DTYPES = {
     "float64": ("float64", False),
 }
 NARROW = [(n_out, n_in) for n_out in (61, 101) for n_in in (50, 123)]
+FOR_HOPPER = [(61, 50), (101, 123), (201, 123)]
 NARROW_NETWORKS = [(9, 31, 5), (20, 64, 33, 10), (100, 128, 7), (9, *[40] * 9, 5), (100, 128, 90, 128, 7)]
 """For each kernel that takes a whole network, one that goes through it."""
 
@@ -35,10 +36,11 @@ SHARED_BYTES = (None, 166912, 101376)
 """Of this device, of an A100 and of an A10: smaller ones get shallower circular buffers."""
 
 
-def layer(rows: int, n_out: int, n_in: int, dtype: str, allow_tf32: bool) -> None:
-    case = random_layer(np.random.default_rng(0), rows, n_out, n_in, activation_prev="gelu", dtype=dtype)
+def layer(rows: int, n_out: int, n_in: int, dtype: str, allow_tf32: bool, activation: str = "gelu") -> None:
+    case = random_layer(np.random.default_rng(0), rows, n_out, n_in, activation_prev=activation, dtype=dtype)
     da, h_prev, W, a_prev = (cupy.asarray(x) for x in (case.da, case.h_prev, case.W, case.a_prev))
-    gpuback.fused_backward(da, h_prev, W, activation_prev="gelu", a_prev=a_prev, allow_tf32=allow_tf32)
+    a_prev = a_prev if activation == "gelu" else None
+    gpuback.fused_backward(da, h_prev, W, activation_prev=activation, a_prev=a_prev, allow_tf32=allow_tf32)
 
 
 def networks(sizes: tuple[int, ...], rows: int, dtype: str, allow_tf32: bool) -> None:
@@ -77,12 +79,14 @@ def main() -> None:
     chosen = [DTYPES[name] for name in sys.argv[1:] or DTYPES]
     for dtype, allow_tf32 in chosen:
         for shared_bytes in SHARED_BYTES:
-            launcher.limits = replace(
-                limits, shared_bytes=min(shared_bytes or limits.shared_bytes, limits.shared_bytes)
-            )
+            fewer = min(shared_bytes or limits.shared_bytes, limits.shared_bytes)
+            launcher.limits = replace(limits, shared_bytes=fewer, wgmma=False)
             for n_out, n_in in NARROW:
                 layer(200 + (shared_bytes or 0) % 7, n_out, n_in, dtype, allow_tf32)
         launcher.limits = limits
+        for n_out, n_in in FOR_HOPPER if limits.wgmma else ():
+            for activation in ("gelu", "relu"):
+                layer(1207, n_out, n_in, dtype, allow_tf32, activation)
         layer(150, 150, 137, dtype, allow_tf32)
         networks((33, 150, 10), 150, dtype, allow_tf32)
         for sizes in NARROW_NETWORKS:

@@ -2,7 +2,9 @@
 # compute-sanitizer over every kernel: accesses out of bounds and misaligned (memcheck), races in shared memory (racecheck).
 # A machine without the tool, or one that refuses it, is reported; only what the tool finds makes this fail.
 #
-#     PYTHON=python3 OUT=folder SECONDS_EACH=90 tests/gpu/kernels/sanitize.sh
+#     PYTHON=python3 OUT=folder SECONDS_EACH=90 tests/gpu/kernels/sanitize.sh [DTYPE]
+#
+# With a dtype: memcheck over the kernels of this dtype alone.
 set -u
 cd "$(dirname "$0")/../../.."
 export PYTHONPATH=. CUPY_TF32=1
@@ -32,6 +34,10 @@ check() {
   fi
 }
 
+if [ $# -gt 0 ]; then
+  check memcheck "$1"
+  exit
+fi
 "$python" $script || exit 1  # compiles, and shows what fails without the tool's help
 found=0
 check memcheck || found=1
