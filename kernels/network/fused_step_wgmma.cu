@@ -19,8 +19,8 @@
 //
 // Where g' is computed from a, the place of h_k holds a_k, as elements, until the way down; then h_k.
 //
-// Barriers in shared memory: `full[p]` (da has come to place p: a lane of each warp of passes), `empty[p]` (dW has read it)
-// and `h_free[k]` (dW has read h_k: a lane of each warp of sums). Passes wait for `empty` two layers later, for
+// Barriers in shared memory: `full[p]` (da has come to place p: a lane of each warp of passes), `empty[p]` (dW has read
+// it) and `h_free[k]` (dW has read h_k: a lane of each warp of sums). Passes wait for `empty` two layers later, for
 // `h_free` in the next slab. Nobody skips a phase: a place belongs to one warpgroup of sums.
 //
 // A product is issued before its own A is stored to shared memory: the stores, and the fence behind them, are hidden
