@@ -373,8 +373,8 @@ DEVICE void times_derivative_rows(const PassesWarp& warp, Tile64& c, Operand& a,
   });
 }
 
-// A strip's losses from its a_L, c, and da_L as the next A. The rows go through the places of da, where eight lanes work
-// on each. Adds a lane's part of the losses to `sum`.
+// A strip's losses from its a_L, c, and da_L as the next A. The rows go through the places of da, where eight lanes
+// work on each. Adds a lane's part of the losses to `sum`.
 DEVICE void losses_of_rows(const PassesWarp& warp, const Tile64& c, Operand& a, int n, const Samples& samples,
                            const LossOptions& options, double* sum) {
   float* rows = (float*)(warp.memory + DA + warp.strip * DA_STRIP);
@@ -410,7 +410,8 @@ DEVICE void losses_of_rows(const PassesWarp& warp, const Tile64& c, Operand& a, 
 }
 
 // dx = c factor, for n inputs.
-DEVICE void write_input_gradients(const PassesWarp& warp, int slab, const Tile64& c, float* dx_bi, int n, float factor) {
+DEVICE void write_input_gradients(const PassesWarp& warp, int slab, const Tile64& c, float* dx_bi, int n,
+                                  float factor) {
   float* to = dx_bi + (int64)(warp.rows().first + warp.strip * 16) * n + (int64)slab * SLAB * n;
   const int own = fragment_row(0) * n + fragment_column(0);
 #pragma unroll
