@@ -327,12 +327,16 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
         float d[COUNT];
         multiply_delta(d, da, at.w);
         wgmma_commit();
-        if (weights) multiply_weights(dw, own_da, h);
-        wgmma_commit();
-        wgmma_wait<1>();  // d is there
+        if (weights) {
+          multiply_weights(dw, own_da, h);
+          wgmma_commit();
+          wgmma_wait<1>();  // d is there
+        } else {
+          wgmma_wait<0>();
+        }
         write_da_prev(at, task, d, SOURCE ? h + H_BYTES : h, step, consumer, da_prev);
-      } else {
-        if (weights) multiply_weights(dw, own_da, h);
+      } else if (weights) {
+        multiply_weights(dw, own_da, h);
         wgmma_commit();
       }
       wgmma_wait<0>();
