@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
-from gpuback._backends.cuda import layer_plans, network_plans, row_plans, wgmma_plans
+from gpuback._backends.cuda import layer_plans, network_plans, row_plans, wgmma_plans, wgmma_wide_plans
 from gpuback._backends.cuda.formats import Accum
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import Variant
@@ -90,3 +90,6 @@ def _wgmma_layers(operand: str) -> Iterator[CompiledKernel]:
             yield CompiledKernel(panels.variant(operand, from_a), wgmma_plans.THREADS, shared)
     for forward in wgmma_plans.FORWARD_PANELS:
         yield CompiledKernel(forward.variant(operand), wgmma_plans.THREADS, forward.shared_bytes)
+    for entry in ("layer_wgmma", "forward_wgmma"):
+        variant = wgmma_wide_plans.variant(entry, operand)
+        yield CompiledKernel(variant, wgmma_plans.THREADS, wgmma_wide_plans.SHARED_BYTES)

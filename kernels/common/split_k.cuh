@@ -160,3 +160,46 @@ DEVICE void reduce_splits(const Real (&sums)[Count], int used, Real* partials, i
   const LastSum<Real> last = join_splits<PREFETCH>(partials, stride, packs, arrivals, splits, split, buffer);
   if (last.count) write_totals<PREFETCH>(last, packs, buffer, write);
 }
+
+// Adds `count` partial results, `stride` numbers apart, in this order, into registers that have room for one. Up to eight
+// loads of a lane are on their way together.
+template <typename Real, int Count>
+DEVICE void add_in_registers(Real (&sums)[Count], const Real* partials, int64 stride, int count) {
+  const int width = Pack<Real>::count, packs = Count / width, AT_ONCE = packs < 8 ? packs : 8;
+  static_assert(packs % AT_ONCE == 0, "as many loads each time");
+#pragma unroll
+  for (int first = 0; first < packs; first += AT_ONCE) {
+#pragma unroll
+    for (int i = 0; i < AT_ONCE * width; ++i) sums[first * width + i] = 0;
+    const Pack<Real>* from = (const Pack<Real>*)partials + first * 32 + threadIdx.x % 32;
+#pragma unroll 1
+    for (int member = 0; member < count; ++member, from += stride / width) {
+      Pack<Real> packs_of_member[AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; ++i) packs_of_member[i] = from[i * 32];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE * width; ++i) sums[first * width + i] += packs_of_member[i / width].at[i % width];
+    }
+  }
+}
+
+// As reduce_splits, without a circular buffer: for warps with many numbers a lane, or no shared memory left. True for the
+// warp that ends with the totals, in its `sums`. A single split needs no partial results.
+template <typename Real, int Count>
+DEVICE bool reduce_in_registers(Real (&sums)[Count], Real* partials, int64 stride, unsigned* arrivals, Splits splits,
+                                int split) {
+  if (splits.count == 1) return true;
+  const int packs = Count / Pack<Real>::count, group = split / splits.group_size, groups = split_groups(splits);
+  const int first = group * splits.group_size, members = min(splits.group_size, splits.count - first);
+  Real* group_sum = partials + first * stride;  // nobody else reads this group's partial results
+  store_partial(sums, packs, partials + split * stride);
+  publish();
+  if (!arrive_last(arrivals + group, members)) return false;
+  add_in_registers(sums, group_sum, stride, members);
+  if (groups == 1) return true;
+  store_partial(sums, packs, group_sum);
+  publish();
+  if (!arrive_last(arrivals + groups, groups)) return false;
+  add_in_registers(sums, partials, splits.group_size * stride, groups);
+  return true;
+}

@@ -159,13 +159,13 @@ def test_there_are_few_modules():
     networks have modules of their own, so that a first prediction or step compiles only what it launches.
 
     Those for Hopper compile for one architecture. A narrow layer has 12, of three widths, with and without a place for
-    pre-activations, in two formats, and 6 for forward passes.
+    pre-activations, in two formats, and 6 for forward passes. Wide layers have 2, for both passes.
     """
     variants = [case.variant for case in CASES]
     assert len(set(variants)) == len(variants)
     for_hopper = [case for case in CASES if case.variant.wgmma]
     assert len(modules(case for case in CASES if not case.variant.wgmma)) <= 75
-    assert len(modules(for_hopper)) <= 18
+    assert len(modules(for_hopper)) <= 20
 
 
 def test_every_kernel_file_has_a_variant():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from gpuback._backends.cuda import split_k, wgmma_plans
+from gpuback._backends.cuda import split_k, wgmma_plans, wgmma_wide_plans
 from gpuback._backends.cuda.formats import accumulator_name, operand_name, uses_tensor_cores
 from gpuback._backends.cuda.planned_layers import ForwardPlan, LayerPlan
 from gpuback._backends.cuda.split_k import SplitK, narrow_split, split_batch
@@ -131,6 +131,8 @@ def layer_plan(
         return wgmma_plans.narrow_layer_plan(
             batch_size, n_out, n_in, precision, need_da_prev=need_da_prev, from_a=from_a
         )
+    if _by_wide_wgmma(batch_size, n_out, n_in, precision, limits):
+        return wgmma_wide_plans.layer_plan(batch_size, n_out, n_in, precision, limits, need_da_prev=need_da_prev)
     if max(n_out, n_in) <= NARROW:
         plan = _narrow_layer(batch_size, n_out, n_in, precision, limits)
         if plan is not None:
@@ -139,8 +141,13 @@ def layer_plan(
 
 
 def _by_wgmma(n_out: int, precision: Precision, limits: DeviceLimits) -> bool:
-    """Say whether a layer's backward pass takes Hopper's kernels."""
+    """Say whether a layer's backward pass takes Hopper's kernel for narrow layers."""
     return limits.wgmma and precision.sixteen_bit and n_out <= wgmma_plans.WIDEST
+
+
+def _by_wide_wgmma(batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits) -> bool:
+    """Say whether the backward pass of a layer that is not narrow takes Hopper's kernel for wide ones."""
+    return limits.wgmma and precision.sixteen_bit and wgmma_wide_plans.takes_layer(batch_size, n_out, n_in)
 
 
 @functools.cache
@@ -152,6 +159,8 @@ def delta_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, lim
     """
     if _by_wgmma(n_out, precision, limits):
         return wgmma_plans.narrow_delta_plan(batch_size, n_out, n_in, precision)
+    if _by_wide_wgmma(batch_size, n_out, n_in, precision, limits):
+        return wgmma_wide_plans.delta_plan(batch_size, n_out, n_in, precision, limits)
     if not uses_tensor_cores(precision):
         whole = _simt_layer(batch_size, n_out, n_in, precision, limits, need_da_prev=True)
         tile = _simt_tile(accumulator_name(precision), min(n_out, n_in), batch_size, n_in)
@@ -279,13 +288,15 @@ def simt_variant(entry: str, accum: str, tile: int) -> Variant:
 
 @functools.cache
 def forward_plan(batch_size: int, n_out: int, n_in: int, precision: Precision, limits: DeviceLimits) -> ForwardPlan:
-    """Plan a layer's forward pass: one block to a tile of the output, but for narrow layers on Hopper.
+    """Plan a layer's forward pass: one block to a tile of the output, but on Hopper.
 
     Raises:
         BackendError: the device cannot run such products.
     """
     if limits.wgmma and precision.sixteen_bit and max(n_out, n_in) <= wgmma_plans.WIDEST:
         return wgmma_plans.narrow_forward_plan(batch_size, n_out, n_in, precision, limits)
+    if limits.wgmma and precision.sixteen_bit and wgmma_wide_plans.takes_forward(batch_size, n_out):
+        return wgmma_wide_plans.forward_plan(batch_size, n_out, precision, limits)
     if uses_tensor_cores(precision):
         _require_tensor_cores(precision, limits)
         operand = operand_name(precision)

@@ -88,11 +88,15 @@ def narrow_panels(n_out: int, n_in: int) -> NarrowPanels:
     return small if max(n_out, n_in) <= 64 else middle if n_out <= 128 else large
 
 
+def largest_chain(batch_size: int) -> int:
+    """Return the most rows of the batch that one accumulator may add up."""
+    return LARGEST_CHAIN if batch_size < LONG_BATCH else LARGEST_CHAIN_OF_LONG_BATCH
+
+
 def chains_of(batch_size: int, columns_of_blocks: int) -> SplitK:
     """Cut the batch for so many columns of blocks: a split is a cluster's rows, a chain for each of its blocks."""
     clusters_wanted = max(1, CHAINS_WANTED // columns_of_blocks // CLUSTER)
-    largest = LARGEST_CHAIN if batch_size < LONG_BATCH else LARGEST_CHAIN_OF_LONG_BATCH
-    chains = split_batch(batch_size, clusters_wanted * CLUSTER, SMALLEST_CHAIN, largest)
+    chains = split_batch(batch_size, clusters_wanted * CLUSTER, SMALLEST_CHAIN, largest_chain(batch_size))
     return SplitK(ceil_div(chains.splits, CLUSTER), CLUSTER * chains.rows_per_split)
 
 
