@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, get_args
 
-from gpuback._backends.cuda import layer_plans, network_plans, row_plans, wgmma_plans, wgmma_wide_plans
+from gpuback._backends.cuda import (
+    layer_plans,
+    network_layout,
+    network_plans,
+    row_plans,
+    wgmma_plans,
+    wgmma_wide_plans,
+)
 from gpuback._backends.cuda.formats import Accum
 from gpuback._core.precision import Precision
 from gpuback._cuda.launch import Variant
@@ -78,6 +85,10 @@ def _each() -> Iterator[CompiledKernel]:
             variant = network_plans.step_variant(shape, precision)
             threads = 32 * network_plans.step_warps(precision)
             yield CompiledKernel(variant, threads, MOST_SHARED_BYTES)
+        if precision.sixteen_bit:
+            for shape in network_plans.WGMMA_SHAPES:
+                variant = network_plans.wgmma_step_variant(shape, precision)
+                yield CompiledKernel(variant, network_plans.WGMMA_THREADS, network_layout.slab_bytes(*shape))
         for entry in get_args(network_plans.TwoLaunchEntry):
             variant = network_plans.two_launch_variant(entry, precision)
             yield CompiledKernel(variant, 32 * network_plans.TWO_LAUNCH_WARPS, HALF_OF_SHARED_BYTES)

@@ -229,6 +229,7 @@ DEVICE void wgmma_wait() {
 // over K = 16, N twice the length of d. Without `accumulate` d's earlier content counts as zero.
 
 // The operands' numbers in the instruction's text: registers of d first.
+#define WGMMA_0_4 "%0, %1, %2, %3"
 #define WGMMA_0_16 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define WGMMA_16_20 \
@@ -281,6 +282,7 @@ DEVICE void wgmma_wait() {
   }
 
 #define WGMMA_BOTH(N, COUNT, ...) WGMMA(bf16, N, COUNT, __VA_ARGS__) WGMMA(f16, N, COUNT, __VA_ARGS__)
+WGMMA_BOTH(8, 4, 4, 5, 6, 7, 8, 9, 10)
 WGMMA_BOTH(32, 16, 16, 17, 18, 19, 20, 21, 22)
 WGMMA_BOTH(40, 20, 20, 21, 22, 23, 24, 25, 26)
 WGMMA_BOTH(64, 32, 32, 33, 34, 35, 36, 37, 38)

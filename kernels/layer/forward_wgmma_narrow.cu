@@ -107,18 +107,18 @@ KERNEL __launch_bounds__(THREADS, 1) forward_wgmma_narrow(
       const int s = step % STAGES, row = (first + step) * PANEL_ROWS;
       const uint32 stage = at.stage(s);
       float a[COUNT];
-#pragma unroll
-      for (int j = 0; j < COUNT / 4; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) a[4 * j + e] = bias[8 * j + fragment_column(e)];
       mbarrier_wait(at.full(step), full_parity(step));
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < IN; i += 16)
         Wgmma<Element>::ss<0, 0>(a, panel_descriptor(stage + i / 64 * PANEL_BYTES + i % 64 * 2, 16, 1024),
-                                 panel_descriptor(at.w + i / 64 * W_PANEL + i % 64 * 2, 16, 1024), 1);
+                                 panel_descriptor(at.w + i / 64 * W_PANEL + i % 64 * 2, 16, 1024), i > 0);
       wgmma_commit();
       wgmma_wait<0>();
+#pragma unroll
+      for (int j = 0; j < COUNT / 4; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) a[4 * j + e] += bias[8 * j + fragment_column(e)];
       consumer_sync(consumer);  // h has been read by all
       if (out_is_float32) {
         if (threadIdx.x % 128 == 0) mbarrier_arrive(at.empty(s));

@@ -95,6 +95,7 @@ DEVICE int empty_parity(int step) { return step / STAGES & 1; }
 
 // d = da w of a stage.
 DEVICE void multiply_delta(float (&d)[COUNT], uint32 da, uint32 w) {
+  wgmma_fence();
 #pragma unroll
   for (int o = 0; o < OUT; o += 16)
     Wgmma<Element>::ss<0, 1>(d, panel_descriptor(da + o / 64 * PANEL_BYTES + o % 64 * 2, 16, 1024),
@@ -103,6 +104,7 @@ DEVICE void multiply_delta(float (&d)[COUNT], uint32 da, uint32 w) {
 
 // dw += da^T h of a stage.
 DEVICE void multiply_weights(float (&dw)[TILES_O][COUNT], uint32 da, uint32 h) {
+  wgmma_fence();
 #pragma unroll
   for (int b = 0; b < PANEL_ROWS; b += 16)
 #pragma unroll
@@ -322,7 +324,6 @@ KERNEL __launch_bounds__(THREADS, 1) CLUSTER_OF(CLUSTER) layer_wgmma_narrow(
       const int s = step % STAGES;
       const uint32 da = at.stage(s), h = da + DA_BYTES, own_da = da + (SHARES_STAGES ? consumer * DA_BYTES / 2 : 0);
       mbarrier_wait(at.full(step), full_parity(step));
-      wgmma_fence();
       if (wants_da_prev && (!SHARES_STAGES || step % CONSUMERS == consumer)) {
         float d[COUNT];
         multiply_delta(d, da, at.w);

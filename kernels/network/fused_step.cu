@@ -51,7 +51,8 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step(
   SHARED_MEMORY(memory);
   const Network net = load_network(memory, layout, layers);
   const int64 tile_bytes = (unsigned char*)(net.top() + tile_b * net.pitch_top()) - (unsigned char*)net.inputs(0);
-  load_layers(net, theta, n_parameters, tile_bytes);
+  load_layers(layers, theta, n_parameters, (float*)net.inputs(0), tile_bytes,
+              [&](int k, const float* from) { load_layer(net, k, from); });
   const Samples samples = {x_bi, labels_b, targets_bj, weight_b, n_batch};
   const LossOptions options = {loss, output, divisor};
   const Update update = {optimizer, theta, n_parameters, first_state, second_state, hyper, state, gradient, accumulate,
@@ -99,7 +100,7 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step(
   for (int k = 0; k < MAX_LAYERS; ++k)
     if (k < layers && Fragment::is_used(net[k])) {
       float* to = results.partials + ((int64)(split * layers + k) * WARPS + warp_index()) * Fragment::SIZE;
-      most = max(most, write_partial<MAX_WIDTH>(dw[k], behind_weights(net, k), net[k].n_out, to));
+      most = max(most, write_partial<MAX_WIDTH>(dw[k], behind_weights(net, k), net[k], to));
     }
   record_largest(results, OF_SUMS, most);
   record_largest(results, OF_INPUTS, magnitude(1.0f));  // sums are recorded, not factors of products
@@ -110,6 +111,7 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step(
   for (int step = 0; step < layers; ++step) {
     const int k = (split + step) % layers;
     if (Fragment::is_used(net[k]))
-      finish_fragment<MAX_WIDTH>(net, k, split, update, results, prefetch_buffer(net.inputs(0)), n_batch, mean_loss);
+      finish_fragment(Fragment(), net, k, split, update, results, prefetch_buffer<Fragment>(net.inputs(0)), n_batch,
+                      mean_loss);
   }
 }

@@ -60,9 +60,9 @@ DEVICE void add_weight_gradients(const Network& net, const Workspace& written, i
     }
     if (P::is_used(net[k])) {
       float* to = results.partials + ((int64)(split * layers + k) * WARPS + warp_index()) * P::SIZE;
-      write_partial<WIDTH>(dw, db, net[k].n_out, to);
+      write_partial<WIDTH>(dw, db, net[k], to);
       publish();
-      finish_fragment<WIDTH>(net, k, split, update, results, prefetch_buffer(stages), written.n_batch, mean_loss);
+      finish_fragment(P(), net, k, split, update, results, prefetch_buffer<P>(stages), written.n_batch, mean_loss);
     }
     __syncthreads();  // the circular buffers are done with, and so are the sums of db
   }

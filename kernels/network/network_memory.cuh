@@ -12,7 +12,13 @@ typedef Mma<Element> Unit;
 typedef Fma Unit;
 #endif
 
-const int THREADS = 32 * WARPS, WARPS_LOG2 = WARPS == 8 ? 3 : 4;  // WARPS, of a block, are 8 or 16
+#ifdef MAX_WIDTH
+const int WIDEST = MAX_WIDTH;
+#else
+const int WIDEST = 128;  // of all layers
+#endif
+
+const int THREADS = 32 * WARPS;  // WARPS, of a block, are 8 or 16
 const int BAND = 32;  // rows that are added to db at a time; a batch tile has a multiple of them
 const int LOADS = 64 / WARPS;  // of a thread that are on their way at a time
 
@@ -137,10 +143,10 @@ DEVICE void load_layer(const Network& net, int k, const float* theta) {
     net.biases(k)[o] = o < n_out ? weights[n_out * n_in + o] : 0.0f;
 }
 
-// Loads all layers, whose theta has `count` numbers. It comes in one go, through the place of the batch tile, if there
-// is room in `bytes`.
-DEVICE void load_layers(const Network& net, const float* theta, int count, int64 bytes) {
-  float* copy = (float*)net.inputs(0);
+// Calls load(k, theta) for all layers, whose theta has `count` numbers. It comes in one go, through `copy` in the place
+// of the batch tile, if there is room in `bytes`.
+template <typename Load>
+DEVICE void load_layers(int layers, const float* theta, int count, float* copy, int64 bytes, Load load) {
   const bool copied = ceil_div(count, 4) * 16 <= bytes && (uint64)theta % 16 == 0;
   if (copied) {
     for (int i = threadIdx.x * 4; i < count; i += THREADS * 4)
@@ -150,7 +156,7 @@ DEVICE void load_layers(const Network& net, const float* theta, int count, int64
     __syncthreads();  // everyone's part is there
   }
 #pragma unroll 1
-  for (int k = 0; k < net.layers; ++k) load_layer(net, k, copied ? copy : theta);
+  for (int k = 0; k < layers; ++k) load(k, copied ? copy : theta);
   __syncthreads();  // the batch tile's place is free
 }
 

@@ -4,7 +4,6 @@
 #pragma once
 #include "../common/loss_formulas.cuh"
 #include "network_memory.cuh"
-#include "warp_products.cuh"
 
 const int TOP_LANES = 8;
 const int PER_LANE = WIDEST / TOP_LANES;  // numbers of a row, at most
@@ -29,35 +28,48 @@ struct LossOptions {
   float divisor;  // B over the scale that da carries
 };
 
-// Writes the losses of a batch tile's samples behind the numbers of their rows, where nothing else is, and da_L, not
-// yet rounded, in place of a_L. of_row(row, b, write): a sample's loss. `first`: the batch tile's first sample.
+// A sample's loss, of the row `a` of its pre-activations, whose place da_L takes, not yet rounded.
+// of_row(row, write): the loss without the sample's weight.
 template <typename OfRow>
-DEVICE void write_each_loss(const Network& net, const Samples& samples, const LossOptions& options, int first,
-                            int valid, OfRow of_row) {
-  each_top_row(net, valid, [&](int r, const TopRow& row) {
-    const int64 b = first + min(r, valid - 1);
-    const float weight = samples.weight_b ? samples.weight_b[b] : 1.0f, scale = weight / options.divisor;
-    float* a = net.top() + r * net.pitch_top();
-    const float value = of_row(row, b, [=](int j, float gradient) { a[j] = gradient * scale; });
-    if (TopRow::lane() == 0) a[round_up_16(row.n)] = value * weight;
-  });
+DEVICE float loss_in_place(float* a, int n, const Samples& samples, const LossOptions& options, int64 b, OfRow of_row) {
+  const float weight = samples.weight_b ? samples.weight_b[b] : 1.0f, scale = weight / options.divisor;
+  return of_row(TopRow{a, n}, [=](int j, float gradient) { a[j] = gradient * scale; }) * weight;
 }
 
-// The losses up to SQUARED_ERROR.
-DEVICE void write_losses(const Network& net, const Samples& samples, const LossOptions& options, int first, int valid) {
-  write_each_loss(net, samples, options, first, valid, [&](const TopRow& row, int64 b, auto write) {
+// Of the losses up to SQUARED_ERROR.
+DEVICE float sample_loss(float* a, int n, const Samples& samples, const LossOptions& options, int64 b) {
+  return loss_in_place(a, n, samples, options, b, [&](const TopRow& row, auto write) {
     return samples.labels_b ? label_loss_in_registers<PER_LANE>(row, samples.labels_b[b], write)
                             : loss_of_row(row, options.loss, options.output, nullptr,
                                           samples.targets_bj + b * row.n, write);
   });
 }
 
+// Writes the losses of a batch tile's samples behind the numbers of their rows, where nothing else is, and da_L in
+// place of a_L. of_sample(row, n, b): a sample's loss. `first`: the batch tile's first sample.
+template <typename OfSample>
+DEVICE void write_each_loss(const Network& net, int first, int valid, OfSample of_sample) {
+  each_top_row(net, valid, [&](int r, const TopRow& row) {
+    float* a = net.top() + r * net.pitch_top();
+    const float value = of_sample(a, row.n, (int64)first + min(r, valid - 1));
+    if (TopRow::lane() == 0) a[round_up_16(row.n)] = value;
+  });
+}
+
+// The losses up to SQUARED_ERROR.
+DEVICE void write_losses(const Network& net, const Samples& samples, const LossOptions& options, int first, int valid) {
+  write_each_loss(net, first, valid,
+                  [&](float* a, int n, int64 b) { return sample_loss(a, n, samples, options, b); });
+}
+
 // The others, which are apart because they need registers.
 DEVICE void write_further_losses(const Network& net, const Samples& samples, const LossOptions& options,
                                  const float* parameters, int first, int valid) {
-  write_each_loss(net, samples, options, first, valid, [&](const TopRow& row, int64 b, auto write) {
-    return further_loss_of_row(row, options.loss, options.output, samples.labels_b ? samples.labels_b + b : nullptr,
-                               samples.targets_bj + b * row.n, parameters, write);
+  write_each_loss(net, first, valid, [&](float* a, int n, int64 b) {
+    return loss_in_place(a, n, samples, options, b, [&](const TopRow& row, auto write) {
+      return further_loss_of_row(row, options.loss, options.output, samples.labels_b ? samples.labels_b + b : nullptr,
+                                 samples.targets_bj + b * row.n, parameters, write);
+    });
   });
 }
 

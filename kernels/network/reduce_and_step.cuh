@@ -13,8 +13,6 @@
 #include "../common/split_k.cuh"
 #include "weight_gradients.cuh"
 
-const int PREFETCH = 64 / WARPS;  // packs of partial results that are on their way to a lane
-
 // KEEP_GRADIENT: no step. DECIDE: the gradient is kept and the step is decided, for a launch that clips.
 enum OptimizerKind { KEEP_GRADIENT = 0, DECIDE = 1, SGD = 2, ADAM = 3 };
 
@@ -62,7 +60,7 @@ DEVICE void record_largest(const GridResults& results, Largest which, unsigned m
 
 // Writes a lane's numbers of dW and db as its partial result, and returns the largest magnitude among them.
 template <int WIDTH>
-DEVICE unsigned write_partial(const typename WeightFragment<WIDTH>::Sums& dw, const BiasSums& db, int n_out,
+DEVICE unsigned write_partial(const typename WeightFragment<WIDTH>::Sums& dw, const BiasSums& db, const Layer& layer,
                               float* to) {
   typedef WeightFragment<WIDTH> P;
   float sums[P::COUNT];
@@ -73,10 +71,10 @@ DEVICE unsigned write_partial(const typename WeightFragment<WIDTH>::Sums& dw, co
     if (i < P::PER_LANE)
       sums[i] = dw[i / 4 / P::FRAGMENTS_I][i / 4 % P::FRAGMENTS_I][i % 4];
     else
-      sums[i] = r < P::ROWS && o < n_out && P::i0() == 0 ? P::total(db, o) : 0.0f;
+      sums[i] = r < P::ROWS && o < layer.n_out && P::i0() == 0 ? P::total(db, o) : 0.0f;
     most = max(most, magnitude(sums[i]));
   }
-  store_partial(sums, P::packs(), to);
+  store_partial(sums, P::packs(layer), to);
   return most;
 }
 
@@ -135,16 +133,16 @@ DEVICE float mean_of_losses(const GridResults& results, int n_batch) {
   return (float)(warp_sum(sum) / n_batch);
 }
 
-// Called by the one warp that has finished the last fragment: writes the loss, and completes the step.
-DEVICE void finish_step(const Network& net, const Update& update, const GridResults& results, int n_batch,
-                        float* mean_loss) {
+// Called by the one warp that has finished the last fragment: writes the loss, and completes the step. `slots`:
+// fragments that all layers could have.
+DEVICE void finish_step(int slots, const Update& update, const GridResults& results, int n_batch, float* mean_loss) {
   const int lane = threadIdx.x % 32;
   const Finiteness known = finiteness(results);
   const float loss = mean_of_losses(results, n_batch);
   double squares[3] = {0, 0, 0};
   bool finite = known == FINITE;
   if (decide(update, known) == KEEP) {
-    for (int i = lane; i < net.layers * WARPS; i += 32) squares[0] += load_cg(results.squares + i);
+    for (int i = lane; i < slots; i += 32) squares[0] += load_cg(results.squares + i);
     squares[0] = warp_sum(squares[0]);
     // A float's square is finite as a double, and so is a sum of them.
     finite = is_finite(squares[0]) && is_finite(loss);
@@ -164,32 +162,25 @@ DEVICE void finish_step(const Network& net, const Update& update, const GridResu
     set_factor_for(update.state, squares, hyper[CLIP_NORM]);
 }
 
-// Joins this warp's fragment of a layer, whose partial result is published. The last to arrive adds up and uses the
-// totals.
-template <int WIDTH>
-DEVICE void finish_fragment(const Network& net, int k, int split, const Update& update, const GridResults& results,
-                            Pack<float>* buffer, int n_batch, float* mean_loss) {
-  typedef WeightFragment<WIDTH> P;
+// Joins a fragment of layer k's dW and db, whose partial result of this split is published. The last warp to arrive
+// adds up and uses the totals. A Fragment has SIZE numbers for a warp's lanes, and a layer has SLOTS of them, of which
+// this is one; place(layer, index) is the place of this lane's number among the layer's parameters, or -1.
+template <typename Fragment>
+DEVICE void finish_fragment(const Fragment& own, const Network& net, int k, int split, const Update& update,
+                            const GridResults& results, Pack<float>* buffer, int n_batch, float* mean_loss) {
+  const int PREFETCH = Fragment::PREFETCH, slots = net.layers * Fragment::SLOTS;
   const Layer& layer = net[k];
-  const int fragment = k * WARPS + warp_index();
-  float* partials = results.partials + (int64)fragment * P::SIZE;
-  const int64 stride = (int64)net.layers * WARPS * P::SIZE;
+  const int fragment = k * Fragment::SLOTS + own.slot(), packs = own.packs(layer);
+  float* partials = results.partials + (int64)fragment * Fragment::SIZE;
+  const int64 stride = (int64)slots * Fragment::SIZE;
   unsigned* arrivals = results.arrivals(fragment);
-  const LastSum<float> last = join_splits<PREFETCH>(partials, stride, P::packs(), arrivals, results.splits, split,
-                                                    buffer);
+  const LastSum<float> last = join_splits<PREFETCH>(partials, stride, packs, arrivals, results.splits, split, buffer);
   if (!last.count) return;
 
   const auto each_total = [&](auto body) {  // body(its place in theta, a number of the gradient)
-    write_totals<PREFETCH>(last, P::packs(), buffer, [&](int index, float sum) {
-      const int e = index - P::PER_LANE;
-      if (e < 0) {
-        const int o = P::o0() + index / 4 / P::FRAGMENTS_I * 16 + fragment_row(index % 4);
-        const int i = P::i0() + index / 4 % P::FRAGMENTS_I * 8 + fragment_column(index % 4);
-        if (o < layer.n_out && i < layer.n_in) body(layer.theta + o * layer.n_in + i, sum * update.factor);
-      } else {
-        const int r = (int)(threadIdx.x % 32) + 32 * e, o = P::o0() + r;
-        if (r < P::ROWS && o < layer.n_out) body(layer.theta + layer.n_out * layer.n_in + o, sum * update.factor);
-      }
+    write_totals<PREFETCH>(last, packs, buffer, [&](int index, float sum) {
+      const int at = own.place(layer, index);
+      if (at >= 0) body(layer.theta + at, sum * update.factor);
     });
   };
   const Decision decision = decide(update, finiteness(results));
@@ -206,7 +197,7 @@ DEVICE void finish_fragment(const Network& net, int k, int split, const Update& 
   squares = warp_sum(squares);
   if (threadIdx.x % 32 == 0) results.squares[fragment] = squares;
   publish();
-  if (arrive_last(results.finished(), results.fragments)) finish_step(net, update, results, n_batch, mean_loss);
+  if (arrive_last(results.finished(), results.fragments)) finish_step(slots, update, results, n_batch, mean_loss);
 }
 
 // Records the sum of a split's losses. Warp 0.
@@ -220,4 +211,7 @@ DEVICE void record_losses(const Network& net, const GridResults& results, int sp
 }
 
 // A warp's circular buffer, through which partial results come.
-DEVICE Pack<float>* prefetch_buffer(void* memory) { return (Pack<float>*)memory + warp_index() * PREFETCH * 32; }
+template <typename Fragment>
+DEVICE Pack<float>* prefetch_buffer(void* memory) {
+  return (Pack<float>*)memory + warp_index() * Fragment::PREFETCH * 32;
+}

@@ -12,11 +12,7 @@
 #include "../common/activations.cuh"
 #include "network_memory.cuh"
 
-#ifdef MAX_WIDTH
-const int WIDEST = MAX_WIDTH;
-#else
-const int WIDEST = 128;
-#endif
+const int WARPS_LOG2 = WARPS == 8 ? 3 : 4;
 
 // Steps of K that are unrolled: as many as registers last for (checked by gpuback._gates).
 constexpr int unrolled_steps() {

@@ -102,13 +102,27 @@ struct WeightFragment {
   static constexpr int PER_LANE = FRAGMENTS_O * FRAGMENTS_I * 4;      // numbers of dW
   static constexpr int DB_PER_LANE = (ROWS + 31) / 32;                // of db, in the first column of warps
   static constexpr int COUNT = PER_LANE + round_up_4(DB_PER_LANE);    // of a partial result
-  static constexpr int SIZE = COUNT * 32;
+  static constexpr int SIZE = COUNT * 32, SLOTS = WARPS;
+  static constexpr int PREFETCH = 64 / WARPS;  // packs of partial results that are on their way to a lane
   typedef float Sums[FRAGMENTS_O][FRAGMENTS_I][4];
 
   static DEVICE int o0() { return warp_index() / ACROSS * ROWS; }
   static DEVICE int i0() { return warp_index() % ACROSS * COLUMNS; }
-  static DEVICE int packs() { return (i0() == 0 ? COUNT : PER_LANE) / Pack<float>::count; }
+  static DEVICE int slot() { return warp_index(); }
+  static DEVICE int packs(const Layer&) { return (i0() == 0 ? COUNT : PER_LANE) / Pack<float>::count; }
   static DEVICE bool is_used(const Layer& layer) { return o0() < layer.n_out && i0() < layer.n_in; }
+
+  // Where a number of this lane's partial result belongs among the layer's parameters; -1: nowhere.
+  static DEVICE int place(const Layer& layer, int index) {
+    const int e = index - PER_LANE;
+    if (e < 0) {
+      const int o = o0() + index / 4 / FRAGMENTS_I * 16 + fragment_row(index % 4);
+      const int i = i0() + index / 4 % FRAGMENTS_I * 8 + fragment_column(index % 4);
+      return o < layer.n_out && i < layer.n_in ? o * layer.n_in + i : -1;
+    }
+    const int r = (int)(threadIdx.x % 32) + 32 * e, o = o0() + r;
+    return r < ROWS && o < layer.n_out ? layer.n_out * layer.n_in + o : -1;
+  }
 
   static DEVICE void clear(Sums& dw) {
 #pragma unroll

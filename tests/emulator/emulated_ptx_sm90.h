@@ -120,7 +120,7 @@ namespace emulator {
 
 // Those for which ptx_sm90.cuh has an instruction.
 constexpr bool has_wgmma(int registers) {
-  return registers == 16 || registers == 20 || registers == 32 || registers == 36 || registers == 64 ||
+  return registers == 4 || registers == 16 || registers == 20 || registers == 32 || registers == 36 || registers == 64 ||
          registers == 96 || registers == 128;
 }
 

@@ -255,16 +255,20 @@ static void grant_registers(Block& block) {
   const int rest = launch->block % warpgroup_size;
   int available = registers_at_launch() * (launch->block - rest);
   for (const WarpGroup& warpgroup : block.warpgroups) available -= warpgroup.registers * (int)warpgroup_size;
-  for (WarpGroup& warpgroup : block.warpgroups) {
-    if (warpgroup.setting.size() < warpgroup_size) continue;
-    const int more = (warpgroup.wanted_registers - warpgroup.registers) * (int)warpgroup_size;
-    if (more > available) continue;
-    available -= more;
-    warpgroup.registers = warpgroup.wanted_registers;
-    warpgroup.has_set_registers = true;
-    for (Thread* thread : warpgroup.setting)
-      if (thread != current) make_ready(thread);
-    warpgroup.setting.clear();
+  for (bool granted = true; granted;) {  // what one gives back, another may have waited for
+    granted = false;
+    for (WarpGroup& warpgroup : block.warpgroups) {
+      if (warpgroup.setting.size() < warpgroup_size) continue;
+      const int more = (warpgroup.wanted_registers - warpgroup.registers) * (int)warpgroup_size;
+      if (more > available) continue;
+      available -= more;
+      granted = true;
+      warpgroup.registers = warpgroup.wanted_registers;
+      warpgroup.has_set_registers = true;
+      for (Thread* thread : warpgroup.setting)
+        if (thread != current) make_ready(thread);
+      warpgroup.setting.clear();
+    }
   }
 }
 

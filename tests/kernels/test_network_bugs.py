@@ -152,8 +152,8 @@ FOUND = {
         r"race .*: 'partials'",
     ),
     "a column too many of theta": Bug(
-        "network/reduce_and_step.cuh",
-        [("if (r < P::ROWS && o < layer.n_out) body", "if (r < P::ROWS) body")],
+        "network/weight_gradients.cuh",
+        [("return r < ROWS && o < layer.n_out ?", "return r < ROWS ?")],
         "fused_step",
         r"race|'gradient'",
     ),
@@ -239,7 +239,7 @@ BY_ARRIVAL = {
             "  place = __shfl_sync(0xffffffffu, place, 0);\n",
         ),
         ("(int64)(split * layers + k)", "(int64)((int)place * layers + k)"),
-        ("finish_fragment<MAX_WIDTH>(net, k, split,", "finish_fragment<MAX_WIDTH>(net, k, (int)place,"),
+        ("finish_fragment(Fragment(), net, k, split,", "finish_fragment(Fragment(), net, k, (int)place,"),
     ],
     "common/split_k.cuh": [("last = atomicAdd(arrivals, 1u) ==", "last = (atomicAdd(arrivals, 1u) & 0xffffu) ==")],
 }

@@ -12,13 +12,13 @@ from emulator import EmulatorLauncher, GuardedNumpy
 from numpy.typing import NDArray
 
 import gpuback._backends.registry
-from gpuback import MLP, Gradients
+from gpuback import MLP, SGD, Adam, Gradients, TrainStep
 from gpuback._backends.cuda import network_plans
 from gpuback._backends.cuda.network_plans import Refusal, StepPlan, TwoLaunches, possible_fused_plan
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._core.architecture import Architecture
-from gpuback._cuda.launch import DeviceLimits
+from gpuback._cuda.launch import DeviceLimits, LaunchPlan
 from support.kernel_layers import H200
 from support.network_bounds import Expected, Near, Oracle, hold
 
@@ -33,6 +33,14 @@ DTYPES = {
     "bfloat16": {"dtype": "bfloat16"},
     "float16": {"dtype": "float16"},
 }
+
+LOSSES = [
+    ("cross_entropy", None, False),
+    ("cross_entropy", None, True),
+    ("binary_cross_entropy", None, False),
+    *(("squared_error", output, False) for output in ("identity", "softmax", "sigmoid", "tanh")),
+]
+"""Those of `fused_step`: the name, the output function, and whether targets of a cross entropy are rows."""
 
 
 class WholeOps(CudaOps):
@@ -122,3 +130,36 @@ def hold_gradients(net: MLP, theta: NDArray, inputs: NDArray | None, expected: E
             hold(f"d{name}_{k + 1}", result, Near(value, spread))
     if inputs is not None:
         hold("dx", inputs, expected.inputs)
+
+
+def described(case: dict) -> str:
+    sizes, batch_size = case["shape"]
+    widths = "-".join(map(str, sizes))
+    return (
+        f"{batch_size}x{widths} {case['dtype']} {case['activation']} {case['loss'][0]} {case['loss'][1]} {case['form']}"
+    )
+
+
+class Planner(EmulatorLauncher):
+    """Notes which variants it is asked for, and launches nothing."""
+
+    def bind(self, plan: LaunchPlan, /, **_: Any) -> Any:
+        self.variants.add(plan.variant)
+        return lambda *values: None
+
+
+def run_everything(launcher: EmulatorLauncher, form: str, network: Network, quick: bool = False) -> tuple[bytes, ...]:
+    """The bits of all that passes and steps of training give."""
+    x, y, weight = network.batch()
+    net = network.on(launcher, form)
+    value, gradients = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
+    net.value_and_grad(x, y, out=gradients, accumulate=True)
+    results = [value, gradients.theta, net.forward(x), net.loss(x, y)]
+    value, gradients = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
+    results += [value, gradients.theta, gradients.inputs]
+    for optimizer, clip_norm in [(Adam(0.01), None), (SGD(0.01, 0.9), 0.1)][quick:]:
+        net = network.on(launcher, form)
+        step = TrainStep(net, optimizer, clip_norm=clip_norm)
+        results += [step(x, y, weight) for _ in range(2)]
+        results += [net.theta, optimizer._update.state, *(m for m in optimizer._update.moments if m is not None)]
+    return tuple(array.tobytes() for array in results)

@@ -200,8 +200,11 @@ class CudaFusedNetwork:
     def _sums(self, plan: StepPlan | WeightGradientsPlan) -> dict[str, Argument]:
         """Describe the split of sums over the batch, and their workspace."""
         split = plan.sums.split
+        # By wgmma a batch tile always has 128 rows.
+        tile_b = {} if plan.launch.variant.wgmma else ints(tile_b=plan.tile_b)
         return {
-            **ints(tile_b=plan.tile_b, n_fragments=plan.sums.fragments),
+            **tile_b,
+            **ints(n_fragments=plan.sums.fragments),
             **ints(rows_per_split=split.rows_per_split, n_splits=split.splits, group_size=split.group_size),
             "partials": self._partials,
             "losses": self._losses,

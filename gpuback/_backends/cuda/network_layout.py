@@ -105,6 +105,21 @@ def passes_layout(
     return layers, memory.end, workspace.end
 
 
+def slab_layout(architecture: Architecture) -> NDArray[np.void]:
+    """Lay out a step by wgmma: widths, activations and places in θ. Where parts lie, the kernel knows by itself."""
+    return _layers(architecture)
+
+
+def slab_bytes(width: int, most_layers: int) -> int:
+    """Count the bytes of shared memory of a step by wgmma: in kernels/network/fused_step_wgmma.cu, part by part."""
+    row_bytes, rows, strips = 2 * width, 128, 8
+    weights, inputs = most_layers * width * row_bytes, most_layers * rows * row_bytes
+    deltas = strips * round_up(16 * 4 * (width + 8), 8 * row_bytes)
+    ones, biases, barriers = 16 * row_bytes, most_layers * width * 4, round_up(8 * (4 + most_layers), 16)
+    table, loss_sums, bounds = (most_layers + 1) * LAYER.itemsize, 8 * 256, 8
+    return weights + inputs + deltas + ones + biases + barriers + table + loss_sums + bounds
+
+
 def table_bytes(depth: int) -> int:
     """Count the bytes of shared memory of the layout of `depth` layers."""
     return round_up((depth + 1) * LAYER.itemsize, 16)

@@ -23,6 +23,8 @@ from gpuback._backends.cuda.network_layout import (
     CIRCULAR_BUFFER_BYTES,
     padding,
     passes_layout,
+    slab_bytes,
+    slab_layout,
     step_layout,
     table_bytes,
 )
@@ -31,6 +33,7 @@ from gpuback._core.architecture import Architecture
 from gpuback._core.integers import ceil_div, round_up
 from gpuback._core.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
 from gpuback._core.precision import Precision
+from gpuback._cuda.hopper import SWITCH
 from gpuback._cuda.launch import DeviceLimits, LaunchPlan, Variant
 
 TWO_LAUNCH_WARPS = 8
@@ -44,6 +47,9 @@ COUNTERS = 4
 
 TILES_B = (128, 96, 64, 32)
 """Rows of a batch tile of 8 warps, the best first: with 128 each of a block's warps has 16 of its own."""
+
+WGMMA_THREADS = 512
+"""In a block of `fused_step_wgmma`."""
 
 WIDE_TILES_B = (256, *TILES_B)
 """Rows of a batch tile of 16 warps."""
@@ -61,6 +67,15 @@ class Shape(NamedTuple):
 
 SHAPES = (Shape(32, 14), Shape(64, 7), Shape(128, 2))
 """The variants there are, the better first."""
+
+WGMMA_SHAPES = SHAPES[:2]
+"""Those of `fused_step_wgmma`."""
+
+SLAB = 128
+"""Rows of a batch tile of `fused_step_wgmma`."""
+
+PIECE = 3 * 32 * 4
+"""Numbers of a fragment of `fused_step_wgmma`: `Piece` in kernels/network/fused_step_wgmma.cu."""
 
 
 IN_ONE_LAUNCH = (CrossEntropy(), BinaryCrossEntropy(), SquaredError())
@@ -105,19 +120,22 @@ class StepPlan:
         layout: what lies where: (L + 1,) of `network_layout.LAYER`.
         tile_b: rows of a batch tile.
         sums: those of dW and db.
+        remark: what `explain` says of the kernel, if anything.
     """
 
     launch: LaunchPlan
     layout: NDArray[np.void]
     tile_b: int
     sums: SumsPlan
+    remark: str = ""
 
     @property
     def in_words(self) -> list[str]:
         """The launch, for `explain`."""
         launch = self.launch
         return [
-            f"{launch.variant.entry}, {launch.grid} blocks, batch tiles of {self.tile_b} rows, {self.sums.split}",
+            f"{launch.variant.entry}, {launch.grid} blocks, batch tiles of {self.tile_b} rows, {self.sums.split}"
+            + self.remark,
         ]
 
 
@@ -241,6 +259,12 @@ def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits)
         return Refusal(f"registers hold the sums of {known} layers, not of {depth} up to {widest} wide")
     if architecture.loss_row not in IN_ONE_LAUNCH:
         return Refusal(f"beside the sums of all gradients, registers have no room for {architecture.loss_row!r}")
+    remark = ""
+    if limits.wgmma and precision.sixteen_bit:
+        by_wgmma = _wgmma_step_plan(architecture, batch_size, shape, limits)
+        if isinstance(by_wgmma, StepPlan):
+            return by_wgmma
+        remark = f" ({by_wgmma.reason})"
     warps = step_warps(precision)
     for tile_b in TILES_B if warps == 8 else WIDE_TILES_B:
         layout, shared_bytes = step_layout(architecture, tile_b)
@@ -250,7 +274,30 @@ def step_plan(architecture: Architecture, batch_size: int, limits: DeviceLimits)
         return _no_room(shared_bytes, limits)
     sums = _sums(sizes, shape.width, warps, split_k.narrow_split(batch_size))
     launch = LaunchPlan(step_variant(shape, precision), sums.split.splits, 32 * warps, shared_bytes)
-    return StepPlan(cases_of(architecture.hidden_activations).added_to(launch), layout, tile_b, sums)
+    return StepPlan(cases_of(architecture.hidden_activations).added_to(launch), layout, tile_b, sums, remark)
+
+
+def _wgmma_step_plan(
+    architecture: Architecture, batch_size: int, shape: Shape, limits: DeviceLimits
+) -> StepPlan | Refusal:
+    """Plan a step by wgmma, or say why `fused_step` makes it."""
+    if shape not in WGMMA_SHAPES:
+        return Refusal(f"by wgmma layers go up to {WGMMA_SHAPES[-1].width} wide")
+    shared_bytes = slab_bytes(*shape)
+    if shared_bytes > limits.shared_bytes:
+        return _no_room(shared_bytes, limits)
+    split, pairs = split_k.narrow_split(batch_size), list(pairwise(architecture.sizes))
+    slots = len(pairs) * wgmma_pieces(shape.width, shape.width)
+    pieces = sum(wgmma_pieces(n_in, n_out) for n_in, n_out in pairs)
+    sums = SumsPlan(split, split.splits * slots * PIECE, slots, pieces)
+    launch = LaunchPlan(wgmma_step_variant(shape, architecture.precision), split.splits, WGMMA_THREADS, shared_bytes)
+    launch = cases_of(architecture.hidden_activations).added_to(launch)
+    return StepPlan(launch, slab_layout(architecture), SLAB, sums, f", by wgmma ({SWITCH})")
+
+
+def wgmma_pieces(n_in: int, n_out: int) -> int:
+    """Count the pieces of a layer's dW: 16 rows, and of a lane's packs, one of db and one for 8 inputs, 3."""
+    return ceil_div(n_out, 16) * ceil_div(1 + ceil_div(n_in, 8), 3)
 
 
 @functools.cache
@@ -329,6 +376,12 @@ def step_variant(shape: Shape, precision: Precision) -> Variant:
     """Name the kernel of the one launch."""
     sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}", f"WARPS={step_warps(precision)}"
     return _variant("network/fused_step.cu", "fused_step", precision, *sizes)
+
+
+def wgmma_step_variant(shape: Shape, precision: Precision) -> Variant:
+    """Name the kernel of the one launch by wgmma."""
+    defines = f"Element={precision.name}", f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}"
+    return Variant("network/fused_step_wgmma.cu", "fused_step_wgmma", defines, tensor_cores=True, wgmma=True)
 
 
 def two_launch_variant(entry: TwoLaunchEntry, precision: Precision) -> Variant:
