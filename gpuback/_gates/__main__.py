@@ -2,8 +2,8 @@
 
 The table has registers, shared memory, occupancy, spills and matrix instructions. The exit status is 1 if a kernel has
 a fault: it spills registers, keeps anything on a stack, claims tensor cores but has no matrix instruction (a kernel for
-Hopper: no HGMMA), or if ptxas has undone the overlap of its matrix products or its changes of registers. Kernels for
-Hopper exist for sm_90a only.
+Hopper: no HGMMA), if ptxas has undone the overlap of its matrix products or its changes of registers, or if it closes
+groups of products that may be empty. Kernels for Hopper exist for sm_90a only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compile kernels without a GPU and find their faults.
 
 A kernel has a fault if it spills registers, keeps anything on a stack, claims tensor cores but has no matrix
-instruction (a kernel for Hopper: no HGMMA), or if ptxas has undone the overlap of its matrix products or its changes of
-registers.
+instruction (a kernel for Hopper: no HGMMA), if ptxas has undone the overlap of its matrix products or its changes of
+registers, or if it closes groups of products that may be empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from gpuback._cuda.compiler import UNDONE, Compiled, Resources, choices, compile_variant
 from gpuback._cuda.launch import Variant
-from gpuback._gates.disassembly import MATRIX_INSTRUCTIONS, matrix_instructions
+from gpuback._gates.disassembly import EMPTY_PRODUCT, MATRIX_INSTRUCTIONS, matrix_instructions
 from gpuback._gates.occupancy import Occupancy, occupancy
 
 FULL_ARCHS = ("sm_80", "sm_90a")
@@ -153,4 +153,6 @@ def _faults(case: Case, compiled: Compiled, matrix: dict[str, int]) -> Iterator[
         yield "has no HGMMA"
     elif case.variant.tensor_cores and not matrix.keys() & set(MATRIX_INSTRUCTIONS):
         yield "has no matrix instruction"
+    if EMPTY_PRODUCT in matrix:
+        yield f"has {matrix[EMPTY_PRODUCT]} {EMPTY_PRODUCT}: a group of products may be empty, and waits count it"
     yield from filter(UNDONE.search, compiled.warnings)

@@ -18,9 +18,12 @@ from gpuback.errors import BackendError
 MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA", "DMMA", "UTCHMMA")
 # What stands beside HGMMA: copies of boxes to and from shared memory (TMA), and a warp group's change of registers.
 _BESIDE_HGMMA = ("UTMALDG", "UTMASTG", "USETMAXREG")
-_COUNTED = (*MATRIX_INSTRUCTIONS, *_BESIDE_HGMMA)
+EMPTY_PRODUCT = "empty HGMMA"
+"""A product of nothing: ptxas closes a group with it where no product may have come before. A wait counts the group."""
+_COUNTED = (*MATRIX_INSTRUCTIONS, *_BESIDE_HGMMA, EMPTY_PRODUCT)
 _KERNEL = re.compile(r"^(?:\.text\.(\S+):|\s*Function : (\S+))")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)")
+_EMPTY_PRODUCT = re.compile(r"\bHGMMA\S* RZ,")
 _COMMANDS = {"nvdisasm": ("--print-code",), "cuobjdump": ("--dump-sass",)}
 
 
@@ -50,7 +53,7 @@ def count(listing: str) -> dict[str, dict[str, int]]:
         if kernel := _KERNEL.match(line):
             current = kernels.setdefault(kernel[1] or kernel[2], Counter())
         elif (instruction := _INSTRUCTION.match(line)) and instruction[1] in _COUNTED:
-            current[instruction[1]] += 1
+            current[EMPTY_PRODUCT if _EMPTY_PRODUCT.search(line) else instruction[1]] += 1
     return {name: dict(counter) for name, counter in kernels.items()}
 
 

@@ -58,7 +58,7 @@ DEVICE void mbarrier_wait(uint32 barrier, int parity) {
       ".reg .pred done;\n"
       "again:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra.uni again;\n"
+      "@!done bra again;\n"
       "}" ::"r"(barrier), "r"(parity) : "memory");
 }
 

@@ -37,7 +37,10 @@ extern "C" __global__ void __launch_bounds__(128, 1) product(const __grid_consta
   mbarrier_wait(barrier, 0);
   float d[32] = {};
   wgmma_fence();
-  wgmma_ss_bf16<0, 0>(d, panel_descriptor(panel, 1, 1024), panel_descriptor(panel, 1, 1024), 1);
+#ifdef MAY_BE_EMPTY
+  if (out)
+#endif
+    wgmma_ss_bf16<0, 0>(d, panel_descriptor(panel, 1, 1024), panel_descriptor(panel, 1, 1024), 1);
   wgmma_commit();
 #ifdef READS_EARLY
   d[0] += d[5];
@@ -222,15 +225,17 @@ def test_instructions_of_a_kernel_for_hopper_are_counted_and_what_ptxas_undoes_i
     cases = [
         case("hopper.cu", "product", tensor_cores=True, wgmma=True),
         case("hopper.cu", "product", ["READS_EARLY"], tensor_cores=True, wgmma=True),
+        case("hopper.cu", "product", ["MAY_BE_EMPTY"], tensor_cores=True, wgmma=True),
         case("sound.cu", "sound", ["FACTOR=2"], wgmma=True),
     ]
-    sound, early, without = check(cases, ["sm_80", "sm_90", "sm_90a", "sm_120"], folder=kernels)
+    sound, early, empty, without = check(cases, ["sm_80", "sm_90", "sm_90a", "sm_120"], folder=kernels)
     assert sound.faults == () and sound.matrix == {"UTMALDG": 1, "USETMAXREG": 1, "HGMMA": 1, "UTMASTG": 1}
     assert sound.resources.parameter_sizes == (128, 128, 8)
     (fault,) = early.faults
     assert "C7517" in fault and "product" in fault
+    assert empty.faults == ("has 1 empty HGMMA: a group of products may be empty, and waits count it",)
     assert without.faults == ("has no HGMMA",)
-    assert {row.arch for row in (sound, early, without)} == {"sm_90a"}
+    assert {row.arch for row in (sound, early, empty, without)} == {"sm_90a"}
 
 
 def test_kernels_for_hopper_are_left_out_elsewhere(monkeypatch, capsys):
@@ -337,6 +342,7 @@ def test_listings_of_both_disassemblers_are_read():
         /*0020*/                   HMMA.1688.F32.TF32 R4, R8, R12, R4 ;
 .text.update:
         /*0000*/                   DMMA.8x8x4 R4, R8, R12, R4 ;
+        /*12330*/                  HGMMA.64x8x16.F16 RZ, gdesc[URZ], RZ, !UPT, gsb0 ;
         /*12340*/             @UP1 HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24 ;
         /*12350*/                  UTMALDG.2D [UR8], [UR4], desc[UR6] ;
         /*12360*/                  USETMAXREG.DEALLOC.CTAPOOL 0x28 ;
@@ -345,7 +351,7 @@ def test_listings_of_both_disassemblers_are_read():
 """
     assert count(nvdisasm) == {
         "layer": {"HMMA": 2},
-        "update": {"DMMA": 1, "HGMMA": 1, "UTMALDG": 1, "USETMAXREG": 1},
+        "update": {"DMMA": 1, "empty HGMMA": 1, "HGMMA": 1, "UTMALDG": 1, "USETMAXREG": 1},
         "plain": {},
     }
     cuobjdump = """
