@@ -162,8 +162,8 @@ def test_there_are_few_modules():
     networks have modules of their own, so that a first prediction or step compiles only what it launches.
 
     Those for Hopper compile for one architecture. A narrow layer has 12, of three widths, with and without a place for
-    pre-activations, in two formats, and 6 for forward passes. Wide layers have 2, for both passes. A whole network's step
-    has 4, of two widths.
+    pre-activations, in two formats, and 6 for forward passes. Wide layers have 2, for both passes. A whole
+    network's step has 4, of two widths.
     """
     variants = [case.variant for case in CASES]
     assert len(set(variants)) == len(variants)
