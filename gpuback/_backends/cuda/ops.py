@@ -44,6 +44,7 @@ from gpuback._core.parameters import Layout, ParameterRange
 from gpuback._core.precision import Precision
 from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
+from gpuback._cuda.hopper import switch_in_words
 from gpuback._cuda.launch import Launch, Launcher, Slot
 
 
@@ -323,6 +324,11 @@ class CudaOps(CudaLayers, CudaPerSample):
 
     def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str]:
         """List the launches of a fused step, none if it goes layer by layer; and say why."""
+        launches, why = self._network_in_words(architecture, batch_size)
+        switch = switch_in_words(self.launcher.limits) if architecture.precision.sixteen_bit else ""
+        return launches, f"{why}; {switch}" if switch else why
+
+    def _network_in_words(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str]:
         plan = self._network_plan(architecture, batch_size)
         if isinstance(plan, Refusal):
             return [], plan.reason
