@@ -570,6 +570,7 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step_wgmma(
   const volatile SplitRows& rows = *(const volatile SplitRows*)(memory + ROWS);
   float* own = partials + (int64)split * layers * Piece::SLOTS * Piece::SIZE;
 
+  // A warpgroup's warps meet between two changes of its registers, as PTX asks.
   if (warpgroup < 2) {
     setmaxnreg_dec<PASSES_REGISTERS>();
 #pragma unroll 1
@@ -578,14 +579,17 @@ KERNEL __launch_bounds__(THREADS, 1) fused_step_wgmma(
       prefetch_samples(warp, net, samples);
       take_through(warp, net, samples, options, slab, dx_bi, factor);
     }
+    bar_sync(1 + warpgroup, 128);
     setmaxnreg_inc<COMMON_REGISTERS>();
   } else if (warpgroup == 2) {
     setmaxnreg_inc<FIRST_REGISTERS>();
     record_largest(results, OF_SUMS, add_layers<FIRST_LAYERS, 0>(at, net, rows.slabs(), own));
+    bar_sync(1 + warpgroup, 128);
     setmaxnreg_dec<COMMON_REGISTERS>();
   } else {
     setmaxnreg_inc<SECOND_REGISTERS>();
     record_largest(results, OF_SUMS, add_layers<SECOND_LAYERS, 1>(at, net, rows.slabs(), own));
+    bar_sync(1 + warpgroup, 128);
     setmaxnreg_dec<COMMON_REGISTERS>();
   }
   __syncthreads();  // losses are there, and the panels' memory is free for the circular buffers
