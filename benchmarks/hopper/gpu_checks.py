@@ -11,6 +11,7 @@ import numpy as np
 
 import gpuback
 from benchmarks.cases import CheckFailedError
+from gpuback._backends.cuda import network_plans
 from gpuback.testing import check_gradients, random_batch, random_layer, tolerance
 
 ACTIVATIONS = ("relu", "gelu", "tanh", "silu", "identity", "leaky_relu")
@@ -111,6 +112,20 @@ def network(sizes: Sequence[int], batch: int, seeds: int) -> dict[str, Any]:
         start = on_cpu().theta
         worst = max(worst, distance(trained - start, exact - start, f"θ after steps, {what}"))
     return {"worst": worst, "said": f"{seeds} seeds, at most {worst:.1e} of the norm off"}
+
+
+def network_with_db_apart(sizes: Sequence[int], batch: int, seeds: int) -> dict[str, Any]:
+    """Check the same where db comes by products of its own, which helps if columns from another panel fail."""
+    try:
+        _set_db_apart(True)
+        return network(sizes, batch, seeds)
+    finally:
+        _set_db_apart(False)
+
+
+def _set_db_apart(apart: bool) -> None:
+    network_plans.DB_APART = apart
+    network_plans.step_plan.cache_clear()
 
 
 def _trained(net: gpuback.MLP, seed: int, x: Any, y: Any) -> Any:

@@ -47,7 +47,7 @@ TESTS = Path("tests/gpu/test_ptx_sm90_on_gpu.py"), Path("tests/gpu/test_ptx_on_g
 """From the root of the source tree, where the script begins."""
 
 EVERY_WIDTH = "test_products_of_every_width_and_layout"
-WIDTHS = (64, 32, 128, 192, 256, 40, 72)
+WIDTHS = (64, 32, 128, 192, 256, 40, 72, 8)
 """N of products, the ones that others use first."""
 
 
@@ -83,7 +83,7 @@ SEEDS, FEW_SEEDS = 20, 3
 def checks(
     layers: Iterable[Shape] = CHECKED_LAYERS,
     large_layers: Iterable[Shape] = LARGE_LAYERS,
-    networks: Iterable[tuple[Sequence[int], int]] = CHECKED_NETWORKS,
+    networks: Sequence[tuple[Sequence[int], int]] = CHECKED_NETWORKS,
     seeds: int = SEEDS,
 ) -> list[Row]:
     """List layers backward and forward, and whole networks."""
@@ -99,6 +99,9 @@ def checks(
         arguments = {"sizes": sizes, "batch": batch, "seeds": seeds // 4}
         title = f"network {'-'.join(map(str, sizes))}, B = {batch}"
         found.append(Row(title, "gpu_checks.network", arguments, seconds=30.0))
+    sizes, batch = networks[0]
+    arguments = {"sizes": sizes, "batch": batch, "seeds": seeds // 4}
+    found.append(Row("the first network, db apart", "gpu_checks.network_with_db_apart", arguments, seconds=45.0))
     return found + [row for shape in large_layers for row in layer(shape, min(seeds, FEW_SEEDS))]
 
 

@@ -192,7 +192,7 @@ def multiply(
     )["c_mn"]
 
 
-WIDTHS = (32, 40, 64, 72, 128, 192, 256)
+WIDTHS = (8, 32, 40, 64, 72, 128, 192, 256)
 BOTH_FORMATS = [*((n, "bf16") for n in WIDTHS), (64, "f16")]
 
 

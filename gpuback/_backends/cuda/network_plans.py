@@ -74,6 +74,10 @@ WGMMA_SHAPES = SHAPES[:2]
 SLAB = 128
 """Rows of a batch tile of `fused_step_wgmma`."""
 
+DB_APART = False
+"""Whether `fused_step_wgmma` makes db by products of its own: for a device that takes no columns of an operand from
+another panel. The bits are the same."""
+
 PIECE = 3 * 32 * 4
 """Numbers of a fragment of `fused_step_wgmma`: `Piece` in kernels/network/fused_step_wgmma.cu."""
 
@@ -380,7 +384,8 @@ def step_variant(shape: Shape, precision: Precision) -> Variant:
 
 def wgmma_step_variant(shape: Shape, precision: Precision) -> Variant:
     """Name the kernel of the one launch by wgmma."""
-    defines = f"Element={precision.name}", f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}"
+    sizes = f"MAX_WIDTH={shape.width}", f"MAX_LAYERS={shape.layers}"
+    defines = f"Element={precision.name}", *sizes, *(("DB_APART=1",) if DB_APART else ())
     return Variant("network/fused_step_wgmma.cu", "fused_step_wgmma", defines, tensor_cores=True, wgmma=True)
 
 
