@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.kernel_layers import A10, H200
+from support.kernel_layers import A10, H200, HOPPER
 
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._core.architecture import Architecture
@@ -66,3 +66,17 @@ def test_two_launches_cost_as_many_products_as_layers():
     whole, layers = explained((64,) * 12), explained((64,) * 12, dtype="float64")
     assert whole.flops == layers.flops
     assert whole.bytes < layers.bytes
+
+
+@pytest.mark.parametrize(
+    ("limits", "dtype", "says"),
+    [
+        (H200, "bfloat16", "; kernels for Hopper are off (GPUBACK_HOPPER=1 turns them on)"),
+        (HOPPER, "float16", "; kernels for Hopper are on (GPUBACK_HOPPER=1)"),
+        (HOPPER, "float32", None),
+        (A10, "bfloat16", None),
+    ],
+)
+def test_the_switch_is_named_where_it_could_matter(limits, dtype, says):
+    header = explained((64, 129, 10), dtype=dtype, limits=limits).header
+    assert header.endswith(says) if says else "Hopper" not in header
