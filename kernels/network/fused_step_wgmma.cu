@@ -81,13 +81,17 @@ struct Piece {
   DEVICE int packs(const Layer& layer) const {
     return strip() * 16 < layer.n_out ? max(0, min(PACKS, used(layer) - first())) : 0;
   }
-  // Where a number of this lane belongs among the layer's parameters; -1: nowhere.
-  DEVICE int place(const Layer& layer, int index) const {
+  // Calls body(where a number of this lane belongs among the layer's parameters), if anywhere.
+  template <typename Body>
+  DEVICE void at_place(const Layer& layer, int index, Body body) const {
     const int pack = first() + index / 4, o = strip() * 16 + fragment_row(index % 4);
-    if (o >= layer.n_out) return -1;
-    if (pack == 0) return fragment_column(index % 4) == 0 ? layer.n_out * layer.n_in + o : -1;
+    if (o >= layer.n_out) return;
+    if (pack == 0) {
+      if (fragment_column(index % 4) == 0) body(layer.n_out * layer.n_in + o);
+      return;
+    }
     const int i = (pack - 1) * 8 + fragment_column(index % 4);
-    return i < layer.n_in ? o * layer.n_in + i : -1;
+    if (i < layer.n_in) body(o * layer.n_in + i);
   }
 };
 static_assert(WARPS * Piece::PREFETCH * 512 <= ONES - H, "circular buffers take the places of h and da");

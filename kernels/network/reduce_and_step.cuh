@@ -164,7 +164,8 @@ DEVICE void finish_step(int slots, const Update& update, const GridResults& resu
 
 // Joins a fragment of layer k's dW and db, whose partial result of this split is published. The last warp to arrive
 // adds up and uses the totals. A Fragment has SIZE numbers for a warp's lanes, and a layer has SLOTS of them, of which
-// this is one; place(layer, index) is the place of this lane's number among the layer's parameters, or -1.
+// this is one; at_place(layer, index, body) calls body(the place of this lane's number among the layer's parameters), if
+// it has one.
 template <typename Fragment>
 DEVICE void finish_fragment(const Fragment& own, const Network& net, int k, int split, const Update& update,
                             const GridResults& results, Pack<float>* buffer, int n_batch, float* mean_loss) {
@@ -179,8 +180,7 @@ DEVICE void finish_fragment(const Fragment& own, const Network& net, int k, int 
 
   const auto each_total = [&](auto body) {  // body(its place in theta, a number of the gradient)
     write_totals<PREFETCH>(last, packs, buffer, [&](int index, float sum) {
-      const int at = own.place(layer, index);
-      if (at >= 0) body(layer.theta + at, sum * update.factor);
+      own.at_place(layer, index, [&](int at) { body(layer.theta + at, sum * update.factor); });
     });
   };
   const Decision decision = decide(update, finiteness(results));

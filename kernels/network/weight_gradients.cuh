@@ -112,16 +112,18 @@ struct WeightFragment {
   static DEVICE int packs(const Layer&) { return (i0() == 0 ? COUNT : PER_LANE) / Pack<float>::count; }
   static DEVICE bool is_used(const Layer& layer) { return o0() < layer.n_out && i0() < layer.n_in; }
 
-  // Where a number of this lane's partial result belongs among the layer's parameters; -1: nowhere.
-  static DEVICE int place(const Layer& layer, int index) {
+  // Calls body(where a number of this lane's partial result belongs among the layer's parameters), if anywhere.
+  template <typename Body>
+  static DEVICE void at_place(const Layer& layer, int index, Body body) {
     const int e = index - PER_LANE;
     if (e < 0) {
       const int o = o0() + index / 4 / FRAGMENTS_I * 16 + fragment_row(index % 4);
       const int i = i0() + index / 4 % FRAGMENTS_I * 8 + fragment_column(index % 4);
-      return o < layer.n_out && i < layer.n_in ? o * layer.n_in + i : -1;
+      if (o < layer.n_out && i < layer.n_in) body(o * layer.n_in + i);
+    } else {
+      const int r = (int)(threadIdx.x % 32) + 32 * e, o = o0() + r;
+      if (r < ROWS && o < layer.n_out) body(layer.n_out * layer.n_in + o);
     }
-    const int r = (int)(threadIdx.x % 32) + 32 * e, o = o0() + r;
-    return r < ROWS && o < layer.n_out ? layer.n_out * layer.n_in + o : -1;
   }
 
   static DEVICE void clear(Sums& dw) {

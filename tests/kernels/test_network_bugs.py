@@ -153,7 +153,7 @@ FOUND = {
     ),
     "a column too many of theta": Bug(
         "network/weight_gradients.cuh",
-        [("return r < ROWS && o < layer.n_out ?", "return r < ROWS ?")],
+        [("if (r < ROWS && o < layer.n_out) body", "if (r < ROWS) body")],
         "fused_step",
         r"race|'gradient'",
     ),
