@@ -87,6 +87,7 @@ def test_more_activations_than_a_launch_takes_go_layer_by_layer() -> None:
 
 ENTRIES = {
     *("forward_simt", "layer_simt", "forward_mma", "layer_mma", "layer_mma_narrow", "fused_step", "fused_passes"),
+    *("forward_wgmma_narrow", "layer_wgmma_narrow", "forward_wgmma", "layer_wgmma", "fused_step_wgmma"),
     *("finish_forward", "finish_delta"),
 }
 """The kernels whose activations can be a user's."""

@@ -86,8 +86,8 @@ FOUND = {
         "common/split_k.cuh",
         [
             (
-                "  store_partial(sums, packs, partials + split * stride);\n  publish();",
-                "  publish();",
+                "  store_partial(sums, packs, partials + split * stride);\n  publish();\n  const LastSum",
+                "  publish();\n  const LastSum",
             ),
             (
                 "  if (last.count) write_totals",
@@ -166,7 +166,8 @@ BY_ARRIVAL = Bug(
     "common/split_k.cuh",
     [
         (
-            "  store_partial(sums, packs, partials + split * stride);",
+            "used / Pack<Real>::count;\n  store_partial(sums, packs, partials + split * stride);",
+            "used / Pack<Real>::count;\n"
             "  const int group = split / splits.group_size;\n"
             "  unsigned place = 0;\n"
             "  if (threadIdx.x % 32 == 0) place = atomicAdd(arrivals + group, 0x10000u) >> 16;\n"
