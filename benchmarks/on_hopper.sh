@@ -7,8 +7,8 @@
 # instruction), checks (layers and networks against float64, in processes that may hang), sanitize (memcheck over the
 # bfloat16 kernels), parity and hopper-parity (the backends' tests, without these kernels and with them), layers,
 # networks and forward (times beside other libraries), knobs (layers with other constants of their plans), profile (Nsight
-# Compute). BUDGET is in seconds. Parts for which no time is left are named. OUT gets a log of what was printed, hopper.jsonl with a
-# line for each row as soon as it is measured, and its tables in hopper.md. Fails if a part fails.
+# Compute). BUDGET is in seconds. Parts for which no time is left are named. OUT gets a log of what was printed,
+# hopper.jsonl with a line for each row as soon as it is measured, and its tables in hopper.md. Fails if a part fails.
 cd "$(dirname "$0")/.."
 BUDGET=${BUDGET:-570}
 . benchmarks/parts.sh
