@@ -1,24 +1,42 @@
-"""Choices by this machine's caches, cores and BLAS: the size of blocks, when to use threads, how to multiply."""
+"""Choices by this machine's caches, cores and BLAS: how a batch is cut, who works on it, how to multiply.
+
+How batch and parameters are cut depends on shapes and dtype alone, and not on the number of threads, which take piece
+after piece. So results do not depend on it either.
+"""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import NamedTuple
 
-from gpuback._core.integers import ceil_div, round_up
+from gpuback._core.integers import ceil_div
 from gpuback._core.precision import Precision
 from gpuback._core.threads import ThreadPool, blas_cores, blas_threads
 
 BLOCK_BYTES = 1 << 21
 """The bytes of activations that a block works on: they stay in a core's second- and third-level caches."""
 
-WORTH_THREADS = 2e8
-"""A step with more floating-point operations than this (2 ms of one core) is worth starting threads for."""
+WORTH_THREADS = 4e7
+"""A step with more floating-point operations than this (0.4 ms of one core) is worth handing a part to a thread, which
+takes 20 to 60 µs."""
 
-OPENBLAS_THREADS, WORTH_BLAS_THREADS = 6e5, 4e6
-"""OpenBLAS runs a product on several threads from about the first number of floating-point operations on. Up to the
-second (40 µs of one core) that gains little, and where other programs keep the cores busy, waiting for the second
-thread has made steps 40 to 140 times slower."""
+TASK_FLOPS = 1e7
+"""Blocks with sums of their own make up tasks of at least so many floating-point operations."""
+
+MOST_TASKS, MOST_SUMS_BYTES = 32, 1 << 26
+"""The most tasks with sums of their own, and the memory that these may take."""
+
+FEWEST_PIECE_ROWS, MOST_PIECE_ROWS, ROW_PIECES = 64, 256, 4
+"""By rows, a batch is cut into `ROW_PIECES` if each has at least the first number of rows, and into more if each had
+more than the second. A piece copies all weights for its products, so it should not be small."""
+
+PIECE_FLOPS, MOST_PIECES, FEWEST_PIECE_OUTPUTS = 2e7, 8, 32
+"""By parameters, W is cut into a power of two of pieces, each of about so many floating-point operations, but of no
+fewer rows."""
+
+OPENBLAS_THREADS = 6e5
+"""OpenBLAS runs a product on several threads from about this number of floating-point operations on."""
 
 AVX512_CORES = {"skylakex", "cooperlake", "sapphirerapids"}
 
@@ -29,7 +47,69 @@ outputs, at most `LARGEST_W` numbers in W, and at most `LARGEST_PRODUCT` product
 other processors they take as much more."""
 
 
-def plan_blocks(sizes: tuple[int, ...], batch_size: int, precision: Precision) -> tuple[int, ThreadPool]:
+class Phases(NamedTuple):
+    """A batch in two phases.
+
+    Attributes:
+        rows: the pieces of the first.
+        parameters: the pieces of the second: a layer, counting from 0, and the first row of its W and the row after
+            the last. Large ones come first.
+        threads: who works on them.
+    """
+
+    rows: list[slice]
+    parameters: list[tuple[int, int, int]]
+    threads: ThreadPool
+
+
+def plan_phases(
+    sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
+) -> Phases | None:
+    """Cut batch and parameters for two phases; None if the batch goes in blocks with sums of their own, or whole."""
+    if precision.reproducible or not is_worth_threads(sizes, batch_size, need_gradient):
+        return None
+    if batch_size < 2 * FEWEST_PIECE_ROWS or goes_in_blocks(sizes, batch_size, precision):
+        return None
+    height = piece_rows(batch_size)
+    rows = [slice(start, min(start + height, batch_size)) for start in range(0, batch_size, height)]
+    parameters = []
+    for layer, (n_in, n_out) in enumerate(pairwise(sizes)):
+        pieces = 1
+        while pieces < MOST_PIECES and batch_size * n_in * n_out > PIECE_FLOPS * pieces:
+            pieces *= 2
+        each = n_out if precision.tf32 else min(n_out, max(FEWEST_PIECE_OUTPUTS, ceil_div(n_out, pieces)))
+        parameters += [(layer, first, min(first + each, n_out)) for first in range(0, n_out, each)]
+    parameters.sort(key=lambda piece: (piece[1] - piece[2]) * sizes[piece[0]])
+    return Phases(rows, parameters, ThreadPool(blas_threads(), blas_alone=True))
+
+
+def piece_rows(batch_size: int) -> int:
+    """Return how many rows a piece of the first phase has."""
+    pieces = max(ceil_div(batch_size, MOST_PIECE_ROWS), min(ROW_PIECES, batch_size // FEWEST_PIECE_ROWS))
+    pieces += pieces % 2 if pieces > 1 else 0  # as many for each of two cores
+    return ceil_div(batch_size, pieces)
+
+
+def is_worth_threads(sizes: tuple[int, ...], batch_size: int, need_gradient: bool) -> bool:
+    """Whether a pass takes long enough to be shared."""
+    products = sum(2 * n_in * n_out for n_in, n_out in pairwise(sizes))
+    return (3 if need_gradient else 1) * batch_size * products > WORTH_THREADS
+
+
+def goes_in_blocks(sizes: tuple[int, ...], batch_size: int, precision: Precision) -> bool:
+    """Whether blocks of the batch, whose activations stay in cache from the forward to the backward pass, are worth
+    sums of their own."""
+    return fitting_rows(sizes, precision) >= 256 and batch_size >= 1024
+
+
+def fitting_rows(sizes: tuple[int, ...], precision: Precision) -> int:
+    """Return how many rows' activations stay in cache."""
+    return BLOCK_BYTES // (precision.accumulator.itemsize * sum(sizes))
+
+
+def plan_blocks(
+    sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
+) -> tuple[int, ThreadPool]:
     """Choose how many rows of a batch go through the whole network at a time, and the threads that do it.
 
     Narrow networks gain when a block's activations stay in cache from the forward pass to the backward pass. Where 256
@@ -38,15 +118,15 @@ def plan_blocks(sizes: tuple[int, ...], batch_size: int, precision: Precision) -
     would use.
     """
     flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
-    fitting = BLOCK_BYTES // (precision.accumulator.itemsize * sum(sizes))
+    fitting = fitting_rows(sizes, precision)
     rows = max(fitting if fitting >= 256 else 4096, math.isqrt(batch_size) // 2)
-    blocks, threads = ceil_div(batch_size, rows), 1
-    if blocks > 1 and 3 * batch_size * sum(flops) > WORTH_THREADS:
+    threads = 1
+    if is_worth_threads(sizes, batch_size, need_gradient):
         threads = blas_threads()
-        blocks = min(round_up(blocks, threads), batch_size)
-    rows = ceil_div(batch_size, blocks)  # equal blocks, but for the last
-    blas_alone = OPENBLAS_THREADS < rows * max(flops) < WORTH_BLAS_THREADS
-    return rows, ThreadPool(min(threads, blocks), blas_alone=blas_alone)
+        rows = min(rows, piece_rows(batch_size) if fitting < 256 else max(FEWEST_PIECE_ROWS, ceil_div(batch_size, 4)))
+    rows = ceil_div(batch_size, ceil_div(batch_size, rows))  # equal blocks, but for the last
+    blas_alone = OPENBLAS_THREADS < rows * max(flops)
+    return rows, ThreadPool(min(threads, ceil_div(batch_size, rows)), blas_alone=blas_alone)
 
 
 def is_quicker_transposed(rows: int, n_out: int, n_in: int) -> bool:
