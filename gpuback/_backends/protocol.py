@@ -731,6 +731,10 @@ class Ops(Protocol):
 
     # What runs, in words
 
+    def explain_batch(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> str:
+        """Say how a batch is cut for a step of training, and who works on it."""
+        ...
+
     def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str] | None:
         """Name the launches of a fused step, none if the network goes layer by layer, and say why.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import _signal  # `signal`'s functions without its enumerations, which take four times as long
+import importlib
 import os
 import signal
 import threading
 from collections.abc import Callable
 from typing import Any
+
+_signal: Any = importlib.import_module("_signal")
+"""The functions of `signal` without its enumerations, which take four times as long."""
 
 _deferring: list[tuple[Callable[..., Any], int]] = []
 """The handlers that will be put back, the outermost first, each with the thread that will do so."""
@@ -28,11 +31,11 @@ class Deferred:
     def __enter__(self) -> Deferred:
         self._handler: Callable[..., Any] | None = None
         if threading.get_ident() == threading.main_thread().ident:
-            handler = _signal.getsignal(_signal.SIGINT)
+            handler = _signal.getsignal(signal.SIGINT)
             if callable(handler):
                 self._came, self._raises = False, handler is signal.default_int_handler
                 try:
-                    _signal.signal(_signal.SIGINT, self._note)
+                    _signal.signal(signal.SIGINT, self._note)
                 except ValueError:  # in a subinterpreter, which has no handlers of its own
                     return self
                 self._handler = handler
@@ -46,15 +49,15 @@ class Deferred:
         handler = self._handler
         if handler is not None:
             _deferring.pop()
-            _signal.signal(_signal.SIGINT, handler)
+            _signal.signal(signal.SIGINT, handler)
             if self._came:
-                handler(_signal.SIGINT, None)
+                handler(signal.SIGINT, None)
 
 
 def _after_fork() -> None:
     """Put the handler back in a child that another thread than the deferring one has forked."""
     if _deferring and _deferring[0][1] != threading.get_ident():
-        _signal.signal(_signal.SIGINT, _deferring[0][0])
+        _signal.signal(signal.SIGINT, _deferring[0][0])
         _deferring.clear()
 
 

@@ -80,18 +80,24 @@ def test_what_a_task_raises_is_raised_once_all_have_ended(failing):
     assert blas_settings() == before
 
 
+def run_two_phases(workers, counts):
+    seen = []
+
+    def note(phase):
+        return lambda index, worker: (time.sleep(1e-4), seen.append((phase, index)))
+
+    phases = (
+        Phase(note(0), counts[0], lambda: seen.append("then")),
+        Phase(note(1), counts[1], lambda: seen.append("end")),
+    )
+    ThreadPool(workers, blas_alone=True).run_phases(*phases)
+    return seen
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 16])
 def test_a_phase_begins_when_the_one_before_has_ended(workers):
     for counts in ((1, 1), (5, 3), (2, 7), (3, 0)):
-        seen = []
-
-        def note(phase):
-            return lambda index, worker: (time.sleep(1e-4), seen.append((phase, index)))
-
-        ThreadPool(workers, blas_alone=True).run_phases(
-            Phase(note(0), counts[0], lambda: seen.append("then")),
-            Phase(note(1), counts[1], lambda: seen.append("end")),
-        )
+        seen = run_two_phases(workers, counts)
         first = [(0, i) for i in range(counts[0])]
         assert sorted(seen[: counts[0]]) == first
         assert seen[counts[0]] == "then"

@@ -307,6 +307,13 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
             return None
         return NumpyPhases(self, architecture, theta, batch_size, need_gradient, need_input_grad, plan)
 
+    def explain_batch(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> str:
+        phases = plans.plan_phases(sizes, batch_size, precision)
+        if phases is not None:
+            return plans.describe_phases(phases)
+        rows, threads = self.plan_blocks(sizes, batch_size, precision)
+        return plans.describe_blocks(batch_size, rows, threads)
+
     def explain_network(self, architecture: Architecture, batch_size: int) -> None:
         """Return None: networks go layer by layer."""
 

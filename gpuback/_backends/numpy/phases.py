@@ -24,7 +24,6 @@ from gpuback._backends.numpy.updates import NumpyUpdate
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import Gradients
-from gpuback._core.scratch import aligned_empty
 from gpuback._core.threads import Phase
 from gpuback._core.typing import Array
 
@@ -272,7 +271,8 @@ class _Rows:
     def loss(self, x: Array, y: Array, weight: Array | None) -> float:
         """Return the sum of these rows' losses."""
         self._to_the_top(x)
-        return self._buffers.loss(y, weight)
+        loss: float = self._buffers.loss(y, weight)
+        return loss
 
     def backward(self, x: Array, y: Array, weight: Array | None, dx: Array | None) -> tuple[float, float]:
         """Go through the network and back, dx = these rows of ∂loss/∂x; return their loss and their part of S."""
@@ -283,7 +283,7 @@ class _Rows:
         np.copyto(self._output_delta, self._buffers.output)
         for delta in self._deltas:
             delta()
-        if dx is not None:
+        if dx is not None and self._buffers.dx is not None:
             np.copyto(dx, self._buffers.dx)
         flat = h_0.reshape(-1)
         return loss, float(flat.dot(flat)) + sum(float(squares()) for squares in self._squares)

@@ -10,7 +10,7 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
-from gpuback._core.integers import ceil_div
+from gpuback._core.integers import ceil_div, round_up
 from gpuback._core.precision import Precision
 from gpuback._core.threads import ThreadPool, blas_cores, blas_threads
 
@@ -20,12 +20,6 @@ BLOCK_BYTES = 1 << 21
 WORTH_THREADS = 4e7
 """A step with more floating-point operations than this (0.4 ms of one core) is worth handing a part to a thread, which
 takes 20 to 60 µs."""
-
-TASK_FLOPS = 1e7
-"""Blocks with sums of their own make up tasks of at least so many floating-point operations."""
-
-MOST_TASKS, MOST_SUMS_BYTES = 32, 1 << 26
-"""The most tasks with sums of their own, and the memory that these may take."""
 
 FEWEST_PIECE_ROWS, MOST_PIECE_ROWS, ROW_PIECES = 64, 256, 4
 """By rows, a batch is cut into `ROW_PIECES` if each has at least the first number of rows, and into more if each had
@@ -86,8 +80,12 @@ def plan_phases(
 def piece_rows(batch_size: int) -> int:
     """Return how many rows a piece of the first phase has."""
     pieces = max(ceil_div(batch_size, MOST_PIECE_ROWS), min(ROW_PIECES, batch_size // FEWEST_PIECE_ROWS))
-    pieces += pieces % 2 if pieces > 1 else 0  # as many for each of two cores
-    return ceil_div(batch_size, pieces)
+    return ceil_div(batch_size, even(pieces))
+
+
+def even(pieces: int) -> int:
+    """Round up to a number of pieces that two or four cores can share evenly."""
+    return round_up(pieces, 4 if pieces > 4 else min(pieces, 2))
 
 
 def is_worth_threads(sizes: tuple[int, ...], batch_size: int, need_gradient: bool) -> bool:
@@ -98,7 +96,8 @@ def is_worth_threads(sizes: tuple[int, ...], batch_size: int, need_gradient: boo
 
 def goes_in_blocks(sizes: tuple[int, ...], batch_size: int, precision: Precision) -> bool:
     """Whether blocks of the batch, whose activations stay in cache from the forward to the backward pass, are worth
-    sums of their own."""
+    sums of their own.
+    """
     return fitting_rows(sizes, precision) >= 256 and batch_size >= 1024
 
 
@@ -120,13 +119,36 @@ def plan_blocks(
     flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
     fitting = fitting_rows(sizes, precision)
     rows = max(fitting if fitting >= 256 else 4096, math.isqrt(batch_size) // 2)
-    threads = 1
+    blocks, threads = ceil_div(batch_size, rows), 1
     if is_worth_threads(sizes, batch_size, need_gradient):
         threads = blas_threads()
-        rows = min(rows, piece_rows(batch_size) if fitting < 256 else max(FEWEST_PIECE_ROWS, ceil_div(batch_size, 4)))
-    rows = ceil_div(batch_size, ceil_div(batch_size, rows))  # equal blocks, but for the last
-    blas_alone = OPENBLAS_THREADS < rows * max(flops)
+        pieces = min(ROW_PIECES, batch_size // FEWEST_PIECE_ROWS) if fitting >= 256 else batch_size // MOST_PIECE_ROWS
+        blocks = even(max(blocks, pieces, 1))
+    rows = ceil_div(batch_size, blocks)  # equal blocks, but for the last
+    blas_alone = rows * max(flops) > OPENBLAS_THREADS
     return rows, ThreadPool(min(threads, ceil_div(batch_size, rows)), blas_alone=blas_alone)
+
+
+def describe_phases(plan: Phases) -> str:
+    """Say what a plan in two phases is, for `explain`."""
+    height = plan.rows[0].stop
+    return (
+        f"in two phases{_on(plan.threads)}: {len(plan.rows)} pieces of up to {height} rows forward and back to every da, "
+        f"then {len(plan.parameters)} pieces of W, each summed over the whole batch and updated at once"
+    )
+
+
+def describe_blocks(batch_size: int, rows: int, threads: ThreadPool) -> str:
+    """Say what blocks of so many rows are, for `explain`."""
+    blocks = ceil_div(batch_size, rows)
+    if blocks == 1:
+        return "the whole batch at once"
+    each = "each forward and backward in turn while it is in cache"
+    return f"{blocks} blocks of up to {rows} rows, {each}{_on(threads)}"
+
+
+def _on(threads: ThreadPool) -> str:
+    return f", on {threads.size} threads" if threads.size > 1 else ""
 
 
 def is_quicker_transposed(rows: int, n_out: int, n_in: int) -> bool:

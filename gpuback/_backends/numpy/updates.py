@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from gpuback._backends.protocol import LARGEST_SCALE, SMALLEST_SCALE
 from gpuback._backends.numpy.scope import bind_scope
+from gpuback._backends.protocol import LARGEST_SCALE, SMALLEST_SCALE
 from gpuback._core.exact_sums import norm
 from gpuback._core.interrupts import Deferred
 from gpuback._core.parameters import ParameterRange, spans
