@@ -133,8 +133,8 @@ def describe_phases(plan: Phases) -> str:
     """Say what a plan in two phases is, for `explain`."""
     height = plan.rows[0].stop
     return (
-        f"in two phases{_on(plan.threads)}: {len(plan.rows)} pieces of up to {height} rows forward and back to every da, "
-        f"then {len(plan.parameters)} pieces of W, each summed over the whole batch and updated at once"
+        f"in two phases{_on(plan.threads)}: {len(plan.rows)} pieces of up to {height} rows forward and back to all "
+        f"da, then {len(plan.parameters)} pieces of W, each summed over the whole batch and updated at once"
     )
 
 
