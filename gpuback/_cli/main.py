@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from gpuback import _interrupted_start
 from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE
 from gpuback._text import shown
 from gpuback.errors import DivergedError, GpubackError
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show σ
     try:
+        _interrupted_start.end()
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
         return code
@@ -62,6 +64,8 @@ def _run(arguments: list[str]) -> int:
     except usage_error as error:
         command = "gpuback" if error.ctx is None else error.ctx.command_path
         return _complain(f"{error.format_message()} (see {command} --help)", USAGE)
+    if work == INTERRUPTED:  # in the midst of parsing, where Typer says no more than that
+        raise KeyboardInterrupt
     # A command returns the work to do. --help and --version have run already and return an exit code.
     return int((work() if callable(work) else work) or 0)
 
