@@ -61,10 +61,10 @@ class ThreadPool:
         Errors are raised as by `run`. Once the last of several phases has begun, Ctrl-C waits for its end.
         """
         job = _Job(phases)
-        with Deferred() as interrupt, _SharedBlasAlone():
+        with Deferred() as interrupt, BlasAlone():
             job.interrupt = interrupt
             workers = min(self.size, max(phase.count for phase in phases))
-            helpers = [_helper() for _ in range(1, workers)]
+            helpers = _helpers(workers - 1)
             try:
                 for worker, helper in enumerate(helpers, 1):
                     helper.start(job, worker)
@@ -212,12 +212,18 @@ class _Helper:
 _idle: list[_Helper] = []
 
 
-def _helper() -> _Helper:
-    """Take an idle helper, or make a new one."""
-    try:
-        return _idle.pop()
-    except IndexError:
-        return _Helper()
+def _helpers(count: int) -> list[_Helper]:
+    """Take idle helpers, or make new ones; fewer where the system allows no more threads."""
+    helpers: list[_Helper] = []
+    for _ in range(count):
+        try:
+            helpers.append(_idle.pop())
+        except IndexError:
+            try:
+                helpers.append(_Helper())
+            except RuntimeError:
+                break
+    return helpers
 
 
 def blas_threads() -> int:
@@ -242,10 +248,11 @@ _forks = 0
 """How many forks lie between this process and the one that imported gpuback."""
 
 
-class _SharedBlasAlone:
+class BlasAlone:
     """A context in which BLAS libraries whose number of threads is the process's run on one thread.
 
-    The first thread to enter sets it, the last to leave restores it.
+    The first thread to enter sets it, the last to leave restores it. Libraries whose number is each thread's are left
+    alone: theirs is set in the threads that run tasks.
     """
 
     def __enter__(self) -> None:

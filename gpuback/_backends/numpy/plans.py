@@ -21,9 +21,10 @@ WORTH_THREADS = 4e7
 """A step with more floating-point operations than this (0.4 ms of one core) is worth handing a part to a thread, which
 takes 20 to 60 µs."""
 
-FEWEST_PIECE_ROWS, MOST_PIECE_ROWS, ROW_PIECES = 64, 256, 4
-"""By rows, a batch is cut into `ROW_PIECES` if each has at least the first number of rows, and into more if each had
-more than the second. A piece copies all weights for its products, so it should not be small."""
+FEWEST_PIECE_ROWS, MOST_PIECE_ROWS, ROW_PIECES, FEWEST_PIECE_FLOPS = 64, 512, 4, 3e7
+"""By rows, a batch is cut into `ROW_PIECES` or, if those had more than `MOST_PIECE_ROWS` rows in a wide network, into
+more. If they had fewer rows or operations than the least, into fewer. A piece copies all weights for its products. And
+threads that make many short calls wait for Python's lock."""
 
 PIECE_FLOPS, MOST_PIECES, FEWEST_PIECE_OUTPUTS = 2e7, 8, 32
 """By parameters, W is cut into a power of two of pieces, each of about so many floating-point operations, but of no
@@ -64,7 +65,7 @@ def plan_phases(
         return None
     if batch_size < 2 * FEWEST_PIECE_ROWS or goes_in_blocks(sizes, batch_size, precision):
         return None
-    height = piece_rows(batch_size)
+    height = ceil_div(batch_size, row_pieces(sizes, batch_size, need_gradient, MOST_PIECE_ROWS))
     rows = [slice(start, min(start + height, batch_size)) for start in range(0, batch_size, height)]
     parameters = []
     for layer, (n_in, n_out) in enumerate(pairwise(sizes)):
@@ -77,10 +78,10 @@ def plan_phases(
     return Phases(rows, parameters, ThreadPool(blas_threads(), blas_alone=True))
 
 
-def piece_rows(batch_size: int) -> int:
-    """Return how many rows a piece of the first phase has."""
-    pieces = max(ceil_div(batch_size, MOST_PIECE_ROWS), min(ROW_PIECES, batch_size // FEWEST_PIECE_ROWS))
-    return ceil_div(batch_size, even(pieces))
+def row_pieces(sizes: tuple[int, ...], batch_size: int, need_gradient: bool, most_rows: int) -> int:
+    """Return into how many pieces of rows to cut a batch that is worth sharing."""
+    most = min(batch_size // FEWEST_PIECE_ROWS, int(operations(sizes, batch_size, need_gradient) // FEWEST_PIECE_FLOPS))
+    return even(max(1, ceil_div(batch_size, most_rows), min(ROW_PIECES, most)))
 
 
 def even(pieces: int) -> int:
@@ -90,8 +91,12 @@ def even(pieces: int) -> int:
 
 def is_worth_threads(sizes: tuple[int, ...], batch_size: int, need_gradient: bool) -> bool:
     """Whether a pass takes long enough to be shared."""
-    products = sum(2 * n_in * n_out for n_in, n_out in pairwise(sizes))
-    return (3 if need_gradient else 1) * batch_size * products > WORTH_THREADS
+    return operations(sizes, batch_size, need_gradient) > WORTH_THREADS
+
+
+def operations(sizes: tuple[int, ...], batch_size: int, need_gradient: bool) -> int:
+    """Count the floating-point operations of a pass's products."""
+    return (3 if need_gradient else 1) * batch_size * sum(2 * n_in * n_out for n_in, n_out in pairwise(sizes))
 
 
 def goes_in_blocks(sizes: tuple[int, ...], batch_size: int, precision: Precision) -> bool:
@@ -122,8 +127,7 @@ def plan_blocks(
     blocks, threads = ceil_div(batch_size, rows), 1
     if is_worth_threads(sizes, batch_size, need_gradient):
         threads = blas_threads()
-        pieces = min(ROW_PIECES, batch_size // FEWEST_PIECE_ROWS) if fitting >= 256 else batch_size // MOST_PIECE_ROWS
-        blocks = even(max(blocks, pieces, 1))
+        blocks = row_pieces(sizes, batch_size, need_gradient, min(rows, MOST_PIECE_ROWS) if fitting < 256 else rows)
     rows = ceil_div(batch_size, blocks)  # equal blocks, but for the last
     blas_alone = rows * max(flops) > OPENBLAS_THREADS
     return rows, ThreadPool(min(threads, ceil_div(batch_size, rows)), blas_alone=blas_alone)

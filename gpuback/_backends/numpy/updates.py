@@ -17,10 +17,12 @@ import numpy as np
 
 from gpuback._backends.numpy.scope import bind_scope
 from gpuback._backends.protocol import LARGEST_SCALE, SMALLEST_SCALE
+from gpuback._core.chained_sums import BLAS_ONE_THREAD
 from gpuback._core.exact_sums import norm
 from gpuback._core.interrupts import Deferred
 from gpuback._core.parameters import ParameterRange, spans
 from gpuback._core.scratch import aligned_empty, bind
+from gpuback._core.threads import BlasAlone
 from gpuback._core.typing import Array
 
 PARAMETERS_AT_ONCE = 1 << 16
@@ -33,9 +35,14 @@ SMALLEST_FACTOR = 2.0**-100
 def all_finite(array: Array) -> bool:
     """Tell whether no element is infinite or NaN.
 
-    The sum of squares tells at the speed of memory, unless it overflows.
+    The sum of squares tells at the speed of memory, unless it overflows. BLAS's threads would spin, and gain nothing.
     """
-    return math.isfinite(array.dot(array)) or bool(np.isfinite(array).all())
+    if array.size <= BLAS_ONE_THREAD:
+        squares = array.dot(array)
+    else:
+        with BlasAlone():
+            squares = array.dot(array)
+    return math.isfinite(squares) or bool(np.isfinite(array).all())
 
 
 Parts = Sequence[tuple[slice, Callable[[Array, float], None]]]
