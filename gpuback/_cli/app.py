@@ -19,6 +19,7 @@ from gpuback._cli.predict import load, predict_for
 from gpuback._cli.tasks import default_loss, is_regression, looks_like_regression
 from gpuback._cli.train import Files, train_network
 from gpuback._core.output_files import replacing, require_distinct, require_writable
+from gpuback._text import shown
 from gpuback._training.optimizers import OPTIMIZERS, Optimizer
 from gpuback.errors import MissingExtraError, OptionError, unknown_name
 from gpuback.testing import random_batch
@@ -241,7 +242,7 @@ def info(as_json: o.Json = False) -> None:
 
 def warn(line: str) -> None:
     """Print a warning on stderr."""
-    print(f"gpuback: {line}", file=sys.stderr)
+    print(f"gpuback: {shown(line)}", file=sys.stderr)
 
 
 def widths(text: str, option: str) -> tuple[int, ...]:

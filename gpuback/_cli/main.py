@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE
+from gpuback._text import shown
 from gpuback.errors import DivergedError, GpubackError
 
 
@@ -68,9 +69,9 @@ def _run(arguments: list[str], typed: bool) -> int:
 
 
 def _complain(problem: object, code: int) -> int:
-    """Print the one line and return the code."""
-    message = str(problem)
+    """Print the one line, and the notes below it, and return the code."""
+    message = " ".join(str(problem).split())
     if isinstance(problem, OSError) and problem.strerror:
-        message = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
-    print(f"gpuback: {' '.join(message.split())}", file=sys.stderr)
+        message = f"{os.fsdecode(problem.filename)}: {problem.strerror}" if problem.filename else problem.strerror
+    print(f"gpuback: {shown(message)}", *getattr(problem, "__notes__", ()), sep="\n", file=sys.stderr)
     return code

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from gpuback._core.output_files import replacing
 from gpuback._core.places import follow
+from gpuback._text import shown
 from gpuback.errors import BackendError
 
 ENVIRONMENT = "GPUBACK_CACHE_DIR"
@@ -148,12 +149,11 @@ def _refuse_chosen(error: OSError) -> None:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(
+    message = (
         f"compiled kernels cannot be kept, so every process compiles them anew ({reason}); "
-        f"set {ENVIRONMENT} to a folder that can be written",
-        RuntimeWarning,
-        stacklevel=4,
+        f"set {ENVIRONMENT} to a folder that can be written"
     )
+    warnings.warn(shown(message), RuntimeWarning, stacklevel=4)
 
 
 def _platform_folder() -> Path:
