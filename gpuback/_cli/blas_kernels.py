@@ -26,6 +26,7 @@ import numpy as np
 from gpuback._cli import blas_products, machine
 from gpuback._cli.machine import Blas, Cpu
 from gpuback._cuda import cache
+from gpuback._text import shown
 from gpuback.errors import GpubackError
 
 VARIABLE = "OPENBLAS_CORETYPE"
@@ -73,7 +74,7 @@ def compare(cpu: Cpu, blas: Blas) -> Comparison:
     if "openblas" not in (blas.library or "") or blas.kernel is None:
         return Comparison({}, f"{blas.library or 'this BLAS'} chooses its kernels itself")
     if VARIABLE in os.environ:
-        return Comparison({}, f"{VARIABLE}={os.environ[VARIABLE]} is set")
+        return Comparison({}, f"{VARIABLE}={shown(os.environ[VARIABLE], 50)} is set")
     names = [blas.kernel, *(name for name in sets_of(cpu) if name != blas.kernel)]
     if len(names) == 1:
         return Comparison({}, f"for this processor there are no others than {blas.kernel}'s")
