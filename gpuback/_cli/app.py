@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import gpuback
-from gpuback._cli import FAILED, INTERRUPTED, machine, report, show
+from gpuback._cli import FAILED, INTERRUPTED, blas_kernels, machine, report, show
 from gpuback._cli import options as o
 from gpuback._cli.arguments import (
     curve_file,
@@ -128,9 +128,11 @@ def train(
     require_checkpoint(checkpoint, resume, overwrite)
     if plot is not None and no_plot:
         raise OptionError("--plot and --no-plot exclude each other")
+    read = [*sources.files_of(source, labels), *(sources.files_of(test) if test is not None else [])]
+    if backend == "numpy" or not gpuback.backends()["cupy"].available:
+        blas_kernels.use_fastest(read, epochs, (*widths(hidden or o.HIDDEN, "--hidden"), 1)[0])
     name = "stdin" if source == STDIN else Path(source.removesuffix(".gz")).stem
     files = Files(model or f"{name}.safetensors", curve_file(plot, f"{name}.png", no_plot, warn), checkpoint)
-    read = [*sources.files_of(source, labels), *(sources.files_of(test) if test is not None else [])]
     files.check(read)
     chosen_optimizer = make_optimizer(optimizer, learning_rate, momentum, nesterov, weight_decay, no_decay_biases)
     network = given(
@@ -302,12 +304,14 @@ def check(
 def info(as_json: o.Json = False) -> None:
     """Show versions, backends and why each can or cannot be used, the processor, and the BLAS under NumPy."""
     found = machine.survey()
+    kernels = blas_kernels.compare(found.cpu, found.blas)
     if as_json:
-        show.print_json(report.info_document(found))
+        show.print_json(report.info_document(found, kernels))
         return
-    show.print_table(report.info_rows(found))
-    if found.advice is not None:
-        print(found.advice)
+    show.print_table(report.info_rows(found, kernels))
+    advice = blas_kernels.advice_for(kernels)
+    if advice is not None:
+        print(advice)
 
 
 def warn(line: str) -> None:

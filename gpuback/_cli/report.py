@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import gpuback
+from gpuback._cli.blas_kernels import Comparison, advice_for
 from gpuback._cli.machine import OPTIONAL, Machine
 from gpuback._cli.samples import HELD_OUT_WORDS, Samples
 from gpuback._cli.show import score_text
@@ -201,7 +202,7 @@ def check_document(net: gpuback.MLP, report: GradientReport) -> dict[str, Any]:
     }
 
 
-def info_rows(machine: Machine) -> Rows:
+def info_rows(machine: Machine, kernels: Comparison) -> Rows:
     """Make the table of `gpuback info`."""
     cpu, blas = machine.cpu, machine.blas
     missing = {True: "not installed (optional)", False: "not installed"}
@@ -219,11 +220,19 @@ def info_rows(machine: Machine) -> Rows:
         ("BLAS", f"{blas.library or 'unknown'} {blas.version or ''}".rstrip()),
         ("BLAS threads", str(blas.threads or unknown)),
         ("BLAS kernel", blas.kernel or unknown),
+        ("kernels compared", _compared(kernels)),
     ]
     return [*rows]
 
 
-def info_document(machine: Machine) -> dict[str, Any]:
+def _compared(kernels: Comparison) -> str:
+    if not kernels.rates:
+        return f"no: {kernels.note}"
+    rates = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in kernels.rates.items())
+    return "; ".join(filter(None, (f"{rates} GFLOP/s on one thread", f"taken: {kernels.fastest}", kernels.note)))
+
+
+def info_document(machine: Machine, kernels: Comparison) -> dict[str, Any]:
     """Make the JSON document of `gpuback info`; null stands for what is unknown or not installed."""
     cpu, blas = machine.cpu, machine.blas
     return {
@@ -236,5 +245,6 @@ def info_document(machine: Machine) -> dict[str, Any]:
             "simd": list(cpu.simd),
         },
         "blas": {"library": blas.library, "version": blas.version, "threads": blas.threads, "kernel": blas.kernel},
-        "advice": machine.advice,
+        "kernels": {"flops_per_second": dict(kernels.rates), "fastest": kernels.fastest, "note": kernels.note or None},
+        "advice": advice_for(kernels),
     }
