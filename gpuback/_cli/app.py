@@ -257,15 +257,15 @@ def predict(
 @app.command()
 @deferred
 def export(model: o.Model, output: o.ExportFile) -> None:
-    """Write a network as an ONNX file, which takes features as they are: scaling is part of it."""
+    """Write a network as an ONNX file, which takes a schema's inputs before they are standardized."""
     from gpuback.onnx import to_onnx
 
     require_distinct([output], [model])
     loaded = load_model(model, "numpy")
-    net = loaded.net
     if loaded.schema is not None:
-        fold(net, loaded.schema.features, loaded.schema.outputs)
-    to_onnx(net, output)
+        fold(loaded.net, loaded.schema.features, loaded.schema.outputs)
+    to_onnx(loaded.net, output)
+    show.print_table(report.export_rows(loaded, output))
 
 
 @app.command()

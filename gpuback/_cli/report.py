@@ -9,6 +9,7 @@ import numpy as np
 import gpuback
 from gpuback._cli.blas_kernels import Comparison, advice_for
 from gpuback._cli.machine import OPTIONAL, Machine
+from gpuback._cli.models import Model
 from gpuback._cli.samples import HELD_OUT_WORDS, Samples
 from gpuback._cli.show import score_text
 from gpuback._cli.tasks import Score, risen_since
@@ -162,6 +163,22 @@ def train_document(result: Result, backend: str, files: Files, optimizer: Optimi
         },
         "files": {"model": files.model, "plot": files.plot, "checkpoint": files.checkpoint},
     }
+
+
+def export_rows(model: Model, output: str) -> Rows:
+    """Make the table of an export: what goes in and what comes out, in order."""
+    sizes, schema = model.net.sizes, model.schema
+    inputs = listed(schema.input_names, 100) if schema is not None and schema.named else "as the model's"
+    answers = "as the model's"
+    if schema is not None:
+        answers = listed(schema.classes, 100) if schema.classes else schema.target.name
+        if schema.classes and sizes[-1] == 1:
+            answers = f"the probability of {schema.classes[1]}"
+    return [
+        ("ONNX file", output),
+        ("x", f"(batch, {sizes[0]:,}): {inputs}"),
+        ("y", f"(batch, {sizes[-1]:,}): {answers}"),
+    ]
 
 
 def check_rows(report: GradientReport) -> Rows:

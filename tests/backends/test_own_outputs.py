@@ -63,4 +63,5 @@ def test_the_bits_of_the_reproducible_mode() -> None:
 
 def test_outputs_without_a_reproducible_form_are_refused() -> None:
     with pytest.raises(OptionError, match=r"activation 'sine\(w0=3\)' has no reproducible form"):
-        through(MLP([1, 1], loss="squared_error", reproducible=True).ops, "sine(w0=3)", Precision.of("float32", reproducible=True))
+        ops = MLP([1, 1], loss="squared_error", reproducible=True).ops
+        through(ops, "sine(w0=3)", Precision.of("float32", reproducible=True))
