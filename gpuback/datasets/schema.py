@@ -463,8 +463,7 @@ def _measured(
         measured = Standardization.of_features(encoded[~absent] if absent.any() else encoded)
         fills.append(measured.mean)
         if absent.any():
-            encoded[absent] = measured.mean
-            measured = Standardization.of_features(encoded)
+            measured = Standardization.of_features(np.where(absent[:, None], measured.mean, encoded))
         constant = np.isinf(measured.scale)
         scaled = standardize and column.kind != columns.CATEGORY
         means.append(np.where(constant | scaled, measured.mean, 0.0))
