@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,30 +20,14 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from gpuback._core.activations import Siren
 from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import initial_parameters
-from gpuback._core.typing import Array, ArrayLike
+from gpuback._core.typing import ArrayLike
 from gpuback._network.mlp import MLP
-from gpuback.errors import DataError, OptionError, ShapeError
+from gpuback.errors import DataError, OptionError
 from gpuback.sklearn.descent import Descent
 from gpuback.sklearn.lbfgs import Objective, minimize_loss
 from gpuback.sklearn.parameters import LOSSES, Parameters, check_parameters, gpuback_activation, layer_widths
+from gpuback.sklearn.parts import Parts, copies_of_parts, write_parts
 from gpuback.sklearn.samples import TrainingSet, dense_parts, require_range, rows_at_a_time
-
-
-class Parts(list[NDArray[Any]]):
-    """Copies of a network's weights or biases; an array that takes the place of one is written there as well."""
-
-    def __init__(self, copies: Sequence[NDArray[Any]], write: Callable[[Sequence[ArrayLike]], None]) -> None:
-        super().__init__(copies)
-        self._write = write
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        changed = list(self)
-        changed[index] = value
-        self._write(changed)
-        super().__setitem__(index, value)
-
-    def __reduce__(self) -> tuple[type[list[Any]], tuple[list[Any]]]:
-        return list, (list(self),)
 
 
 class BaseMLP(Parameters, ABC):
@@ -171,14 +155,17 @@ class BaseMLP(Parameters, ABC):
 
     def _initialise(self, architecture: Architecture, random: np.random.RandomState, goes_on: bool) -> None:
         """Make a fresh network and reset the fitted attributes; go on with parameters that were assigned before."""
-        assigned: dict[str, Any] = self.__dict__.pop("_assigned", {}) if goes_on else {}
+        assigned = self.__dict__.get("_assigned", {}) if goes_on else {}
         if len(assigned) == 1:
             raise OptionError(f"expected both coefs_ and intercepts_ before the first fit, got {next(iter(assigned))}")
-        self._net = MLP(**architecture.as_options(), backend=self.backend, seed=0)
-        if assigned:
-            self.coefs_, self.intercepts_ = assigned["coefs_"], assigned["intercepts_"]
-        else:
-            self._net.theta = self._initial_theta(architecture, random)
+        net = MLP(**architecture.as_options(), backend=self.backend, seed=0)
+        for name, values in assigned.items():
+            write_parts(net, name, values)
+        if not assigned:
+            net.theta = self._initial_theta(architecture, random)
+        self._net = net
+        for name in ("_assigned", "_optimizer"):  # of the network before
+            self.__dict__.pop(name, None)
         self.n_layers_ = len(architecture.sizes)
         self.n_outputs_ = architecture.sizes[-1]
         self.out_activation_ = next(name for name, loss in LOSSES.items() if loss == architecture.loss)
@@ -244,7 +231,7 @@ class BaseMLP(Parameters, ABC):
             return min(200, n_samples)
         if self.batch_size > n_samples:
             warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=4
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
             )
         return min(int(self.batch_size), n_samples)
 
@@ -274,7 +261,7 @@ class BaseMLP(Parameters, ABC):
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                 "converged yet.",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _note_iteration(self, loss: float) -> None:
@@ -357,42 +344,33 @@ class BaseMLP(Parameters, ABC):
         Assigning a list of arrays of these shapes, or one array in its place, writes them into the network; so does
         `intercepts_`. Assigned before the first fit, both are where `partial_fit`, or `fit` with warm_start, begins.
         """
-        return self._parts("coefs_", lambda net: [W.T for W in net.weights])
+        return self._parts("coefs_")
 
     @coefs_.setter
     def coefs_(self, values: Sequence[ArrayLike]) -> None:
-        self._write("coefs_", lambda net: [W.T for W in net.weights], values)
+        self._assign("coefs_", values)
 
     @property
     def intercepts_(self) -> list[NDArray[Any]]:
         """The biases, each (nO,); see `coefs_`."""
-        return self._parts("intercepts_", lambda net: net.biases)
+        return self._parts("intercepts_")
 
     @intercepts_.setter
     def intercepts_(self, values: Sequence[ArrayLike]) -> None:
-        self._write("intercepts_", lambda net: net.biases, values)
+        self._assign("intercepts_", values)
 
-    def _parts(self, name: str, of: Callable[[MLP], Sequence[Array]]) -> list[NDArray[Any]]:
+    def _parts(self, name: str) -> list[NDArray[Any]]:
         if not hasattr(self, "_net") and name in self.__dict__.get("_assigned", {}):
             assigned: list[NDArray[Any]] = self._assigned[name]
             return assigned
         check_is_fitted(self)
-        copies = [np.array(self._net.ops.to_numpy(part), order="C") for part in of(self._net)]
-        for copy in copies:
-            copy.flags.writeable = False  # a write to a copy would be lost silently
-        return Parts(copies, partial(setattr, self, name))
+        return Parts(copies_of_parts(self._net, name), partial(setattr, self, name))
 
-    def _write(self, name: str, of: Callable[[MLP], Sequence[Array]], values: Sequence[ArrayLike]) -> None:
-        if not hasattr(self, "_net"):
+    def _assign(self, name: str, values: Sequence[ArrayLike]) -> None:
+        if hasattr(self, "_net"):
+            write_parts(self._net, name, values)
+        else:
             self.__dict__.setdefault("_assigned", {})[name] = values
-            return
-        parts = of(self._net)
-        arrays = [self._net.ops.asarray(value, self._net.theta.dtype, name) for value in values]
-        expected, came = [part.shape for part in parts], [array.shape for array in arrays]
-        if came != expected:
-            raise ShapeError(f"{name}: expected arrays of shapes {expected}, got {came}")
-        for part, array in zip(parts, arrays, strict=True):
-            part[...] = array
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

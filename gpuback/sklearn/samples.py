@@ -22,11 +22,11 @@ MOST_NUMBERS = 2**24
 def require_range(X: Any, dtype: np.dtype[Any]) -> None:
     """Raise DataError unless `dtype` can hold every number of X, dense or in CSR format, as a finite one."""
     limit = largest_finite(dtype)
-    if -limit <= X.min() and X.max() <= limit:  # with NaN neither holds
+    if -limit <= float(X.min()) and float(X.max()) <= limit:  # with NaN neither holds
         return
     rows = abs(X).max(axis=1)
     largest = rows.toarray().ravel() if issparse(X) else rows
-    row = int(np.argmin(largest <= limit))
+    row = int(np.argmin(largest.astype(np.float64) <= limit))
     raise DataError(
         f"X: expected finite numbers that {dtype} can hold, up to ±{limit:.4g}; "
         f"got NaN, infinity or a larger number in row {row}"
