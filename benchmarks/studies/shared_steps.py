@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def measure(sizes: tuple[int, ...], batch_size: int, seconds: float) -> dict[str
     medians = {name: round(1e3 * statistics.median(one), 4) for name, one in times.items()}
     net = gpuback.MLP(sizes, backend="numpy", seed=0)
     plan = net.explain(batch_size).header.split(": ", 1)[1].split("\n")[0]
-    million = 6 * batch_size * sum(a * b for a, b in zip(sizes, sizes[1:], strict=False)) / 1e6
+    million = 6 * batch_size * sum(a * b for a, b in pairwise(sizes)) / 1e6
     print(f"{'-'.join(map(str, sizes)):32} B {batch_size:6} {million:9.1f} MFLOP", medians, plan, flush=True)
     return {"sizes": sizes, "batch": batch_size, "megaflop": million, "plan": plan, **medians}
 
