@@ -28,6 +28,7 @@ def _phases_for_small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "WORTH_THREADS", 0)
     monkeypatch.setattr(plans, "BLOCK_BYTES", 0)
     monkeypatch.setattr(plans, "PIECE_FLOPS", 2e5)
+    monkeypatch.setattr(plans, "FEWEST_PIECE_FLOPS", 1)
 
 
 @pytest.fixture(params=[1, 2, 3, 5])
