@@ -12,6 +12,10 @@ from typing import Any
 _signal: Any = importlib.import_module("_signal")
 """The functions of `signal` without its enumerations, which take four times as long."""
 
+SIGINT = int(signal.SIGINT)
+
+_main = threading.main_thread().ident
+
 _deferring: list[tuple[Callable[..., Any], int]] = []
 """The handlers that will be put back, the outermost first, each with the thread that will do so."""
 
@@ -26,38 +30,41 @@ class Deferred:
         ends_work: whether one has come whose handler will raise KeyboardInterrupt, so that no result will be used.
     """
 
-    ends_work = False
+    __slots__ = ("_came", "_handler", "ends_work")
 
     def __enter__(self) -> Deferred:
         self._handler: Callable[..., Any] | None = None
-        if threading.get_ident() == threading.main_thread().ident:
-            handler = _signal.getsignal(signal.SIGINT)
+        self._came = self.ends_work = False
+        thread = threading.get_ident()
+        if thread == _main:
+            handler = _signal.getsignal(SIGINT)
             if callable(handler):
-                self._came, self._raises = False, handler is signal.default_int_handler
                 try:
-                    _signal.signal(signal.SIGINT, self._note)
+                    _signal.signal(SIGINT, self._note)
                 except ValueError:  # in a subinterpreter, which has no handlers of its own
                     return self
                 self._handler = handler
-                _deferring.append((handler, threading.get_ident()))
+                _deferring.append((handler, thread))
         return self
 
     def _note(self, *_: object) -> None:
-        self._came, self.ends_work = True, self._raises
+        self._came, self.ends_work = True, self._handler is signal.default_int_handler
 
     def __exit__(self, *error: object) -> None:
         handler = self._handler
         if handler is not None:
             _deferring.pop()
-            _signal.signal(signal.SIGINT, handler)
+            _signal.signal(SIGINT, handler)
             if self._came:
-                handler(signal.SIGINT, None)
+                handler(SIGINT, None)
 
 
 def _after_fork() -> None:
     """Put the handler back in a child that another thread than the deferring one has forked."""
+    global _main
+    _main = threading.main_thread().ident
     if _deferring and _deferring[0][1] != threading.get_ident():
-        _signal.signal(signal.SIGINT, _deferring[0][0])
+        _signal.signal(SIGINT, _deferring[0][0])
         _deferring.clear()
 
 

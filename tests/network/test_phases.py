@@ -193,4 +193,5 @@ def test_explain_says_how_a_batch_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "4 blocks of up to 476 rows, each forward and backward in turn while it is in cache, on 2 threads" in str(
         network().explain(1901)
     )
+    monkeypatch.setattr(plans, "WORTH_THREADS", np.inf)
     assert "the whole batch at once" in str(network().explain(9))

@@ -17,14 +17,21 @@ from gpuback._core.threads import ThreadPool, blas_cores, blas_threads
 BLOCK_BYTES = 1 << 21
 """The bytes of activations that a block works on: they stay in a core's second- and third-level caches."""
 
-WORTH_THREADS = 4e7
-"""A step with more floating-point operations than this (0.4 ms of one core) is worth handing a part to a thread, which
-takes 20 to 60 µs."""
+FEWEST_BLOCK_ROWS = 256
+"""Products of fewer rows run below BLAS's full rate."""
+
+WORTH_THREADS = 1e8
+"""A pass with more floating-point operations than this (1 ms of one core) is worth sharing. To wake a thread takes 20
+to 60 µs, and a few times a pass threads wait as long for Python's lock. Of 1.05 · 10⁸ operations two threads gained
+nothing, of 1.8 · 10⁸ 12 %, of 2 · 10⁸ 30 %: benchmarks/studies/shared_steps.py."""
 
 FEWEST_PIECE_ROWS, MOST_PIECE_ROWS, ROW_PIECES, FEWEST_PIECE_FLOPS = 64, 512, 4, 3e7
-"""By rows, a batch is cut into `ROW_PIECES` or, if those had more than `MOST_PIECE_ROWS` rows in a wide network, into
-more. If they had fewer rows or operations than the least, into fewer. A piece copies all weights for its products. And
+"""By rows, a batch is cut into `ROW_PIECES`, into two if those had fewer rows or operations than the least, or into
+more if in a wide network those had more than `MOST_PIECE_ROWS` rows. For each piece BLAS copies all weights anew. And
 threads that make many short calls wait for Python's lock."""
+
+FEWEST_ROWS = 32
+"""A smaller batch is not cut by rows."""
 
 PIECE_FLOPS, MOST_PIECES, FEWEST_PIECE_OUTPUTS = 2e7, 8, 32
 """By parameters, W is cut into a power of two of pieces, each of about so many floating-point operations, but of no
@@ -63,7 +70,7 @@ def plan_phases(
     """Cut batch and parameters for two phases; None if the batch goes in blocks with sums of their own, or whole."""
     if precision.reproducible or not is_worth_threads(sizes, batch_size, need_gradient):
         return None
-    if batch_size < 2 * FEWEST_PIECE_ROWS or goes_in_blocks(sizes, batch_size, precision):
+    if goes_in_blocks(sizes, batch_size, precision) or (batch_size < FEWEST_ROWS and not need_gradient):
         return None
     height = ceil_div(batch_size, row_pieces(sizes, batch_size, need_gradient, MOST_PIECE_ROWS))
     rows = [slice(start, min(start + height, batch_size)) for start in range(0, batch_size, height)]
@@ -80,8 +87,10 @@ def plan_phases(
 
 def row_pieces(sizes: tuple[int, ...], batch_size: int, need_gradient: bool, most_rows: int) -> int:
     """Return into how many pieces of rows to cut a batch that is worth sharing."""
-    most = min(batch_size // FEWEST_PIECE_ROWS, int(operations(sizes, batch_size, need_gradient) // FEWEST_PIECE_FLOPS))
-    return even(max(1, ceil_div(batch_size, most_rows), min(ROW_PIECES, most)))
+    if batch_size < FEWEST_ROWS:
+        return 1
+    most = min(batch_size / FEWEST_PIECE_ROWS, operations(sizes, batch_size, need_gradient) / FEWEST_PIECE_FLOPS)
+    return even(max(2, ceil_div(batch_size, most_rows), min(ROW_PIECES, int(most))))
 
 
 def even(pieces: int) -> int:
@@ -100,10 +109,12 @@ def operations(sizes: tuple[int, ...], batch_size: int, need_gradient: bool) -> 
 
 
 def goes_in_blocks(sizes: tuple[int, ...], batch_size: int, precision: Precision) -> bool:
-    """Whether blocks of the batch, whose activations stay in cache from the forward to the backward pass, are worth
-    sums of their own.
+    """Whether blocks, whose activations stay in cache from forward to backward pass, are worth sums of their own.
+
+    They are if sums are no larger than the activations of the whole batch.
     """
-    return fitting_rows(sizes, precision) >= 256 and batch_size >= 1024
+    n_parameters = sum(n_out * (n_in + 1) for n_in, n_out in pairwise(sizes))
+    return fitting_rows(sizes, precision) >= FEWEST_BLOCK_ROWS and n_parameters <= batch_size * sum(sizes)
 
 
 def fitting_rows(sizes: tuple[int, ...], precision: Precision) -> int:
@@ -123,11 +134,13 @@ def plan_blocks(
     """
     flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
     fitting = fitting_rows(sizes, precision)
-    rows = max(fitting if fitting >= 256 else 4096, math.isqrt(batch_size) // 2)
+    rows = max(fitting if fitting >= FEWEST_BLOCK_ROWS else 4096, math.isqrt(batch_size) // 2)
     blocks, threads = ceil_div(batch_size, rows), 1
     if is_worth_threads(sizes, batch_size, need_gradient):
         threads = blas_threads()
-        blocks = row_pieces(sizes, batch_size, need_gradient, min(rows, MOST_PIECE_ROWS) if fitting < 256 else rows)
+        blocks = row_pieces(
+            sizes, batch_size, need_gradient, min(rows, MOST_PIECE_ROWS) if fitting < FEWEST_BLOCK_ROWS else rows
+        )
     rows = ceil_div(batch_size, blocks)  # equal blocks, but for the last
     blas_alone = rows * max(flops) > OPENBLAS_THREADS
     return rows, ThreadPool(min(threads, ceil_div(batch_size, rows)), blas_alone=blas_alone)
