@@ -8,6 +8,7 @@ long. Here whoever waits sleeps, and no one waits for a thread that has no task.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import queue
 import threading
@@ -60,10 +61,10 @@ class ThreadPool:
 
         Errors are raised as by `run`. Once the last of several phases has begun, Ctrl-C waits for its end.
         """
-        job = _Job(phases)
+        workers = min(self.size, max(phase.count for phase in phases))
+        job = _Job(phases, workers)
         with Deferred() as interrupt, BlasAlone():
             job.interrupt = interrupt
-            workers = min(self.size, max(phase.count for phase in phases))
             helpers = _helpers(workers - 1)
             try:
                 for worker, helper in enumerate(helpers, 1):
@@ -87,7 +88,6 @@ class Phase:
 
     def __init__(self, work: Work, count: int, then: Callable[[], object] | None = None) -> None:
         self.work, self.count, self.then = work, count, then
-        self.indices = iter(range(count))  # each comes out once, whichever thread asks
         self.left = count
         self.over = count == 0
 
@@ -106,8 +106,9 @@ class _Job:
     error: BaseException | None = None
     interrupt: Deferred
 
-    def __init__(self, phases: tuple[Phase, ...]) -> None:
-        self._phases = phases
+    def __init__(self, phases: tuple[Phase, ...], workers: int) -> None:
+        self._phases, self._workers = phases, range(workers)
+        self._tasks = [[iter(range(first, phase.count, workers)) for first in self._workers] for phase in phases]
         self._lock = threading.Lock()
         self._sleepers: list[threading.Lock] = []
         self._helpers, self._closed = 0, False
@@ -128,10 +129,12 @@ class _Job:
         """Run tasks until none is left. The caller, worker 0, also waits for those of others."""
         last = self._phases[-1]
         with _OwnBlasAlone():
-            for phase in self._phases:
+            for phase, tasks in zip(self._phases, self._tasks, strict=True):
                 may_stop = phase is not last or len(self._phases) == 1
                 taken = 0
-                for index in phase.indices:
+                # Its own tasks first, the same at every run, of which it may have something in cache. Then others'.
+                # Each comes out of its iterator once, whichever thread asks.
+                for index in itertools.chain(*tasks[worker:], *tasks[:worker]):
                     taken += 1
                     if may_stop and self.interrupt.ends_work and self.error is None:
                         self.error = KeyboardInterrupt()
