@@ -19,6 +19,7 @@ import numpy as np
 from gpuback._backends.numpy import plans
 from gpuback._backends.numpy.arrays import NumpyArrays
 from gpuback._backends.numpy.gradient_scale import NumpyGradientScale
+from gpuback._backends.numpy.jets import NumpyJets
 from gpuback._backends.numpy.layer_backward import LayerBackward
 from gpuback._backends.numpy.per_sample import NumpyPerSample
 from gpuback._backends.numpy.updates import AdamUpdate, NumpyLossScale, SGDUpdate
@@ -36,7 +37,7 @@ from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
 
 
-class NumpyOps(NumpyPerSample, NumpyArrays):
+class NumpyOps(NumpyPerSample, NumpyJets, NumpyArrays):
     """Every operation on NumPy arrays."""
 
     name = "numpy"
