@@ -326,6 +326,9 @@ class Ops(Protocol):
     reproducible: bool
     """Whether results have the bits that every backend gives with `reproducible=True`."""
 
+    has_jets: bool
+    """Whether it has the operations on jets."""
+
     # Scope
 
     def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:

@@ -25,6 +25,7 @@ class JetLayers:
         output: O by name; with "identity", the outputs are a_L's jet.
         moving: how θ moves, with `jet.moving`; arrays that keep their place.
         need_backward: False for forward passes alone.
+        to_a: whether seeds are adjoints of a_L's jet, not ŷ's.
         workspace: of another block that does not run at the same time.
 
     Attributes:
@@ -42,6 +43,7 @@ class JetLayers:
         moving: Moving | None = None,
         *,
         need_backward: bool = True,
+        to_a: bool = False,
         workspace: Any = None,
     ) -> None:
         architecture, ops = network.architecture, network.ops
@@ -64,6 +66,8 @@ class JetLayers:
             for k in range(len(network.weights))
         ]  # fmt: skip
         self._bind_output(output, kept)
+        if to_a:
+            self._output_delta = None
         self.seeds = self._buffer(sizes[-1] if need_backward else 0)
         self._round_seeds = workspace.bind_round(self.seeds)
         self.input_gradient: Array | None = None
@@ -155,7 +159,7 @@ class JetLayers:
             dh, below = self.input_gradient if need_input_grad else None, None
             if k > 0:
                 g = network.architecture.hidden_activations[k - 1]
-                source = (self._a[k - 1] if g.derivative_from == "a" else self._h[k])
+                source = self._a[k - 1] if g.derivative_from == "a" else self._h[k]
                 dh, below = self._delta(k, widths[k]), (g, source, self._m[k - 1])
             bound.append(
                 network.ops.bind_jet_backward(

@@ -20,6 +20,7 @@ from gpuback._core.parameters import Gradients as Gradients
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
+from gpuback._network.derivatives import Differentiable
 from gpuback._network.backprop import Passes, make_passes, passes_key
 from gpuback._network.explain import Explanation, explain
 from gpuback._network.inputs import as_batch, as_gradients, as_samples
@@ -31,7 +32,7 @@ from gpuback._text import quoted
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError, UnknownActivationError
 
 
-class MLP:
+class MLP(Differentiable):
     """A feed-forward network: h_k = g_k(W_k h_{k−1} + b_k), ŷ = O(a_L), with a loss averaged over the batch.
 
     Args:

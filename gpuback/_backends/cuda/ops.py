@@ -56,6 +56,7 @@ class CudaOps(CudaLayers, CudaPerSample):
         fuse_networks: narrow networks are taken as a whole, in a launch or two; else all go layer by layer.
     """
 
+    has_jets = False
     reproducible = False
 
     def __init__(

@@ -46,6 +46,7 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         multiply: (left, right, out) → None, out = left right of integers whose sums float64 holds exactly.
     """
 
+    has_jets = False
     reproducible = True
 
     def __init__(self, multiply: Multiply = np.dot) -> None:

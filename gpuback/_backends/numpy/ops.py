@@ -41,6 +41,7 @@ class NumpyOps(NumpyPerSample, NumpyJets, NumpyArrays):
     """Every operation on NumPy arrays."""
 
     name = "numpy"
+    has_jets = True
     reproducible = False
     graph_capture = None  # there are no launches
 
