@@ -1,8 +1,9 @@
-"""Jets: a batch's values, derivatives along directions and weighted second derivatives, which go through layers together.
+"""Jets: a batch's values with derivatives along directions, and weighted second derivatives, for layers.
 
 A jet of B vectors is P = 1 + D + S planes (P, B, n): plane 0 the values, planes 1 … D the derivatives along D
-directions, then S planes Σ_d C_sd ∂²/∂v_d². Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994; Li et
-al., "Forward Laplacian", 2023.
+directions, then S planes Σ_d C_sd ∂²/∂v_d².
+
+Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994; Li et al., "Forward Laplacian", 2023.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Derivatives of a network's outputs, and of its loss, beyond the gradient: what `MLP`'s methods of these names compute."""
+"""Derivatives of a network's outputs and of its loss, beyond the gradient: methods of `MLP`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,23 @@ from typing import Literal
 
 import numpy as np
 
-from gpuback._backends.protocol import Ops
-from gpuback._core.activation_names import activation_named
-from gpuback._core.architecture import Architecture
 from gpuback._core.jets import Jet
 from gpuback._core.loss_curvatures import curvature, is_canonical
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._network.backprop import empty_gradients
-from gpuback._network.held import HeldPasses, Lease
-from gpuback._network.inputs import as_batch, as_gradients, as_samples
-from gpuback._network.jet_passes import JetPasses
-from gpuback._network.layers import BoundNetwork
-from gpuback._network.pool import Pool
-from gpuback._network.vjp import Pullback, Versioned, vjp
+from gpuback._network.held import Lease
+from gpuback._network.inputs import as_batch, as_direction, as_gradients, as_samples, as_theta
+from gpuback._network.jet_passes import JetPasses, Jettable, jets_of
+from gpuback._network.vjp import vjp
 from gpuback.errors import OptionError, ShapeError
 
 MOST_DIRECTIONS = 16
 """Directions that a Jacobian takes through the network at a time."""
 
 
-class Differentiable(Versioned):
+class Differentiable(Jettable):
     """The derivatives of a network; the base of `MLP`."""
-
-    _held_pool: Pool
 
     def jvp(
         self, x: ArrayLike, dx: ArrayLike | None = None, dtheta: ArrayLike | Gradients | None = None
@@ -64,7 +57,7 @@ class Differentiable(Versioned):
         return out[0], out[1]
 
     def jacobian(self, x: ArrayLike) -> Array:
-        """Compute ∂ŷ_bi/∂x_bj of each sample: by as many directions as inputs, or from as many outputs, if those are fewer.
+        """Compute ∂ŷ_bi/∂x_bj of each sample: by as many directions as inputs, or from the outputs, if those are fewer.
 
         Args:
             x: (B, n_0), as for `forward`.
@@ -81,7 +74,7 @@ class Differentiable(Versioned):
         n_in, n_out = self.architecture.sizes[0], self.architecture.sizes[-1]
         jacobian = self.ops.empty((len(samples), n_out, n_in), self.theta.dtype)
         if n_out < n_in:
-            y, pullback = vjp(self, self._held_pool, samples)
+            y, pullback = vjp(self, samples)
             dy = self.ops.empty(y.shape, y.dtype)
             for i in range(n_out):
                 dy[...] = 0
@@ -135,14 +128,14 @@ class Differentiable(Versioned):
         if directions.ndim == 2:
             directions = directions[:, None]
         if directions.ndim != 3 or len(directions) == 0 or directions.shape[1:] not in {(1, n_in), (size, n_in)}:
-            raise ShapeError(f"v: expected shape (D, {n_in}) or (D, {size}, {n_in}), got {np.shape(v)}")
+            raise ShapeError(f"v: expected shape (D, {n_in}) or (D, {size}, {n_in}), got {directions.shape}")
         if order not in (1, 2):
             raise OptionError(f"order: expected 1 or 2, got {order!r}")
         if order == 1 and second is not None:
             raise OptionError("second= weighs second derivatives: expected order=2 with it")
         jet = Jet(len(directions), _weights(second, len(directions)) if order == 2 else ())
         outputs = ops.empty((jet.planes, size, architecture.sizes[-1]), dtype)
-        passes = self._jets(size, jet, held=True)
+        passes = jets_of(self, size, jet, held=True)
         lease = Lease(self._held_pool, passes)
         lease.run(passes.in_scope, passes.forward, samples, directions, outputs)
         first, after = outputs[1 : 1 + jet.directions], outputs[1 + jet.directions :]
@@ -184,7 +177,8 @@ class Differentiable(Versioned):
             dx: ẋ, of x's shape; None: x does not move.
 
         Returns:
-            `Gradients`, fresh: .theta is ∂²loss/∂θ² θ̇ + ∂²loss/∂θ∂x ẋ. With dx, .inputs is ∂²loss/∂x² ẋ + ∂²loss/∂x∂θ θ̇.
+            `Gradients`, fresh: .theta is ∂²loss/∂θ² θ̇ + ∂²loss/∂θ∂x ẋ. With dx, .inputs is ∂²loss/∂x² ẋ +
+            ∂²loss/∂x∂θ θ̇.
 
         Raises:
             As `jvp` and `value_and_grad`. OptionError: the loss is a function without `hessian_vector`.
@@ -201,7 +195,7 @@ class Differentiable(Versioned):
         *,
         sample_weight: ArrayLike | None = None,
     ) -> Gradients:
-        """Multiply the loss's Gauss-Newton matrix by a vector: Jᵀ ∇²ℓ J θ̇, the part of the Hessian that bends the loss alone.
+        """Multiply the loss's Gauss-Newton matrix by a vector: Jᵀ ∇²ℓ J θ̇, the Hessian if ŷ were linear in θ.
 
         It is positive semidefinite for a convex loss. J ends at the output layer's pre-activations for cross-entropy,
         binary cross-entropy, Poisson, and squared error without an output function, whose ∇²ℓ is then by those; else at
@@ -236,9 +230,9 @@ class Differentiable(Versioned):
         samples, targets, weight = as_batch(x, y, sample_weight, architecture, ops)
         _, directions, theta_dot = self._moves(samples, dx, dtheta)
         row, size, dtype = architecture.loss_row, len(samples), architecture.precision.accumulator
-        curved, canonical = curvature(row), is_canonical(row, architecture.output)
+        curved = curvature(row)
         jet = Jet(1, moving=theta_dot is not None)
-        passes = self._jets(size, jet, canonical=canonical)
+        passes = jets_of(self, size, jet, to_a=is_canonical(row, architecture.output))
         if theta_dot is not None:
             passes.theta_dot[...] = theta_dot
         gradients = empty_gradients(architecture, ops)
@@ -250,7 +244,7 @@ class Differentiable(Versioned):
             seeds[0] = bend * factor
             seeds[1] = slope * factor if of_outputs else 0
 
-        passes.in_scope(passes.differentiate, samples, directions, top, gradients, inputs)
+        passes.in_scope(passes.differentiate, samples, directions, top, gradients, inputs, False)
         self._held_pool.release(passes)
         gradients.inputs = None if inputs is None else inputs[0]
         return gradients
@@ -259,47 +253,18 @@ class Differentiable(Versioned):
         self, x: ArrayLike, dx: ArrayLike | None, dtheta: ArrayLike | Gradients | None
     ) -> tuple[Array, Array | None, Array | None]:
         """Return x, ẋ (1, B, n_0) and θ̇ (n_parameters,), checked."""
-        architecture, ops = self.architecture, self.ops
-        dtype = architecture.precision.accumulator
-        samples, directions = as_samples(x, architecture, ops), None
         if dx is None and dtheta is None:
             raise OptionError("expected dx or dtheta: else nothing moves")
-        if dx is not None:
-            directions = ops.asarray(dx, dtype, "dx")
-            if directions.shape != samples.shape:
-                raise ShapeError(f"dx: expected shape {samples.shape}, as x has, got {directions.shape}")
-            directions = directions[None]
-        if dtheta is None:
-            return samples, directions, None
-        theta_dot = ops.asarray(dtheta.theta if isinstance(dtheta, Gradients) else dtheta, dtype, "dtheta")
-        if theta_dot.shape != self.theta.shape:
-            raise ShapeError(f"dtheta: expected shape {self.theta.shape}, as θ has, got {theta_dot.shape}")
-        return samples, directions, theta_dot
-
-    def _jets(
-        self, size: int, jet: Jet, *, held: bool = False, need_backward: bool = True, canonical: bool = False
-    ) -> JetPasses:
-        """Return passes for such jets, from the pool or new.
-
-        canonical: the loss's derivatives are by a_L, so nothing goes back through the output function.
-        """
-        architecture, ops = self.architecture, self.ops
-        _require_jets(architecture, ops, jet)
-        key = size, jet, held, need_backward, canonical
-        passes = self._held_pool.acquire(key)
-        if passes is None:
-            network = BoundNetwork.of(architecture, self.theta, ops)
-            passes = JetPasses(
-                key, network, size, jet, architecture.output, held=held, need_backward=need_backward, to_a=canonical
-            )
-        return passes
+        samples = as_samples(x, self.architecture, self.ops)
+        direction = None if dx is None else as_direction(dx, samples, self.ops, "dx")
+        return samples, direction, None if dtheta is None else as_theta(dtheta, self.theta, self.ops, "dtheta")
 
     def _jets_forward(self, samples: Array, directions: Array | None, jet: Jet, theta_dot: Array | None) -> Array:
         """Return ŷ's jet (P, B, n_L)."""
         architecture = self.architecture
         shape = jet.planes, len(samples), architecture.sizes[-1]
         out = self.ops.empty(shape, architecture.precision.accumulator)
-        passes = self._jets(len(samples), jet, need_backward=False)
+        passes = jets_of(self, len(samples), jet, need_backward=False)
         if theta_dot is not None:
             passes.theta_dot[...] = theta_dot
         passes.in_scope(passes.forward, samples, directions, out)
@@ -404,19 +369,3 @@ def _weights(second: ArrayLike | None, directions: int) -> tuple[tuple[float, ..
             f"got shape {weights.shape}"
         )
     return tuple(map(tuple, weights.tolist()))
-
-
-def _require_jets(architecture: Architecture, ops: Ops, jet: Jet) -> None:
-    """Raise OptionError where a network has no such derivatives."""
-    if not ops.has_jets:
-        mode = "reproducible=True" if ops.reproducible else f"backend {ops.name!r}"
-        raise OptionError(
-            f"derivatives along directions: expected backend 'numpy' without reproducible=True, got {mode}"
-        )
-    if architecture.precision.name == "float16":
-        raise OptionError("derivatives along directions: expected dtype float64, float32 or bfloat16, got float16")
-    if jet.order == 2 and architecture.output == "softmax":
-        raise OptionError("second derivatives of softmax: expected another output function, e.g. output='identity'")
-    for name in (*architecture.activations, architecture.output):
-        if name != "softmax" and activation_named(name).multipliers is None:
-            raise OptionError(f"activation {name!r} has no second derivative; expected one of gpuback's")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from gpuback._backends.protocol import Ops
+from gpuback._core.activation_names import activation_named
+from gpuback._core.architecture import Architecture
 from gpuback._core.jets import Jet
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array
 from gpuback._network.jets import JetLayers
 from gpuback._network.layers import BoundNetwork
+from gpuback._network.pool import Pool
 from gpuback._network.tasks import Tasks
+from gpuback.errors import OptionError
 
 BLOCK_BYTES = 1 << 21
 """The bytes of a block's planes of activations; `plans.BLOCK_BYTES` says why."""
@@ -20,6 +25,56 @@ FEWEST_ROWS = 64
 
 Top = Callable[[Array, Array, slice], None]
 """(outputs, seeds, rows) → None: fill the adjoints of a block's outputs."""
+
+
+class Jettable(Protocol):
+    """A network, as far as its jets go."""
+
+    _version: int
+    _held_pool: Pool
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    @property
+    def ops(self) -> Ops: ...
+
+    @property
+    def theta(self) -> Array: ...
+
+
+def jets_of(
+    net: Jettable, size: int, jet: Jet, *, held: bool = False, need_backward: bool = True, to_a: bool = False
+) -> JetPasses:
+    """Return a network's passes for such jets of `size` samples, from its pool or new; options as `JetPasses`'s.
+
+    Raises:
+        OptionError: the network has no such derivatives.
+    """
+    architecture, ops = net.architecture, net.ops
+    _require_jets(architecture, ops, jet)
+    key = size, jet, held, need_backward, to_a
+    passes: JetPasses | None = net._held_pool.acquire(key)
+    if passes is None:
+        options = {"held": held, "need_backward": need_backward, "to_a": to_a}
+        network = BoundNetwork.of(architecture, net.theta, ops)
+        passes = JetPasses(key, network, size, jet, architecture.output, **options)
+    return passes
+
+
+def _require_jets(architecture: Architecture, ops: Ops, jet: Jet) -> None:
+    if ops.jets is None:
+        mode = "reproducible=True" if ops.reproducible else f"backend {ops.name!r}"
+        raise OptionError(
+            f"derivatives along directions: expected backend 'numpy' without reproducible=True, got {mode}"
+        )
+    if architecture.precision.name == "float16":
+        raise OptionError("derivatives along directions: expected dtype float64, float32 or bfloat16, got float16")
+    if jet.order == 2 and architecture.output == "softmax":
+        raise OptionError("second derivatives of softmax: expected another output function, e.g. output='identity'")
+    for name in (*architecture.activations, architecture.output):
+        if name != "softmax" and activation_named(name).multipliers is None:
+            raise OptionError(f"activation {name!r} has no second derivative; expected one of gpuback's")
 
 
 class JetPasses:
@@ -56,7 +111,8 @@ class JetPasses:
         layout, precision = architecture.layout, architecture.precision
         self.key, self.jet, self._network, self._held = key, jet, network, held
         self.in_scope = ops.bind_scope(lambda *_: None)
-        moving, self._refresh_moving = None, lambda: None
+        moving = None
+        self._refresh_moving: Callable[[], object] = _nothing
         if jet.moving:
             self.theta_dot = ops.empty(layout.n_parameters, precision.accumulator)
             weights, self._refresh_moving = ops.bind_weights(self.theta_dot, layout, precision)
@@ -117,15 +173,15 @@ class JetPasses:
             for seed, plane in zip(seeds, block_seeds, strict=True):
                 plane[...] = 0 if seed is None else seed[rows]
 
-        self._go_back(top, gradients, inputs, accumulate, lambda block, rows: None)
+        self._go_back(top, gradients, inputs, accumulate, _stay)
 
     def differentiate(
-        self, x: Array, directions: Array | None, top: Top, gradients: Gradients, inputs: Array | None
+        self, x: Array, directions: Array | None, top: Top, gradients: Gradients, inputs: Array | None, accumulate: bool
     ) -> None:
-        """Take each block there and back, from the seeds that `top` computes of its outputs; results as `backward`'s."""
+        """Take each block there and back, from the seeds that `top` computes of its outputs; results: `backward`'s."""
         self._refresh()
         self._go_back(
-            top, gradients, inputs, False, lambda block, rows: block.forward(x[rows], _of_rows(directions, rows))
+            top, gradients, inputs, accumulate, lambda block, rows: block.forward(x[rows], _of_rows(directions, rows))
         )
 
     def _refresh(self) -> None:
@@ -164,6 +220,14 @@ class JetPasses:
 
     def forget(self) -> None:
         """Keep nothing of the batch that it does not own: nothing to do."""
+
+
+def _nothing() -> None:
+    pass
+
+
+def _stay(block: JetLayers, rows: slice) -> None:
+    """Go forward no more: the block has its planes already."""
 
 
 def _of_rows(directions: Array | None, rows: slice) -> Array | None:

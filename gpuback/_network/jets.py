@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
 from gpuback._core.jets import Jet
 from gpuback._core.typing import Array
@@ -47,6 +46,8 @@ class JetLayers:
         workspace: Any = None,
     ) -> None:
         architecture, ops = network.architecture, network.ops
+        assert ops.jets is not None
+        self._ops = ops.jets
         sizes, precision, planes = architecture.sizes, architecture.precision, jet.planes
         if workspace is None:
             workspace = ops.workspace(planes * rows, sizes, precision)
@@ -57,19 +58,17 @@ class JetLayers:
         self._h = [self._buffer(width, jet.straight_planes if k == 0 else planes) for k, width in enumerate(sizes)]
         self._a = [self._pre_activations(g, h) for g, h in zip(activations, self._h[1:], strict=True)]
         self._m = [self._multipliers(g, width, kept) for g, width in zip(activations, sizes[1:], strict=True)]
-        self._round_input = workspace.bind_round(self._h[0])
+        self._load = self._ops.bind_jet_load(self._h[0], workspace)
         self._layers = [
-            ops.bind_jet_forward(
+            self._ops.bind_jet_forward(
                 jet, network.weights[k], network.biases[k], self._moves[k], self._h[k + 1], self._a[k], self._m[k],
                 activations[k], self._planes_in(k), workspace,
             )
             for k in range(len(network.weights))
         ]  # fmt: skip
-        self._bind_output(output, kept)
-        if to_a:
-            self._output_delta = None
-        self.seeds = self._buffer(sizes[-1] if need_backward else 0)
-        self._round_seeds = workspace.bind_round(self.seeds)
+        self.seeds = self._buffer(sizes[-1])
+        bound = self._ops.bind_jet_output(jet, output, self._a[-1], self.seeds, workspace, to_a=to_a)
+        self.outputs, self._apply_output, self._output_delta = bound
         self.input_gradient: Array | None = None
         self._passes: dict[bool, list[Callable[..., None]]] = {}
 
@@ -100,20 +99,6 @@ class JetLayers:
         """Return how many planes of layer k's input are not 0: x has no second derivatives."""
         return self._jet.straight_planes if k == 0 else self._jet.planes
 
-    def _bind_output(self, output: str, kept: int) -> None:
-        ops, jet, a = self._network.ops, self._jet, self._a[-1]
-        self.outputs, self._apply_output, self._output_delta = a, None, None
-        if output == "identity":
-            return
-        self.outputs = self._buffer(a.shape[2])
-        if output == "softmax":
-            self._apply_output, self._output_delta = ops.bind_jet_softmax(jet, a, self.outputs, self.workspace)
-            return
-        g = activation_named(output)
-        m, source = self._multipliers(g, a.shape[2], kept), a if g.derivative_from == "a" else self.outputs
-        self._apply_output = ops.bind_jet_activation(jet, g, a, self.outputs, m, self.workspace, rounded=False)
-        self._output_delta = lambda dy: ops.bind_jet_delta(jet, dy, g, source, m, self.workspace)()
-
     def forward(self, x: Array, directions: Array | None) -> None:
         """Compute ŷ's jet.
 
@@ -121,11 +106,7 @@ class JetLayers:
             x: (rows, n_0) in A.
             directions: (D, rows, n_0) or (D, 1, n_0) in A; None: x does not move.
         """
-        h = self._h[0]
-        h[0] = x
-        h[1:] = 0 if directions is None else directions
-        if self._round_input is not None:
-            self._round_input()
+        self._load(x, directions)
         for k, layer in enumerate(self._layers):
             layer(self._h[k])
         if self._apply_output is not None:
@@ -134,16 +115,14 @@ class JetLayers:
     def backward(
         self, dW: Sequence[Array | None], db: Sequence[Array | None], accumulate: bool, need_input_grad: bool
     ) -> None:
-        """Differentiate Σ <seeds, outputs>: dW, db (=, or += with `accumulate`; None: not computed) and the inputs' jet.
+        """Differentiate Σ <seeds, outputs>: dW, db (=, or += with `accumulate`; None: skipped) and the inputs' jet.
 
         Plane 0 of `input_gradient` is the derivative by x, planes 1 … D are those by the directions.
         """
         if need_input_grad not in self._passes:
             self._passes[need_input_grad] = self._bind_backward(need_input_grad)
         if self._output_delta is not None:
-            self._output_delta(self.seeds)
-        if self._round_seeds is not None:
-            self._round_seeds()
+            self._output_delta()
         last = len(self._layers) - 1
         for above, layer in enumerate(self._passes[need_input_grad]):
             k = last - above
@@ -162,7 +141,7 @@ class JetLayers:
                 source = self._a[k - 1] if g.derivative_from == "a" else self._h[k]
                 dh, below = self._delta(k, widths[k]), (g, source, self._m[k - 1])
             bound.append(
-                network.ops.bind_jet_backward(
+                self._ops.bind_jet_backward(
                     jet, da, network.weights[k], self._moves[k], dh, below, self._planes_in(k), self.workspace
                 )
             )

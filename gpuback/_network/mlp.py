@@ -20,8 +20,8 @@ from gpuback._core.parameters import Gradients as Gradients
 from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
-from gpuback._network.derivatives import Differentiable
 from gpuback._network.backprop import Passes, make_passes, passes_key
+from gpuback._network.derivatives import Differentiable
 from gpuback._network.explain import Explanation, explain
 from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
@@ -291,7 +291,7 @@ class MLP(Differentiable):
             >>> np.allclose(own.theta, net.value_and_grad(x, target)[1].theta)
             True
         """
-        return vjp(self, self._held_pool, x)
+        return vjp(self, x)
 
     def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """Compute per-sample gradient norms, without materialising the gradients.

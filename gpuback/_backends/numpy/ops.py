@@ -24,6 +24,7 @@ from gpuback._backends.numpy.layer_backward import LayerBackward
 from gpuback._backends.numpy.per_sample import NumpyPerSample
 from gpuback._backends.numpy.updates import AdamUpdate, NumpyLossScale, SGDUpdate
 from gpuback._backends.numpy.workspace import NumpyWorkspace
+from gpuback._backends.protocol import JetOps
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
@@ -37,11 +38,11 @@ from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
 
 
-class NumpyOps(NumpyPerSample, NumpyJets, NumpyArrays):
+class NumpyOps(NumpyPerSample, NumpyArrays):
     """Every operation on NumPy arrays."""
 
     name = "numpy"
-    has_jets = True
+    jets: JetOps | None = NumpyJets()
     reproducible = False
     graph_capture = None  # there are no launches
 
