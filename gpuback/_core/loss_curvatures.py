@@ -81,8 +81,8 @@ def _huber(delta: float, residual: Array, t: Array) -> tuple[Array, Array]:
 
 
 def _quantile(loss: Quantile, residual: Array) -> Array:
-    q = loss.parameters(residual.shape[1]).astype(residual.dtype)
-    return np.where(residual > 0, 1 - q, np.where(residual < 0, -q, 0 * residual))
+    above, below = loss.parameters(residual.shape[1]).astype(residual.dtype)
+    return np.where(residual > 0, above, np.where(residual < 0, -below, 0 * residual))
 
 
 def _own(loss: OwnLoss) -> Curvature:
