@@ -16,6 +16,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, shuffle
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from gpuback._backends.registry import usable_backend
 from gpuback._core.activations import Siren
 from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import initial_parameters
@@ -324,7 +325,7 @@ class BaseMLP(Parameters, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         if "_net" in state:
-            state["_net"] = state["_net"].to(state["backend"])
+            state["_net"] = state["_net"].to(usable_backend(state["backend"]))
         if "_descent" in state:
             state["_descent"] = Descent.restored(state["_net"], state["_descent"])
         super().__setstate__(state)
