@@ -1,16 +1,24 @@
 """The errors of gpuback. Every one is a `GpubackError` and also the built-in kind that NumPy would have raised.
 
-A message names what was expected, what came and, where there is one, the remedy.
+A message names what was expected, what came and, where there is one, the remedy. It is one line of at most 2,000
+characters. What it quotes from outside, such as a file's name, can hold no control characters: they are shown escaped.
+Errors can be pickled and copied, so that they reach the caller of a process pool as they are.
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 from collections.abc import Iterable
+from typing import Any
+
+from gpuback._text import did_you_mean, listed, quoted, shown
 
 
 class GpubackError(Exception):
     """Base of everything that gpuback raises on purpose."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shown(arg) if isinstance(arg, str) and len(args) == 1 else arg for arg in args))
 
 
 class ShapeError(GpubackError, ValueError):
@@ -97,6 +105,10 @@ class DivergedError(GpubackError, FloatingPointError):
         self.step = step
         self.epoch = epoch
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Give copy and pickle the keywords, too, which `args` does not hold."""
+        return functools.partial(type(self), step=self.step, epoch=self.epoch), self.args, self.__dict__
+
 
 def require_known(kind: str, name: object, known: Iterable[str]) -> None:
     """Raise `unknown_name` unless `name` is one of the known ones."""
@@ -108,9 +120,8 @@ def require_known(kind: str, name: object, known: Iterable[str]) -> None:
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> OptionError:
     """Make the error for a name that is in no table, with the nearest known name as a suggestion."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(str(name).lower(), names, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return OptionError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+    hint = did_you_mean(str(name).lower(), names)
+    return OptionError(f"unknown {kind} {quoted(name)}.{hint} Known: {listed(names, 50)}.")
 
 
 def missing_extra(package: str, purpose: str, extra: str) -> MissingExtraError:

@@ -60,7 +60,7 @@ API: dict[str, dict[str, list[str]]] = {
         "schedules": ["constant", "step_decay", "cosine", "warmup", "Schedule"],
     },
     "activations": {"": ["register_activation", "CudaForms"]},
-    "arrays": {"": ["fused_backward"]},
+    "arrays": {"": ["fused_backward", "bind_fused_backward"]},
     "others": {
         "sklearn": ["MLPClassifier", "MLPRegressor", "from_sklearn"],
         "torch": ["FusedMLP", "from_torch", "to_torch"],

@@ -13,12 +13,13 @@ import typer
 
 import gpuback
 from gpuback import datasets
-from gpuback._cli import FAILED, machine, report, show
+from gpuback._cli import FAILED, blas_kernels, machine, report, show
 from gpuback._cli import options as o
 from gpuback._cli.predict import load, predict_for
 from gpuback._cli.tasks import default_loss, is_regression, looks_like_regression
 from gpuback._cli.train import Files, train_network
 from gpuback._core.output_files import replacing, require_distinct, require_writable
+from gpuback._text import shown
 from gpuback._training.optimizers import OPTIMIZERS, Optimizer
 from gpuback.errors import MissingExtraError, OptionError, unknown_name
 from gpuback.testing import random_batch
@@ -106,6 +107,9 @@ def train(
         raise OptionError("--resume needs --checkpoint, the file to go on from")
     if plot is not None and no_plot:
         raise OptionError("--plot and --no-plot exclude each other")
+    inputs = datasets.files_of(source, labels)
+    if backend == "numpy" or not gpuback.backends()["cupy"].available:
+        blas_kernels.use_fastest(inputs, epochs, (*widths(hidden, "--hidden"), 1)[0])
     name = Path(source).stem
     curve = None if no_plot else plot or f"{name}.png"
     try:
@@ -117,7 +121,7 @@ def train(
         warn(f"no learning curve is drawn: {error}")
         curve = None
     files = Files(model or f"{name}.safetensors", curve, checkpoint)
-    files.check(datasets.files_of(source, labels))
+    files.check(inputs)
     chosen_optimizer = make_optimizer(optimizer, learning_rate, momentum, nesterov, weight_decay, no_decay_biases)
 
     data = datasets.load(source, target=target, labels=labels, max_bytes=max_bytes)
@@ -226,17 +230,19 @@ def check(
 def info(as_json: o.Json = False) -> None:
     """Show versions, backends and why each can or cannot be used, the processor, and the BLAS under NumPy."""
     found = machine.survey()
+    kernels = blas_kernels.compare(found.cpu, found.blas)
     if as_json:
-        show.print_json(report.info_document(found))
+        show.print_json(report.info_document(found, kernels))
         return
-    show.print_table(report.info_rows(found))
-    if found.advice is not None:
-        print(found.advice)
+    show.print_table(report.info_rows(found, kernels))
+    advice = blas_kernels.advice_for(kernels)
+    if advice is not None:
+        print(advice)
 
 
 def warn(line: str) -> None:
     """Print a warning on stderr."""
-    print(f"gpuback: {line}", file=sys.stderr)
+    print(f"gpuback: {shown(line)}", file=sys.stderr)
 
 
 def widths(text: str, option: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE
+from gpuback._text import shown
 from gpuback.errors import DivergedError, GpubackError
 
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show σ
     try:
-        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        code = _run(sys.argv[1:] if arguments is None else list(arguments), typed=arguments is None)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -45,15 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error, USAGE)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], typed: bool) -> int:
     try:
         import rich  # noqa: F401
         import typer
     except ImportError as error:
         needs = f"gpuback's command line needs typer and rich, and {error.name} is not installed"
         return _complain(f"{needs}: pip install '.[cli]' in gpuback's source tree", USAGE)
+    from gpuback._cli import blas_kernels
     from gpuback._cli.app import app
 
+    blas_kernels.may_restart = typed
     # click's UsageError moved when typer absorbed click. It is BadParameter's parent in every version.
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
@@ -66,9 +69,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _complain(problem: object, code: int) -> int:
-    """Print the one line and return the code."""
-    message = str(problem)
+    """Print the one line, and the notes below it, and return the code."""
+    message = " ".join(str(problem).split())
     if isinstance(problem, OSError) and problem.strerror:
-        message = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
-    print(f"gpuback: {' '.join(message.split())}", file=sys.stderr)
+        message = f"{os.fsdecode(problem.filename)}: {problem.strerror}" if problem.filename else problem.strerror
+    print(f"gpuback: {shown(message)}", *getattr(problem, "__notes__", ()), sep="\n", file=sys.stderr)
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gpuback
+from gpuback._cli.blas_kernels import Comparison, advice_for
 from gpuback._cli.machine import OPTIONAL, Machine
 from gpuback._cli.show import score_text
 from gpuback._cli.train import Files, Result
@@ -123,7 +124,7 @@ def check_document(net: gpuback.MLP, report: GradientReport) -> dict[str, Any]:
     }
 
 
-def info_rows(machine: Machine) -> Rows:
+def info_rows(machine: Machine, kernels: Comparison) -> Rows:
     """Make the table of `gpuback info`."""
     cpu, blas = machine.cpu, machine.blas
     missing = {True: "not installed (optional)", False: "not installed"}
@@ -141,11 +142,19 @@ def info_rows(machine: Machine) -> Rows:
         ("BLAS", f"{blas.library or 'unknown'} {blas.version or ''}".rstrip()),
         ("BLAS threads", str(blas.threads or unknown)),
         ("BLAS kernel", blas.kernel or unknown),
+        ("kernels compared", _compared(kernels)),
     ]
     return [*rows]
 
 
-def info_document(machine: Machine) -> dict[str, Any]:
+def _compared(kernels: Comparison) -> str:
+    if not kernels.rates:
+        return f"no: {kernels.note}"
+    rates = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in kernels.rates.items())
+    return "; ".join(filter(None, (f"{rates} GFLOP/s on one thread", f"taken: {kernels.fastest}", kernels.note)))
+
+
+def info_document(machine: Machine, kernels: Comparison) -> dict[str, Any]:
     """Make the JSON document of `gpuback info`; null stands for what is unknown or not installed."""
     cpu, blas = machine.cpu, machine.blas
     return {
@@ -158,5 +167,6 @@ def info_document(machine: Machine) -> dict[str, Any]:
             "simd": list(cpu.simd),
         },
         "blas": {"library": blas.library, "version": blas.version, "threads": blas.threads, "kernel": blas.kernel},
-        "advice": machine.advice,
+        "kernels": {"flops_per_second": dict(kernels.rates), "fastest": kernels.fastest, "note": kernels.note or None},
+        "advice": advice_for(kernels),
     }

@@ -17,6 +17,7 @@ from rich.text import Text
 from gpuback._cli.tasks import Score
 from gpuback._cli.train import Result
 from gpuback._core.output_files import replacing
+from gpuback._text import escaped
 from gpuback.errors import missing_extra
 
 
@@ -44,7 +45,7 @@ def print_table(
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(escaped(cell)) for cell in row))
     if terminal:
         Console().print(table)
         return

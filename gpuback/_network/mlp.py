@@ -14,7 +14,6 @@ from gpuback._backends.protocol import Ops
 from gpuback._backends.registry import ops_for, usable_backend
 from gpuback._core import persistence
 from gpuback._core.architecture import Architecture
-from gpuback._core.fields import shown
 from gpuback._core.losses import Loss
 from gpuback._core.own_loss import LossFunction
 from gpuback._core.parameters import Gradients as Gradients
@@ -29,6 +28,7 @@ from gpuback._network.pool import Pool
 from gpuback._network.reserved import Reserved
 from gpuback._network.trace import Trace, trace
 from gpuback._network.vjp import Pullback, vjp
+from gpuback._text import quoted
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError, UnknownActivationError
 
 
@@ -444,7 +444,7 @@ class MLP:
         if (theta.shape, theta.dtype) != expected:
             raise FileFormatError(
                 f"{os.fspath(path)}: expected theta of shape {expected[0]} and dtype {expected[1]} for sizes "
-                f"{shown(architecture.sizes)}, got {theta.shape} and {theta.dtype}"
+                f"{quoted(architecture.sizes)}, got {theta.shape} and {theta.dtype}"
             )
         if loss is not None:
             architecture = Architecture.create(**architecture.as_options() | {"loss": loss})

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gpuback._core.typing import PathLike
+from gpuback._text import quoted
 from gpuback.datasets.idx import GZIP_MAGIC, read_idx, write_idx
 from gpuback.datasets.tables import read_csv, read_npz
 from gpuback.errors import (
@@ -185,7 +186,7 @@ def _load_csv(path: str, target: str | None) -> Dataset:
         return Dataset(os.path.basename(path), table.x, table.y, table.feature_names, (table.target_name,))
     y = _checked_labels(
         table.y,
-        lambda row: f"{path}, line {table.lines[row]}, column {table.target_name!r}",
+        lambda row: f"{path}, line {table.lines[row]}, column {quoted(table.target_name)}",
         "; for regression, write every target with a decimal point",
     )
     return Dataset(os.path.basename(path), table.x, y, table.feature_names)

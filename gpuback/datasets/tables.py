@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import itertools
 import math
 import os
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
+from gpuback._text import did_you_mean, listed, quoted
 from gpuback.datasets.unpacking import Readable, read_unpacked, unpacked_limit
 from gpuback.errors import DataError, FileFormatError, GpubackError, OptionError
 
@@ -96,7 +96,7 @@ def read_npz(path: str, max_bytes: int | None) -> tuple[np.ndarray, np.ndarray]:
                 f"{where}: expected numbers in a whole .npz file, a zip of arrays: {error}"
             ) from error
     if not arrays:
-        raise FileFormatError(f"{path}: expected arrays named x and y, found {', '.join(sorted(held)) or 'none'}")
+        raise FileFormatError(f"{path}: expected arrays named x and y, found {listed(sorted(held)) or 'none'}")
     return arrays[0], arrays[1]
 
 
@@ -141,12 +141,13 @@ def _target_column(path: str, header: list[str], target: str | None) -> int:
         raise FileFormatError(f"{where}: expected a header row, found {_emptiness(path)}")
     if all(_is_number(name) for name in header):
         raise FileFormatError(
-            f"{where}: expected a header row of column names, found numbers ({', '.join(header[:3])}…): put a line of"
+            f"{where}: expected a header row of column names, found numbers ({listed(header, 3)}): put a line of"
             " names on top"
         )
     if len(header) < 2:
         raise FileFormatError(
-            f"{where}: expected at least two columns separated by commas, a feature and the target, found {header[0]!r}"
+            f"{where}: expected at least two columns separated by commas, a feature and the target,"
+            f" found {quoted(header[0])}"
         )
     if "" in header:
         raise FileFormatError(
@@ -156,11 +157,10 @@ def _target_column(path: str, header: list[str], target: str | None) -> int:
     name = header[-1] if target is None else target
     count = Counter(header)[name]
     if count == 0:
-        nearest = difflib.get_close_matches(name, header, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise OptionError(f"{where}: expected a column named {name!r}, found {', '.join(header)}.{hint}")
+        hint = did_you_mean(name, header)
+        raise OptionError(f"{where}: expected a column named {quoted(name)}, found {listed(header)}.{hint}")
     if count > 1:
-        raise OptionError(f"{where}: expected one column named {name!r} for the target, found {count}")
+        raise OptionError(f"{where}: expected one column named {quoted(name)} for the target, found {count}")
     return header.index(name)
 
 
@@ -206,11 +206,12 @@ def _parsed(path: str, header: list[str], lines: tuple[int, ...], rows: tuple[li
             return values
     for line, row in zip(lines, rows, strict=True):
         for name, cell in zip(header, row, strict=True):
-            where = f"{path}, line {line}, column {name!r}"
+            where = f"{path}, line {line}, column {quoted(name)}"
             if "_" in cell or not _is_number(cell):
                 raise FileFormatError(
-                    f"{where}: expected a number, found {cell!r} (names of classes have to be numbered 0, 1, 2, …)"
+                    f"{where}: expected a number, found {quoted(cell)}"
+                    " (names of classes have to be numbered 0, 1, 2, …)"
                 )
             if not np.isfinite(float(cell)):
-                raise DataError(f"{where}: expected a finite number, found {cell!r}")
+                raise DataError(f"{where}: expected a finite number, found {quoted(cell)}")
     raise AssertionError("NumPy and Python disagree about which cells are numbers")

@@ -24,8 +24,9 @@ from support.reference_bits import core_types
 import gpuback
 import gpuback.testing
 from gpuback import datasets
-from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE, machine
+from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE, blas_kernels, machine
 from gpuback._cli import main as cli
+from gpuback._cli.blas_kernels import Comparison
 from gpuback._cli.standardization import Standardization
 from gpuback._network.mlp import MLP
 
@@ -404,21 +405,33 @@ def test_check_fails_where_a_gradient_is_wrong(run: Run, monkeypatch: pytest.Mon
 
 
 def test_info(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas_kernels, "compare", lambda cpu, blas: Comparison({}, "mkl chooses its kernels itself"))
     ran = succeeded(run("info"))
-    for text in (gpuback.__version__, np.__version__, "backend cupy", "logical cores", "BLAS kernel"):
+    for text in (gpuback.__version__, np.__version__, "backend cupy", "logical cores", "BLAS kernel", "no: mkl"):
         assert text in ran.out
     document = json.loads(succeeded(run("info", "--json")).out)
     assert document["versions"]["numpy"] == np.__version__
     assert document["backends"]["numpy"]["available"] is True
+    assert document["kernels"] == {
+        "flops_per_second": {}, "fastest": None, "note": "mkl chooses its kernels itself",
+    }  # fmt: skip
+    assert document["advice"] is None
 
     zen_5 = machine.Cpu("AMD EPYC 9655", 4, 2, ("avx2", "avx512f"))
     blas = machine.Blas("openblas", "0.3.29", 4, "Haswell")
-    advice = machine.advice_for(zen_5, blas)
-    found = machine.Machine({"gpuback": "0", "numpy": "2", "rich": None}, gpuback.backends(), zen_5, blas, advice)
+    found = machine.Machine({"gpuback": "0", "numpy": "2", "rich": None}, gpuback.backends(), zen_5, blas)
     monkeypatch.setattr(machine, "survey", lambda: found)
+    rates = {"Haswell": 5e10, "SkylakeX": 9e10}
+    monkeypatch.setattr(blas_kernels, "compare", lambda cpu, blas: Comparison(rates, "not kept"))
     ran = succeeded(run("info"))
-    for text in ("not installed (optional)", "2 of them usable", "OPENBLAS_CORETYPE=SkylakeX", "Haswell"):
+    for text in (
+        *("not installed (optional)", "2 of them usable", "Haswell 50.0, SkylakeX 90.0 GFLOP/s on one thread"),
+        *("taken: SkylakeX", "not kept", "SkylakeX's are 80% faster", "OPENBLAS_CORETYPE=SkylakeX"),
+    ):
         assert text in ran.out
+    document = json.loads(succeeded(run("info", "--json")).out)
+    assert document["kernels"] == {"flops_per_second": rates, "fastest": "SkylakeX", "note": "not kept"}
+    assert "OPENBLAS_CORETYPE=SkylakeX" in document["advice"]
 
 
 # what goes wrong
