@@ -19,6 +19,7 @@ from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import Gradients
 from gpuback._core.precision import DTYPES, Precision
 from gpuback._core.threads import ThreadPool, blas_threads
+from gpuback._core.typing import Array
 from gpuback._network.held import HeldPasses, Lease
 from gpuback._network.layers import BoundNetwork
 from gpuback._network.pool import Pool
@@ -149,26 +150,25 @@ class Fused(torch.autograd.Function):
     def forward(ctx: Any, lease: Lease[ModulePasses], x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         """Compute a_L (B, n_L) of x (B, n_0), both in the accumulator's dtype; parameters may have 16 bits.
 
-        What the backward pass reads is saved, as an nn.Linear saves it, so that PyTorch notices if it is changed before,
-        and hooks for saved tensors get it: x if W_1 needs a gradient, and W_k if something below layer k does.
+        What the backward pass reads is saved, as an nn.Linear saves it: x if W_1 needs a gradient, and W_k if something
+        below layer k does. So PyTorch notices if it is changed before, and hooks for saved tensors get it.
         """
         _, *needed = ctx.needs_input_grad
-        ctx.reads = [needed[1], *(k % 2 == 0 and any(needed[: k + 1]) for k in range(len(parameters)))]
+        reads = [needed[1], *(k % 2 == 0 and any(needed[: k + 1]) for k in range(len(parameters)))]
         tensors = x, *parameters
-        ctx.save_for_backward(*itertools.compress(tensors, ctx.reads))
-        ctx.others = [None if read else tensor for tensor, read in zip(tensors, ctx.reads, strict=True)]
+        ctx.save_for_backward(*itertools.compress(tensors, reads))
+        ctx.others = [None if read else tensor for tensor, read in zip(tensors, reads, strict=True)]
         ctx.lease = lease
         return run_forward(lease, x, parameters)
 
     @staticmethod
     def backward(ctx: Any, da: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)  # once: a hook may unpack them only once
-        read = [next(saved) if read else None for read in ctx.reads]
-        tensors = [own if other is None else other for own, other in zip(read, ctx.others, strict=True)]
-        x, *parameters = tensors
+        tensors: list[torch.Tensor] = [next(saved) if other is None else other for other in ctx.others]
+        x, *read = [tensor if other is None else None for tensor, other in zip(tensors, ctx.others, strict=True)]
         with torch.no_grad(), devices.on_stream_of(da.device):
-            dx, gradients = ctx.lease.run(ctx.lease.passes.backward, da, read[0], read[1::2])
-        found = [part.to(own.dtype) for part, own in zip(gradients, parameters, strict=True)]
+            dx, gradients = ctx.lease.run(ctx.lease.passes.backward, da, x, read[::2])
+        found = [part.to(own.dtype) for part, own in zip(gradients, tensors[1:], strict=True)]
         if dx is not None:
             found.append(dx)
         if torch.is_grad_enabled():  # for gradients of gradients
