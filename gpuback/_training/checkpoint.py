@@ -113,7 +113,8 @@ class Checkpoint:
         before = optimizer._hyper_parameters()
         try:
             optimizer._set_hyper_parameters(hyper_parameters)
-            state = {name: fields.array(STATE + name, *one_each) for name in optimizer._state_names()}
+            kept = [name.removeprefix(STATE) for name in fields.arrays if name.startswith(STATE)]
+            state = {name: fields.array(STATE + name, *one_each) for name in optimizer._state_names(kept)}
             known = ("theta", *seen, *(STATE + name for name in state), *(() if best is None else ("best_theta",)))
             fields.require_arrays(known)
         except GpubackError as error:

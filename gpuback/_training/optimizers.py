@@ -6,7 +6,7 @@ The definitions are PyTorch's (`torch.optim`), to which results are equal up to 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -194,7 +194,7 @@ class Optimizer(ABC):
 
     def _make_update(self, net: MLP, state: Mapping[str, Any], progress: Progress) -> None:
         """Bind the update to θ and to arrays that hold `state`, or zeros, and the scope that it runs in."""
-        for name in self._state_names():
+        for name in self._state_names({*self._state, *state}):
             if name not in self._state:
                 self._state[name] = array = net.ops.empty(net.theta.shape, net.theta.dtype)
                 array.fill(0)
@@ -247,8 +247,8 @@ class Optimizer(ABC):
         for name, value in values.items():
             setattr(self, name, value)
 
-    def _state_names(self) -> tuple[str, ...]:
-        """Name the arrays that it needs."""
+    def _state_names(self, kept: Collection[str] = ()) -> tuple[str, ...]:
+        """Name the arrays that it needs, and those it has a use for among the ones that there are."""
         return ()
 
     def _update_options(self) -> dict[str, Any]:
@@ -353,8 +353,8 @@ class SGD(Optimizer):
         self.nesterov = False  # or a momentum of 0 could not be set
         super()._set_hyper_parameters(values)
 
-    def _state_names(self) -> tuple[str, ...]:
-        return ("velocity",) if self._momentum or self._state else ()
+    def _state_names(self, kept: Collection[str] = ()) -> tuple[str, ...]:
+        return ("velocity",) if self._momentum or "velocity" in kept else ()
 
     def _bind_update(self, ops: Ops, theta: Array, progress: Progress) -> Update:
         return ops.bind_sgd(theta, self._state.get("velocity"), progress.steps, self._ranges)
@@ -428,7 +428,7 @@ class Adam(Optimizer):
             "weight_decay": self._weight_decay,
         }
 
-    def _state_names(self) -> tuple[str, ...]:
+    def _state_names(self, kept: Collection[str] = ()) -> tuple[str, ...]:
         return "first_moment", "second_moment"
 
     def _progress(self) -> Progress:

@@ -191,6 +191,7 @@ def test_a_run_without_a_seed_is_resumed_in_its_own_order(file: Path) -> None:
         (lambda: SGD(0.1), {"momentum": 0.9}),
         (lambda: SGD(0.1, 0.9), {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1}),
         (lambda: SGD(0.1, 0.9, nesterov=True), {"nesterov": False, "momentum": 0.0}),
+        (lambda: SGD(0.1), {"momentum": [0.9, 0.0, 0.5]}),  # one epoch after the other
         (lambda: Adam(0.1), {"betas": (0.5, 0.9), "eps": 1e-3}),
         (lambda: AdamW(0.1), {"weight_decay": 0.5}),
     ],
@@ -203,8 +204,11 @@ def test_hyper_parameters_that_a_callback_sets_are_restored(
         optimizer = make_optimizer()
 
         def set_them(net: MLP, history: History) -> None:
-            if history.epochs == 2:
-                for name, value in change.items():
+            epoch = history.epochs - 2
+            for name, value in change.items():
+                if isinstance(value, list) and 0 <= epoch < len(value):
+                    setattr(optimizer, name, value[epoch])
+                elif epoch == 0:
                     setattr(optimizer, name, value)
 
         callbacks = [set_them, *([] if interrupt is None else [stop_after(interrupt)])]
