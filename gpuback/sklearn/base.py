@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -298,8 +299,8 @@ class BaseMLP(Parameters, ABC):
 
     def _copies(self, name: str, parts: Sequence[Any]) -> list[NDArray[Any]]:
         copies = [np.array(self._net.ops.to_numpy(part), order="C") for part in parts]
-        for copy in copies:
-            copy.flags.writeable = False  # a write to a copy would be lost silently
+        for part in copies:
+            part.flags.writeable = False  # a write to a copy would be lost silently
         return Parts(copies, partial(setattr, self, name))
 
     def _write(self, name: str, parts: Sequence[Any], values: Sequence[ArrayLike]) -> None:
@@ -318,6 +319,8 @@ class BaseMLP(Parameters, ABC):
         state = dict(super().__getstate__())
         if "_net" in state:
             state["_net"] = self._net.to("numpy")
+            for name in ("loss_curve_", "validation_scores_"):  # which go on growing
+                state[name] = copy.copy(state[name])
         if "_descent" in state:
             state["_descent"] = self._descent.portable()
         return state
