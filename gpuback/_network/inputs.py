@@ -127,7 +127,7 @@ def as_gradients(
     architecture: Architecture,
     ops: Ops,
     reserved: Reserved,
-    **inputs: tuple[ArrayLike | None, Array | None],
+    *inputs: tuple[str, ArrayLike | None, Array | None],
 ) -> Gradients:
     """Return gradients to write to: the caller's, checked, their parts as views into their `theta`; or fresh ones.
 
@@ -154,6 +154,6 @@ def as_gradients(
         raise OptionError(
             "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
         )
-    reserved.require_apart("out", theta, **inputs)
+    reserved.require_apart("out", theta, *inputs)
     out._split_by(layout)
     return out

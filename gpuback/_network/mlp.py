@@ -257,8 +257,8 @@ class MLP:
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         if accumulate and out is None:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
-        inputs = {"x": (x, samples), "y": (y, targets), "sample_weight": (sample_weight, weight)}
-        gradients = as_gradients(out, self._architecture, self._ops, self._reserved, **inputs)
+        inputs = ("x", x, samples), ("y", y, targets), ("sample_weight", sample_weight, weight)
+        gradients = as_gradients(out, self._architecture, self._ops, self._reserved, *inputs)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
         passes = self._acquire(len(samples), need_input_grad=need_input_grad)
         with self._ops.scope():
@@ -354,8 +354,8 @@ class MLP:
         if max_norm == inf:
             return self.value_and_grad(x, y, sample_weight=sample_weight, out=out)
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
-        inputs = {"x": (x, samples), "y": (y, targets), "sample_weight": (sample_weight, weight)}
-        gradients = as_gradients(out, self._architecture, self._ops, self._reserved, **inputs)
+        inputs = ("x", x, samples), ("y", y, targets), ("sample_weight", sample_weight, weight)
+        gradients = as_gradients(out, self._architecture, self._ops, self._reserved, *inputs)
         gradients.inputs = None
         scale = clip_scale(self._architecture.precision, len(samples), max_norm)
         with self._per_sample(len(samples), scale) as passes:

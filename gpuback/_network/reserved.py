@@ -18,7 +18,7 @@ class Reserved:
     """
 
     def __init__(self, ops: Ops, theta: Array) -> None:
-        self._ops, self._kind = ops, type(theta)
+        self._may_overlap, self._kind = ops.may_overlap, type(theta)
         self._arrays: list[tuple[str, Callable[[], Any]]] = []
         self._last: Callable[[], Any] = _nothing
         self.add("θ", theta)
@@ -29,24 +29,29 @@ class Reserved:
         self._arrays.append((name, weakref.ref(array)))
         self._last = _nothing
 
-    def require_apart(self, what: str, output: Array, **inputs: tuple[ArrayLike | None, Array | None]) -> None:
+    def require_apart(self, what: str, output: Array, *inputs: tuple[str, ArrayLike | None, Array | None]) -> None:
         """Raise OptionError if an output shares memory with a reserved array or with an input.
 
         Args:
             what: the argument that the output came in, for the message.
             output: an array of the backend.
-            inputs: what the call reads, by name: as it was given, and as the backend's array that was made of it.
+            inputs: what the call reads: its name, what was given, and the backend's array that was made of it.
         """
+        kind, may_overlap = self._kind, self._may_overlap
         if self._last() is not output:
-            for name, array in self._arrays:
-                self._require_apart(what, output, name, array())
+            for name, reference in self._arrays:
+                array = reference()
+                if array is not None and may_overlap(output, array):
+                    raise _overlap(what, name)
             self._last = weakref.ref(output)
-        for name, (given, taken) in inputs.items():
-            self._require_apart(what, output, name, given if isinstance(given, self._kind) else taken)
+        for name, given, taken in inputs:
+            array = given if isinstance(given, kind) else taken
+            if array is not None and may_overlap(output, array):
+                raise _overlap(what, name)
 
-    def _require_apart(self, what: str, output: Array, name: str, array: Array | None) -> None:
-        if array is not None and self._ops.may_overlap(output, array):
-            raise OptionError(f"{what}: expected gradients in memory of their own, got a theta that overlaps {name}")
+
+def _overlap(what: str, name: str) -> OptionError:
+    return OptionError(f"{what}: expected gradients in memory of their own, got a theta that overlaps {name}")
 
 
 def _nothing() -> None:

@@ -108,7 +108,7 @@ class Pullback:
             raise ShapeError(f"dy: expected shape {expected}, as y has, got {delta.shape}")
         gradients = Gradients(None, (), ())
         if need_theta_grad:
-            gradients = as_gradients(out, architecture, ops, net._reserved, x=(None, self._x()), dy=(dy, delta))
+            gradients = as_gradients(out, architecture, ops, net._reserved, ("x", None, self._x()), ("dy", dy, delta))
         gradients.inputs = ops.empty(self._x_shape, dtype) if need_input_grad else None
         lease = self._lease
         lease.run(lease.passes.in_scope, lease.passes.backward, delta, gradients, accumulate)

@@ -387,8 +387,8 @@ class BaseMLP(Parameters, ABC):
         state = dict(super().__getstate__())
         if "_net" in state:
             state["_net"] = self._net.to("numpy")
-            for name in ("loss_curve_", "validation_scores_"):  # which go on growing
-                state[name] = copy.copy(state.get(name))
+            for name in {"loss_curve_", "validation_scores_"} & set(state):  # which go on growing
+                state[name] = copy.copy(state[name])
         if "_optimizer" in state:
             state["_optimizer"] = self._optimizer.portable()
         return state
