@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from gpuback._network.held import Lease
 from gpuback._network.inputs import as_batch, as_direction, as_gradients, as_samples, as_theta
 from gpuback._network.jet_passes import JetPasses, Jettable, jets_of
 from gpuback._network.vjp import vjp
-from gpuback.errors import OptionError, ShapeError
+from gpuback.errors import CopyError, OptionError, ShapeError
 
 MOST_DIRECTIONS = 16
 """Directions that a Jacobian takes through the network at a time."""
@@ -272,7 +272,7 @@ class Differentiable(Jettable):
         return out
 
 
-@dataclass
+@dataclass(eq=False)
 class Taylor:
     """A batch's outputs with their derivatives along directions, and the way back: what `MLP.taylor` returns.
 
@@ -343,7 +343,8 @@ class Taylor:
             seeds += planes
         if all(seed is None for seed in seeds):
             raise OptionError("expected y, first or second: else there is nothing to differentiate")
-        gradients = as_gradients(out, architecture, ops)
+        read = ("y", y, None), ("first", first, None), ("second", second, None), ("t.y", None, self.y)
+        gradients = as_gradients(out, architecture, ops, net._reserved, *read)
         lease = self._lease
         inputs = None
         if need_input_grad:
@@ -353,6 +354,16 @@ class Taylor:
         gradients.inputs = None if inputs is None else inputs[0]
         gradients.directions = None if inputs is None else inputs[1:]
         return gradients
+
+    def __copy__(self) -> Taylor:
+        """Return itself: nothing about it changes."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise CopyError(
+            "a Taylor holds its batch in buffers of its network and cannot be copied or pickled; "
+            "copy the network, and call its taylor"
+        )
 
 
 def _units(n: int, dtype: np.dtype) -> Array:

@@ -14,6 +14,7 @@ from gpuback._core.typing import Array
 from gpuback._network.jets import JetLayers
 from gpuback._network.layers import BoundNetwork
 from gpuback._network.pool import Pool
+from gpuback._network.reserved import Reserved
 from gpuback._network.tasks import Tasks
 from gpuback.errors import OptionError
 
@@ -32,6 +33,7 @@ class Jettable(Protocol):
 
     _version: int
     _held_pool: Pool
+    _reserved: Reserved
 
     @property
     def architecture(self) -> Architecture: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from gpuback._core.jets import Jet
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
@@ -9,7 +11,7 @@ from gpuback._network.held import HeldPasses, Lease
 from gpuback._network.inputs import as_direction, as_gradients, as_samples, as_theta
 from gpuback._network.jet_passes import Jettable, jets_of
 from gpuback._network.layers import BoundNetwork
-from gpuback.errors import OptionError, ShapeError
+from gpuback.errors import CopyError, OptionError, ShapeError
 
 
 def vjp(net: Jettable, x: ArrayLike) -> tuple[Array, Pullback]:
@@ -57,7 +59,7 @@ class Pullback:
             need_theta_grad: the derivative by θ.
             need_input_grad: that by x, in `Gradients.inputs`.
             out: gradients to write to, from an earlier call on this network or one of the same sizes; fresh ones by
-                default.
+                default. They may share memory with neither x nor dy nor θ nor the state of an optimizer.
             accumulate: add to out's θ-gradients instead of overwriting them. `inputs` is always overwritten.
 
         Returns:
@@ -66,8 +68,8 @@ class Pullback:
 
         Raises:
             ShapeError, DtypeError, DeviceError: an argument does not fit the network.
-            OptionError: θ has changed since; accumulate without out; either of them without need_theta_grad; nothing to
-                compute.
+            OptionError: θ has changed since; an out that overlaps another array; accumulate without out; either of them
+                without need_theta_grad; nothing to compute.
         """
         net = self._net
         architecture, ops = net.architecture, net.ops
@@ -81,7 +83,10 @@ class Pullback:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
         dtype = architecture.precision.accumulator
         delta = self._as_outputs(dy, "dy")
-        gradients = as_gradients(out, architecture, ops) if need_theta_grad else Gradients(None, (), ())
+        gradients = Gradients(None, (), ())
+        if need_theta_grad:
+            inputs = ("x", None, self._samples), ("dy", dy, delta)
+            gradients = as_gradients(out, architecture, ops, net._reserved, *inputs)
         gradients.inputs = ops.empty(self._samples.shape, dtype) if need_input_grad else None
         lease = self._lease
         lease.run(lease.passes.in_scope, lease.passes.backward, delta, gradients, accumulate)
@@ -125,6 +130,16 @@ class Pullback:
         if given.shape != expected:
             raise ShapeError(f"{name}: expected shape {expected}, as y has, got {given.shape}")
         return given
+
+    def __copy__(self) -> Pullback:
+        """Return the pullback itself: nothing about it changes."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise CopyError(
+            "a pullback holds its batch in buffers of its network and cannot be copied or pickled; "
+            "copy the network, and call its vjp"
+        )
 
 
 class SecondPullback:
@@ -174,7 +189,8 @@ class SecondPullback:
         direction = None if inputs is None else as_direction(inputs, samples, ops, "inputs")
         theta_dot = None if theta is None else as_theta(theta, net.theta, ops, "theta")
         adjoint = None if outputs is None else self._pullback._as_outputs(outputs, "outputs")
-        gradients = as_gradients(out, net.architecture, ops)
+        read = ("x", None, samples), ("inputs", inputs, direction), ("theta", theta, theta_dot)
+        gradients = as_gradients(out, net.architecture, ops, net._reserved, *read, ("outputs", outputs, adjoint))
         jet, size = Jet(1, moving=theta is not None), len(samples)
         by_inputs = ops.empty((2, *samples.shape), dtype) if need_input_grad else None
         by_dy = ops.empty(self._dy.shape, dtype)
@@ -192,3 +208,13 @@ class SecondPullback:
         net._held_pool.release(passes)
         gradients.inputs, gradients.outputs = None if by_inputs is None else by_inputs[0], by_dy
         return gradients
+
+    def __copy__(self) -> SecondPullback:
+        """Return itself: nothing about it changes."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise CopyError(
+            "what Pullback.vjp returns belongs to a batch of its network and cannot be copied or pickled; "
+            "copy the network, and call its vjp"
+        )
