@@ -15,7 +15,8 @@ net = gpuback.MLP([2, 32, 32, 1], activation="tanh", loss="squared_error", seed=
 optimizer, schedule = gpuback.Adam(), cosine(0.01, steps=STEPS)
 
 
-def solution(q):  # of u_t = u_xx/π² with u = sin(πx) at t = 0 and u = 0 at x = ±1
+def solution(q):
+    """Of u_t = u_xx/π² with u = sin(πx) at t = 0 and u = 0 at x = ±1."""
     return np.exp(-q[:, :1]) * np.sin(np.pi * q[:, 1:])
 
 

@@ -15,7 +15,7 @@ from gpuback._core.typing import Array, ArrayLike
 from gpuback._network.backprop import empty_gradients
 from gpuback._network.held import Lease
 from gpuback._network.inputs import as_batch, as_direction, as_gradients, as_samples, as_theta
-from gpuback._network.jet_passes import JetPasses, Jettable, jets_of
+from gpuback._network.jet_passes import JetPasses, Jettable, jets_of, refusal
 from gpuback._network.vjp import vjp
 from gpuback.errors import CopyError, OptionError, ShapeError
 
@@ -66,14 +66,14 @@ class Differentiable(Jettable):
             (B, n_L, n_0), fresh, in θ's dtype.
 
         Raises:
-            As `jvp`.
+            ShapeError, DtypeError, DeviceError: x does not fit the network.
 
         Source: jax.jacfwd, jax.jacrev.
         """
         samples = as_samples(x, self.architecture, self.ops)
         n_in, n_out = self.architecture.sizes[0], self.architecture.sizes[-1]
         jacobian = self.ops.empty((len(samples), n_out, n_in), self.theta.dtype)
-        if n_out < n_in:
+        if n_out < n_in or refusal(self.architecture, self.ops, 1) is not None:
             y, pullback = vjp(self, samples)
             dy = self.ops.empty(y.shape, y.dtype)
             for i in range(n_out):

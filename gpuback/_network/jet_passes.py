@@ -54,7 +54,9 @@ def jets_of(
         OptionError: the network has no such derivatives.
     """
     architecture, ops = net.architecture, net.ops
-    _require_jets(architecture, ops, jet)
+    why = refusal(architecture, ops, jet.order)
+    if why is not None:
+        raise OptionError(why)
     key = size, jet, held, need_backward, to_a
     passes: JetPasses | None = net._held_pool.acquire(key)
     if passes is None:
@@ -64,19 +66,19 @@ def jets_of(
     return passes
 
 
-def _require_jets(architecture: Architecture, ops: Ops, jet: Jet) -> None:
+def refusal(architecture: Architecture, ops: Ops, order: int) -> str | None:
+    """Say why a network has no jets of such an order; None if it has."""
     if ops.jets is None:
         mode = "reproducible=True" if ops.reproducible else f"backend {ops.name!r}"
-        raise OptionError(
-            f"derivatives along directions: expected backend 'numpy' without reproducible=True, got {mode}"
-        )
+        return f"derivatives along directions: expected backend 'numpy' without reproducible=True, got {mode}"
     if architecture.precision.name == "float16":
-        raise OptionError("derivatives along directions: expected dtype float64, float32 or bfloat16, got float16")
-    if jet.order == 2 and architecture.output == "softmax":
-        raise OptionError("second derivatives of softmax: expected another output function, e.g. output='identity'")
+        return "derivatives along directions: expected dtype float64, float32 or bfloat16, got float16"
+    if order == 2 and architecture.output == "softmax":
+        return "second derivatives of softmax: expected another output function, e.g. output='identity'"
     for name in (*architecture.activations, architecture.output):
         if name != "softmax" and activation_named(name).multipliers is None:
-            raise OptionError(f"activation {name!r} has no second derivative; expected one of gpuback's")
+            return f"activation {name!r} was registered without a second derivative: expected one of gpuback's"
+    return None
 
 
 class JetPasses:
