@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from gpuback._core.validation import count, in_range
 from gpuback.errors import OptionError
 
-LAST_STEP = 2**63 - 1
+LAST_STEP = (1 << 63) - 1
 """No run makes more steps."""
 
 Rate: TypeAlias = Callable[[int], float]
