@@ -183,7 +183,7 @@ def predict(
     answers = predict_for(net, data, score=score)
     text = show.json_line(answers.as_document()) if as_json else answers.as_csv()
     if output is None:
-        sys.stdout.write(text)
+        show.print_data(text)
     else:
         with replacing(output) as file:
             file.write(text.encode())

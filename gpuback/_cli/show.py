@@ -6,8 +6,9 @@ import io
 import json
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -17,8 +18,14 @@ from rich.text import Text
 from gpuback._cli.tasks import Score
 from gpuback._cli.train import Result
 from gpuback._core.output_files import replacing
-from gpuback._text import escaped
+from gpuback._text import escaped, shown
 from gpuback.errors import missing_extra
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_IN_TITLE = 40
+"""The characters of a data set's name above a plot, which leaves room for the score."""
 
 
 def print_table(
@@ -54,14 +61,21 @@ def print_table(
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
+def print_data(text: str) -> None:
+    """Print lines of data on stdout: as they are, but escaped on a terminal, which control characters could steer."""
+    if sys.stdout.isatty():
+        text = "".join(f"{escaped(line)}\n" for line in text.removesuffix("\n").split("\n"))
+    sys.stdout.write(text)
+
+
 def print_json(document: dict[str, Any]) -> None:
     """Print `json_line` on stdout."""
     sys.stdout.write(json_line(document))
 
 
 def json_line(document: dict[str, Any]) -> str:
-    """Return one line of JSON. NaN and infinities become null."""
-    return json.dumps(_finite(document), ensure_ascii=False, allow_nan=False) + "\n"
+    """Return one line of JSON, in ASCII. NaN and infinities become null."""
+    return json.dumps(_finite(document), allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -91,8 +105,20 @@ def require_matplotlib() -> None:
         raise missing_extra("matplotlib", "the learning curve's plot", "cli") from None
 
 
+PLAIN_TEXT: dict[Any, bool] = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+"""Matplotlib's options for names out of files, in which "$", "_" and "\\" are characters like any other."""
+
+
 def plot(path: str, result: Result) -> None:
     """Write the learning curve to a PNG file."""
+    from matplotlib import rc_context
+
+    with warnings.catch_warnings(), rc_context(PLAIN_TEXT), replacing(path) as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for the letter
+        _learning_curve(result).savefig(file, format="png")
+
+
+def _learning_curve(result: Result) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter, MaxNLocator
 
@@ -123,13 +149,10 @@ def plot(path: str, result: Result) -> None:
     axes.set_xlabel("epoch")
     targets = ", standardized targets" if result.standardized_targets else ""
     axes.set_ylabel(f"{result.net.architecture.loss.replace('_', ' ')}{targets} (log scale)")
-    axes.set_title(
-        f"{result.data.name}: {' '.join(score_text(result.score))} on {result.n_held_out:,} held-out samples",
-        loc="left",
-    )
+    name, score = shown(result.data.name, MOST_IN_TITLE), " ".join(score_text(result.score))
+    axes.set_title(f"{name}: {score} on {result.n_held_out:,} held-out samples", loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.grid(True, which="major", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    return figure

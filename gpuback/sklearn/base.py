@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from gpuback._core.activations import Siren
 from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import initial_parameters
+from gpuback._core.streams import say, warn
 from gpuback._core.typing import ArrayLike
 from gpuback._network.mlp import MLP
 from gpuback.errors import DataError, OptionError, ShapeError
@@ -126,7 +126,7 @@ class BaseMLP(Parameters, ABC):
         try:
             self._epochs(samples, len(X), random, held, incremental)
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.", stacklevel=3)
+            warn("Training interrupted by user.", stacklevel=3)
         if self.early_stopping:
             self._net.theta = self._best_theta
         with self._net.ops.scope():
@@ -195,9 +195,7 @@ class BaseMLP(Parameters, ABC):
         if self.batch_size == "auto":
             return min(200, n_samples)
         if self.batch_size > n_samples:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=4
-            )
+            warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=4)
         return min(int(self.batch_size), n_samples)
 
     def _epochs(self, samples: TrainingSet, n_samples: int, random: Any, held: Any, incremental: bool) -> None:
@@ -212,7 +210,7 @@ class BaseMLP(Parameters, ABC):
             self.t_ += n_samples
             self.loss_curve_.append(self.loss_)
             if self.verbose:
-                print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
+                say(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
             improved = self._note_loss() if held is None else self._note_score(*held)
             self._no_improvement_count = 0 if improved else self._no_improvement_count + 1
             self._descent.end_epoch(self.t_)
@@ -225,7 +223,7 @@ class BaseMLP(Parameters, ABC):
                     return
                 self._no_improvement_count = 0
         if not incremental:
-            warnings.warn(
+            warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                 "converged yet.",
                 ConvergenceWarning,
@@ -249,7 +247,7 @@ class BaseMLP(Parameters, ABC):
             score = float(self._score(y, self._predictions(outputs), sample_weight))
         self.validation_scores_.append(score)
         if self.verbose:
-            print(f"Validation score: {score:f}")
+            say(f"Validation score: {score:f}")
         improved = not score < self.best_validation_score_ + self.tol
         if score > self.best_validation_score_:
             self.best_validation_score_ = score
