@@ -24,22 +24,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 (a check failed, training diverged), 2 (bad usage or input), 130 (interrupted) or 141
         (the program that reads the output has stopped).
     """
-    with standard_streams(), warnings.catch_warnings():
+    with standard_streams() as stdout, warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
-        try:
-            code = _run(sys.argv[1:] if arguments is None else list(arguments))
-            sys.stdout.flush()
+        code = _guarded(sys.argv[1:] if arguments is None else list(arguments))
+        stdout.flush()
+        if stdout.failure is None:
             return code
-        except BrokenPipeError:
+        if isinstance(stdout.failure, BrokenPipeError):
             return BROKEN_PIPE
-        except KeyboardInterrupt:
-            return _complain("interrupted", INTERRUPTED)
-        except DivergedError as error:
-            return _complain(error, FAILED)
-        except MemoryError as error:
-            return _complain(f"not enough memory: {error}", USAGE)
-        except (GpubackError, OSError) as error:
-            return _complain(error, USAGE)
+        return _complain(f"stdout: {stdout.failure.strerror}", USAGE)
+
+
+def _guarded(arguments: list[str]) -> int:
+    try:
+        return _run(arguments)
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except DivergedError as error:
+        return _complain(error, FAILED)
+    except MemoryError as error:
+        return _complain(f"not enough memory: {error}", USAGE)
+    except (GpubackError, OSError, Warning) as error:  # a warning that PYTHONWARNINGS turned into an error
+        return _complain(error, USAGE)
 
 
 def _run(arguments: list[str]) -> int:

@@ -19,7 +19,7 @@ from gpuback._cli.tasks import Score
 from gpuback._cli.train import Result
 from gpuback._core.output_files import replacing
 from gpuback._text import escaped, shown
-from gpuback.errors import missing_extra
+from gpuback.errors import MissingExtraError, missing_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,12 +97,16 @@ def require_matplotlib() -> None:
     """Raise before training if `plot` could not draw after it.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed or cannot be imported.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise missing_extra("matplotlib", "the learning curve's plot", "cli") from None
+    except Exception as error:  # such as a ValueError where MPLBACKEND is unknown
+        raise MissingExtraError(
+            f"the learning curve's plot needs matplotlib, which cannot be imported: {error}"
+        ) from error
 
 
 PLAIN_TEXT: dict[Any, bool] = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpuback._text import shown
@@ -22,17 +23,23 @@ def is_terminal(stream: Any) -> bool:
 
 
 class Stream(io.TextIOBase):
-    """A text stream over another one, or over none, which accepts every text.
+    """A text stream over another one, or over none. It accepts every text and never raises.
 
     Args:
         stream: what `sys.stdout` or `sys.stderr` holds. None, closed, or an object that cannot write: text is dropped.
-        strict: OSError is raised, since the text is wanted: nobody reads the pipe any more, or the disk is full.
+
+    Attributes:
+        failure: the first error of the system, such as a full disk or a pipe that nobody reads any more. What is
+            written after it is dropped.
     """
 
-    def __init__(self, stream: Any, *, strict: bool = False) -> None:
-        self._stream, self._strict = stream, strict
-        given = getattr(stream, "encoding", None)
-        self._encoding = given if isinstance(given, str) else "utf-8"
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.failure: OSError | None = None
+        try:
+            self._encoding = codecs.lookup(stream.encoding).name
+        except (AttributeError, TypeError, LookupError):
+            self._encoding = "utf-8"
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -52,46 +59,58 @@ class Stream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write what the stream's encoding has, and "?" for the rest."""
-        with self._tolerance():
-            try:
-                self._stream.write(text)
-            except UnicodeError:
-                self._stream.write(text.encode(self._encoding, "replace").decode(self._encoding, "replace"))
+        if not isinstance(text, str):  # typer tries to find out whether the stream takes bytes
+            raise TypeError(f"expected a str, got {type(text).__name__}")
+        self._attempt(lambda: self._write(text))
         return len(text)
 
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except UnicodeError:
+            self._stream.write(text.encode(self._encoding, "replace").decode(self._encoding))
+
     def flush(self) -> None:
-        with self._tolerance():
-            self._stream.flush()
+        self._attempt(lambda: self._stream.flush())
 
     def close(self) -> None:
         """Leave the stream open, which is not this object's."""
 
-    @contextlib.contextmanager
-    def _tolerance(self) -> Iterator[None]:
+    def drop_unwritten(self) -> None:
+        """After a failure, let what is buffered go nowhere: it would fail once more when Python exits."""
+        self.flush()
+        if self.failure is not None:
+            with contextlib.suppress(Exception):  # without a descriptor nothing is flushed at the end
+                descriptor = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(descriptor, self._stream.fileno())
+                os.close(descriptor)
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        if self.failure is not None:
+            return
         try:
-            yield
+            act()
+        except io.UnsupportedOperation:  # an OSError, but not the system's
+            pass
         except OSError as error:
-            if self._strict and not isinstance(error, io.UnsupportedOperation):
-                raise
-        except Exception:  # no such method, closed, an encoding that Python does not know
+            self.failure = error
+        except Exception:  # no such method, or closed
             pass
 
 
 @contextlib.contextmanager
-def standard_streams() -> Iterator[None]:
-    """Let `sys.stdout` and `sys.stderr` accept every text for the length of a command.
-
-    Writing to stdout raises OSError where that would lose results. Nothing that is written to stderr raises.
-    """
+def standard_streams() -> Iterator[Stream]:
+    """Make `sys.stdout` and `sys.stderr` a `Stream` for the length of a command; yield that for stdout."""
     _open_descriptors()
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Stream(sys.stdout, strict=True), Stream(sys.stderr)
+    streams = Stream(sys.stdout), Stream(sys.stderr)
+    sys.stdout, sys.stderr = streams
     try:
-        yield
+        yield streams[0]
     finally:
         sys.stdout, sys.stderr = before
-        for stream in before:
-            _drop_unwritten(stream)
+        for stream in streams:
+            stream.drop_unwritten()
 
 
 def say(text: str) -> None:
@@ -115,16 +134,3 @@ def _open_descriptors() -> None:
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
-
-
-def _drop_unwritten(stream: Any) -> None:
-    """Flush; where that fails, let what is buffered go nowhere, or it would fail once more when Python exits."""
-    try:
-        stream.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            descriptor = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(descriptor, stream.fileno())
-            os.close(descriptor)
-    except Exception:  # no such method, or closed
-        pass
