@@ -30,7 +30,7 @@ from gpuback._cuda import cache
 from gpuback._text import MOST_IN_MESSAGE
 from gpuback.errors import GpubackError
 
-MUTANTS = int(os.environ.get("GPUBACK_TEST_MUTANTS", "300"))
+MUTANTS = int(os.environ.get("GPUBACK_TEST_MUTANTS", "200"))
 MOST_SECONDS = 5.0
 MOST_BYTES = 1 << 30
 
@@ -49,7 +49,10 @@ class Edit(NamedTuple):
         return content[:start] + self.new + content[start + self.removed :]
 
 
-TELLING = (b"\0", b"\xff", b"9", b"-", b"{", b"[", b'"', b",", b"\n", b"0", b"1e999", b"nan", b"\xff" * 8, b"\x7f" * 4)
+TELLING = (
+    *(b"\0", b"\xff", b"9", b"-", b"{", b"[", b'"', b",", b"\n", b"0", b"1e999", b"nan", b"\xff" * 8, b"\x7f" * 4),
+    *(b"\x1b[2J", "\x9b\u202e".encode(), b"9" * 5000, b"x" * 200_000),
+)
 edit = st.builds(
     Edit,
     st.floats(0, 1),
