@@ -113,10 +113,31 @@ def require_known(kind: str, name: object, known: Iterable[str]) -> None:
         raise unknown_name(kind, name, names)
 
 
+SYNONYMS = {
+    **dict.fromkeys(("mse", "l2", "mean_squared_error", "quadratic"), "squared_error"),
+    **dict.fromkeys(("mae", "l1", "mean_absolute_error"), "absolute_error"),
+    **dict.fromkeys(
+        ("ce", "nll", "crossentropy", "categorical_crossentropy", "softmax_cross_entropy"), "cross_entropy"
+    ),
+    **dict.fromkeys(("sparse_categorical_crossentropy", "multinomial"), "cross_entropy"),
+    **dict.fromkeys(("bce", "log_loss", "logloss", "binary_crossentropy", "bernoulli"), "binary_cross_entropy"),
+    **dict.fromkeys(("smooth_l1", "smoothl1", "huber_loss"), "huber"),
+    **dict.fromkeys(("pinball", "quantile_loss"), "quantile"),
+    **{"swish": "silu", "logistic": "sigmoid", "linear": "identity", "none": "identity", "lrelu": "leaky_relu"},
+    **{"leakyrelu": "leaky_relu", "hardtanh": "hard_tanh", "sin": "sine", "siren": "sine", "exp": "exponential"},
+    **{"hardswish": "hard_swish", "h_swish": "hard_swish", "hardsigmoid": "hard_sigmoid", "gelu_tanh": "gelu"},
+    **{"fp32": "float32", "single": "float32", "float": "float32", "fp64": "float64", "double": "float64"},
+    **{"fp16": "float16", "half": "float16", "bf16": "bfloat16", "cuda": "cupy", "gpu": "cupy", "cpu": "numpy"},
+    **{"momentum": "sgd", "gd": "sgd", "step": "step_decay", "exponential_decay": "step_decay", "cos": "cosine"},
+}
+"""What other libraries call what is here under another name."""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> OptionError:
-    """Make the error for a name that is in no table, with the nearest known name as a suggestion."""
+    """Make the error for a name that is in no table, with the known name that is meant or nearest as a suggestion."""
     names = sorted(known)
-    hint = did_you_mean(str(name).lower(), names)
+    meant = SYNONYMS.get(str(name).lower())
+    hint = f" Did you mean {quoted(meant)}?" if meant in names else did_you_mean(str(name).lower(), names)
     return OptionError(f"unknown {kind} {quoted(name)}.{hint} Known: {listed(names, 50)}.")
 
 

@@ -47,6 +47,20 @@ class Fields:
             self.refuse(name, "values by name", value)
         return value
 
+    def items(self, name: str) -> list[Any]:
+        """Return a list."""
+        value = self.value(name)
+        if not isinstance(value, list):
+            self.refuse(name, "a list", value)
+        return value
+
+    def flag(self, name: str) -> bool:
+        """Return True or False."""
+        value = self.value(name)
+        if not isinstance(value, bool):
+            self.refuse(name, "True or False", value)
+        return value
+
     def count(self, name: str, lowest: int = 0, highest: int = _MOST) -> int:
         """Return an integer in this range."""
         return self.checked_count(name, self.value(name), lowest, highest)

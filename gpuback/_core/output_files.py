@@ -51,7 +51,7 @@ def replacing(path: PathLike, *, anew: bool = False) -> Iterator[BinaryIO]:
 
     Args:
         path: the file.
-        anew: whatever is at `path`, a link too, is replaced, and nobody else may write to the new file.
+        anew: whatever is at `path`, a link or a pipe too, is replaced, and nobody else may write to the new file.
 
     Raises:
         MissingFolderError: the folder does not exist.
@@ -60,7 +60,7 @@ def replacing(path: PathLike, *, anew: bool = False) -> Iterator[BinaryIO]:
     """
     name = os.fspath(path)
     place = _checked(name, _place_itself(name) if anew else place_of(name))
-    if place.is_stream:
+    if place.is_stream and not anew:
         content = io.BytesIO()
         yield content
         with _naming(name, None), _opened_stream(place) as stream:

@@ -113,6 +113,27 @@ def keep(key: str, suffix: str, content: bytes, record: Mapping[str, Any]) -> En
         ) from error
 
 
+def read_file(name: str) -> bytes:
+    """Return the content of a file of another kind in the folder, if nobody else can have written it.
+
+    Raises:
+        OSError: there is none, or it is not the user's alone.
+    """
+    return _content(_safe(folder()) / name)
+
+
+def write_file(name: str, content: bytes) -> None:
+    """Write a file of another kind into the folder, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written, or others can write to the folder.
+    """
+    place = folder()
+    _make(place)
+    with replacing(_safe(place) / name, anew=True) as file:
+        file.write(content)
+
+
 class _UnsafeError(PermissionError):
     """Others can put files there. The GPU would run them."""
 

@@ -68,7 +68,7 @@ def test_odd_names_of_files_are_plotted_and_shown(run: Run, name: str, monkeypat
     assert name.isprintable() == (name in out)
     code, _, err = run("train", path, "--epochs", 1, "--target", "c\x1b[2J", "--no-plot")
     assert code == USAGE
-    assert "a\\x1b[2J, [red]b, y\\n\\x9b" in err
+    assert all(column in err for column in ("a\\x1b[2J", "[red]b", "y\\n\\x9b", "c\\x1b[2J"))
     model, report = f"{name}.safetensors", run("train", path, "--epochs", 1, "--json", "--no-plot")[1]
     assert json.loads(report)["files"]["model"] == model
     for text in (out, err, report, *run("predict", path, path), *run("predict", model, path + "?")):
