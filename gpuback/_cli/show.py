@@ -19,7 +19,7 @@ from rich.text import Text
 from gpuback._cli.tasks import Score
 from gpuback._cli.train import Result
 from gpuback._core.output_files import replacing
-from gpuback._text import escaped, shown
+from gpuback._text import MOST_IN_NAME, escaped, shown
 from gpuback.datasets.schema import Schema
 from gpuback.errors import MissingExtraError, missing_extra, unknown_name
 
@@ -47,14 +47,14 @@ def print_table(
     )
     for column in range(len(rows[0])):
         table.add_column(
-            Text(escaped(header[column]) if header else ""),
+            Text(shown(header[column], MOST_IN_NAME) if header else ""),
             justify="right" if column in right else "left",
             style="cyan" if column == 0 else None,
             no_wrap=column == 0,
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(escaped(cell)) for cell in row))
+        table.add_row(*(Text(shown(cell)) for cell in row))
     if terminal:
         Console().print(table)
         return

@@ -96,6 +96,34 @@ def test_odd_options_are_shown_in_one_short_line(run: Run, arguments: tuple[str,
     assert len(err) < MOST_IN_MESSAGE + 20
 
 
+LONG = "x" * 100_000
+ODD_TABLES = {
+    "many columns": ",".join(f"column{i}" for i in range(9_000)) + "\n" + 5 * (",".join(["1"] * 9_000) + "\n"),
+    "long name": f"{LONG},b,y\n1,2,0\n3,4,1\n",
+    "name beyond the csv module": f"{2 * LONG},b,y\n1,2,0\n3,4,1\n",
+    "long cell": f"a,b,y\n1,2,0\n{LONG},4,1\n",
+    "long target": f"a,b,y\n1,2,0\n3,4,{LONG}\n",
+    "long row": "a,b,y\n1,2,0\n" + "1," * 50_000 + "1\n",
+    "many texts": "a,b,y\n" + "".join(f"t\x1b{i},1,0\n" for i in range(5_000)),
+    "one line": LONG,
+    "one long header": ",".join(f"column{i}" for i in range(9_000)),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("table", ODD_TABLES)
+@pytest.mark.parametrize("target", ["missing", LONG, "b"], ids=["missing", "long", "b"])
+def test_messages_about_odd_tables_are_short(run: Run, table: str, target: str) -> None:
+    Path("odd.csv").write_text(ODD_TABLES[table])
+    code, out, err = run("train", "odd.csv", "--epochs", 1, "--hidden", "none", "--no-plot", "--target", target)
+    assert code == (USAGE if err else 0)
+    assert all(line.isprintable() and len(line) < MOST_IN_MESSAGE + 20 for line in (out + err).splitlines())
+    if target == "missing":
+        assert code == USAGE
+    if (table, target) == ("many columns", "missing"):
+        assert "… and 8,950 more." in err
+
+
 def test_a_warning_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(descriptor: int) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
