@@ -21,7 +21,7 @@ from gpuback._cli.train import Result
 from gpuback._core.output_files import replacing
 from gpuback._text import MOST_IN_NAME, escaped, shown
 from gpuback.datasets.schema import Schema
-from gpuback.errors import MissingExtraError, missing_extra, unknown_name
+from gpuback.errors import MissingExtraError, OutputFileError, missing_extra, unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ def require_matplotlib(path: str) -> None:
 def _format_of(path: str) -> str:
     from matplotlib.backend_bases import FigureCanvasBase
 
-    known = FigureCanvasBase.get_supported_filetypes()
+    known = set(FigureCanvasBase.get_supported_filetypes()) - {"pgf"}  # which needs TeX
     ending = os.path.splitext(path)[1][1:].lower()
     if ending and ending not in known:
         raise unknown_name("ending of --plot", ending, known)
@@ -142,12 +142,22 @@ PLAIN_TEXT: dict[Any, bool] = {"text.parse_math": False, "text.usetex": False, "
 
 
 def plot(path: str, result: Result) -> None:
-    """Write the learning curve to a file, as PNG or what its name ends in."""
+    """Write the learning curve to a file, as PNG or what its name ends in.
+
+    Raises:
+        OutputFileError: matplotlib cannot draw it.
+        OSError: the file cannot be written.
+    """
     from matplotlib import rc_context
 
     with warnings.catch_warnings(), rc_context(PLAIN_TEXT), replacing(path) as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for the letter
-        _learning_curve(result).savefig(file, format=_format_of(path))
+        try:
+            _learning_curve(result).savefig(file, format=_format_of(path))
+        except OSError:
+            raise
+        except Exception as error:  # matplotlib's own, by fonts, styles and settings
+            raise OutputFileError(f"{path}: matplotlib cannot draw the learning curve: {error}") from error
 
 
 def _learning_curve(result: Result) -> Figure:

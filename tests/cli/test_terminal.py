@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 import pytest
+from matplotlib.figure import Figure
 
 import gpuback
 from gpuback._cli import BROKEN_PIPE, USAGE
@@ -164,6 +165,17 @@ def test_matplotlib_that_cannot_be_imported_costs_the_plot_alone(run: Run, monke
     assert err.startswith("gpuback: no learning curve is drawn: ")
     assert "x\\x1b" in err
     assert err.count("\n") == 1
+
+
+def test_a_plot_that_cannot_be_drawn_is_one_line_after_the_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Figure, *arguments: object, **options: object) -> None:
+        raise RuntimeError("no\x1bfont")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    code, _, err = run("train", "iris", "--epochs", 1)
+    assert code == USAGE
+    assert err == "gpuback: iris.png: matplotlib cannot draw the learning curve: no\\x1bfont\n"
+    assert os.listdir() == ["iris.safetensors"]
 
 
 # --- streams
