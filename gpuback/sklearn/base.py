@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, shuffle
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from gpuback._backends.registry import usable_backend
 from gpuback._core.activations import Siren
 from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import initial_parameters
@@ -383,6 +385,8 @@ class BaseMLP(Parameters, ABC):
         state = dict(super().__getstate__())
         if "_net" in state:
             state["_net"] = self._net.to("numpy")
+            for name in {"loss_curve_", "validation_scores_"} & set(state):  # which go on growing
+                state[name] = copy.copy(state[name])
         if "_optimizer" in state:
             state["_optimizer"] = self._optimizer.portable()
         return state
@@ -390,7 +394,7 @@ class BaseMLP(Parameters, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         if "_net" in state:
-            state["_net"] = state["_net"].to(state["backend"])
+            state["_net"] = state["_net"].to(usable_backend(state["backend"]))
         if "_optimizer" in state:
             state["_optimizer"] = Descent.restored(state["_net"], state["_optimizer"])
         super().__setstate__(state)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpuback._core.streams import say
 from gpuback._network.backprop import empty_gradients
 from gpuback._network.mlp import MLP
-from gpuback._training.optimizers import SGD, Adam
+from gpuback._training.optimizers import SGD, Adam, Progress
 from gpuback.sklearn.penalty import write_penalty
 from gpuback.sklearn.samples import TrainingSet
 
@@ -72,7 +72,7 @@ class Descent:
         descent = cls(net, portable["parameters"])
         descent.steps = portable["steps"]
         descent._optimizer.learning_rate = portable["learning_rate"]
-        descent._optimizer._restore(net, portable["state"], descent.steps)
+        descent._optimizer._restore(net, portable["state"], Progress(descent.steps))
         return descent
 
     def epoch(self, batches: TrainingSet, order: NDArray[np.intp] | None, alpha: float) -> float:
@@ -125,4 +125,5 @@ class Descent:
         before, self._optimizer.learning_rate = self._optimizer.learning_rate, rate
         if "velocity" in self._optimizer.state and rate != before:
             with self._net.ops.scope():
-                self._optimizer.state["velocity"] *= before / rate
+                velocity = self._optimizer.state["velocity"]
+                velocity *= before / rate
