@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -95,7 +94,7 @@ def _complain(problem: object, code: int, options: Mapping[str, str] | None = No
     if options:
         message = in_options(message, options)
     if isinstance(problem, OSError) and problem.strerror:
-        message = f"{os.fsdecode(problem.filename)}: {problem.strerror}" if problem.filename else problem.strerror
+        message = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
     print(f"gpuback: {shown(message)}", *getattr(problem, "__notes__", ()), sep="\n", file=sys.stderr)
     return code
 
