@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -17,9 +17,11 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, shuffle
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from gpuback._backends.registry import usable_backend
 from gpuback._core.activations import Siren
 from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import initial_parameters
+from gpuback._core.streams import say, warn
 from gpuback._core.typing import ArrayLike
 from gpuback._network.mlp import MLP
 from gpuback.errors import DataError, OptionError
@@ -116,7 +118,7 @@ class BaseMLP(Parameters, ABC):
             else:
                 self._descend(X, y, targets, weight, random, incremental)
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.", stacklevel=3)
+            warn("Training interrupted by user.", stacklevel=3)
         if self._stops_early:
             self._net.theta = self._best_theta
         with self._net.ops.scope():
@@ -230,9 +232,7 @@ class BaseMLP(Parameters, ABC):
         if self.batch_size == "auto":
             return min(200, n_samples)
         if self.batch_size > n_samples:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
-            )
+            warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5)
         return min(int(self.batch_size), n_samples)
 
     def _epochs(self, samples: TrainingSet, n_samples: int, random: Any, held: Any, incremental: bool) -> None:
@@ -257,7 +257,7 @@ class BaseMLP(Parameters, ABC):
                     return
                 self._no_improvement_count = 0
         if not incremental:
-            warnings.warn(
+            warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                 "converged yet.",
                 ConvergenceWarning,
@@ -269,7 +269,7 @@ class BaseMLP(Parameters, ABC):
         self.n_iter_ += 1
         self.loss_curve_.append(loss)
         if self.verbose:
-            print(f"Iteration {self.n_iter_}, loss = {loss:.8f}")
+            say(f"Iteration {self.n_iter_}, loss = {loss:.8f}")
 
     def _note_loss(self) -> bool:
         """Tell whether the loss is the best so far by more than tol; NaN counts as better, as in scikit-learn."""
@@ -288,7 +288,7 @@ class BaseMLP(Parameters, ABC):
             score = float(self._score(y, self._predictions(outputs), sample_weight))
         self.validation_scores_.append(score)
         if self.verbose:
-            print(f"Validation score: {score:f}")
+            say(f"Validation score: {score:f}")
         improved = not score < self.best_validation_score_ + self.tol
         if score > self.best_validation_score_:
             self.best_validation_score_ = score
@@ -312,7 +312,7 @@ class BaseMLP(Parameters, ABC):
         )
         self.loss_ = objective.loss
         if reason is not None:
-            warnings.warn(
+            warn(
                 f"lbfgs ended after {self.n_iter_} iterations and before it converged: {reason}. Increase max_iter or "
                 "max_fun, or scale the data.",
                 ConvergenceWarning,
@@ -385,6 +385,8 @@ class BaseMLP(Parameters, ABC):
         state = dict(super().__getstate__())
         if "_net" in state:
             state["_net"] = self._net.to("numpy")
+            for name in {"loss_curve_", "validation_scores_"} & set(state):  # which go on growing
+                state[name] = copy.copy(state[name])
         if "_optimizer" in state:
             state["_optimizer"] = self._optimizer.portable()
         return state
@@ -392,7 +394,7 @@ class BaseMLP(Parameters, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         if "_net" in state:
-            state["_net"] = state["_net"].to(state["backend"])
+            state["_net"] = state["_net"].to(usable_backend(state["backend"]))
         if "_optimizer" in state:
             state["_optimizer"] = Descent.restored(state["_net"], state["_optimizer"])
         super().__setstate__(state)

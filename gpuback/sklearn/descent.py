@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuback._core.streams import say
 from gpuback._network.backprop import empty_gradients
 from gpuback._network.mlp import MLP
-from gpuback._training.optimizers import SGD, Adam
+from gpuback._training.optimizers import SGD, Adam, Progress
 from gpuback.sklearn.penalty import write_penalty
 from gpuback.sklearn.samples import TrainingSet
 
@@ -71,7 +72,7 @@ class Descent:
         descent = cls(net, portable["parameters"])
         descent.steps = portable["steps"]
         descent._optimizer.learning_rate = portable["learning_rate"]
-        descent._optimizer._restore(net, portable["state"], descent.steps)
+        descent._optimizer._restore(net, portable["state"], Progress(descent.steps))
         return descent
 
     def epoch(self, batches: TrainingSet, order: NDArray[np.intp] | None, alpha: float) -> float:
@@ -113,15 +114,16 @@ class Descent:
         rate = self._optimizer.learning_rate
         if not adaptive or rate <= SMALLEST_RATE:
             if verbose:
-                print(message + (" Learning rate too small. Stopping." if adaptive else " Stopping."))
+                say(message + (" Learning rate too small. Stopping." if adaptive else " Stopping."))
             return True
         self._set_rate(rate / 5.0)
         if verbose:
-            print(f"{message} Setting learning rate to {rate / 5.0:f}")
+            say(f"{message} Setting learning rate to {rate / 5.0:f}")
         return False
 
     def _set_rate(self, rate: float) -> None:
         before, self._optimizer.learning_rate = self._optimizer.learning_rate, rate
         if "velocity" in self._optimizer.state and rate != before:
             with self._net.ops.scope():
-                self._optimizer.state["velocity"] *= before / rate
+                velocity = self._optimizer.state["velocity"]
+                velocity *= before / rate
