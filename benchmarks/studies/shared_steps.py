@@ -3,7 +3,8 @@
 python -m benchmarks.studies.shared_steps [SECONDS] [FILE.json]
 
 Times training steps with SGD of networks and batch sizes on one thread, in blocks with sums of their own, and in two
-phases. The three take turns. "Plan" is what gpuback chooses. Run it on an otherwise idle machine.
+phases. The three take turns. "Plan" is what gpuback chooses. Run it on an otherwise idle machine. Figures are in
+benchmarks/results/shared_steps.json.
 """
 
 from __future__ import annotations

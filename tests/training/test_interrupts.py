@@ -28,8 +28,8 @@ pytestmark = [
 
 CASES = {
     "one thread": ((64, 64, 64, 10), 64),
-    "two phases": ((256, 256, 128, 10), 256),
-    "blocks": ((32, 32, 10), 8192),
+    "two phases": ((784, 256, 128, 10), 128),
+    "blocks": ((64, 64, 64, 10), 4096),
 }
 STEPS = 40
 INTERRUPTS = int(os.environ.get("GPUBACK_TEST_INTERRUPTS", "12"))

@@ -20,10 +20,11 @@ BLOCK_BYTES = 1 << 21
 FEWEST_BLOCK_ROWS = 256
 """Products of fewer rows run below BLAS's full rate."""
 
-WORTH_THREADS = 1e8
+WORTH_THREADS = 1.2e8
 """A pass with more floating-point operations than this (1 ms of one core) is worth sharing. To wake a thread takes 20
-to 60 µs, and a few times a pass threads wait as long for Python's lock. Of 1.05 · 10⁸ operations two threads gained
-nothing, of 1.8 · 10⁸ 12 %, of 2 · 10⁸ 30 %: benchmarks/studies/shared_steps.py."""
+to 60 µs, and a few times a pass a thread waits as long for Python's lock. With 1.0 to 1.1 · 10⁸ operations two threads
+took 0.85 to 1.2 times as long as one, with 1.3 to 2.2 · 10⁸ 0.55 to 1, with more 0.55 to 0.85: see
+benchmarks/results/shared_steps.json."""
 
 FEWEST_PIECE_ROWS, MOST_PIECE_ROWS, ROW_PIECES, FEWEST_PIECE_FLOPS = 64, 512, 4, 3e7
 """By rows, a batch is cut into `ROW_PIECES`, into two if those had fewer rows or operations than the least, or into
