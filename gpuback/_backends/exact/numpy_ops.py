@@ -7,36 +7,33 @@ to float32 and then, for 16-bit operands, to their dtype. Only IEEE + − × ÷ 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from gpuback._backends.exact import numpy_products
 from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule, output_functions
 from gpuback._backends.exact.losses import softmax, through_output
+from gpuback._backends.exact.numpy_finish import parts
+from gpuback._backends.exact.numpy_products import ExactWork, rows_at_once
 from gpuback._backends.exact.per_sample import ReproducibleNumpyPerSample
-from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
+from gpuback._backends.numpy.plans import WORTH_BLAS_THREADS
 from gpuback._backends.numpy.workspace import NumpyWorkspace
-from gpuback._core.activations import Activation
-from gpuback._core.elementary import SCRATCH, store
+from gpuback._core.elementary import store
 from gpuback._core.exact_sums import exact_sum
+from gpuback._core.integers import ceil_div
 from gpuback._core.losses import Loss
 from gpuback._core.precision import Precision
-from gpuback._core.reproducible_forms import evaluated, functions_of
+from gpuback._core.reproducible_forms import evaluated
 from gpuback._core.scratch import aligned_empty
-from gpuback._core.threads import ThreadPool
+from gpuback._core.threads import ThreadPool, blas_threads
 from gpuback._core.typing import Array
 
-ELEMENTS_AT_ONCE = 1 << 14
-"""Elements that elementwise operations process at a time: a few float64 arrays of them stay in cache."""
-
-SLICES_IN_CACHE = 1 << 18
-"""Elements of a batch that are split at a time, where rows × width can be that small."""
-
-FEWEST_ROWS = 1024
-"""Products of fewer rows than these run below BLAS's full rate."""
+FORWARD_WORTH_THREADS = 1e7
+"""A forward pass with more floating-point operations, of plain products, than this is worth threads."""
 
 
 class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
@@ -47,6 +44,7 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
     """
 
     reproducible = True
+    _products = numpy_products
 
     def __init__(self, multiply: Multiply = np.dot) -> None:
         self._multiply = multiply
@@ -58,8 +56,26 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
     ) -> tuple[int, ThreadPool]:
         """Choose one block for a gradient: the scales of dW's products belong to the whole batch."""
-        rows = batch_size if need_gradient else min(batch_size, rows_at_once(max(sizes)))
-        return rows, ThreadPool(1, blas_alone=False)
+        flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
+        threads = blas_threads() if batch_size * sum(flops) > FORWARD_WORTH_THREADS else 1
+        if need_gradient:
+            return batch_size, ThreadPool(1, blas_alone=batch_size * max(flops) < WORTH_BLAS_THREADS)
+        rows = min(batch_size, rows_at_once(max(sizes)))
+        blocks = ceil_div(batch_size, rows)
+        return rows, ThreadPool(min(threads, blocks), blas_alone=rows * max(flops) < WORTH_BLAS_THREADS)
+
+    def bind_load(self, width: int, precision: Precision, workspace: NumpyWorkspace) -> Callable[[Array], Array]:
+        """Return a function that copies x feature by feature, in the operands' format."""
+        h_0 = workspace.hidden(width)
+        round_h = workspace.bind_round(h_0)
+
+        def load(x: Array) -> Array:
+            np.copyto(h_0, x)
+            if round_h is not None:
+                round_h()
+            return h_0
+
+        return load
 
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleWorkspace
@@ -143,161 +159,23 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         return "3 exact float64 BLAS GEMMs of slices for dW, exact sums for db" + (", 3 for dh" if need_da_prev else "")
 
 
-def rows_at_once(widest: int) -> int:
-    """Return how many rows of a batch to work on at a time."""
-    return min(BLOCK, max(FEWEST_ROWS, SLICES_IN_CACHE // widest))
-
-
 class ReproducibleWorkspace(NumpyWorkspace):
-    """The buffers of one network for one batch size; the output layer's are C-ordered."""
+    """The buffers of one network for one batch size, feature by feature but for the output layer's."""
 
     def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply) -> None:
         super().__init__(rows, sizes, precision)
-        self.slices = SliceBuffers(NumpyExactBackend(max(sizes), precision, multiply), rows, sizes)
+        self.slices = ExactWork(rows, sizes, precision, multiply)
+
+    def hidden(self, width: int) -> Array:
+        return aligned_empty((self.rows, width), self._precision.accumulator, "F")
 
     def output(self, width: int) -> Array:
-        return self.hidden(width)
+        return super().hidden(width)
 
-
-class NumpyExactBackend:
-    """`gpuback._backends.exact.products.ExactBackend` on NumPy.
-
-    Args:
-        widest: the largest number of columns.
-        precision: of the network.
-        multiply: (left, right, out) → None.
-    """
-
-    def __init__(self, widest: int, precision: Precision, multiply: Multiply) -> None:
-        self._multiply = multiply
-        self._precision = precision
-        size = max(ELEMENTS_AT_ONCE, widest)
-        self._double = [np.empty(size) for _ in range(1 + SCRATCH)]
-        self._slope = np.empty(size)
-        self._single = np.empty(size, np.float32)
-        self._rounded = np.empty(size if precision.sixteen_bit else 0, precision.operand)
-
-    def rows_at_once(self, widest: int) -> int:
-        return rows_at_once(widest)
-
-    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return aligned_empty(shape, dtype)
-
-    def largest_of_rows(self, x: Array, largest: Array) -> None:
-        np.maximum.reduce(x, axis=1, out=largest)
-        np.maximum(largest, -np.minimum.reduce(x, axis=1), out=largest)
-
-    def largest_of_columns(self, x: Array, largest: Array) -> None:
-        np.maximum.reduce(x, axis=0, out=largest)
-        np.maximum(largest, -np.minimum.reduce(x, axis=0), out=largest)
-
-    def split_rows(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
-        factors = _power_of_two(largest, bits, inverse=True)[:, None]
-        for rows in _row_chunks(*x.shape):
-            _split(x[rows], factors[rows], bits, first[rows], second[rows])
-
-    def split_columns(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
-        factors = _power_of_two(largest, bits, inverse=True)
-        for rows in _row_chunks(*x.shape):
-            _split(x[rows], factors, bits, first[rows], second[rows])
-
-    def multiply(self, left: Array, right: Array, out: Array) -> None:
-        self._multiply(left, right, out)
-
-    def accumulate(self, addend: Array, total: Array) -> None:
-        np.add(total, addend, out=total)
-
-    def add(self, sums: Sums, totals: Sums, *, first: bool) -> None:
-        for part, total in zip(sums, totals, strict=True):
-            if first:
-                np.copyto(total, part, casting="unsafe")
-            else:
-                np.add(total, part, out=total, dtype=np.int64, casting="unsafe")
-
-    def finish_forward(
-        self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
-    ) -> None:
-        bias, pre_activation = b.astype(np.float64), h if a is None else a
-        functions = None if g is None else functions_of(g)
-        for rows, values in self._combined(sums, scales):
-            np.add(values, bias, out=values)
-            pre = self._round_into(values, pre_activation[rows], sixteen_bit=g is not None and g.derivative_from == "a")
-            if functions is not None:
-                np.copyto(values, pre)
-                functions[0](values, values, self._scratch(values))
-                self._round_into(values, h[rows], sixteen_bit=True)
-
-    def finish_delta(
-        self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
-    ) -> None:
-        functions = None if g is None else functions_of(g)
-        for rows, values in self._combined(sums, scales):
-            if factor != 1.0:
-                np.multiply(values, factor, out=values)
-            delta = self._round_into(values, da_prev[rows], sixteen_bit=False)
-            if functions is not None and source is not None:
-                slope = self._slope[: values.size].reshape(values.shape)
-                np.copyto(slope, source[rows])
-                functions[1](slope, slope, self._scratch(values))
-                np.multiply(slope, delta, out=values)
-                self._round_into(values, delta, sixteen_bit=True)
-
-    def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
-        for rows, values in self._combined(sums, scales):
-            if factor != 1.0:
-                np.multiply(values, factor, out=values)
-            if accumulate:
-                addend = self._single[: values.size].reshape(values.shape)
-                np.add(self._round_into(values, addend, sixteen_bit=False), out[rows], out=values)
-                store(values, out[rows])
-            else:
-                self._round_into(values, out[rows], sixteen_bit=False)
-
-    def _combined(self, sums: Sums, scales: Scales) -> Iterator[tuple[slice, Array]]:
-        """Compute C = σ_i τ_j 2⁻²ˢ (P + 2⁻ˢ Q) in float64, a few rows at a time."""
-        height, width = sums.p.shape
-        sigma = _power_of_two(scales.rows, -scales.bits)[:, None]
-        tau = _power_of_two(scales.columns, -scales.bits)
-        for rows in _row_chunks(height, width):
-            values = self._double[0][: (rows.stop - rows.start) * width].reshape(-1, width)
-            np.multiply(sums.q[rows], 2.0**-scales.bits, out=values)
-            np.add(values, sums.p[rows], out=values)
-            np.multiply(values, tau, out=values)
-            np.multiply(values, sigma[rows], out=values)
-            yield rows, values
-
-    def _scratch(self, like: Array) -> tuple[Array, ...]:
-        return tuple(flat[: like.size].reshape(like.shape) for flat in self._double[1:])
-
-    def _round_into(self, values: Array, out: Array, *, sixteen_bit: bool) -> Array:
-        """Round `values` to float32, add +0 and, if `sixteen_bit`, round to a 16-bit operands' dtype; return `out`."""
-        store(values, out)
-        np.add(out, 0.0, out=out)
-        if sixteen_bit and self._precision.sixteen_bit:
-            rounded = self._rounded[: out.size].reshape(out.shape)
-            np.copyto(rounded, out, casting="unsafe")
-            np.copyto(out, rounded)
-        return out
+    def delta(self, layer: int, width: int) -> Array:
+        return self.hidden(width) if layer == 0 else super().delta(layer, width).reshape(width, self.rows).T
 
 
 def _row_chunks(rows: int, width: int) -> Iterator[slice]:
     """Cut rows into slices of up to `ELEMENTS_AT_ONCE` elements."""
-    at_once = max(1, ELEMENTS_AT_ONCE // width)
-    return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
-
-
-def _power_of_two(largest: Array, exponent: int, *, inverse: bool = False) -> Array:
-    """Return 2^exponent σ or 2^exponent / σ, σ the power of two just above `largest`; NaN where that is not finite."""
-    powers = np.frexp(largest)[1]
-    result: Array = np.ldexp(1.0, (-powers if inverse else powers) + exponent)
-    result[~np.isfinite(largest)] = math.nan
-    return result
-
-
-def _split(x: Array, factor: Array, bits: int, first: Array, second: Array) -> None:
-    np.copyto(second, x)
-    np.multiply(second, factor, out=second)
-    np.rint(second, out=first)
-    np.subtract(second, first, out=second)
-    np.multiply(second, 2.0**bits, out=second)
-    np.rint(second, out=second)
+    return iter(parts(rows, width))
