@@ -1,11 +1,51 @@
-"""Exact products as `products.py` writes them down: integers, one operation a line, no threads."""
+"""Exact products on NumPy as `products.py` writes them down: slices are integers, one operation a line, no threads.
+
+What `gpuback._backends.exact.numpy_products` and the CUDA kernels compute is held to this, to the bit.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+
+from gpuback._backends.exact import products
+from gpuback._backends.exact.layers import Multiply
+from gpuback._backends.exact.numpy_ops import ReproducibleNumpyOps
+from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
+from gpuback._backends.numpy.workspace import NumpyWorkspace
+from gpuback._core.activations import Activation
+from gpuback._core.elementary import SCRATCH, store
+from gpuback._core.precision import Precision
+from gpuback._core.reproducible_forms import functions_of
+from gpuback._core.scratch import aligned_empty
+from gpuback._core.typing import Array
+
+ELEMENTS_AT_ONCE = 1 << 14
+"""Elements that elementwise operations process at a time."""
+
+
+class ReferenceWorkspace(NumpyWorkspace):
+    """Every array C-ordered."""
+
+    def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply) -> None:
+        super().__init__(rows, sizes, precision)
+        self.slices = SliceBuffers(NumpyExactBackend(max(sizes), precision, multiply), rows, sizes)
+
+    def output(self, width: int) -> Array:
+        return self.hidden(width)
+
+
+class ReferenceOps(ReproducibleNumpyOps):
+    """Layer by layer over the whole batch, by `products.py`'s functions."""
+
+    _products = products
+
+    def workspace(self, rows: int, sizes: tuple[int, ...], precision: Precision) -> Any:
+        return ReferenceWorkspace(rows, sizes, precision, self._multiply)
+
 
 class NumpyExactBackend:
     """`gpuback._backends.exact.products.ExactBackend` on NumPy.
@@ -26,7 +66,7 @@ class NumpyExactBackend:
         self._rounded = np.empty(size if precision.sixteen_bit else 0, precision.operand)
 
     def rows_at_once(self, widest: int) -> int:
-        return rows_at_once(widest)
+        return min(BLOCK, max(1024, (1 << 18) // widest))
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         return aligned_empty(shape, dtype)

@@ -19,7 +19,7 @@ from gpuback._core.reproducible_forms import functions_of
 from gpuback._core.scratch import aligned_empty
 from gpuback._core.typing import Array
 
-ELEMENTS_AT_ONCE = 1 << 14
+ELEMENTS_AT_ONCE = 1 << 16
 """Elements that elementwise operations process at a time: a few float64 arrays of them stay in cache."""
 
 SAME_IN_SINGLE = ("identity", "relu", "hard_tanh", "relu6")
@@ -62,7 +62,7 @@ class Finish:
         self._in_single = g is not None and g.forms is None and g.name in SAME_IN_SINGLE
 
     def forward(self, buffers: Buffers, values: Array, bias: Array, a: Array, h: Array) -> None:
-        """a = C + b, rounded once, and h = g(a), or h = a without g; bias is (M, 1)."""
+        """Write a = C + b, rounded once, and h = g(a), or h = a without g; bias is (M, 1)."""
         for part in parts(*values.shape):
             wide, pre, out = values[part], a[part], h[part]
             np.add(wide, bias[part], out=wide)

@@ -7,7 +7,8 @@ to float32 and then, for 16-bit operands, to their dtype. Only IEEE + − × ÷ 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy as np
 from gpuback._backends.exact import numpy_products
 from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule, output_functions
 from gpuback._backends.exact.losses import softmax, through_output
-from gpuback._backends.exact.numpy_finish import parts
-from gpuback._backends.exact.numpy_products import ExactWork, rows_at_once
+from gpuback._backends.exact.numpy_finish import ELEMENTS_AT_ONCE
+from gpuback._backends.exact.numpy_products import ExactWork, pool_for, rows_at_once
 from gpuback._backends.exact.per_sample import ReproducibleNumpyPerSample
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.numpy.plans import WORTH_BLAS_THREADS
@@ -28,9 +29,12 @@ from gpuback._core.integers import ceil_div
 from gpuback._core.losses import Loss
 from gpuback._core.precision import Precision
 from gpuback._core.reproducible_forms import evaluated
-from gpuback._core.scratch import aligned_empty
+from gpuback._core.scratch import CACHE_LINE, aligned_empty
 from gpuback._core.threads import ThreadPool, blas_threads
 from gpuback._core.typing import Array
+
+EXPONENTIALS = 500
+"""Multiplications that take as long as what a loss computes for one number, roughly."""
 
 FORWARD_WORTH_THREADS = 1e7
 """A forward pass with more floating-point operations, of plain products, than this is worth threads."""
@@ -84,15 +88,22 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         rule, round_da = loss_rule(loss, output), workspace.bind_round(da)
         parameters = loss.parameters(a.shape[1])
 
+        chunks = _chunks(*a.shape)
+        pool = pool_for(EXPONENTIALS * a.size, len(chunks))
+
         def loss_and_delta(y: Array, weight: Array | None) -> Array:
             losses = np.empty(len(a))
-            for rows in _row_chunks(len(a), a.shape[1]):
+
+            def chunk(index: int, worker: int) -> None:
+                rows = chunks[index]
                 losses[rows], delta = rule(a[rows].astype(np.float64), y[rows], parameters)
                 if weight is not None:
                     losses[rows] *= weight[rows]
                     delta *= weight[rows, None]
                 delta /= divisor
                 store(delta, da[rows])
+
+            pool.run(chunk, len(chunks))
             if round_da is not None:
                 round_da()
             return losses
@@ -125,7 +136,7 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         functions = output_functions(name)
 
         def apply(out: Array) -> None:
-            for rows in _row_chunks(len(a), a.shape[1]):
+            for rows in _chunks(len(a), a.shape[1]):
                 values = a[rows].astype(np.float64)
                 values = softmax(values)[1] if functions is None else evaluated(functions[0], values)
                 store(values, out[rows])
@@ -138,7 +149,7 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         functions, round_da = output_functions(output), workspace.bind_round(da)
 
         def output_delta(dy: Array, weight: Array | None) -> None:
-            for rows in _row_chunks(*dy.shape):
+            for rows in _chunks(*dy.shape):
                 values = dy[rows].astype(np.float64)
                 delta = through_output(functions, values if source is None else source[rows].astype(np.float64), values)
                 if weight is not None:
@@ -167,15 +178,39 @@ class ReproducibleWorkspace(NumpyWorkspace):
         self.slices = ExactWork(rows, sizes, precision, multiply)
 
     def hidden(self, width: int) -> Array:
-        return aligned_empty((self.rows, width), self._precision.accumulator, "F")
-
-    def output(self, width: int) -> Array:
-        return super().hidden(width)
+        return self._feature_major(aligned_empty(self._length() * width, self._precision.accumulator), width)
 
     def delta(self, layer: int, width: int) -> Array:
-        return self.hidden(width) if layer == 0 else super().delta(layer, width).reshape(width, self.rows).T
+        if layer == 0:
+            return self.hidden(width)
+        return self._feature_major(self._feature_deltas[layer % 2], width)
+
+    @cached_property
+    def _feature_deltas(self) -> list[Array]:
+        widest = max(self._sizes[1:])
+        return [aligned_empty(self._length() * widest, self._precision.accumulator) for _ in range(2)]
+
+    def _length(self) -> int:
+        """Return how far apart features begin: not by a multiple of 1 KB, whose places in a cache are few."""
+        return self.rows + (CACHE_LINE // 4 if self.rows % 256 == 0 else 0)
+
+    def _feature_major(self, flat: Array, width: int) -> Array:
+        """Return (rows, width) with each feature's numbers side by side."""
+        return flat[: self._length() * width].reshape(width, -1).T[: self.rows]
+
+    def bind_round(self, array: Array) -> Callable[[], object] | None:
+        if not self._precision.sixteen_bit:
+            return None
+        rounded = np.empty_like(array, self._precision.operand)
+
+        def round_in_place() -> None:
+            np.copyto(rounded, array, casting="unsafe")
+            np.copyto(array, rounded)
+
+        return round_in_place
 
 
-def _row_chunks(rows: int, width: int) -> Iterator[slice]:
-    """Cut rows into slices of up to `ELEMENTS_AT_ONCE` elements."""
-    return iter(parts(rows, width))
+def _chunks(rows: int, width: int) -> list[slice]:
+    """Cut rows of the output layer into chunks of up to `ELEMENTS_AT_ONCE` elements, and at least one for a thread."""
+    at_once = max(1, min(ELEMENTS_AT_ONCE // width, ceil_div(rows, blas_threads())))
+    return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]

@@ -38,12 +38,19 @@ EXPONENT = np.int64(0x7FF << 52)
 """The bits of a float64's exponent."""
 
 SMALLEST = 2.0**-149
-"""Stands for the scale of a row of zeros."""
+"""Stands for the largest magnitude of a row of zeros: any number serves."""
 
 
 def rows_at_once(widest: int) -> int:
     """Return how many rows of a batch to work on at a time."""
     return min(products.BLOCK, max(ELEMENTS_AT_ONCE // widest, min(FEWEST_ROWS, ELEMENTS_AT_ONCE // 64)))
+
+
+def pool_for(multiplications: int, chunks: int) -> ThreadPool:
+    """Choose threads for an operation of so many multiplications, in so many chunks."""
+    if chunks > 1 and multiplications > WORTH_THREADS:
+        return ThreadPool(min(blas_threads(), chunks), blas_alone=True)
+    return ThreadPool(1, blas_alone=False)
 
 
 class ExactWork:
@@ -62,13 +69,11 @@ class ExactWork:
             at_once = min(at_once, ceil_div(rows, min(workers, rows)))
         self.rows = rows
         self.chunks = [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]
-        self._alone, self._side_by_side = ThreadPool(1, blas_alone=False), ThreadPool(workers, blas_alone=True)
         self._buffers = [Buffers() for _ in range(workers)]
 
     def pool(self, multiplications: int) -> ThreadPool:
-        """Return the pool that a product of so many multiplications takes."""
-        several = len(self.chunks) > 1 and multiplications > WORTH_THREADS
-        return self._side_by_side if several else self._alone
+        """Return the pool for an operation of so many multiplications."""
+        return pool_for(multiplications, len(self.chunks))
 
     def buffers(self, worker: int) -> Buffers:
         return self._buffers[worker]
@@ -80,7 +85,7 @@ class Scales:
     Where `largest` is not finite, they are ∞ and 0: slices are 0 or NaN, and σ times any sum of them is NaN.
 
     Attributes:
-        largest: the largest magnitudes, float32, from which `update` computes the others.
+        largest: the largest magnitudes, float32, at least `SMALLEST`, from which `update` computes the others.
     """
 
     def __init__(self, count: int, bits: int) -> None:
@@ -92,7 +97,6 @@ class Scales:
     def update(self) -> None:
         np.copyto(self.unit, self.largest)
         np.bitwise_and(self._exponents, EXPONENT, out=self._exponents)  # σ/2
-        np.maximum(self.unit, SMALLEST, out=self.unit)
         np.multiply(self.unit, self._factor, out=self.unit)
         np.divide(1.0, self.unit, out=self.inverse)
 
@@ -140,7 +144,7 @@ class WeightSlices:
 
     def update(self) -> None:
         np.abs(self._A, out=self._magnitudes)
-        np.maximum.reduce(self._magnitudes, axis=1, out=self.scales.largest)
+        np.maximum.reduce(self._magnitudes, axis=1, out=self.scales.largest, initial=SMALLEST)
         self.scales.update()
         for A, second, split in self._splits:
             np.copyto(second, A)
@@ -240,7 +244,7 @@ def bind_product(work: ExactWork, A: Array, finish: Callable[[Buffers, slice, Ar
 
         def product(x: Array) -> Array:
             np.abs(x, out=magnitudes)
-            np.maximum.reduce(magnitudes, axis=0, out=scales.largest)
+            np.maximum.reduce(magnitudes, axis=0, out=scales.largest, initial=SMALLEST)
             scales.update()
             sums.clear()
             for block, first, both, slices, x_1, x_2, split in blocks:
@@ -409,7 +413,7 @@ def _bind_gradient(work: ExactWork, da: Array, n_in: int, factor: float) -> Call
             workers[worker].take(da_features[:, rows], h_features[:, rows])
 
         pool.run(find_largest, len(work.chunks))
-        np.maximum.reduce(largest, axis=0, out=scales.largest)
+        np.maximum.reduce(largest, axis=0, out=scales.largest, initial=SMALLEST)
         scales.update()
         for sums in workers:
             sums.clear()
