@@ -42,13 +42,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
+from gpuback._core.jets import Jet
 from gpuback._core.losses import Loss
 from gpuback._core.parameters import Gradients, Layout, ParameterRange
 from gpuback._core.precision import Precision
@@ -135,6 +136,14 @@ class Update(Protocol):
     def poll_diverged(self) -> int | None:
         """Return `diverged_at` as of a recent moment, without waiting."""
         ...
+
+
+class AdamUpdate(Update, Protocol):
+    """Adam's update."""
+
+    beta_powers: tuple[float, float] | None
+    """(Πβ₁, Πβ₂) over the updates made, from which copies and checkpoints go on. None: the next update computes βᵗ by
+    its own β, with t = `steps`. Reading it on a GPU waits for the work that is queued."""
 
 
 class CapturableUpdate(Update, Protocol):
@@ -317,6 +326,87 @@ class FusedNetwork(Protocol):
         ...
 
 
+Moves: TypeAlias = tuple[Array, Array] | None
+"""Ẇ (nO, nI), as products read it, and ḃ (nO,) in A: how a layer's parameters move; None if they do not."""
+
+
+class JetOps(Protocol):
+    """Operations on jets (P, rows, n): `gpuback._core.jets` says what these are, `multipliers` what m₁, m₂, m₃ are.
+
+    The formulas stand in `gpuback._backends.numpy.jets`. Workspaces are for P · rows rows.
+    """
+
+    def bind_jet_load(self, h: Array, workspace: Any) -> Callable[[Array, Array | None], None]:
+        """Return a function (x, directions) that fills h (1 + D, rows, n_0), x's jet without seconds, rounded to O.
+
+        x is (rows, n_0), directions (D, rows, n_0) or (D, 1, n_0), both in A; None stands for zeros.
+        """
+        ...
+
+    def bind_jet_forward(
+        self,
+        jet: Jet,
+        W: Array,
+        b: Array,
+        moves: Moves,
+        h: Array,
+        a: Array,
+        m: Sequence[Array],
+        activation: Activation | None,
+        planes_in: int,
+        workspace: Any,
+    ) -> Callable[[Array], None]:
+        """Return a function of h_prev (P, rows, nI) in O: h = g(a), a = h_prev Wᵀ + b, for jets.
+
+        Args:
+            W, b, activation: as `Ops.bind_forward`'s.
+            moves: how W and b move.
+            h: (P, rows, nO), written, rounded to O.
+            a: (P, rows, nO), written; rounded to O where g' is computed from a; may be h for the output layer.
+            m: arrays (rows, nO) for m₁ and those after it that are not 0 and will be needed; written.
+            planes_in: how many planes of h_prev are not 0, and are read.
+        """
+        ...
+
+    def bind_jet_output(
+        self, jet: Jet, output: str, a: Array, dy: Array, workspace: Any, *, to_a: bool
+    ) -> tuple[Array, Callable[[], object] | None, Callable[[], object] | None]:
+        """Bind the output function O for jets; softmax has no second derivatives.
+
+        Args:
+            a: a_L's jet (P, rows, n_L) in A.
+            dy: adjoints of ŷ's jet (P, rows, n_L) in A.
+            to_a: whether they are of a_L's jet instead.
+
+        Returns:
+            ŷ's jet, which may be a; a function that computes it; and one that turns dy into da_L, rounded to O, in
+            place. Either function may be None if there is nothing to do.
+        """
+        ...
+
+    def bind_jet_backward(
+        self,
+        jet: Jet,
+        da: Array,
+        W: Array,
+        moves: Moves,
+        dh: Array | None,
+        below: tuple[Activation, Array, Sequence[Array]] | None,
+        planes_in: int,
+        workspace: Any,
+    ) -> Callable[[Array, Array | None, Array | None, bool], None]:
+        """Return a function (h_prev, dW, db, accumulate): `Ops.bind_backward` for jets; dW and db may be None.
+
+        Args:
+            da: (P, rows, nO) in O.
+            dh: (P, rows, nI), written, da of the layer below; None to skip it. At the network's input, without g' and
+                not rounded, as many planes as are wanted.
+            below: g of the layer below, the jet that its g' is computed from, and its m.
+            moves, planes_in: as `bind_jet_forward`'s.
+        """
+        ...
+
+
 class Ops(Protocol):
     """A backend: every operation on its arrays, in the order of a batch's life."""
 
@@ -325,6 +415,9 @@ class Ops(Protocol):
 
     reproducible: bool
     """Whether results have the bits that every backend gives with `reproducible=True`."""
+
+    jets: JetOps | None
+    """The operations on jets; None where there are none."""
 
     # Scope
 
@@ -336,7 +429,7 @@ class Ops(Protocol):
         """
         ...
 
-    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+    def bind_scope(self, on_invalid: Callable[..., object] | None = None) -> Callable[..., Any]:
         """Return a function (work, *arguments) that returns work(*arguments), run in such a scope.
 
         The scope is made once for many calls. One thread at a time may call the function.
@@ -616,26 +709,24 @@ class Ops(Protocol):
         """Return the scale that float16 gradients carry which start from a dy (rows, width) in A."""
         ...
 
-    def layer_backward(
-        self,
-        da: Array,
-        h_prev: Array,
-        W: Array,
-        source: Array | None,
-        activation_prev: Activation,
-        precision: Precision,
-        dW: Array,
-        db: Array,
-        da_prev: Array | None,
-        accumulate: bool,
-    ) -> None:
-        """Compute `gpuback.fused_backward`, whose arguments are checked: `bind_backward` once, with scale 1.
+    def bind_layer_backward(
+        self, da: Array, n_in: int, activation_prev: Activation, precision: Precision
+    ) -> Callable[[Array, Array, Array, Array | None, Array, Array, Array | None, bool], None]:
+        """Return a function (da, h_prev, W, source, dW, db, da_prev, accumulate): `gpuback.fused_backward`, checked.
 
-        Operands are the user's: in O itself, of any strides and alignment that the caller did not refuse. The backend
-        copies what it cannot read in place, and may cache launches, but no arrays, from call to call.
+        It is `bind_backward`'s with scale 1, for operands of the user's, given at each call: in O itself, of any
+        strides and alignment that the caller did not refuse. The backend copies what it cannot read in place. No array
+        is kept from call to call. One thread at a time may call it.
+
+        Args:
+            da: of the shape, dtype and strides that calls will have; not read.
+            n_in: nI.
+            activation_prev: g of the layer below. A call's `source` is what g' is computed from, (B, nI), or None
+                without da_prev.
+            precision: of the operands.
 
         Raises:
-            OptionError: an alignment that the device cannot read.
+            OptionError: from the function, an alignment that the device cannot read.
         """
         ...
 
@@ -700,7 +791,7 @@ class Ops(Protocol):
         second_moment: Array,
         steps: int,
         ranges: Sequence[ParameterRange] | None = None,
-    ) -> Update:
+    ) -> AdamUpdate:
         """Return Adam's update of θ, (n_parameters,) in A, and of m and v like it; arguments as `bind_sgd`'s."""
         ...
 

@@ -21,6 +21,7 @@ from gpuback._core.own_loss import LossFunction
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
 from gpuback._core.validation import in_range, number, positive
+from gpuback._text import MOST_IN_NAME, shown
 from gpuback.errors import OptionError, unknown_name
 
 
@@ -268,7 +269,8 @@ class OwnLoss(Loss):
     function: LossFunction | None
 
     def __init__(self, function: LossFunction | None, name: str | None = None) -> None:
-        vars(self).update(function=function, name=_name_of(function) if name is None else name)
+        name = _name_of(function) if name is None else name  # which a file may bring
+        vars(self).update(function=function, name=shown(name, MOST_IN_NAME))
 
     @property
     def options(self) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.protocol import Ops
-from gpuback._backends.registry import ops_for
+from gpuback._backends.registry import ops_for, usable_backend
 from gpuback._core import persistence
 from gpuback._core.architecture import Architecture
-from gpuback._core.fields import shown
 from gpuback._core.losses import Loss
 from gpuback._core.own_loss import LossFunction
 from gpuback._core.parameters import Gradients as Gradients
@@ -22,16 +21,19 @@ from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
 from gpuback._network.backprop import Passes, make_passes, passes_key
+from gpuback._network.derivatives import Differentiable
 from gpuback._network.explain import Explanation, explain
 from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
 from gpuback._network.pool import Pool
+from gpuback._network.reserved import Reserved
 from gpuback._network.trace import Trace, trace
 from gpuback._network.vjp import Pullback, vjp
+from gpuback._text import quoted
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError, UnknownActivationError
 
 
-class MLP:
+class MLP(Differentiable):
     """A feed-forward network: h_k = g_k(W_k h_{k−1} + b_k), ŷ = O(a_L), with a loss averaged over the batch.
 
     Args:
@@ -92,6 +94,12 @@ class MLP:
             allow_tf32=allow_tf32,
             reproducible=reproducible,
         )
+        if architecture.output == "softmax" and architecture.sizes[-1] == 1:
+            raise OptionError(
+                f"sizes {architecture.sizes}: expected two outputs or more behind softmax, which makes 1 of a single"
+                " one whatever θ is. For two classes: two outputs, or one and loss='binary_cross_entropy'. For a"
+                " quantity: loss='squared_error'"
+            )
         names = (*architecture.activations, architecture.output)
         self._assemble(architecture, backend, initial_parameters(architecture.layout, names, seed))
 
@@ -103,6 +111,7 @@ class MLP:
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
+        self._reserved = Reserved(ops, self._theta)
         self._version = 0  # of θ: one more after each change that is not through a view of θ
         self._pool, self._per_sample_pool, self._held_pool = Pool(), Pool(), Pool()
 
@@ -232,7 +241,7 @@ class MLP:
             sample_weight: (B,) w_b, multiplies each sample's loss before the sum. The divisor stays B.
             need_input_grad: also ∂loss/∂x, in `Gradients.inputs`.
             out: gradients to write to, from an earlier call on this network or one of the same sizes; fresh ones by
-                default.
+                default. They may share memory with no other argument, θ or state of an optimizer.
             accumulate: add to out's θ-gradients instead of overwriting them. `inputs` is always overwritten.
 
         Returns:
@@ -243,12 +252,14 @@ class MLP:
                 returned does not fit its ŷ.
             LabelError: a label outside 0 … n_L − 1, a probability outside [0, 1] or a count below 0. Targets on a GPU
                 are not checked, which would mean to wait for it: there a label or count outside makes the loss NaN.
-            OptionError: accumulate without out. Or the loss was a function, and the network was loaded without it.
+            OptionError: accumulate without out; an out that overlaps another array. Or the loss was a function, and the
+                network was loaded without it.
         """
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         if accumulate and out is None:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
-        gradients = as_gradients(out, self._architecture, self._ops)
+        inputs = ("x", x, samples), ("y", y, targets), ("sample_weight", sample_weight, weight)
+        gradients = as_gradients(out, self._architecture, self._ops, self._reserved, *inputs)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
         passes = self._acquire(len(samples), need_input_grad=need_input_grad)
         with self._ops.scope():
@@ -290,7 +301,7 @@ class MLP:
             >>> np.allclose(own.theta, net.value_and_grad(x, target)[1].theta)
             True
         """
-        return vjp(self, self._held_pool, x)
+        return vjp(self, x)
 
     def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """Compute per-sample gradient norms, without materialising the gradients.
@@ -344,7 +355,8 @@ class MLP:
         if max_norm == inf:
             return self.value_and_grad(x, y, sample_weight=sample_weight, out=out)
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
-        gradients = as_gradients(out, self._architecture, self._ops)
+        inputs = ("x", x, samples), ("y", y, targets), ("sample_weight", sample_weight, weight)
+        gradients = as_gradients(out, self._architecture, self._ops, self._reserved, *inputs)
         gradients.inputs = None
         scale = clip_scale(self._architecture.precision, len(samples), max_norm)
         with self._per_sample(len(samples), scale) as passes:
@@ -390,17 +402,20 @@ class MLP:
         """
         return MLP._of(self._architecture, backend, self._ops.to_numpy(self._theta))
 
-    def save(self, path: PathLike) -> None:
+    def save(self, path: PathLike, *, schema: persistence.Storable | None = None) -> None:
         """Write θ and the architecture to a safetensors file, first beside it and then renamed into place.
 
         Of a loss that is a function, the file holds the name: give `load` the function again.
+
+        Args:
+            path: the file.
+            schema: how tables become the network's inputs, a `gpuback.datasets.Schema`, to keep in the same file.
         """
-        persistence.write(
-            path,
-            {"theta": self._ops.to_numpy(self._theta)},
-            {"architecture": self._architecture.as_options()},
-            kind="model",
-        )
+        arrays, metadata = {"theta": self._ops.to_numpy(self._theta)}, {"architecture": self._architecture.as_options()}
+        if schema is not None:
+            more, metadata["schema"] = schema.as_fields()
+            arrays |= more
+        persistence.write(path, arrays, metadata, kind="model")
 
     @classmethod
     def load(
@@ -409,7 +424,10 @@ class MLP:
         backend: str = "auto",
         loss: str | Loss | LossFunction | None = None,
     ) -> MLP:
-        """Read the network that `save` wrote.
+        """Read the network that `save` wrote, or the one in a checkpoint of `fit`, as it was when that was written.
+
+        Where the file holds a schema (`gpuback.datasets.Schema.load`), the network's inputs are what the schema makes
+        of a table.
 
         Args:
             path: the file.
@@ -425,9 +443,10 @@ class MLP:
             UnknownActivationError: an activation of a user's own that is not registered in this process.
             BackendError: the backend cannot be used here.
         """
-        arrays, metadata = persistence.read(path, kind="model")
+        kind, arrays, metadata = persistence.read_any(path, kinds=("model", "checkpoint"))
         try:
-            architecture = Architecture.from_options(metadata["architecture"])
+            options = metadata["architecture"] if kind == "model" else metadata["run"]["architecture"]
+            architecture = Architecture.from_options(options)
             theta = arrays["theta"]
         except UnknownActivationError as error:
             raise UnknownActivationError(f"{os.fspath(path)}: {error}") from error
@@ -439,18 +458,25 @@ class MLP:
         if (theta.shape, theta.dtype) != expected:
             raise FileFormatError(
                 f"{os.fspath(path)}: expected theta of shape {expected[0]} and dtype {expected[1]} for sizes "
-                f"{shown(architecture.sizes)}, got {theta.shape} and {theta.dtype}"
+                f"{quoted(architecture.sizes)}, got {theta.shape} and {theta.dtype}"
             )
         if loss is not None:
             architecture = Architecture.create(**architecture.as_options() | {"loss": loss})
         return cls._of(architecture, backend, theta)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out buffers, for copy and pickle: their views would still point into the original θ."""
-        return {"architecture": self._architecture, "backend": self.backend, "theta": self._ops.to_numpy(self._theta)}
+        """Return θ in a host array, for copy and pickle, without buffers, whose views would point into the original θ.
+
+        Whatever a user has added goes along.
+        """
+        added = {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}
+        own = {"architecture": self._architecture, "backend": self.backend, "theta": self._ops.to_numpy(self._theta)}
+        return {"added": added, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._assemble(state["architecture"], state["backend"], state["theta"])
+        """Go on with the same backend, or with NumPy and a RuntimeWarning where it cannot be used."""
+        self.__dict__.update(state["added"])
+        self._assemble(state["architecture"], usable_backend(state["backend"]), state["theta"])
 
     # For gpuback's own use: here, in `TrainStep` and in `gpuback.sklearn`
 
@@ -482,3 +508,10 @@ class MLP:
 
     def _scalar(self, value: Array | float) -> Array:
         return self._ops.scalar(value, self._theta.dtype)
+
+
+_MADE_ANEW = {
+    *("_architecture", "_ops", "_theta", "_weights", "_biases", "_reserved", "_version"),
+    *("_pool", "_per_sample_pool", "_held_pool"),
+}
+"""The attributes that `_assemble` sets."""

@@ -35,7 +35,7 @@ class ExactLayers:
         workspace: Any,
     ) -> Callable[[Array], None]:
         require_reproducible_form(activation)
-        bound: Any = self._products.bind_forward(workspace.slices, W, b, h, a, activation)
+        bound: Callable[[Array], None] = self._products.bind_forward(workspace.slices, W, b, h, a, activation)
         return bound
 
     def bind_backward(
@@ -49,7 +49,9 @@ class ExactLayers:
         workspace: Any,
     ) -> Callable[[Array, Array, Array, bool], None]:
         require_reproducible_form(activation_prev)
-        bound: Any = self._products.bind_backward(workspace.slices, da, W, da_prev, activation_prev, source_prev, scale)
+        bound: Callable[[Array, Array, Array, bool], None] = self._products.bind_backward(
+            workspace.slices, da, W, da_prev, activation_prev, source_prev, scale
+        )
         return bound
 
     def bind_delta(
@@ -63,7 +65,7 @@ class ExactLayers:
         workspace: Any,
     ) -> Callable[[], None]:
         require_reproducible_form(activation_prev)
-        bound: Any = self._products.bind_delta(
+        bound: Callable[[], None] = self._products.bind_delta(
             workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0 / scale
         )
         return bound

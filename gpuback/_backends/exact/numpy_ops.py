@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from gpuback._backends.exact.per_sample import ReproducibleNumpyPerSample
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.numpy.plans import WORTH_BLAS_THREADS
 from gpuback._backends.numpy.workspace import NumpyWorkspace
+from gpuback._backends.protocol import JetOps
 from gpuback._core.elementary import store
 from gpuback._core.exact_sums import exact_sum
 from gpuback._core.integers import ceil_div
@@ -47,8 +48,9 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         multiply: (left, right, out) → None, out = left right of integers whose sums float64 holds exactly.
     """
 
+    jets: JetOps | None = None
     reproducible = True
-    _products = numpy_products
+    _products: ClassVar[Any] = numpy_products
 
     def __init__(self, multiply: Multiply = np.dot) -> None:
         self._multiply = multiply

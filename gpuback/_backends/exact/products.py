@@ -29,6 +29,7 @@ below the middle term. 16-bit results are rounded once more.
 A row of A or a column of B that holds a NaN or an infinity makes every C of it NaN.
 
 A backend brings the operations of `ExactBackend`. The `bind_…` functions below make the passes of a layer of them.
+NumPy has passes of its own, for its caches and threads (`numpy_products.py`), with the same bits.
 """
 
 from __future__ import annotations
