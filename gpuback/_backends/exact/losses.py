@@ -24,16 +24,21 @@ LANES = 32
 
 
 def row_sums(x: Array) -> Array:
-    """Return Σ_j x_rj, (R,): each lane's sum over every 32nd column, then the sum of lanes."""
-    lanes = np.zeros((len(x), LANES))
-    for start in range(0, x.shape[1], LANES):
-        part = x[:, start : start + LANES]
-        lanes[:, : part.shape[1]] += part
-    return sum_of_lanes(lanes)
+    """Return Σ_j x_rj, (R,): each lane's sum over every 32nd column, then the sum of lanes.
+
+    Of fewer columns than lanes, the lanes that would stay 0 are left out: adding 0 to a sum changes no bit.
+    """
+    rows, width = x.shape
+    count = min(LANES, 1 << (width - 1).bit_length())
+    lanes = np.zeros((count, rows))
+    for start in range(0, width, count):
+        part = x.T[start : start + count]
+        np.add(lanes[: len(part)], part, out=lanes[: len(part)])
+    return sum_of_lanes(lanes.T)
 
 
 def sum_of_lanes(lanes: Array) -> Array:
-    """Add (R, 32) over lanes by halves, as a warp's shuffles do: lane i and lane i + 16, then i + 8, …, i + 1."""
+    """Add (R, n ≤ 32) over lanes by halves, as a warp's shuffles do: lane i and lane i + 16, then i + 8, …, i + 1."""
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
