@@ -35,7 +35,9 @@ UNNAMED = "Unnamed: "
 """A column without a name is called by its position behind this, as pandas does."""
 
 _HEAD_BYTES = 1 << 16
-"""The separator and the decimal mark are found in so much of a file."""
+"""The separator and the decimal mark are found in so much of a file, or in more if the first two lines take more."""
+
+_MOST_HEAD_BYTES = 1 << 26
 
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
@@ -105,6 +107,11 @@ def read_text(
                 index_col=False,
                 skipinitialspace=True,
             )
+    if frame.shape[1] != len(layout.header):  # a name longer than the csv module takes, or beyond _MOST_HEAD_BYTES
+        raise FileFormatError(
+            f"{path}, line 1: expected a header row of {frame.shape[1]:,} names, found {len(layout.header):,} that can"
+            " be read"
+        )
     frame.columns = layout.header
     if not len(frame):
         raise DataError(f"{path}: expected rows below the header, found none")
@@ -144,22 +151,38 @@ def _opened(path: str, max_bytes: int | None) -> Iterator[tuple[IO[bytes] | None
     """
     if os.path.isfile(path):
         with open(path, "rb") as plain:
-            head = plain.read(_HEAD_BYTES)
+            head = _head(plain)
         if head[:2] != GZIP_MAGIC:
             yield None, head
             return
-    source = sys.stdin.buffer if path == STDIN else open(path, "rb")  # noqa: SIM115
+    source = _standard_input() if path == STDIN else open(path, "rb")  # noqa: SIM115
     try:
         start = _up_to(source, 2)
         raw: IO[bytes] = io.BufferedReader(_Replayed(start, source), 1 << 18)
         if start == GZIP_MAGIC:
             limited = LimitedReader(path, gzip.GzipFile(fileobj=raw), unpacked_limit(source, max_bytes))
             raw = io.BufferedReader(limited, 1 << 18)
-        head = _up_to(raw, _HEAD_BYTES)
+        head = _head(raw)
         yield io.BufferedReader(_Replayed(head, raw), 1 << 18), head
     finally:
         if path != STDIN:
             source.close()
+
+
+def _standard_input() -> IO[bytes]:
+    try:
+        if not sys.stdin.closed:
+            return sys.stdin.buffer
+    except AttributeError:  # None, as under pythonw, or an object of the caller's
+        pass
+    raise DataError(f"{STDIN}: expected data on standard input, which is closed")
+
+
+def _head(file: IO[bytes]) -> bytes:
+    head = _up_to(file, _HEAD_BYTES)
+    while len(head) < _MOST_HEAD_BYTES and len(head.splitlines()) < 3 and (more := _up_to(file, len(head))):
+        head += more
+    return head
 
 
 def _up_to(file: IO[bytes], count: int) -> bytes:
@@ -225,7 +248,7 @@ def _layout(path: str, head: bytes, separator: str | None, decimal: str | None) 
     """Find separator and decimal mark, and check the header."""
     text = head.decode("utf-8-sig", errors="replace" if len(head) < _HEAD_BYTES else "ignore")
     lines = text.splitlines(keepends=True)
-    if len(head) == _HEAD_BYTES and len(lines) > 1:
+    if len(head) >= _HEAD_BYTES and len(lines) > 1:
         lines.pop()  # cut short
     if not lines or not lines[0].strip():
         raise FileFormatError(f"{path}, line 1: expected a header row, found {'a blank line' if lines else 'no bytes'}")
