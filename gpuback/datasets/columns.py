@@ -16,6 +16,9 @@ from gpuback.datasets.frames import UNNAMED, require_pandas
 
 NUMBER, BOOLEAN, CATEGORY = "number", "boolean", "category"
 
+KINDS = {NUMBER: "numbers", BOOLEAN: "truth values", CATEGORY: "texts"}
+"""What the cells of each kind are, in words."""
+
 MAX_CATEGORIES = 100
 """Each becomes an input of the network. Columns with more texts hold names, sentences or codes."""
 

@@ -123,7 +123,7 @@ def read_parquet(path: str) -> pd.DataFrame:
     except ImportError:
         raise missing_extra("pyarrow", "reading Parquet files", "parquet") from None
     try:
-        frame = pandas.read_parquet(path, engine="pyarrow")
+        frame: pd.DataFrame = pandas.read_parquet(path, engine="pyarrow")
     except GpubackError:
         raise
     except MemoryError:
