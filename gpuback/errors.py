@@ -53,6 +53,10 @@ class DeviceMemoryError(GpubackError, MemoryError):
     """The GPU has no room for what is needed; the message says how much."""
 
 
+class CopyError(GpubackError, TypeError):
+    """An object cannot be copied or pickled; the message says what to do instead."""
+
+
 class DataError(GpubackError, ValueError):
     """Data cannot be trained on: not finite, empty, or of the wrong kind."""
 

@@ -18,6 +18,9 @@ from typing import Any, TypeAlias
 from gpuback._core.validation import count, in_range
 from gpuback.errors import OptionError
 
+LAST_STEP = (1 << 63) - 1
+"""No run makes more steps."""
+
 Rate: TypeAlias = Callable[[int], float]
 """A schedule as optimizers call it: a function from the step number t to the learning rate."""
 
@@ -38,7 +41,10 @@ class Schedule:
     rule: Callable[..., float]
 
     def __call__(self, step: int) -> float:
-        """η of step t ≥ 0."""
+        """η of step t, an integer from 0 to 2⁶³ − 1; anything else is an OptionError."""
+        step = count("step", step, 0)
+        if step > LAST_STEP:
+            raise OptionError(f"step: expected an integer < 2⁶³, got one of {step.bit_length()} bits")
         return self.rule(step, **dict(self.options))
 
     def __repr__(self) -> str:

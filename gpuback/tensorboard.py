@@ -9,6 +9,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from gpuback._core.typing import Array, PathLike
 from gpuback._network.mlp import MLP
@@ -47,23 +48,31 @@ def logger(folder: PathLike, *, metrics: Mapping[str, Metric] | None = None) -> 
         if not callable(metric):
             raise OptionError(f"metrics[{name!r}]: expected a function of the network, got {metric!r}")
     os.makedirs(folder, exist_ok=True)  # now, so that a bad path is found before an epoch is trained
-    writer: EventsWriter | None = None
+    return _Logger(folder, metrics)
 
-    def log(net: MLP, history: History) -> None:
-        nonlocal writer
+
+class _Logger:
+    """The callback. A copy, and what comes out of a pickle, goes on in the same folder with a file of its own."""
+
+    def __init__(self, folder: PathLike, metrics: Mapping[str, Metric]) -> None:
+        self._folder, self._metrics = folder, metrics
+        self._writer: EventsWriter | None = None
+
+    def __call__(self, net: MLP, history: History) -> None:
         epoch = history.epochs
-        if writer is None:
-            writer = _opened(folder, epoch)
-            weakref.finalize(log, writer.close)
+        if self._writer is None:
+            self._writer = _opened(self._folder, epoch)
+            weakref.finalize(self, self._writer.close)
         values = {"loss/training": history.loss[-1], "learning_rate": history.learning_rate[-1]}
         if history.validation_loss:
             values["loss/validation"] = history.validation_loss[-1]
-        values |= {name: float(metric(net)) for name, metric in metrics.items()}
+        values |= {name: float(metric(net)) for name, metric in self._metrics.items()}
         for name, value in values.items():
-            writer.write_event(Event(wall_time=time.time(), step=epoch, summary=summary.scalar(name, value)))
-        writer.flush()
+            self._writer.write_event(Event(wall_time=time.time(), step=epoch, summary=summary.scalar(name, value)))
+        self._writer.flush()
 
-    return log
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_writer": None}
 
 
 def _opened(folder: PathLike, first_epoch: int) -> EventsWriter:

@@ -137,6 +137,14 @@ class Update(Protocol):
         ...
 
 
+class AdamUpdate(Update, Protocol):
+    """Adam's update."""
+
+    beta_powers: tuple[float, float] | None
+    """(Πβ₁, Πβ₂) over the updates made, from which copies and checkpoints go on. None: the next update computes βᵗ by
+    its own β, with t = `steps`. Reading it on a GPU waits for the work that is queued."""
+
+
 class CapturableUpdate(Update, Protocol):
     """An update on a backend with a `graph_capture`: its launches can be part of a captured step."""
 
@@ -698,7 +706,7 @@ class Ops(Protocol):
         second_moment: Array,
         steps: int,
         ranges: Sequence[ParameterRange] | None = None,
-    ) -> Update:
+    ) -> AdamUpdate:
         """Return Adam's update of θ, (n_parameters,) in A, and of m and v like it; arguments as `bind_sgd`'s."""
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -110,6 +111,22 @@ def ops_for(name: str, *, reproducible: bool = False) -> Ops:
     if not status.available:
         raise BackendError(f"backend {name!r} cannot be used here: {status.reason}. backend='numpy' always works")
     return BACKENDS[name].make(reproducible)
+
+
+def usable_backend(name: str) -> str:
+    """Return the name of the backend that something pickled goes on with: its own, or "numpy" where it has none here.
+
+    A RuntimeWarning says why.
+    """
+    status = BACKENDS[name].status() if name in BACKENDS else BackendStatus(False, "there is none of that name")
+    if name == "auto" or status.available:
+        return name
+    warnings.warn(
+        f"pickled on backend {name!r}, which cannot be used here: {status.reason}. It goes on with 'numpy'",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return "numpy"
 
 
 def ops_of(arrays: dict[str, Array]) -> Ops:

@@ -279,6 +279,10 @@ class CudaForms:
     def __post_init__(self) -> None:
         _ = self.expressions  # a text that is no expression raises here, not where it is used
 
+    def __reduce__(self) -> tuple[type[CudaForms], tuple[str, str]]:
+        """Return what makes it again, for copy and pickle: the texts, not the functions that were made of them."""
+        return type(self), (self.forward, self.slope)
+
     @cached_property
     def expressions(self) -> tuple[Expression, Expression]:
         """Both, read."""

@@ -90,6 +90,11 @@ class Fields:
             )
         return array
 
+    @property
+    def arrays(self) -> Collection[str]:
+        """The names of arrays that there are."""
+        return self._arrays.keys()
+
     def has(self, name: str) -> bool:
         """Say whether there are such metadata."""
         return name in self._metadata

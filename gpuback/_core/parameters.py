@@ -119,8 +119,40 @@ class Gradients:
         self.__dict__["_split"] = self.theta, self.weights, self.biases, layout
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the fields for copy and pickle, of which a deep one makes arrays of views."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return the fields for copy and pickle; of parts that are views into `theta`, the layout alone."""
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        layout = self._layout()
+        if layout is not None:
+            del state["weights"], state["biases"]
+            state["layout"] = layout.sizes
+        return state
+
+    def _layout(self) -> Layout | None:
+        """Return the layout by which the parts are views into `theta`; None if they are not."""
+        if self.theta is None or not self.weights or len(self.weights) != len(self.biases):
+            return None
+        if min(W.ndim for W in self.weights) < 2:
+            return None
+        layout = Layout((self.weights[0].shape[-1], *(W.shape[-2] for W in self.weights)))
+        if self.theta.shape[-1:] != (layout.n_parameters,):
+            return None
+        weights, biases = layout.split(self.theta)
+        pairs = [*zip(self.weights, weights, strict=True), *zip(self.biases, biases, strict=True)]
+        return layout if all(_memory(part) == _memory(view) for part, view in pairs) else None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the parts views into `theta` again, of which copies would be arrays of their own."""
+        attributes = dict(state)
+        sizes = attributes.pop("layout", None)
+        self.__dict__.update(attributes)
+        if sizes is not None:
+            self.weights, self.biases = Layout(sizes).split(self.theta)
+
+
+def _memory(array: Array) -> tuple[Any, ...]:
+    """Say which numbers in memory an array is."""
+    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    return interface["data"], array.shape, array.strides, array.dtype
 
 
 def initial_parameters(layout: Layout, activations: Sequence[str], seed: int | None) -> NDArray[np.float64]:

@@ -80,6 +80,7 @@ class HeldPasses:
         alone = batch_size in tasks.heights and not tasks.threads.blas_alone
         self._only_block = self._blocks[0] if need_gradient and alone else None
         self._bound = set[Needs]()
+        self._weights: Sequence[Array] | None = None
         precision, width = network.architecture.precision, network.architecture.sizes[-1]
         self._scale: GradientScale | None = None
         if need_gradient and precision.operand == np.float16:
@@ -89,8 +90,19 @@ class HeldPasses:
     def bind_backward(self, needs: Needs) -> None:
         """Bind backward passes with such results; `backward` does so when it first needs them."""
         for block in self._blocks.values():
-            block.bind_pass(needs)
+            block.bind_pass(needs, self._weights)
         self._bound.add(needs)
+
+    def reload(self, x: Array) -> None:
+        """Let backward passes read x where it is now: what `forward` was given has been overwritten."""
+        for spans in self._tasks.spans:
+            for start, end in spans:
+                self._blocks[start].reload(x[start:end])
+
+    def use_weights(self, weights: Sequence[Array] | None) -> None:
+        """Let backward passes read these weights; None: the network's, as `forward` does."""
+        self._weights = weights
+        self._bound.clear()
 
     def forward(self, x: Array, out: Array) -> None:
         """out = ŷ. The passes refer to x, which has to stay as it is, until `forget`.
@@ -210,14 +222,19 @@ class HeldBlock(Layers):
             self._apply_output(source)
             out[...] = source
 
-    def bind_pass(self, needs: Needs) -> None:
-        """Bind the backward pass with such results."""
+    def reload(self, x: Array) -> None:
+        """Take x for the backward passes anew."""
+        self.h_0 = self._load(x)
+
+    def bind_pass(self, needs: Needs, weights: Sequence[Array] | None) -> None:
+        """Bind the backward pass with such results, by these weights; None: the network's."""
         if self._load_delta is None:
             self._load_delta = self._network.ops.bind_output_delta(
                 self._output_function, self._source, self.output_delta, 1.0, self.workspace
             )
         need_theta_grad, need_input_grad = needs
-        self._passes[needs] = self.bind_backward([need_theta_grad] * len(self._network.weights), need_input_grad)
+        trainable = [need_theta_grad] * len(self._network.weights)
+        self._passes[needs] = self.bind_backward(trainable, need_input_grad, weights)
 
     def run_backward(
         self,

@@ -13,6 +13,7 @@ from gpuback._core.own_loss import require_function
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._network.backprop import empty_gradients
+from gpuback._network.reserved import Reserved
 from gpuback.errors import DtypeError, LabelError, OptionError, ShapeError
 
 LABELS = np.dtype(np.intp)
@@ -121,12 +122,23 @@ def as_sample_weight(weight: ArrayLike, architecture: Architecture, batch_size: 
     return weights
 
 
-def as_gradients(out: Gradients | None, architecture: Architecture, ops: Ops) -> Gradients:
+def as_gradients(
+    out: Gradients | None,
+    architecture: Architecture,
+    ops: Ops,
+    reserved: Reserved,
+    *inputs: tuple[str, ArrayLike | None, Array | None],
+) -> Gradients:
     """Return gradients to write to: the caller's, checked, their parts as views into their `theta`; or fresh ones.
+
+    Args:
+        out: the caller's.
+        architecture, ops: the network.
+        reserved, inputs: its arrays and the call's, with which `out` may share no memory; see `Reserved`.
 
     Raises:
         ShapeError: they are no `Gradients`, or their `theta` has another shape or dtype than θ.
-        OptionError: their `theta` is not contiguous, aligned and writeable.
+        OptionError: their `theta` is not contiguous, aligned and writeable, or overlaps another array.
     """
     if out is None:
         return empty_gradients(architecture, ops)
@@ -142,5 +154,6 @@ def as_gradients(out: Gradients | None, architecture: Architecture, ops: Ops) ->
         raise OptionError(
             "out: expected Gradients over a contiguous, aligned, writeable theta, as one call returns them"
         )
+    reserved.require_apart("out", theta, *inputs)
     out._split_by(layout)
     return out

@@ -93,14 +93,18 @@ class Layers:
             layer(h)
         return h_0
 
-    def bind_backward(self, trainable: Sequence[bool], need_input_grad: bool) -> Backward:
+    def bind_backward(
+        self, trainable: Sequence[bool], need_input_grad: bool, weights: Sequence[Array] | None = None
+    ) -> Backward:
         """Bind a backward pass. It ends at the lowest layer that has something to compute.
 
         Args:
             trainable: for each layer, whether its dW and db are computed. The others' entries of dW and db are not
                 looked at.
             need_input_grad: whether it leaves ∂loss/∂x in `input_gradient`.
+            weights: in place of the network's.
         """
+        weights = self._network.weights if weights is None else weights
         ops, workspace, scale = self._network.ops, self.workspace, self._scale
         sizes, hidden = self._network.architecture.sizes, self.hidden
         if need_input_grad and self.input_gradient is None:
@@ -114,7 +118,7 @@ class Layers:
         lowest = 0 if need_input_grad else list(trainable).index(True)
         layers: list[tuple[int, Callable[[Array, Array, Array, bool], object]]] = []
         for k in range(len(sizes) - 2, lowest - 1, -1):
-            da, W = deltas[k + 1], self._network.weights[k]
+            da, W = deltas[k + 1], weights[k]
             if trainable[k]:
                 da_prev = deltas[k] if k > lowest or need_input_grad else None
                 layers.append((k, ops.bind_backward(da, W, da_prev, *below[k], scale, workspace)))

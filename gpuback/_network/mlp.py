@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpuback._backends.protocol import Ops
-from gpuback._backends.registry import ops_for
+from gpuback._backends.registry import ops_for, usable_backend
 from gpuback._core import persistence
 from gpuback._core.architecture import Architecture
 from gpuback._core.losses import Loss
@@ -25,6 +25,7 @@ from gpuback._network.explain import Explanation, explain
 from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
 from gpuback._network.pool import Pool
+from gpuback._network.reserved import Reserved
 from gpuback._network.trace import Trace, trace
 from gpuback._network.vjp import Pullback, vjp
 from gpuback._text import quoted
@@ -104,6 +105,7 @@ class MLP:
         self._theta = ops.empty(layout.n_parameters, total)
         self._theta[...] = ops.asarray(theta, total, "theta")
         self._weights, self._biases = layout.split(self._theta)
+        self._reserved = Reserved(ops, self._theta)
         self._version = 0  # of θ: one more after each change that is not through a view of θ
         self._pool, self._per_sample_pool, self._held_pool = Pool(), Pool(), Pool()
 
@@ -233,7 +235,7 @@ class MLP:
             sample_weight: (B,) w_b, multiplies each sample's loss before the sum. The divisor stays B.
             need_input_grad: also ∂loss/∂x, in `Gradients.inputs`.
             out: gradients to write to, from an earlier call on this network or one of the same sizes; fresh ones by
-                default.
+                default. They may share memory with no other argument, θ or state of an optimizer.
             accumulate: add to out's θ-gradients instead of overwriting them. `inputs` is always overwritten.
 
         Returns:
@@ -244,12 +246,14 @@ class MLP:
                 returned does not fit its ŷ.
             LabelError: a label outside 0 … n_L − 1, a probability outside [0, 1] or a count below 0. Targets on a GPU
                 are not checked, which would mean to wait for it: there a label or count outside makes the loss NaN.
-            OptionError: accumulate without out. Or the loss was a function, and the network was loaded without it.
+            OptionError: accumulate without out; an out that overlaps another array. Or the loss was a function, and the
+                network was loaded without it.
         """
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         if accumulate and out is None:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
-        gradients = as_gradients(out, self._architecture, self._ops)
+        inputs = ("x", x, samples), ("y", y, targets), ("sample_weight", sample_weight, weight)
+        gradients = as_gradients(out, self._architecture, self._ops, self._reserved, *inputs)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
         passes = self._acquire(len(samples), need_input_grad=need_input_grad)
         with self._ops.scope():
@@ -345,7 +349,8 @@ class MLP:
         if max_norm == inf:
             return self.value_and_grad(x, y, sample_weight=sample_weight, out=out)
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
-        gradients = as_gradients(out, self._architecture, self._ops)
+        inputs = ("x", x, samples), ("y", y, targets), ("sample_weight", sample_weight, weight)
+        gradients = as_gradients(out, self._architecture, self._ops, self._reserved, *inputs)
         gradients.inputs = None
         scale = clip_scale(self._architecture.precision, len(samples), max_norm)
         with self._per_sample(len(samples), scale) as passes:
@@ -454,11 +459,18 @@ class MLP:
         return cls._of(architecture, backend, theta)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out buffers, for copy and pickle: their views would still point into the original θ."""
-        return {"architecture": self._architecture, "backend": self.backend, "theta": self._ops.to_numpy(self._theta)}
+        """Return θ in a host array, for copy and pickle, without buffers, whose views would point into the original θ.
+
+        Whatever a user has added goes along.
+        """
+        added = {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}
+        own = {"architecture": self._architecture, "backend": self.backend, "theta": self._ops.to_numpy(self._theta)}
+        return {"added": added, **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._assemble(state["architecture"], state["backend"], state["theta"])
+        """Go on with the same backend, or with NumPy and a RuntimeWarning where it cannot be used."""
+        self.__dict__.update(state["added"])
+        self._assemble(state["architecture"], usable_backend(state["backend"]), state["theta"])
 
     # For gpuback's own use: here, in `TrainStep` and in `gpuback.sklearn`
 
@@ -490,3 +502,10 @@ class MLP:
 
     def _scalar(self, value: Array | float) -> Array:
         return self._ops.scalar(value, self._theta.dtype)
+
+
+_MADE_ANEW = {
+    *("_architecture", "_ops", "_theta", "_weights", "_biases", "_reserved", "_version"),
+    *("_pool", "_per_sample_pool", "_held_pool"),
+}
+"""The attributes that `_assemble` sets."""

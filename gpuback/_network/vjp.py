@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import weakref
+from typing import NoReturn, Protocol
 
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
@@ -12,13 +13,15 @@ from gpuback._network.held import HeldPasses, Lease
 from gpuback._network.inputs import as_gradients, as_samples
 from gpuback._network.layers import BoundNetwork
 from gpuback._network.pool import Pool
-from gpuback.errors import OptionError, ShapeError
+from gpuback._network.reserved import Reserved
+from gpuback.errors import CopyError, OptionError, ShapeError
 
 
 class Versioned(Protocol):
     """A network that counts the changes of its θ."""
 
     _version: int
+    _reserved: Reserved
 
     @property
     def architecture(self) -> Architecture: ...
@@ -42,7 +45,7 @@ def vjp(net: Versioned, pool: Pool, x: ArrayLike) -> tuple[Array, Pullback]:
         passes = HeldPasses(size, network, size, architecture.output)
     lease = Lease(pool, passes)
     lease.run(passes.in_scope, passes.forward, samples, outputs)
-    return outputs, Pullback(net, version, samples.shape, lease)
+    return outputs, Pullback(net, version, samples, lease)
 
 
 class Pullback:
@@ -53,9 +56,10 @@ class Pullback:
     uses them for the next batch of that size.
     """
 
-    def __init__(self, net: Versioned, version: int, x_shape: tuple[int, int], lease: Lease[HeldPasses]) -> None:
-        """Args: net: the network; version: of its θ; x_shape: of the batch; lease: of the passes that hold it."""
-        self._net, self._version, self._x_shape, self._lease = net, version, x_shape, lease
+    def __init__(self, net: Versioned, version: int, x: Array, lease: Lease[HeldPasses]) -> None:
+        """Args: net: the network; version: of its θ; x: the batch; lease: of the passes that hold it."""
+        self._net, self._version, self._lease = net, version, lease
+        self._x, self._x_shape = weakref.ref(x), x.shape  # the passes hold x where they need it
 
     def __call__(
         self,
@@ -75,7 +79,7 @@ class Pullback:
             need_theta_grad: the derivative by θ.
             need_input_grad: that by x, in `Gradients.inputs`.
             out: gradients to write to, from an earlier call on this network or one of the same sizes; fresh ones by
-                default.
+                default. They may share memory with neither x nor dy nor θ nor the state of an optimizer.
             accumulate: add to out's θ-gradients instead of overwriting them. `inputs` is always overwritten.
 
         Returns:
@@ -84,8 +88,8 @@ class Pullback:
 
         Raises:
             ShapeError, DtypeError, DeviceError: an argument does not fit the network.
-            OptionError: θ has changed since; accumulate without out; either of them without need_theta_grad; nothing to
-                compute.
+            OptionError: θ has changed since; an out that overlaps another array; accumulate without out; either of them
+                without need_theta_grad; nothing to compute.
         """
         net = self._net
         architecture, ops = net.architecture, net.ops
@@ -102,8 +106,20 @@ class Pullback:
         expected = self._x_shape[0], architecture.sizes[-1]
         if delta.shape != expected:
             raise ShapeError(f"dy: expected shape {expected}, as y has, got {delta.shape}")
-        gradients = as_gradients(out, architecture, ops) if need_theta_grad else Gradients(None, (), ())
+        gradients = Gradients(None, (), ())
+        if need_theta_grad:
+            gradients = as_gradients(out, architecture, ops, net._reserved, ("x", None, self._x()), ("dy", dy, delta))
         gradients.inputs = ops.empty(self._x_shape, dtype) if need_input_grad else None
         lease = self._lease
         lease.run(lease.passes.in_scope, lease.passes.backward, delta, gradients, accumulate)
         return gradients
+
+    def __copy__(self) -> Pullback:
+        """Return the pullback itself: nothing about it changes."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise CopyError(
+            "a pullback holds its batch in buffers of its network and cannot be copied or pickled; "
+            "copy the network, and call its vjp"
+        )

@@ -7,6 +7,7 @@ in buffers that belong to that one call until its graph is freed. So calls may b
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,11 +19,12 @@ from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import Gradients
 from gpuback._core.precision import DTYPES, Precision
 from gpuback._core.threads import ThreadPool, blas_threads
+from gpuback._core.typing import Array
 from gpuback._network.held import HeldPasses, Lease
 from gpuback._network.layers import BoundNetwork
 from gpuback._network.pool import Pool
 from gpuback._torch import devices
-from gpuback.errors import DtypeError
+from gpuback.errors import DtypeError, ShapeError
 
 
 class ModulePasses:
@@ -42,6 +44,9 @@ class ModulePasses:
         self.key = key
         self._ops, self._architecture, self._need_input_grad = ops, architecture, need_input_grad
         self._copies: list[torch.Tensor] = []
+        self._x_at = 0  # the address of the x of the last forward pass
+        self._own_weights: list[Array] = []
+        self._weights_at = [W.data_ptr() for W in parameters[::2]]
         threads = ThreadPool(1, blas_alone=blas_threads() > 1) if torch.get_num_threads() == 1 else None
         self.held = HeldPasses(
             key, self._bind(parameters), batch_size, "identity", need_gradient=need_gradient, threads=threads
@@ -55,6 +60,7 @@ class ModulePasses:
         precision, layout = architecture.precision, architecture.layout
         if reads_in_place(precision, parameters):
             arrays = [devices.array_over(parameter, ops) for parameter in parameters]
+            self._own_weights = arrays[::2]
             return BoundNetwork(architecture, ops, arrays[::2], arrays[1::2], refresh=_nothing)
         with torch.inference_mode(False):  # or no later call outside of that mode could write to it
             theta = torch.empty(layout.n_parameters, dtype=accumulator_dtype(precision), device=parameters[0].device)
@@ -65,12 +71,43 @@ class ModulePasses:
         """Return a_L (B, n_L), fresh."""
         for copy, parameter in zip(self._copies, parameters if self._copies else (), strict=True):
             copy.copy_(parameter)
+        self._x_at = x.data_ptr()
         out = x.new_empty(len(x), self._architecture.sizes[-1])
         self.held.forward(devices.array_over(x, self._ops), devices.array_over(out, self._ops))
         return out
 
-    def backward(self, da: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Return ∂loss/∂x, if it was bound, and ∂loss/∂W_1, ∂loss/∂b_1, …, all fresh, from da = ∂loss/∂a_L."""
+    def backward(
+        self, da: torch.Tensor, x: torch.Tensor | None, weights: Sequence[torch.Tensor | None]
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Return ∂loss/∂x, if it was bound, and ∂loss/∂W_1, ∂loss/∂b_1, …, all fresh, from da = ∂loss/∂a_L.
+
+        Args:
+            da: (B, n_L).
+            x, weights: as PyTorch has saved them, None where their numbers do not count. Hooks for saved tensors may
+                have brought them elsewhere, while memory that `forward` read in place has other contents by now.
+        """
+        if x is not None and x.data_ptr() != self._x_at:
+            self.held.reload(self._saved(x, (len(da), self._architecture.sizes[0]), da))
+        moved = [W is not None and W.data_ptr() != at for W, at in zip(weights, self._weights_at, strict=True)]
+        if self._copies or not any(moved):
+            return self._backward(da)
+        arrays = [
+            self._saved(W, tuple(own.shape), da) if W is not None and is_moved else own
+            for W, own, is_moved in zip(weights, self._own_weights, moved, strict=True)
+        ]
+        self.held.use_weights(arrays)
+        try:
+            return self._backward(da)
+        finally:
+            self.held.use_weights(None)
+
+    def _saved(self, tensor: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> Array:
+        """Return an array over what a hook has unpacked."""
+        if tensor.shape != shape:
+            raise ShapeError(f"expected a saved tensor of shape {shape} from its hook, got {tuple(tensor.shape)}")
+        return devices.array_over(tensor.to(like.device, like.dtype).contiguous(), self._ops)
+
+    def _backward(self, da: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         layout, ops = self._architecture.layout, self._ops
         flat = da.new_empty(layout.n_parameters)
         dx = da.new_empty(len(da), self._architecture.sizes[0]) if self._need_input_grad else None
@@ -111,21 +148,31 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, lease: Lease[ModulePasses], x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        """Compute a_L (B, n_L) of x (B, n_0), both in the accumulator's dtype; parameters may have 16 bits."""
-        ctx.save_for_backward(x, *parameters)  # so that PyTorch notices if one of them is changed before backward
+        """Compute a_L (B, n_L) of x (B, n_0), both in the accumulator's dtype; parameters may have 16 bits.
+
+        What the backward pass reads is saved, as an nn.Linear saves it: x if W_1 needs a gradient, and W_k if something
+        below layer k does. So PyTorch notices if it is changed before, and hooks for saved tensors get it.
+        """
+        _, *needed = ctx.needs_input_grad
+        reads = [needed[1], *(k % 2 == 0 and any(needed[: k + 1]) for k in range(len(parameters)))]
+        tensors = x, *parameters
+        ctx.save_for_backward(*itertools.compress(tensors, reads))
+        ctx.others = [None if read else tensor for tensor, read in zip(tensors, reads, strict=True)]
         ctx.lease = lease
         return run_forward(lease, x, parameters)
 
     @staticmethod
     def backward(ctx: Any, da: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        _, *parameters = ctx.saved_tensors
+        saved = iter(ctx.saved_tensors)  # once: a hook may unpack them only once
+        tensors: list[torch.Tensor] = [next(saved) if other is None else other for other in ctx.others]
+        x, *read = [tensor if other is None else None for tensor, other in zip(tensors, ctx.others, strict=True)]
         with torch.no_grad(), devices.on_stream_of(da.device):
-            dx, gradients = ctx.lease.run(ctx.lease.passes.backward, da)
-        found = [part.to(own.dtype) for part, own in zip(gradients, parameters, strict=True)]
+            dx, gradients = ctx.lease.run(ctx.lease.passes.backward, da, x, read[::2])
+        found = [part.to(own.dtype) for part, own in zip(gradients, tensors[1:], strict=True)]
         if dx is not None:
             found.append(dx)
         if torch.is_grad_enabled():  # for gradients of gradients
-            found = list(FirstOrder.apply(len(found), *found, da, *ctx.saved_tensors))
+            found = list(FirstOrder.apply(len(found), *found, da, *tensors))
         return None, None if dx is None else found.pop(), *found
 
 

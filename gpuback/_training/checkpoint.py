@@ -17,8 +17,8 @@ from gpuback._core.typing import Array, PathLike
 from gpuback._network.mlp import MLP
 from gpuback._text import quoted
 from gpuback._training.history import History
-from gpuback._training.optimizers import Optimizer
-from gpuback.errors import OptionError
+from gpuback._training.optimizers import Adam, Optimizer, Progress
+from gpuback.errors import FileFormatError, GpubackError, OptionError
 
 SECONDS_BETWEEN_WRITES = 1.0
 STATE = "optimizer."
@@ -27,8 +27,9 @@ STATE = "optimizer."
 class Checkpoint:
     """The file of a run's state.
 
-    It holds θ, the optimizer's arrays, step count and learning rate, the loss scale, the seed from which every epoch's
-    order follows, the history so far (whose length is the position), and the best θ if it is to be restored.
+    It holds θ, the optimizer's arrays, step count and hyper-parameters as they are, the loss scale, the seed from which
+    every epoch's order follows, the history so far (whose length is the position), and the best θ if it is to be
+    restored.
 
     Args:
         path: the file.
@@ -69,7 +70,8 @@ class Checkpoint:
             "run": self._identity,
             "seed": seed,
             "step_count": optimizer.step_count,
-            "learning_rate": optimizer.learning_rate,
+            **optimizer._hyper_parameters(),
+            "beta_powers": optimizer._progress().beta_powers,
             "best_epoch": history.best_epoch,
             "steps": history.steps,
             "batches": history._batches,
@@ -92,7 +94,8 @@ class Checkpoint:
         """
         fields = Fields(self.path, "a checkpoint of gpuback.fit", *persistence.read(self.path, kind="checkpoint"))
         self._require_same_run(fields)
-        seed, step_count, learning_rate = self._seed(fields), fields.count("step_count"), fields.rate("learning_rate")
+        seed, step_count = self._seed(fields), fields.count("step_count")
+        hyper_parameters, beta_powers = _hyper_parameters(fields, optimizer), _beta_powers(fields, optimizer)
         steps = fields.count("steps", highest=step_count)
         loss_scale = _loss_scale(fields, scale is not None)
         skipped = 0 if loss_scale is None else loss_scale[2]
@@ -107,12 +110,20 @@ class Checkpoint:
         elif best_epoch is not None:
             fields.refuse("best_epoch", "None, as there is no validation loss", best_epoch)
         theta = fields.array("theta", *one_each)
-        state = {name: fields.array(STATE + name, *one_each) for name in optimizer._state_names}
-        known = ("theta", *seen, *(STATE + name for name in state), *(() if best is None else ("best_theta",)))
-        fields.require_arrays(known)
+        before = optimizer._hyper_parameters()
+        try:
+            optimizer._set_hyper_parameters(hyper_parameters)
+            kept = [name.removeprefix(STATE) for name in fields.arrays if name.startswith(STATE)]
+            state = {name: fields.array(STATE + name, *one_each) for name in optimizer._state_names(kept)}
+            known = ("theta", *seen, *(STATE + name for name in state), *(() if best is None else ("best_theta",)))
+            fields.require_arrays(known)
+        except GpubackError as error:
+            optimizer._set_hyper_parameters(before)
+            if isinstance(error, OptionError):
+                raise FileFormatError(f"{self.path}, {error}") from None
+            raise
 
-        optimizer._restore(net, state, step_count)
-        optimizer.learning_rate = learning_rate
+        optimizer._restore(net, state, Progress(step_count, beta_powers=beta_powers))
         if scale is not None and loss_scale is not None:
             scale.state = loss_scale
         net.theta = theta
@@ -148,6 +159,29 @@ def _seen(fields: Fields) -> dict[str, list[float]]:
         if len(seen[name]) not in lengths:
             fields.refuse(name, f"a number for each of {epochs} epochs", f"{len(seen[name])} numbers")
     return seen
+
+
+def _hyper_parameters(fields: Fields, optimizer: Optimizer) -> dict[str, Any]:
+    """Return the optimizer's hyper-parameters, of which older files have the learning rate alone."""
+    values = {}
+    for name, now in optimizer._hyper_parameters().items():
+        if name == "learning_rate" or fields.has(name):
+            values[name] = value = fields.value(name)
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, bool) != isinstance(now, bool) for number in numbers):
+                fields.refuse(name, "True or False" if isinstance(now, bool) else "a number, or two of them", value)
+    return values
+
+
+def _beta_powers(fields: Fields, optimizer: Optimizer) -> tuple[float, float] | None:
+    """Return Adam's, which older files do not have."""
+    value = fields.value("beta_powers") if fields.has("beta_powers") else None
+    if value is None:
+        return None
+    powers = value if isinstance(value, list) and isinstance(optimizer, Adam) else []
+    if len(powers) != 2 or not all(isinstance(power, float) and 0.0 <= power <= 1.0 for power in powers):
+        fields.refuse("beta_powers", "two numbers from 0 to 1 for Adam or AdamW, else None", value)
+    return powers[0], powers[1]
 
 
 def _loss_scale(fields: Fields, expected: bool) -> tuple[float, int, int] | None:

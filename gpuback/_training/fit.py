@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from numbers import Number
 from typing import Literal
 
 import numpy as np
@@ -75,8 +76,11 @@ def fit(
         seed: of the order and of the validation split, an integer ≥ 0. None takes one from the operating system.
         validation: a fraction of the samples to hold out, or (x, y) of one's own; with `batches`, (x, y).
         clip_norm, micro_batch_size, loss_scaling: as TrainStep's.
-        patience: stop when the validation loss has not improved for so many epochs. The best θ is restored at the end.
-        callbacks: functions of (net, history), called after each epoch; one that returns True stops training.
+        patience: stop when the validation loss has not improved for so many epochs. The best θ is restored at the end,
+            also when Ctrl-C (KeyboardInterrupt) or SystemExit ends training; an epoch that was not finished counts for
+            nothing then.
+        callbacks: functions of (net, history), called after each epoch. One that returns a true scalar stops training:
+            True, a number other than 0, or an array without axes of any library. Anything else it returns is ignored.
         checkpoint: a file to keep the whole state of the run in (safetensors), written at the end of epochs, at most
             once a second, and at the end. It is written beside and renamed, so a crash leaves the earlier one.
         resume: go on from `checkpoint`, to the bits that an uninterrupted run reaches; start anew if there is no such
@@ -139,28 +143,36 @@ def fit(
     validation_samples, steps_an_epoch = source.start(seed)
     all_steps = None if steps_an_epoch is None else epochs * steps_an_epoch
 
-    with contextlib.closing(source), progress_bar(progress, all_steps, history._batches) as advance:
-        while history.epochs < epochs and not history.stopped_early:
-            started = time.perf_counter()
-            set_rate = partial(_set_rate, optimizer, schedule, history._batches)
-            loss, made = _train_epoch(step, source.epoch(history.epochs), history.epochs, set_rate, advance)
-            history.loss.append(loss)
-            history.learning_rate.append(optimizer.learning_rate)
-            history.steps, history._batches = optimizer.step_count - earlier_steps, history._batches + made
-            history.seconds += time.perf_counter() - started
+    try:
+        with contextlib.closing(source), progress_bar(progress, all_steps, history._batches) as advance:
+            while history.epochs < epochs and not history.stopped_early:
+                started = time.perf_counter()
+                set_rate = partial(_set_rate, optimizer, schedule, history._batches)
+                loss, made = _train_epoch(step, source.epoch(history.epochs), history.epochs, set_rate, advance)
+                history.loss.append(loss)
+                history.learning_rate.append(optimizer.learning_rate)
+                history.steps, history._batches = optimizer.step_count - earlier_steps, history._batches + made
+                history.seconds += time.perf_counter() - started
 
-            if validation_samples is not None:
-                if history._add_validation_loss(_mean_loss(net, validation_samples, step.micro_batch_size)):
-                    best_theta = net.theta.copy()
-                history.stopped_early = patience is not None and history.epochs_since_best >= patience
-            stops = [callback(net, history) for callback in callbacks]
-            history.stopped_early |= any(map(_says_stop, stops))
-            if saved is not None:
-                last = history.stopped_early or history.epochs == epochs
-                saved.write(net, optimizer, history, seed, best_theta, step._loss_scale, last=last)
+                if validation_samples is not None:
+                    if history._add_validation_loss(_mean_loss(net, validation_samples, step.micro_batch_size)):
+                        best_theta = net.theta.copy()
+                    history.stopped_early = patience is not None and history.epochs_since_best >= patience
+                stops = [callback(net, history) for callback in callbacks]
+                history.stopped_early |= any(map(_says_stop, stops))
+                if saved is not None:
+                    last = history.stopped_early or history.epochs == epochs
+                    saved.write(net, optimizer, history, seed, best_theta, step._loss_scale, last=last)
+    except (KeyboardInterrupt, SystemExit):
+        _restore_best(net, patience, best_theta)
+        raise
+    _restore_best(net, patience, best_theta)
+    return history
+
+
+def _restore_best(net: MLP, patience: int | None, best_theta: Array | None) -> None:
     if patience is not None and best_theta is not None:
         net.theta = best_theta
-    return history
 
 
 def _mean_loss(net: MLP, samples: Samples, size: int | None) -> float:
@@ -181,11 +193,9 @@ def _mean_loss(net: MLP, samples: Samples, size: int | None) -> float:
 
 
 def _says_stop(returned: object) -> bool:
-    """Whether a callback returned True, Python's or an array's on any device, e.g. of a comparison."""
-    is_flag = isinstance(returned, bool) or (
-        getattr(returned, "dtype", None) == np.bool_ and getattr(returned, "ndim", None) == 0
-    )
-    return is_flag and bool(returned)
+    """Whether a callback returned a true scalar: a number, or an array without axes of any library."""
+    is_scalar = isinstance(returned, Number) or getattr(returned, "ndim", None) == 0
+    return is_scalar and not isinstance(returned, (str, bytes)) and bool(returned)
 
 
 STEPS_PER_POLL = 16
@@ -210,13 +220,14 @@ def _train_epoch(
     Returns:
         That loss, and the number of batches.
     """
-    net, update = step.net, step.optimizer._update
-    first_step, losses, counts = update.steps, list[Array | float](), list[int]()
+    net, optimizer = step.net, step.optimizer
+    first_step, losses, counts = optimizer.step_count, list[Array | float](), list[int]()
     for batch in batches:
         set_rate(len(losses))
         losses.append(step._step(batch.x, batch.y, batch.weight, stop_after_nonfinite=True))
         counts.append(len(batch.x))
-        if len(losses) % STEPS_PER_POLL == 0 and step._loss_scale is None and update.poll_diverged() is not None:
+        polls = len(losses) % STEPS_PER_POLL == 0 and step._loss_scale is None
+        if polls and optimizer._update.poll_diverged() is not None:
             break
         advance(losses[-1])
     values = net.ops.to_floats(losses)

@@ -6,10 +6,13 @@ The definitions are PyTorch's (`torch.optim`), to which results are equal up to 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
-from gpuback._backends.protocol import Ops, Update
+import numpy as np
+
+from gpuback._backends.protocol import AdamUpdate, Ops, Update
 from gpuback._core.parameters import ParameterRange
 from gpuback._core.typing import Array
 from gpuback._core.validation import in_range, positive
@@ -25,11 +28,24 @@ class HasTheta(Protocol):
     def theta(self) -> Array: ...
 
 
+class Progress(NamedTuple):
+    """How far an optimizer has come: what its update counts.
+
+    Attributes:
+        steps, diverged_at: as the protocol `Update`'s.
+        beta_powers: as the protocol `AdamUpdate`'s.
+    """
+
+    steps: int = 0
+    diverged_at: int | None = None
+    beta_powers: tuple[float, float] | None = None
+
+
 class Optimizer(ABC):
     """The base of all optimizers. An optimizer belongs to the first network that it steps.
 
-    Attributes:
-        state: its arrays by name, each (n_parameters,), in θ's dtype; empty before the first step.
+    Hyper-parameters may be set between steps, e.g. `optimizer.weight_decay = 0.01`. They are checked as the
+    constructor's arguments are, and count from the next step on.
     """
 
     _update: Update
@@ -38,7 +54,6 @@ class Optimizer(ABC):
     _in_scope: Callable[..., Any]
     """Runs work in the scope of that update."""
 
-    _state_names: tuple[str, ...] = ()
     _ranges: list[ParameterRange] | None = None
     """The parts of θ that it treats differently, once `_bind` has found them; None if there are none."""
 
@@ -57,8 +72,8 @@ class Optimizer(ABC):
         self._groups = Groups.checked(trainable, multipliers, decay_biases)
         self.learning_rate = learning_rate
         self._first_learning_rate = self.learning_rate
-        self.weight_decay = in_range("weight_decay", weight_decay, 0.0)
-        self.state: dict[str, Array] = {}
+        self.weight_decay = weight_decay
+        self._state: dict[str, Array] = {}
         self._net: MLP | None = None
 
     @property
@@ -69,6 +84,20 @@ class Optimizer(ABC):
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         self._learning_rate = in_range("learning_rate", value, 0.0)
+
+    @property
+    def weight_decay(self) -> float:
+        """λ ≥ 0."""
+        return self._weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, value: float) -> None:
+        self._weight_decay = in_range("weight_decay", value, 0.0)
+
+    @property
+    def state(self) -> Mapping[str, Array]:
+        """Its arrays by name, each (n_parameters,), in θ's dtype; empty before the first step."""
+        return MappingProxyType(self._state)
 
     @property
     def trainable(self) -> tuple[Any, ...] | None:
@@ -101,7 +130,8 @@ class Optimizer(ABC):
                 overwritten.
 
         Raises:
-            OptionError: the optimizer belongs to another network; clip_norm is no finite number > 0.
+            OptionError: the optimizer belongs to another network; clip_norm is no finite number > 0; the gradients
+                overlap θ or the optimizer's state.
             ShapeError: the gradients are another network's.
         """
         clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
@@ -110,6 +140,7 @@ class Optimizer(ABC):
             came = "a theta of None" if gradient is None else f"{gradient.shape} of {gradient.dtype}"
             raise ShapeError(f"gradients: expected shape {theta.shape} of {theta.dtype}, got {came}")
         self._bind(net)
+        net._reserved.require_apart("gradients", gradient)
         gradient = gradient if gradient.flags.c_contiguous else gradient.copy()
         net._version += 1
         self._in_scope(self._update_in_scope, gradient, clip_norm)
@@ -148,7 +179,8 @@ class Optimizer(ABC):
             return
         if self._net is not None:
             raise OptionError(
-                f"this {type(self).__name__} belongs to another network and holds its state; make a new one"
+                f"this {type(self).__name__} belongs to another network and holds its state; make a new one, or copy "
+                "both together: copy.deepcopy((net, optimizer))"
             )
         if net.ops.reproducible and not self.reproducible:
             raise OptionError(
@@ -157,34 +189,49 @@ class Optimizer(ABC):
             )
         layout = net.architecture.layout
         self._groups.require_fit(layout)
-        self._ranges = self._groups.ranges(layout)
-        for name in self._state_names:
-            self.state[name] = net.ops.empty(net.theta.shape, net.theta.dtype)
-            self.state[name].fill(0)
-        self._make_update(net, 0)
+        self._ranges, self._state = self._groups.ranges(layout), {}
+        self._make_update(net, {}, Progress())
+
+    def _make_update(self, net: MLP, state: Mapping[str, Any], progress: Progress) -> None:
+        """Bind the update to θ and to arrays that hold `state`, or zeros, and the scope that it runs in."""
+        for name in self._state_names({*self._state, *state}):
+            if name not in self._state:
+                self._state[name] = array = net.ops.empty(net.theta.shape, net.theta.dtype)
+                array.fill(0)
+                net._reserved.add(f"the optimizer's {name}", array)
+            if name in state:
+                self._state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
+        self._update = self._bind_update(net.ops, net.theta, progress)
+        if progress.diverged_at is not None:
+            self._update.diverged_at = progress.diverged_at
+        self._in_scope = net.ops.bind_scope(self._update.on_invalid)
         self._net = net
 
-    def _make_update(self, net: MLP, step_count: int) -> None:
-        """Bind the update to θ and to the state, and the scope that it runs in."""
-        self._update = self._bind_update(net.ops, net.theta, step_count)
-        self._in_scope = net.ops.bind_scope(self._update.on_invalid)
+    def _progress(self) -> Progress:
+        """Say how far it has come; on a GPU, this waits for the work that is queued."""
+        return Progress(self._update.steps, self._update.diverged_at)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the update, which is bound to this θ, for copy and pickle together with the network."""
-        return {**self.__dict__, "_update": self.step_count, "_in_scope": None}
+        """Return the state in host arrays, for copy and pickle together with the network."""
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_update", "_in_scope")}
+        if self._net is not None:
+            to_numpy = self._net.ops.to_numpy
+            state["_state"] = {name: to_numpy(array) for name, array in self._state.items()}
+            state["_progress"] = self._progress()
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        step_count = self.__dict__.pop("_update")
+        """Go on from there, in arrays of its own."""
+        attributes = dict(state)
+        arrays, progress = attributes.pop("_state"), attributes.pop("_progress", None)
+        self.__dict__.update(attributes, _state={})
         if self._net is not None:
-            self._make_update(self._net, step_count)
+            self._make_update(self._net, arrays, progress)
 
-    def _restore(self, net: MLP, state: Mapping[str, Any], step_count: int) -> None:
-        """Go on from the state of an optimizer of the same kind after `step_count` steps."""
+    def _restore(self, net: MLP, state: Mapping[str, Any], progress: Progress) -> None:
+        """Go on from the state of an optimizer of the same kind."""
         self._bind(net)
-        for name in self._state_names:
-            self.state[name][...] = net.ops.asarray(state[name], net.theta.dtype, name)
-        self._make_update(net, step_count)
+        self._make_update(net, state, progress)
 
     def _options(self) -> dict[str, Any]:
         """Return kind and hyper-parameters as JSON can hold them, with the learning rate before any schedule."""
@@ -193,15 +240,24 @@ class Optimizer(ABC):
 
     def _hyper_parameters(self) -> dict[str, Any]:
         """Return them as they are now, as Python's numbers: NumPy's may have a precision of their own."""
-        return {"learning_rate": self._learning_rate, "weight_decay": float(self.weight_decay)}
+        return {"learning_rate": self._learning_rate, "weight_decay": self._weight_decay}
+
+    def _set_hyper_parameters(self, values: Mapping[str, Any]) -> None:
+        """Set those that `_hyper_parameters` has returned."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def _state_names(self, kept: Collection[str] = ()) -> tuple[str, ...]:
+        """Name the arrays that it needs, and those it has a use for among the ones that there are."""
+        return ()
 
     def _update_options(self) -> dict[str, Any]:
         """Return the update's keyword arguments: hyper-parameters as they are now, and its variant."""
         return self._hyper_parameters()
 
     @abstractmethod
-    def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
-        """Make the backend's update, bound to θ and to the state."""
+    def _bind_update(self, ops: Ops, theta: Array, progress: Progress) -> Update:
+        """Make the backend's update, bound to θ and to the state, to go on from there."""
 
     def __repr__(self) -> str:
         given = self._hyper_parameters() | self._groups.options()
@@ -248,22 +304,60 @@ class SGD(Optimizer):
         super().__init__(
             learning_rate, weight_decay, trainable=trainable, multipliers=multipliers, decay_biases=decay_biases
         )
-        self.momentum = in_range("momentum", momentum, 0.0, 1.0)
-        self.nesterov = bool(nesterov)
-        if self.nesterov and self.momentum == 0.0:
+        self._momentum, self._nesterov = 0.0, False
+        self.momentum, self.nesterov = momentum, nesterov
+
+    @property
+    def momentum(self) -> float:
+        """μ in [0, 1). The velocity begins at 0 when μ is first more than 0, and stays from then on."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        momentum = in_range("momentum", value, 0.0, 1.0)
+        self._require_momentum(momentum, self._nesterov)
+        before, self._momentum = self._momentum, momentum
+        if self._net is not None and len(self._state) < len(self._state_names()):
+            try:
+                self._make_update(self._net, {}, self._progress())
+            except BaseException:  # no memory
+                self._momentum = before
+                raise
+
+    @property
+    def nesterov(self) -> bool:
+        """Whether it steps by g + μ v; needs momentum, so set that first."""
+        return self._nesterov
+
+    @nesterov.setter
+    def nesterov(self, value: bool) -> None:
+        if not isinstance(value, (bool, np.bool_)):
+            raise OptionError(f"nesterov: expected True or False, got {value!r}")
+        self._require_momentum(self._momentum, bool(value))
+        self._nesterov = bool(value)
+
+    @staticmethod
+    def _require_momentum(momentum: float, nesterov: bool) -> None:
+        if nesterov and momentum == 0.0:
             raise OptionError("nesterov=True needs momentum > 0, got momentum=0.0")
-        self._state_names = ("velocity",) if self.momentum else ()
 
     def _hyper_parameters(self) -> dict[str, Any]:
         return {
             "learning_rate": self._learning_rate,
-            "momentum": float(self.momentum),
-            "nesterov": bool(self.nesterov),
-            "weight_decay": float(self.weight_decay),
+            "momentum": self._momentum,
+            "nesterov": self._nesterov,
+            "weight_decay": self._weight_decay,
         }
 
-    def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
-        return ops.bind_sgd(theta, self.state.get("velocity"), step_count, self._ranges)
+    def _set_hyper_parameters(self, values: Mapping[str, Any]) -> None:
+        self.nesterov = False  # or a momentum of 0 could not be set
+        super()._set_hyper_parameters(values)
+
+    def _state_names(self, kept: Collection[str] = ()) -> tuple[str, ...]:
+        return ("velocity",) if self._momentum or "velocity" in kept else ()
+
+    def _bind_update(self, ops: Ops, theta: Array, progress: Progress) -> Update:
+        return ops.bind_sgd(theta, self._state.get("velocity"), progress.steps, self._ranges)
 
 
 class Adam(Optimizer):
@@ -285,8 +379,8 @@ class Adam(Optimizer):
     """
 
     reproducible = True
-    _state_names = ("first_moment", "second_moment")
     _decoupled = False
+    _update: AdamUpdate
 
     def __init__(
         self,
@@ -302,26 +396,52 @@ class Adam(Optimizer):
         super().__init__(
             learning_rate, weight_decay, trainable=trainable, multipliers=multipliers, decay_biases=decay_biases
         )
+        self.betas, self.eps = betas, eps
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """(β₁, β₂), each in [0, 1). Where they change, βᵗ is the product of the β of all t steps."""
+        return self._betas
+
+    @betas.setter
+    def betas(self, value: tuple[float, float]) -> None:
         try:
-            first, second = betas
+            first, second = value
         except (TypeError, ValueError):
-            raise OptionError(f"betas: expected two numbers in [0, 1), got {betas!r}") from None
-        self.betas = (in_range("betas[0]", first, 0.0, 1.0), in_range("betas[1]", second, 0.0, 1.0))
-        self.eps = positive("eps", eps)
+            raise OptionError(f"betas: expected two numbers in [0, 1), got {value!r}") from None
+        self._betas = in_range("betas[0]", first, 0.0, 1.0), in_range("betas[1]", second, 0.0, 1.0)
+
+    @property
+    def eps(self) -> float:
+        """ε > 0."""
+        return self._eps
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self._eps = positive("eps", value)
 
     def _hyper_parameters(self) -> dict[str, Any]:
         return {
             "learning_rate": self._learning_rate,
-            "betas": (float(self.betas[0]), float(self.betas[1])),
-            "eps": float(self.eps),
-            "weight_decay": float(self.weight_decay),
+            "betas": self._betas,
+            "eps": self._eps,
+            "weight_decay": self._weight_decay,
         }
+
+    def _state_names(self, kept: Collection[str] = ()) -> tuple[str, ...]:
+        return "first_moment", "second_moment"
+
+    def _progress(self) -> Progress:
+        return super()._progress()._replace(beta_powers=self._update.beta_powers)
 
     def _update_options(self) -> dict[str, Any]:
         return self._hyper_parameters() | {"decoupled": self._decoupled}
 
-    def _bind_update(self, ops: Ops, theta: Array, step_count: int) -> Update:
-        return ops.bind_adam(theta, self.state["first_moment"], self.state["second_moment"], step_count, self._ranges)
+    def _bind_update(self, ops: Ops, theta: Array, progress: Progress) -> AdamUpdate:
+        first, second = (self._state[name] for name in self._state_names())
+        update = ops.bind_adam(theta, first, second, progress.steps, self._ranges)
+        update.beta_powers = progress.beta_powers
+        return update
 
 
 class AdamW(Adam):

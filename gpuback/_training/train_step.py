@@ -76,6 +76,10 @@ class TrainStep:
     second time, and replayed from the third time on. A loss or gradient that is not finite leaves θ and the optimizer
     as they are. One thread at a time may call it.
 
+    `clip_norm`, `micro_batch_size` and `loss_scaling` may be set between steps; they are checked as arguments are. A
+    new loss scale starts anew. A deep or pickled copy goes on as the original would, bit for bit, with copies of the
+    network and the optimizer. A shallow one has buffers and a loss scale of its own.
+
     Args:
         net: the network.
         optimizer: SGD, Adam or AdamW; belongs to this network from the first step. What only frozen layers would need
@@ -94,6 +98,9 @@ class TrainStep:
         >>> loss = float(step([[0.0, 1.0], [1.0, 0.0]], [0, 1]))
     """
 
+    _loss_scaling: LossScaling | None
+    _loss_scale: LossScale | None
+
     def __init__(
         self,
         net: MLP,
@@ -103,17 +110,17 @@ class TrainStep:
         micro_batch_size: int | None = None,
         loss_scaling: LossScaling | None = None,
     ) -> None:
-        if not isinstance(loss_scaling, LossScaling | None):
-            raise OptionError(f"loss_scaling: expected a gpuback.LossScaling() or None, got {loss_scaling!r}")
-        self._loss_scale = None if loss_scaling is None else loss_scaling._bind(net)
-        micro_batch_size = count_or_none("micro_batch_size", micro_batch_size)
-        clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
         if not isinstance(optimizer, Optimizer):
             raise OptionError(f"optimizer: expected one such as gpuback.Adam(), got {optimizer!r}")
+        self._net, self._optimizer = net, optimizer
+        self.loss_scaling = loss_scaling
+        self.micro_batch_size, self.clip_norm = micro_batch_size, clip_norm
         optimizer._bind(net)
         optimizer._update.diverged_at = None
-        self.net, self.optimizer, self.clip_norm = net, optimizer, clip_norm
-        self.micro_batch_size = micro_batch_size
+        self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        net, optimizer = self._net, self._optimizer
         self._architecture_and_ops = net.architecture, net.ops
         self._trainable = optimizer._groups.trainable_layers
         self._gradients = empty_gradients(*self._architecture_and_ops)
@@ -122,6 +129,58 @@ class TrainStep:
         capture = net.ops.graph_capture if net.architecture.loss_row.targets != "own" else None
         self._graphs = None if capture is None else StepGraphs(net.ops, capture, self._gradients)
         self._in_scope = net.ops.bind_scope(lambda *_: optimizer._update.on_invalid())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what it was made of, for copy and pickle, and the state of the loss scale; no buffers."""
+        state = {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}
+        return state | {"_loss_scale": None if self._loss_scale is None else self._loss_scale.state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._loss_scaling is not None:
+            self._loss_scale = self._loss_scaling._bind(self._net)
+            self._loss_scale.state = state["_loss_scale"]
+        self._make_buffers()
+
+    @property
+    def net(self) -> MLP:
+        """The network."""
+        return self._net
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer."""
+        return self._optimizer
+
+    @property
+    def clip_norm(self) -> float | None:
+        """What gradients are scaled down to; None: they are not."""
+        return self._clip_norm
+
+    @clip_norm.setter
+    def clip_norm(self, value: float | None) -> None:
+        self._clip_norm = None if value is None else positive("clip_norm", value)
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """How many samples go through the network at a time; None: as many as the backend chooses."""
+        return self._micro_batch_size
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, value: int | None) -> None:
+        self._micro_batch_size = count_or_none("micro_batch_size", value)
+
+    @property
+    def loss_scaling(self) -> LossScaling | None:
+        """The dynamic loss scale that it was given."""
+        return self._loss_scaling
+
+    @loss_scaling.setter
+    def loss_scaling(self, value: LossScaling | None) -> None:
+        if not isinstance(value, LossScaling | None):
+            raise OptionError(f"loss_scaling: expected a gpuback.LossScaling() or None, got {value!r}")
+        self._loss_scale = None if value is None else value._bind(self._net)
+        self._loss_scaling = value
 
     @property
     def diverged_at(self) -> int | None:
@@ -211,3 +270,7 @@ class TrainStep:
             gradient, loss, self.clip_norm, stop_after_nonfinite=stop_after_nonfinite, launches=launches
         )
         return loss
+
+
+_MADE_ANEW = {"_architecture_and_ops", "_trainable", "_gradients", "_graphs", "_in_scope"}
+"""The attributes that `_make_buffers` sets."""

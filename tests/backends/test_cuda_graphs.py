@@ -5,6 +5,7 @@ Whatever is done between steps, a network trained with records has the bits of o
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._network.inputs import as_batch
 from gpuback._network.pool import KEPT_BUFFERS
 from gpuback._training import graph_replay
+from gpuback._training.optimizers import Progress
 from gpuback.errors import BackendError, DivergedError
 from gpuback.testing import random_batch
 
@@ -234,6 +236,56 @@ def test_what_changes_between_steps_takes_effect(
     assert same == (optimizer == "Nesterov" and change is set_betas)  # SGD has none
 
 
+@pytest.mark.parametrize(
+    "make, name, value",
+    [
+        (lambda: SGD(0.1, 0.9), "momentum", 0.5),
+        (lambda: SGD(0.1, 0.9), "nesterov", True),
+        (lambda: SGD(0.1, 0.9, nesterov=True), "nesterov", False),
+        (lambda: SGD(0.1), "weight_decay", 0.1),
+        (lambda: Adam(0.01), "eps", 0.1),
+        (lambda: AdamW(0.01), "betas", (0.5, 0.6)),
+        (lambda: AdamW(0.01), "weight_decay", 0.9),
+    ],
+)
+def test_a_record_reads_hyper_parameters_that_are_set_later(
+    make: Any, name: str, value: Any, launcher: EmulatorLauncher
+) -> None:
+    twins, unchanged = Twins(make), Twins(make)
+    for turn in range(5):
+        if turn == 3:
+            twins.each(lambda step: setattr(step.optimizer, name, value))
+        for each in (twins, unchanged):
+            each.step(*twins.batch(11, turn))
+    twins.assert_equal()
+    assert launcher.replays == 2 * 3
+    assert twins.steps[0].net.theta.tobytes() != unchanged.steps[0].net.theta.tobytes()
+
+
+def test_momentum_that_comes_later_is_recorded_anew(launcher: EmulatorLauncher) -> None:
+    twins = Twins(lambda: SGD(0.1))
+    for turn in range(8):
+        if turn == 4:
+            twins.each(lambda step: setattr(step.optimizer, "momentum", 0.9))
+        twins.step(*twins.batch(11, turn))
+    twins.assert_equal()
+    assert launcher.replays == 2 + 2 and twins.steps[0].optimizer.state["velocity"].any()
+
+
+def test_a_copy_records_its_own(launcher: EmulatorLauncher) -> None:
+    twins = Twins(OPTIMIZERS["Adam"])
+    for turn in range(4):
+        twins.step(*twins.batch(11, turn))
+    copies = copy.deepcopy(twins)
+    for turn in range(4, 8):
+        copies.step(*twins.batch(11, turn))
+    for turn in range(4, 8):
+        twins.step(*twins.batch(11, turn))
+    twins.assert_equal()
+    copies.assert_equal()
+    assert copies.steps[0].net.theta.tobytes() == twins.steps[0].net.theta.tobytes()
+
+
 def test_batches_of_several_kinds_in_turn(launcher: EmulatorLauncher) -> None:
     twins = Twins(OPTIMIZERS["Adam"], 0.5)
     rng = np.random.default_rng(0)
@@ -317,7 +369,7 @@ def test_a_restored_optimizer_is_not_the_recorded_one(launcher: EmulatorLauncher
         if turn == 4:
             for step in twins.steps:
                 state = {name: 0.01 * np.arange(len(array)) for name, array in step.optimizer.state.items()}
-                step.optimizer._restore(step.net, state, 7)
+                step.optimizer._restore(step.net, state, Progress(7))
         twins.step(*twins.batch(11, turn))
     twins.assert_equal()
     assert twins.steps[0].optimizer.step_count == 7 + 5

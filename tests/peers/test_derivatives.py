@@ -51,6 +51,8 @@ def random_network(number: int) -> gpuback.MLP:
     output = OUTPUTS[number // 4 % len(OUTPUTS)]
     loss = next(name for name, row in LOSSES.items() if output in row.outputs)
     sizes = rng.integers(1, 12, size=depth + 1).tolist()
+    if output == "softmax":  # of one output there is none
+        sizes[-1] = max(sizes[-1], 2)
     net = gpuback.MLP(
         sizes, activation=activations, output=output, loss=loss, dtype="float64", backend="numpy", seed=number
     )

@@ -9,9 +9,9 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,8 @@ import torch
 from support.requirements import require_emulator, require_gpu
 from torch import nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import allow_mutation_on_saved_tensors, save_on_cpu, saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from gpuback._backends.cuda.ops import CudaOps
 from gpuback._backends.numpy.ops import NumpyOps
@@ -278,6 +280,91 @@ def test_what_was_changed_before_backward_is_noticed(which: str) -> None:
     with torch.no_grad():
         (x if which == "x" else net.get_parameter("2.weight")).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+HOOKS: dict[str, Callable[[], Any]] = {
+    "none": nullcontext,
+    "to NumPy": lambda: saved_tensors_hooks(lambda t: t.numpy(force=True).copy(), torch.from_numpy),
+    "save_on_cpu": save_on_cpu,
+    "mutation": allow_mutation_on_saved_tensors,
+}
+
+
+def changed_before_backward(
+    net: nn.Module, x: torch.Tensor, hooks: str, change: str, frozen: Sequence[str]
+) -> list[torch.Tensor | None] | None:
+    """The gradients, after x or parameters were written to; None if PyTorch refuses that."""
+    x, named = x.detach().clone().requires_grad_("x" not in frozen), dict(net.named_parameters())
+    for name in frozen:
+        if name != "x":
+            named[name].requires_grad_(False)
+    with HOOKS[hooks]():
+        h = x * 1.0
+        y = net(h)
+        with torch.no_grad():
+            for name in ("x", *named) if change == "all" else (change,):
+                (h if name == "x" else named[name]).add_(1)
+        try:
+            y.square().sum().backward()
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+            return None
+    return [x.grad, *(parameter.grad for parameter in named.values())]
+
+
+@pytest.mark.parametrize("rows", [5, 3000])
+@pytest.mark.parametrize("hooks", HOOKS)
+@pytest.mark.parametrize("change", ["x", "0.weight", "2.weight", "4.bias", "all"])
+def test_what_changes_before_backward_does_what_it_does_to_the_sequential(rows: int, hooks: str, change: str) -> None:
+    """Right gradients where hooks keep what was saved; else PyTorch's error, if the backward pass would read it."""
+    for frozen in (
+        (),
+        ("x",),
+        ("0.weight",),
+        ("0.weight", "0.bias", "2.weight", "2.bias"),
+        ("x", "0.weight", "0.bias"),
+    ):
+        net, x = fused(), batch((rows,))
+        twin = to_torch(net)
+        found, expected = (changed_before_backward(each, x, hooks, change, frozen) for each in (net, twin))
+        assert (found is None) == (expected is None), frozen
+        for own, true in zip(found or (), expected or (), strict=True):
+            assert (own is None) == (true is None)
+            if own is not None:
+                assert_close(own, true, 1e-11)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_hooks_change_no_bit(dtype: str) -> None:
+    net, x = fused(dtype=dtype, activation="gelu"), batch((300,), dtype=torch.float32)
+    expected = gradients(net, net(x).square().sum(), x)
+    with HOOKS["to NumPy"]():
+        y = net(x)
+    for _ in range(2):
+        found = torch.autograd.grad(y.square().sum(), [x, *net.parameters()], retain_graph=True)
+        assert all(torch.equal(own, true) for own, true in zip(found, expected, strict=True))
+    assert all(map(torch.equal, gradients(net, net(x).square().sum(), x), expected))  # and later calls none
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_in_a_checkpoint(reentrant: bool) -> None:
+    net, x = fused(), batch()
+    expected = gradients(net, net(2 * x).square().sum(), x)
+    checkpoint(lambda x: net(2 * x).square().sum(), x, use_reentrant=reentrant).backward()
+    assert all(map(torch.equal, [x.grad, *(parameter.grad for parameter in net.parameters())], expected))
+
+
+def test_a_hook_unpacks_once_and_what_it_returns_must_fit() -> None:
+    net, x, unpacked = fused(), batch(), []
+    with saved_tensors_hooks(lambda t: t.clone(), lambda t: unpacked.append(t) or t):
+        y = net(x).square().sum()
+    unpacked.clear()
+    torch.autograd.grad(y, x, create_graph=True)
+    assert sorted(len(t) for t in unpacked) == sorted([11, 11, 9, 7, 5])  # ŷ for its square, x, W_1, W_2, W_3
+    with saved_tensors_hooks(lambda t: t, lambda t: t[:1].clone() if t.shape == (7, 9) else t):
+        y = net(x)
+    with pytest.raises(ShapeError, match=r"saved tensor of shape \(7, 9\) from its hook, got \(1, 9\)"):
         y.sum().backward()
 
 
@@ -654,6 +741,10 @@ def test_the_cuda_backend_gives_the_same_numbers(dtype: str, activation: str, mo
     monkeypatch.setattr(devices, "ops_on", lambda kind, index: ops)
     y, twin = net(x), net(2 * x)
     found = [y.detach(), *gradients(net, y.square().sum(), x), *gradients(net, twin.sum(), x)]
+    net._pool.clear()  # of NumPy's buffers, which the first graphs have given back
+    with HOOKS["to NumPy"]():
+        y = net(x)
+    assert all(map(torch.equal, gradients(net, y.square().sum(), x), found[1:]))
     step = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 2**-6, "float16": 2**-9}[dtype]
     for own, true in zip(found, expected, strict=True):
         assert_close(own, true, step)

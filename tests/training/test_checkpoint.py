@@ -185,6 +185,49 @@ def test_a_run_without_a_seed_is_resumed_in_its_own_order(file: Path) -> None:
     assert again == thetas[EPOCHS] != train(None, seed=None)[0]
 
 
+@pytest.mark.parametrize(
+    "make_optimizer, change",
+    [
+        (lambda: SGD(0.1), {"momentum": 0.9}),
+        (lambda: SGD(0.1, 0.9), {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1}),
+        (lambda: SGD(0.1, 0.9, nesterov=True), {"nesterov": False, "momentum": 0.0}),
+        (lambda: SGD(0.1), {"momentum": [0.9, 0.0, 0.5]}),  # one epoch after the other
+        (lambda: Adam(0.1), {"betas": (0.5, 0.9), "eps": 1e-3}),
+        (lambda: AdamW(0.1), {"weight_decay": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("interrupt", [pytest.param(2, marks=pytest.mark.thorough), 4])
+def test_hyper_parameters_that_a_callback_sets_are_restored(
+    make_optimizer: Any, change: dict[str, Any], interrupt: int, file: Path
+) -> None:
+    def run(interrupt: int | None = None, **options: Any) -> tuple[Any, ...]:
+        optimizer = make_optimizer()
+
+        def set_them(net: MLP, history: History) -> None:
+            epoch = history.epochs - 2
+            for name, value in change.items():
+                if isinstance(value, list) and 0 <= epoch < len(value):
+                    setattr(optimizer, name, value[epoch])
+                elif epoch == 0:
+                    setattr(optimizer, name, value)
+
+        callbacks = [set_them, *([] if interrupt is None else [stop_after(interrupt)])]
+        return train(make_optimizer=lambda: optimizer, callbacks=callbacks, **options)
+
+    with pytest.raises(InterruptionError):
+        run(interrupt, file=file)
+    assert run(file=file, resume=True) == run(file=None)
+
+
+def test_a_checkpoint_of_before_hyper_parameters_were_kept_is_resumed(file: Path) -> None:
+    train(file, epochs=2)
+    arrays, metadata = persistence.read(file, kind="checkpoint")
+    for name in ("betas", "eps", "weight_decay", "beta_powers"):
+        del metadata[name]
+    persistence.write(file, arrays, metadata, kind="checkpoint")
+    assert train(file, resume=True) == train(None)
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_a_finished_run_resumed_with_more_epochs_goes_on(run: Any, file: Path) -> None:
     expected = train(None, **run)
@@ -637,7 +680,11 @@ def test_an_incomplete_file_changes_nothing(file: Path) -> None:
 # --- forged: the hash fits, the content does not
 
 ODD = (None, -1, 1.5, "x", [], {}, True, float("nan"), float("inf"), 10**12, 2**70, [1], {"a": 1})
-FIELDS = ("run", "seed", "step_count", "learning_rate", "best_epoch", "steps", "batches", "loss_scale")
+FIELDS = (
+    *("run", "seed", "step_count", "learning_rate", "best_epoch", "steps", "batches", "loss_scale"),
+    *("betas", "eps", "weight_decay", "beta_powers"),
+)
+RATES = (1.5, 10**12, 2**70)
 
 
 def forged_run(file: Path, resume: bool, **changes: Any) -> tuple[MLP, Adam]:
@@ -666,7 +713,9 @@ def test_a_forged_field_is_refused_by_name(file: Path, field: str) -> None:
     forged_run(file, resume=False)
     sound = file.read_bytes()
     assert set(FIELDS) == set(persistence.read(file, kind="checkpoint")[1])
-    harmless = {"loss_scale": (None,), "learning_rate": (1.5, 10**12, 2**70), "batches": (10**12,)}.get(field, ())
+    harmless = {"loss_scale": (None,), "beta_powers": (None,), "batches": (10**12,), "eps": RATES}.get(field, ())
+    if field in ("learning_rate", "weight_decay"):
+        harmless = RATES
     if field == "step_count":
         harmless = (10**12,)  # steps made before this run are none of its business
     for value in ODD:

@@ -370,6 +370,26 @@ def test_the_validation_loss_of_micro_batches_is_that_of_all_samples(monkeypatch
     assert max(sizes[3:]) == 7
 
 
+@pytest.mark.parametrize(
+    "value",
+    [1, 0.5, -1, np.bool_(True), np.int8(1), np.float32(0.5), np.array(True), np.array(2), np.array(0.5), math.inf],
+    ids=repr,
+)
+def test_any_true_scalar_stops_training(value: Any) -> None:
+    for returned, epochs in ((value, 1), (value * 0 if math.isfinite(value) else 0, 3)):
+        history = gpuback.fit(classifier(), *blobs(), epochs=3, callbacks=[lambda *_, v=returned: v])
+        assert (history.epochs, history.stopped_early) == (epochs, epochs == 1)
+        assert type(history.stopped_early) is bool
+
+
+@pytest.mark.parametrize(
+    "value", [None, "stop", b"stop", [True], (1,), {"stop": True}, np.ones(1), np.ones((2, 2)), {1}]
+)
+def test_what_is_no_scalar_does_not(value: Any) -> None:
+    history = gpuback.fit(classifier(), *blobs(), epochs=2, callbacks=[lambda *_: value])
+    assert (history.epochs, history.stopped_early) == (2, False)
+
+
 def test_a_callback_may_change_theta_and_the_learning_rate() -> None:
     optimizer = SGD(0.1)
 
@@ -418,6 +438,42 @@ def test_the_best_theta_is_restored_when_epochs_run_out_first() -> None:
     net, history, thetas = overfitting(100)
     assert (history.epochs, history.best_epoch, history.stopped_early) == (30, 6, False)
     assert net.theta.tobytes() == thetas[6].tobytes()
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("when", ["between epochs", "within an epoch"])
+def test_the_best_theta_is_restored_after_ctrl_c(interruption: Any, when: str) -> None:
+    thetas, steps = [], []
+
+    def interrupt(net: MLP, history: History) -> None:
+        thetas.append(net.theta.copy())
+        if history.epochs == 4 and when == "between epochs":
+            raise interruption
+
+    def schedule(step: int) -> float:
+        steps.append(step)
+        if step == 4 * 4 + 2 and when == "within an epoch":
+            raise interruption
+        return 0.01
+
+    x, y = blobs(40)
+    for patience in (100, None):
+        net, validation = classifier(), blobs(9)
+        thetas.clear()
+        options = {"epochs": 50, "batch_size": 10, "seed": 0, "validation": (validation[0], (validation[1] + 1) % 3)}
+        with pytest.raises(interruption):
+            gpuback.fit(net, x, y, **options, schedule=schedule, callbacks=[interrupt], patience=patience)
+        assert len(thetas) == 4
+        losses = [float(with_theta(net, theta).loss(*options["validation"])) for theta in thetas]
+        best = thetas[int(np.argmin(losses))]
+        assert losses[-1] > min(losses), "it overfits"
+        assert (net.theta.tobytes() == best.tobytes()) == (patience is not None)
+
+
+def with_theta(net: MLP, theta: Any) -> MLP:
+    twin = copy.copy(net)
+    twin.theta = theta
+    return twin
 
 
 def test_without_patience_the_last_theta_stays() -> None:

@@ -95,6 +95,20 @@ def test_nothing_but_ieee_operations_makes_them() -> None:
     assert [ast.unparse(power) for power in powers] == ["(-1) ** k"]
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [constant(0.1), step_decay(0.1, every=10), cosine(0.1, 9, 0.01), warmup(cosine(0.1, 9), 3), warmup(float, 10**6)],
+    ids=repr,
+)
+def test_a_step_is_a_count(schedule: Any) -> None:
+    for step in (-1, -(10**30), 2.5, 3.0, np.float64(3), math.nan, math.inf, True, "3", None, 2**63, 10**400, [1]):
+        with pytest.raises(OptionError, match="step: expected an integer"):
+            schedule(step)
+    for step in (np.int8(3), np.uint64(3), 3):
+        assert schedule(step) == schedule(3) >= 0
+    assert math.isfinite(schedule(2**63 - 1))
+
+
 # --- what they are
 
 

@@ -333,13 +333,21 @@ class AdamUpdate(CudaUpdate):
         self.moments = first_moment, second_moment
         self._step = self._bind("adam", first_moment=first_moment, second_moment=second_moment)
 
+    @property
+    def beta_powers(self) -> tuple[float, float] | None:
+        return None if self._steps_before else (self._get("beta_power_1"), self._get("beta_power_2"))
+
+    @beta_powers.setter
+    def beta_powers(self, value: tuple[float, float] | None) -> None:
+        if value is not None:
+            self._put("beta_power_1", value[0])
+            self._put("beta_power_2", value[1])
+            self._steps_before = 0
+
     def write_hyper(self, *, betas: tuple[float, float], **others: Any) -> None:  # type: ignore[override]
         super().write_hyper(betas=betas, **others)
         if self._steps_before:  # the powers of βs that steps made elsewhere have left
-            first, second = beta_powers(betas, self._steps_before)
-            self._put("beta_power_1", first)
-            self._put("beta_power_2", second)
-            self._steps_before = 0
+            self.beta_powers = beta_powers(betas, self._steps_before)
 
 
 def _count(value: float) -> int | None:

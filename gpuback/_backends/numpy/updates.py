@@ -347,7 +347,7 @@ class AdamUpdate(NumpyUpdate):
         ranges: Sequence[ParameterRange] | None = None,
     ) -> None:
         super().__init__(steps, ranges, theta, first_moment, second_moment)
-        self._beta_powers: tuple[float, float] | None = None
+        self.beta_powers: tuple[float, float] | None = None
         self._powers_of = steps
 
     def _numbers_now(  # type: ignore[override]
@@ -360,10 +360,10 @@ class AdamUpdate(NumpyUpdate):
         decoupled: bool,
     ) -> tuple[float, ...]:
         if self._powers_of != self.steps:  # once a step, however many groups there are
-            first, second = self._beta_powers or beta_powers(betas, self.steps - 1)
-            self._beta_powers, self._powers_of = (first * betas[0], second * betas[1]), self.steps
-        assert self._beta_powers is not None
-        first, second = self._beta_powers
+            first, second = self.beta_powers or beta_powers(betas, self.steps - 1)
+            self.beta_powers, self._powers_of = (first * betas[0], second * betas[1]), self.steps
+        assert self.beta_powers is not None
+        first, second = self.beta_powers
         root = math.sqrt(1.0 - second)
         rate = learning_rate * root / (1.0 - first)
         decay, shrink = (0.0, 1.0 - learning_rate * weight_decay) if decoupled else (weight_decay, 1.0)
