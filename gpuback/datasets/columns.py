@@ -124,7 +124,7 @@ def _categories(texts: Sequence[str], codes: Any, most: int) -> tuple[str, ...]:
     if all(map(_DATE.fullmatch, texts)):
         raise ValueError(f"holds dates, such as {example}")
     if sum(_DECIMAL_COMMA.fullmatch(text) is not None for text in texts) > len(texts) / 2:
-        raise ValueError(f"holds numbers with decimal commas, such as {example}: decimal=','?")
+        raise ValueError(f"holds numbers with decimal commas, such as {example} (decimal=',')")
     others = [text for text in texts if not _is_number(text)]
     if len(others) < len(texts) / 2 and len(texts) > FEW_TEXTS:
         counted = np.bincount(codes[codes >= 0], minlength=len(texts))

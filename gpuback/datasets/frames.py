@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from gpuback._text import listed, quoted, shown
 from gpuback.datasets.idx import GZIP_MAGIC
-from gpuback.datasets.unpacking import LimitedReader, unpacked_limit
+from gpuback.datasets.unpacking import LimitedReader, too_much, unpacked_limit
 from gpuback.errors import DataError, FileFormatError, GpubackError, OptionError, missing_extra
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _HEAD_BYTES = 1 << 16
 """The separator and the decimal mark are found in so much of a file."""
 
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+,\d+")
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 _TOO_MANY_CELLS = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
 
@@ -47,12 +48,14 @@ class Layout(NamedTuple):
 
     separator: str
     decimal: str
+    thousands: str | None
     header: list[str]
 
     def describe(self) -> str:
         """Say what was found, where it is not commas and decimal points; else nothing."""
         words = [SEPARATORS.get(self.separator, repr(self.separator))] if self.separator != "," else []
         words += ["decimal commas"] if self.decimal == "," else []
+        words += ["points between thousands"] if self.thousands else []
         return ", ".join(words)
 
 
@@ -90,7 +93,7 @@ def read_text(
         raise OptionError(f"separator: expected one character, got {separator!r}")
     if decimal not in (None, ".", ","):
         raise OptionError(f"decimal: expected '.' or ',', got {decimal!r}")
-    with _opened(path, max_bytes) as (file, head), _named_errors(path, pandas):
+    with _named_errors(path, pandas), _opened(path, max_bytes) as (file, head):
         layout = _layout(path, head, separator, decimal)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
@@ -99,6 +102,7 @@ def read_text(
                 path if file is None else file,
                 sep=layout.separator,
                 decimal=layout.decimal,
+                thousands=layout.thousands,
                 dtype={place: str for place, name in enumerate(layout.header) if name in texts},
                 encoding="utf-8",
                 engine="c",
@@ -106,23 +110,32 @@ def read_text(
                 skipinitialspace=True,
             )
     frame.columns = layout.header
+    # Each line ends in a separator: a column without a name and without cells.
+    unused = [name for name in layout.header if name.startswith(UNNAMED) and frame[name].isna().all()]
+    frame = frame.drop(columns=unused) if unused else frame
     if not len(frame):
         raise DataError(f"{path}: expected rows below the header, found none")
     return frame, layout
 
 
-def read_parquet(path: str) -> pd.DataFrame:
+def read_parquet(path: str, max_bytes: int | None = None) -> pd.DataFrame:
     """Read a Parquet file.
 
     Raises:
         MissingExtraError: pandas or pyarrow is not installed.
+        DataError: it says that it unpacks to more than max_bytes.
     """
     pandas = require_pandas()
     try:
-        import pyarrow  # noqa: F401
+        from pyarrow import parquet
     except ImportError:
         raise missing_extra("pyarrow", "reading Parquet files", "parquet") from None
+    with open(path, "rb") as file:
+        allowed = unpacked_limit(file, max_bytes)
     try:
+        groups = parquet.read_metadata(path)
+        if sum(groups.row_group(place).total_byte_size for place in range(groups.num_row_groups)) > allowed:
+            raise too_much(path, allowed)
         frame: pd.DataFrame = pandas.read_parquet(path, engine="pyarrow")
     except GpubackError:
         raise
@@ -235,9 +248,12 @@ def _layout(path: str, head: bytes, separator: str | None, decimal: str | None) 
     _check_header(path, header)
     if decimal is None:
         cells = [cell.strip() for row in rows[1:] for cell in row]
-        commas = any(map(_DECIMAL_COMMA.fullmatch, cells)) and not any(map(_DECIMAL_POINT.fullmatch, cells))
+        commas = any(_DECIMAL_COMMA.fullmatch(cell) or _GROUPED.fullmatch(cell) for cell in cells) and not any(
+            map(_DECIMAL_POINT.fullmatch, cells)
+        )
         decimal = "," if commas else "."
-    return Layout(separator, decimal, header)
+    grouped = decimal == "," and any(_GROUPED.fullmatch(cell.strip()) for row in rows[1:] for cell in row)
+    return Layout(separator, decimal, "." if grouped else None, header)
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:

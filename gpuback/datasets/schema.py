@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -114,7 +114,7 @@ class Schema:
         """
         if missing not in (None, *MISSING):
             raise OptionError(f"missing: expected 'mean' or 'drop', got {missing!r}")
-        name = target_name(table, target)
+        name = target_name(table, target, drop)
         not_features = {*drop, *([] if table.is_array else [name])}
         table.require(sorted(not_features))
         kept = [column for column in table.names if column not in not_features]
@@ -376,14 +376,17 @@ def labels_of(outputs: Array) -> Array:
     return (outputs[:, 0] > 0.5).astype(np.intp) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
 
 
-def target_name(table: Table, target: str | None) -> str:
-    """Return the target's name: of a DataFrame the given one or the last column's.
+def target_name(table: Table, target: str | None, drop: Collection[str] = ()) -> str:
+    """Return the target's name: of a DataFrame the given one, or that of the last column that is not left out.
 
     Raises:
-        OptionError: an array's targets are not found by name.
+        OptionError: the target is left out, or an array's targets are to be found by name.
     """
     if not table.is_array:
-        return table.names[-1] if target is None else target
+        if target is not None and target in drop:
+            raise OptionError(f"drop={[target]!r} leaves out the target")
+        kept = [name for name in table.names if name not in drop]
+        return (kept or table.names)[-1] if target is None else target
     if target is not None:
         raise OptionError(
             f"{table.name}: target={target!r} applies to tables, and these samples have targets beside them"

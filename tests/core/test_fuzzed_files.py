@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, example, given, settings
@@ -27,6 +28,7 @@ import gpuback
 from gpuback import datasets
 from gpuback._core import persistence
 from gpuback._cuda import cache
+from gpuback.datasets import Schema
 from gpuback.errors import GpubackError
 
 MUTANTS = int(os.environ.get("GPUBACK_TEST_MUTANTS", "300"))
@@ -114,15 +116,20 @@ def train(file: Path, epochs: int) -> None:
 
 
 def load(file: Path) -> None:
-    gpuback.MLP.load(file, backend="numpy")
+    """As the command line does: the network, and the schema that says what it takes."""
+    net, schema = gpuback.MLP.load(file, backend="numpy"), Schema.load(file)
+    if schema is not None and schema.n_inputs == net.sizes[0]:
+        schema.inputs(TABLE.iloc[:2])
 
 
 def sound(kind: str, folder: Path) -> Path:
     path = folder / f"sound.{kind}"
     if not path.exists():
-        network().save(path) if kind == "model" else train(path, 1)
+        network().save(path, schema=Schema.fit(TABLE)) if kind == "model" else train(path, 1)
     return path
 
+
+TABLE = pd.DataFrame({"a": [1.5, 2, 3, 4], "b": [True, False, False, True], "c": [1, 2, 3, 5], "y": ["no", "yes"] * 2})
 
 READERS = {"model": load, "checkpoint": lambda file: train(file, 2)}
 
@@ -150,9 +157,8 @@ def test_models_and_checkpoints_with_other_contents_and_a_hash_that_fits(
             dtype = data.draw(st.sampled_from(("float32", "float64", "bool", "int64", "bfloat16")))
             arrays[name] = np.zeros(shape, dtype)
         else:
-            part = data.draw(
-                st.sampled_from([metadata, *(inner for inner in metadata.values() if isinstance(inner, dict))])
-            )
+            inner = [part for part in metadata.values() if isinstance(part, dict)]
+            part = data.draw(st.sampled_from([metadata, *inner]))
             part[data.draw(st.sampled_from([*part, "more"]))] = data.draw(values)
     path = folder / "forged"
     try:
@@ -206,6 +212,7 @@ CSV = (
     "a,b,y\n"
     + "".join(f"{a!r},{b!r},{y}\n" for a, b, y in zip(X[:, 0].tolist(), (X[:, 1] / 7).tolist(), Y, strict=True))
 ).encode()
+WORDS = "a;b;y\n" + "".join(f'{i},5;"{"uvw"[i % 3]}";{"no" if i % 3 else "yes"}\n' for i in range(30))
 FILES: dict[str, tuple[str, Callable[[list[Edit]], bytes]]] = {
     "npz": ("mutant.npz", lambda changes: edited(npz(x=npy(X), y=npy(Y)), changes)),
     "npz members": ("mutant.npz", lambda changes: npz(x=edited(npy(X), changes), y=npy(Y))),
@@ -215,6 +222,8 @@ FILES: dict[str, tuple[str, Callable[[list[Edit]], bytes]]] = {
     "gzip": ("train-images-idx3-ubyte.gz", lambda changes: edited(gzip.compress(idx(X), mtime=0), changes)),
     "gzipped": ("train-images-idx3-ubyte.gz", lambda changes: gzip.compress(edited(idx(X), changes), mtime=0)),
     "csv": ("mutant.csv", lambda changes: edited(CSV, changes)),
+    "csv of words": ("mutant.csv", lambda changes: edited(WORDS.encode(), changes)),
+    "gzipped csv": ("mutant.csv.gz", lambda changes: gzip.compress(edited(CSV, changes), mtime=0)),
 }
 
 
