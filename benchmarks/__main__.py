@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.cases import NETWORKS, Network, network
-from benchmarks.cases.selection import FAMILIES, Device, Job, dtypes_of, jobs
+from benchmarks.cases.selection import FAMILIES, ON_REQUEST, Device, Job, dtypes_of, jobs
 
 app = typer.Typer(
     add_completion=False,
@@ -51,7 +51,10 @@ Dtypes = Annotated[
 ]
 
 
-@app.callback(invoke_without_command=True, epilog=f"Families, of which a run measures all by default. {EVERY_FAMILY}.")
+@app.callback(
+    invoke_without_command=True,
+    epilog=f"Families, of which a run measures all by default but {' and '.join(ON_REQUEST)}. {EVERY_FAMILY}.",
+)
 def run(
     context: typer.Context,
     device: Annotated[Device, typer.Option(help="Where to run.")] = "cpu",
@@ -80,6 +83,15 @@ def run(
             min=0,
             help="The run may take this many seconds; rows that do not fit are left out, the least important "
             "ones first. Default: no limit on the CPU, 500 on a GPU.",
+        ),
+    ] = None,
+    busy: Annotated[
+        int | None, typer.Option(min=1, help="Busy processes in the family busy. Default: as many as cores.")
+    ] = None,
+    threads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNTS", help="Numbers of threads in the family threads, with commas. Default: 1, 2, 4, … cores."
         ),
     ] = None,
     quick: Annotated[
@@ -113,7 +125,8 @@ def run(
         seconds=seconds,
         quick=quick,
     )
-    planned = _planned(device, FAMILIES[device], families, sizes, dtype, quick=quick)
+    steps = {"beside": busy, "threads": None if threads is None else _parsed(_counts, threads)}
+    planned = _planned(device, FAMILIES[device], families, sizes, dtype, quick=quick, **steps)
     json = json or JSON[device]
     status = harness.run(planned, options, json, _console())
     if status != 2:
@@ -191,14 +204,13 @@ def _planned(
     families: str | None,
     sizes: Sequence[str] | None,
     dtype: str | None,
-    *,
-    quick: bool = False,
+    **options: Any,
 ) -> list[Job]:
     """List the rows that options ask for; at least one."""
-    chosen = _some_of(known, families) or known
+    chosen = _some_of(known, families) or [name for name in known if name not in ON_REQUEST]
     dtypes = _some_of(list(dict.fromkeys(d for family in chosen for d in dtypes_of(device, family))), dtype)
     networks: list[Network] = [_parsed(network, text.strip()) for texts in sizes or () for text in texts.split(",")]
-    planned = jobs(device, chosen, networks or None, dtypes, quick=quick)
+    planned = jobs(device, chosen, networks or None, dtypes, **options)
     if not planned:
         raise typer.BadParameter("no row has all of this; without --quick or with --sizes there may be one")
     return planned
@@ -212,6 +224,14 @@ def _some_of(known: Sequence[str], text: str | None) -> list[str] | None:
         if name not in known:
             raise typer.BadParameter(f"expected some of {', '.join(known)}, got {name!r}")
     return names
+
+
+def _counts(text: str) -> list[int]:
+    """Parse "1,2,4"."""
+    counts = [part.strip() for part in text.split(",")]
+    if not all(one.isascii() and one.isdecimal() and int(one) for one in counts) or len({*counts}) < len(counts):
+        raise ValueError(f"expected different numbers of threads as in 1,2,4, got {text!r}")
+    return [int(one) for one in counts]
 
 
 def _parsed(parse: Callable[[str], Any], text: str) -> Any:

@@ -8,11 +8,13 @@ from gpuback._backends.registry import BackendStatus as BackendStatus
 from gpuback._backends.registry import backends as backends
 from gpuback._core.expressions import CudaForms as CudaForms
 from gpuback._core.own_activations import register_activation as register_activation
+from gpuback._network.derivatives import Taylor as Taylor
 from gpuback._network.gradient_check import GradientReport as GradientReport
 from gpuback._network.gradient_check import check_gradients as check_gradients
 from gpuback._network.mlp import MLP as MLP
 from gpuback._network.mlp import Gradients as Gradients
 from gpuback._network.vjp import Pullback as Pullback
+from gpuback._network.vjp import SecondPullback as SecondPullback
 from gpuback._training.fit import fit as fit
 from gpuback._training.history import History as History
 from gpuback._training.optimizers import SGD as SGD

@@ -13,6 +13,8 @@ DESCRIPTIONS = {
     "step": "a training step: forward, loss, backward, update",
     "fit": "training, from a fresh network to its last epoch",
     "reproducible": "a training step with reproducible=True",
+    "busy": "a training step in quiet, and beside busy processes: the median and the 95th percentile of steps",
+    "threads": "a training step by the number of threads",
     "host": "a call's time on the host, which does not wait for the GPU",
     "startup": "a fresh process: import, network, first step",
     "device-memory": "a GPU's memory for a batch, a network, its optimizer's state and three steps",
@@ -28,6 +30,9 @@ CHECKED_STEPS = 3
 """Steps from the beginning after which a contestant's θ is compared with the oracle's."""
 
 LABEL_BYTES = 8
+
+STEPS = ("step", "reproducible", "busy", "threads")
+"""Families whose calls are single training steps."""
 
 
 class LeftOutError(Exception):
@@ -87,6 +92,9 @@ class Case:
         optimizer: "SGD" or "Adam", where there are updates.
         samples, epochs: numbers of them in `fit`, else 0.
         unit: unit of the figures, "s" or "bytes".
+        beside: busy processes that run meanwhile.
+        percentile: which of the calls of a turn counts, in "busy".
+        threads: threads that a contestant's process may have, in "threads".
     """
 
     family: str
@@ -98,6 +106,9 @@ class Case:
     samples: int = 0
     epochs: int = 0
     unit: str = "s"
+    beside: int = 0
+    percentile: int = 50
+    threads: int = 0
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Case:
@@ -131,6 +142,11 @@ class Case:
         text = ", ".join(filter(None, ("-".join(map(str, self.sizes)), B, self.optimizer)))
         if self.family == "fit":
             return f"{text}, {self.samples} samples, {self.epochs} epochs"
+        if self.family == "busy":
+            beside = f"{self.beside} busy" if self.beside else "quiet"
+            return f"{text}, {beside}, {'median' if self.percentile == 50 else f'{self.percentile}th percentile'}"
+        if self.family == "threads":
+            return f"{text}, {self.threads} thread{'s' * (self.threads > 1)}"
         return f"{text}, {self.name}" if self.family == "startup" else text
 
     @property
@@ -141,7 +157,7 @@ class Case:
             return 2 * self.batch_size * per_row[0]
         if self.family == "fit":
             return self.samples * self.epochs * (3 * sum(per_row) - per_row[0])
-        if self.family in ("step", "reproducible"):
+        if self.family in STEPS and self.family != "busy":
             return self.batch_size * (3 * sum(per_row) - per_row[0])
         return 0
 
@@ -161,7 +177,7 @@ class Case:
         state = (3 if self.optimizer == "Adam" else 1) * max(self.word, 4) * self.n_parameters
         if self.family in ("memory", "device-memory"):
             return state
-        if self.family in ("startup", "host"):
+        if self.family in ("startup", "host", "busy"):
             return 0
         samples = (self.samples or B) * (self.word * self.sizes[0] + LABEL_BYTES)
         steps = -(-self.samples // B) if self.samples else 1

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, Case, CheckFailedError, data
+from benchmarks.cases import BETAS, CHECKED_STEPS, EPS, LEARNING_RATES, STEPS, Case, CheckFailedError, data
 from gpuback.testing import tolerance
 
 F64 = NDArray[np.float64]
@@ -170,7 +170,7 @@ class Oracle:
         theta = data.flat(start.weights, start.biases)
         self._add_whole("theta", trained.theta, float(np.linalg.norm(trained.theta - theta)))
         self._add_whole("loss", np.array(trained.loss), abs(trained.loss))
-        if self._case.family in ("step", "reproducible"):
+        if self._case.family in STEPS:
             rows = start.x.astype(np.float64)
             weights, biases = ([part.astype(np.float64) for part in parts] for parts in (start.weights, start.biases))
             dW = np.concatenate([one.ravel() for one in forward_backward(weights, biases, rows, start.y).dWs])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -12,9 +13,12 @@ from benchmarks.cases import DIGITS, MANY_CLASSES, NETWORKS, Case, Network
 Device = Literal["cpu", "cuda"]
 
 FAMILIES: dict[Device, tuple[str, ...]] = {
-    "cpu": ("layer", "loss", "step", "fit", "reproducible", "startup", "memory"),
+    "cpu": ("layer", "loss", "step", "fit", "reproducible", "startup", "memory", "busy", "threads"),
     "cuda": ("layer", "step", "host", "loss", "device-memory", "reproducible", "startup"),
 }
+
+ON_REQUEST = ("busy", "threads")
+"""Families that a run measures only if they are named."""
 
 LAYER_DTYPES = ("bfloat16", "float32", "tf32")
 STEP_DTYPES = ("float32", "bfloat16")
@@ -46,6 +50,9 @@ HOST_CALLS = {
 }
 """Calls whose cost on the host is measured → gpuback's variant."""
 
+MIDDLING = (Network("tiny:1024", (64, 64, 64, 10), 1024), Network("middling", (256, 256, 256, 10), 512))
+"""Further networks in "busy": their products are just large enough for threads."""
+
 LEVELS = FIRST, USUAL, MORE = range(3)
 
 
@@ -71,6 +78,8 @@ def jobs(
     dtypes: Sequence[str] | None = None,
     *,
     quick: bool = False,
+    beside: int | None = None,
+    threads: Sequence[int] | None = None,
 ) -> list[Job]:
     """List the jobs, the most important first; among equals in the order of `FAMILIES`.
 
@@ -80,7 +89,10 @@ def jobs(
         networks: networks in place of the usual ones.
         dtypes: some of `dtypes_of` each family; by default `DTYPES`. A family that has none of them is left out.
         quick: whether to list only jobs of level `FIRST`.
+        beside: busy processes of the family "busy"; by default as many as cores.
+        threads: counts of the family "threads"; by default 1, 2, 4, … up to the cores.
     """
+    counts = Counts(beside or usable_cores(), tuple(threads or powers_of_two(usable_cores())))
     found: list[Job] = []
     for family in FAMILIES[device]:
         if families is not None and family not in families:
@@ -89,7 +101,7 @@ def jobs(
             found += [job for job in _GPU_JOBS[family]() if dtypes is None or job.cases[0].dtype in dtypes]
             continue
         # All dtypes of a network come one after the other, so that their exact results are computed once.
-        for cases in _cases(device, family, networks):
+        for cases in _cases(device, family, networks, counts):
             for dtype in dtypes or DTYPES[device][family]:
                 if dtype in dtypes_of(device, family):
                     found.append(Job(FIRST, tuple(dataclasses.replace(case, dtype=dtype) for case in cases)))
@@ -105,11 +117,30 @@ def dtypes_of(device: Device, family: str) -> tuple[str, ...]:
 # ---- Cases of networks
 
 
-def _cases(device: Device, family: str, networks: Sequence[Network] | None) -> Iterator[list[Case]]:
+class Counts(NamedTuple):
+    """Busy processes, and numbers of threads, that steps are measured with."""
+
+    beside: int
+    threads: tuple[int, ...]
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def powers_of_two(most: int) -> list[int]:
+    """List 1, 2, 4, … and the last number itself."""
+    return [*(1 << k for k in range(most.bit_length()) if 1 << k < most), most]
+
+
+def _cases(device: Device, family: str, networks: Sequence[Network] | None, counts: Counts) -> Iterator[list[Case]]:
     """Yield the cases of each job. On a CPU each family has its own usual networks."""
     match family:
         case "layer":
             yield from ([largest_layer(net)] for net in networks or NETWORKS.values())
+            if not networks:
+                yield from ([layer(shape, "float32")] for shape in SMALL_LAYERS)
         case "loss":
             yield from ([loss(net)] for net in networks or (NETWORKS["narrow-deep"], MANY_CLASSES))
         case "step":
@@ -118,9 +149,15 @@ def _cases(device: Device, family: str, networks: Sequence[Network] | None) -> I
                 yield from ([training(net, "step", optimizer)] for optimizer in optimizers)
         case "fit":
             yield from ([fit(net)] for net in networks or (DIGITS,))
-        case "reproducible":  # the wide network would take a second a step
-            usual = [net for net in NETWORKS.values() if net.name != "wide"]
-            yield from ([training(net, "reproducible")] for net in networks or usual)
+        case "reproducible":
+            yield from ([training(net, "reproducible")] for net in networks or NETWORKS.values())
+        case "busy":
+            for net in networks or (*NETWORKS.values(), *MIDDLING):
+                yield busy(net, counts.beside)
+        case "threads":
+            for net in networks or NETWORKS.values():
+                step = training(net, "threads", "SGD")
+                yield [dataclasses.replace(step, threads=count) for count in counts.threads]
         case "startup":
             parts = (*STARTS, CACHED_START) if device == "cuda" else STARTS
             yield from (startup(net, parts) for net in networks or (NETWORKS["tiny"],))
@@ -148,6 +185,16 @@ def training(net: Network, family: str, optimizer: str = "Adam", dtype: str = "f
 def fit(net: Network) -> Case:
     """Make the case of `fit`, with 14 batches an epoch, as many as 1797 digits make."""
     return dataclasses.replace(training(net, "fit"), samples=14 * net.batch_size, epochs=10)
+
+
+def busy(net: Network, beside: int) -> list[Case]:
+    """Make the cases of a step in quiet and beside busy processes, two percentiles of each."""
+    step = training(net, "busy", "SGD")
+    return [
+        dataclasses.replace(step, beside=count, percentile=percentile)
+        for count in (0, beside)
+        for percentile in (50, 95)
+    ]
 
 
 def startup(net: Network, parts: Sequence[str]) -> list[Case]:
@@ -180,6 +227,12 @@ MORE_LAYERS: Shapes = (
     *((262144, 64, 64), (262144, 128, 128), (16384, 512, 512), (2048, 2048, 2048), (256, 4096, 4096)),
     *((8192, 8192, 8192), (65536, 1024, 1024), (256, 64, 64)),
 )
+
+SMALL_LAYERS: Shapes = (
+    *((128, 10, 64), (1, 64, 64), (32, 32, 32), (256, 64, 64)),
+    *((1024, 256, 256), (4096, 256, 784)),
+)
+"""On a CPU, where a call's own cost shows: the README's example, one sample, and up to what only products limit."""
 
 TINY, SMALL, WIDE, NARROW_DEEP = NETWORKS.values()
 MORE_BATCHES = (

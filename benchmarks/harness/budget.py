@@ -24,7 +24,7 @@ def start_of(name: str) -> str:
 
 GUESSES = {
     **{"layer": 8.0, "step": 15.0, "host": 6.0, "loss": 8.0, "device-memory": 15.0, "reproducible": 8.0},
-    **{"startup": 25.0, "fit": 15.0, "memory": 15.0, COMPILING: 15.0},
+    **{"startup": 25.0, "fit": 15.0, "memory": 15.0, "busy": 60.0, "threads": 15.0, COMPILING: 15.0},
     **{start_of(one.name): 90.0 if "compiled" in one.variant else 25.0 for one in GPU_STARTS},
 }
 """Seconds for a row of a family, or for a part of it, before any was measured."""

@@ -95,6 +95,15 @@ class Contestants:
         """
         return float(self._worker(one).ask("turn", choice=choice, warm_up=warm_up, seconds=seconds))
 
+    def percentiles(self, one: Entry, choice: str, warm_up: float, seconds: float, least: int) -> list[float]:
+        """Measure the median and the 95th percentile of a contestant's seconds a call.
+
+        Raises:
+            WorkerError: the contestant fails.
+        """
+        answer = self._worker(one).ask("percentiles", choice=choice, warm_up=warm_up, seconds=seconds, least=least)
+        return [float(figure) for figure in answer]
+
     def drop(self, one: Entry) -> None:
         """Free a case's memory, or end the process if it is in no state to do so."""
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from benchmarks.cases import Case
-from benchmarks.harness import cold_start, environment
+from benchmarks.harness import cold_start, environment, together
 from benchmarks.harness.contestants import Contestants
 from benchmarks.harness.roofline import ceilings
 from benchmarks.harness.rounds import Candidates, Effort, Ready, Rounds, Say
@@ -35,6 +35,9 @@ def measure(contestants: Contestants, effort: Effort, cases: Sequence[Case], row
     family = cases[0].family
     if family in cold_start.FAMILIES:
         cold_start.measure(cases, rows, contestants, effort.rounds, say)
+        return
+    if family in together.FAMILIES:
+        together.measure(cases, rows, contestants, effort, say)
         return
     rounds = effort.rounds if family == "step" else min(effort.rounds, FEWER_ROUNDS)
     for case, row in zip(cases, rows, strict=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from benchmarks.peers import Contestant
 
 
@@ -24,6 +26,25 @@ def turn(contestant: Contestant, warm_up: float, seconds: float) -> float:
             break
         calls = max(1, min(2 * calls, round(seconds / each)))
     return timed(contestant, max(1, round(seconds / each)))
+
+
+def percentiles(contestant: Contestant, warm_up: float, seconds: float, least: int) -> list[float]:
+    """Measure the median and the 95th percentile of calls, each of which is waited for.
+
+    The contestant starts as in `turn`. Calls go on for `seconds`, and until there were so many as `least`.
+    """
+    contestant.restart()
+    contestant.wait()
+    end = time.perf_counter() + warm_up
+    while True:
+        timed(contestant, 1)
+        if time.perf_counter() >= end:
+            break
+    calls: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(calls) < least:
+        calls.append(timed(contestant, 1))
+    return [float(np.percentile(calls, percent)) for percent in (50, 95)]
 
 
 def timed(contestant: Contestant, calls: int) -> float:

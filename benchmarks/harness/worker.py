@@ -5,6 +5,7 @@
     {"do": "prepare", "case": {…}, "results": PATH}     makes it ready and saves what it computes, as .npz
                                                         → its settings, name → all that it runs with, in words
     {"do": "turn", "choice": …, "warm_up": s, "seconds": s}     → seconds a call, with that setting
+    {"do": "percentiles", …, "least": n}    → the median and the 95th percentile of calls, at least so many
     {"do": "drop"}                                      frees the case's memory
 
 A command that fails answers {"error": …}. The process ends when its input ends.
@@ -44,17 +45,21 @@ class Session:
     def turn(self, choice: str, warm_up: float, seconds: float) -> float:
         from benchmarks.harness.timing import turn
 
-        contestant = self._ready()
-        if choice:
-            contestant.choices[choice]()
-        return turn(contestant, warm_up, seconds)
+        return turn(self._ready(choice), warm_up, seconds)
+
+    def percentiles(self, choice: str, warm_up: float, seconds: float, least: int) -> list[float]:
+        from benchmarks.harness.timing import percentiles
+
+        return percentiles(self._ready(choice), warm_up, seconds, least)
 
     def drop(self) -> None:
         self._contestant = None
         gc.collect()
 
-    def _ready(self) -> Contestant:
+    def _ready(self, choice: str) -> Contestant:
         assert self._contestant is not None, "prepare comes first"
+        if choice:
+            self._contestant.choices[choice]()
         return self._contestant
 
 

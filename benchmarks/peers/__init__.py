@@ -109,7 +109,7 @@ def chosen(
     )  # fmt: skip
 
 
-TRAINING = ("step", "fit", "startup", "memory")
+TRAINING = ("step", "fit", "startup", "memory", "busy", "threads")
 LAYERS = ("layer", "loss")
 
 SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
@@ -118,8 +118,17 @@ where nothing else runs, and up to a thousand times slower where something does.
 
 CPU = (
     Entry(OURS, "ours", f"{__name__}.gpuback_library", "gpuback", (*LAYERS, *TRAINING, "reproducible")),
+    Entry("gpuback fresh outputs", "mode", f"{__name__}.gpuback_library", "gpuback", ("layer",), "fresh"),
+    Entry("gpuback bound", "mode", f"{__name__}.gpuback_library", "gpuback", ("layer",), "bound"),
     Entry("gpuback vjp", "mode", f"{__name__}.gpuback_library", "gpuback", ("step",), "vjp"),
-    Entry("gpuback reproducible", "mode", f"{__name__}.gpuback_library", "gpuback", ("reproducible",), "reproducible"),
+    Entry(
+        "gpuback reproducible",
+        "mode",
+        f"{__name__}.gpuback_library",
+        "gpuback",
+        ("reproducible", "busy"),
+        "reproducible",
+    ),
     Entry(
         "PyTorch eager", "peer", f"{__name__}.pytorch", "torch", (*LAYERS, *TRAINING, "product"), environment=SHORT_SPIN
     ),
@@ -128,7 +137,14 @@ CPU = (
         "peer",
         f"{__name__}.pytorch",
         "torch",
-        ("loss", "step", "fit", "startup"),  # no layer: it does not change products. No memory: compiling takes most
+        (
+            "loss",
+            "step",
+            "fit",
+            "startup",
+            "busy",
+            "threads",
+        ),  # no layer: it does not change products. No memory: compiling takes most
         "compiled",
         SHORT_SPIN,
     ),
@@ -148,7 +164,7 @@ CPU = (
         "floor",
         f"{__name__}.bare_products",
         "numpy",
-        ("layer", "step", "reproducible", "product", "copy"),
+        ("layer", "step", "reproducible", "busy", "threads", "product", "copy"),
     ),
 )
 

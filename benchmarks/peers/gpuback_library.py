@@ -16,31 +16,40 @@ from benchmarks.peers import Contestant, blas_threads
 
 
 def contestant(case: Case, variant: str) -> Contestant:
-    """Make a contestant: plain, "reproducible", "vjp" with a loss of its own, or "cupy" for a step on the GPU."""
+    """Make a contestant.
+
+    Args:
+        case: its case.
+        variant: for a step "", "reproducible", "vjp" with a loss of its own, or "cupy" for the GPU; for a layer "",
+            "fresh" outputs at each call, or "bound".
+    """
     if variant == "cupy":
         return step(case, backend="cupy")
     if variant == "vjp":
         made = own_loss(case)
         made.setting, made.choices = blas_threads.setting(), blas_threads.choices()
         return made
-    make = {"layer": layer_backward, "loss": loss, "fit": fit}.get(case.family)
-    made = step(case, reproducible=variant == "reproducible") if make is None else make(case)
+    if case.family == "layer":
+        made = layer_backward(case, variant)
+    else:
+        make = {"loss": loss, "fit": fit}.get(case.family)
+        made = step(case, reproducible=variant == "reproducible") if make is None else make(case)
     made.setting, made.choices = blas_threads.setting(), blas_threads.choices()
     return made
 
 
-def layer_backward(case: Case) -> Contestant:
+def layer_backward(case: Case, variant: str) -> Contestant:
     layer = data.layer(case)
     outs = {"dW": np.empty_like(layer.W), "db": np.empty_like(layer.da[0]), "da_prev": np.empty_like(layer.h)}
+    given = {} if variant == "fresh" else outs
+    if variant == "bound":
+        call = gpuback.bind_fused_backward(layer.da, layer.h, layer.W, activation_prev="relu", **given)
+    else:
 
-    def call() -> None:
-        gpuback.fused_backward(layer.da, layer.h, layer.W, activation_prev="relu", **outs)
+        def call() -> Any:
+            return gpuback.fused_backward(layer.da, layer.h, layer.W, activation_prev="relu", **given)
 
-    def check() -> dict[str, Any]:
-        call()
-        return outs
-
-    return Contestant(call, check)
+    return Contestant(call, lambda: dict(zip(outs, call(), strict=True)))
 
 
 def loss(case: Case) -> Contestant:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from benchmarks.cases import DESCRIPTIONS
 from benchmarks.reports.results import (
     OURS,
@@ -34,6 +36,10 @@ most 200), a step's through copies of its batch. What runs in a CUDA graph is ti
 round a 16-bit layer's dW to 16 bits; gpuback and JAX keep it in float32.
 """
 
+BUSY_NOTES = """Beside busy processes ÷ in quiet: medians over rounds of the quotient of the medians of steps and, after
+the semicolon, of that of their 95th percentiles.
+"""
+
 ORDER: tuple[Role, ...] = ("ours", "mode", "peer", "floor")
 """Of columns."""
 
@@ -56,6 +62,8 @@ def page(results: Results, figures: Sequence[tuple[str, str]] = ()) -> str:
         title = _capital(DESCRIPTIONS.get(family, family))
         parts.append(f"## {title}, {dtype}\n" if dtype else f"## {title}\n")
         parts.append(table(family_table(rows, results.ceilings)))
+        if family == "busy":
+            parts += [BUSY_NOTES, table(busy_table(rows))]
     for title, lines in (("Settings", settings(results.rows)), ("Not measured", absent(results.rows))):
         if lines:
             parts.append(f"## {title}\n\n" + "".join(f"- {line}\n" for line in lines))
@@ -114,6 +122,33 @@ def family_table(rows: Sequence[Row], ceilings: dict[str, float]) -> list[list[s
         )
     filled = [column for column in range(len(head)) if column < 2 or any(line[column] != "–" for line in lines)]
     return [[line[column] for column in filled] for line in (head, *lines)]
+
+
+def busy_table(rows: Sequence[Row]) -> list[list[str]]:
+    """Make the table of how many times as long steps take beside busy processes. Its first line is the heading."""
+    found: dict[tuple[str, str], dict[str, dict[str, Row]]] = {}
+    for row in rows:
+        step, beside, figure = row.label.rsplit(", ", 2)
+        found.setdefault((row.case, step), {}).setdefault(beside, {})[figure] = row
+    lines = [["case", *names(rows)]]
+    for (case, step), by_load in found.items():
+        quiet = by_load.pop("quiet", {})
+        for beside, by_figure in by_load.items():
+            cells = [
+                "; ".join(_quotient(row, quiet.get(figure), name) for figure, row in by_figure.items())
+                for name in names(rows)
+            ]
+            lines.append([f"{step}, {beside}" if ":" in case else f"{case}: {step}, {beside}", *cells])
+    return lines
+
+
+def _quotient(above: Row, below: Row | None, name: str) -> str:
+    """Format the median over rounds of a contestant's quotient between two rows."""
+    if below is None or name not in above.contestants or name not in below.contestants:
+        return "–"
+    pairs = zip(above.contestants[name].rounds, below.contestants[name].rounds, strict=False)
+    quotients = [busy / quiet for busy, quiet in pairs if quiet > 0]
+    return number(float(np.median(quotients))) if quotients else "–"
 
 
 def settings(rows: Sequence[Row]) -> list[str]:

@@ -49,7 +49,10 @@ IN_NAVIGATION = {"benchmarks.md": "Results", "benchmarks/running.md": "Running b
 
 API: dict[str, dict[str, list[str]]] = {
     "networks": {
-        "": ["MLP", "Gradients", "Pullback", "check_gradients", "GradientReport", "backends", "BackendStatus"],
+        "": [
+            *("MLP", "Gradients", "Pullback", "SecondPullback", "Taylor", "check_gradients", "GradientReport"),
+            *("backends", "BackendStatus"),
+        ],
         "losses": [
             *("CrossEntropy", "BinaryCrossEntropy", "SquaredError", "AbsoluteError", "Huber", "Quantile", "Poisson"),
             "Loss",

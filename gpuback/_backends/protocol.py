@@ -42,13 +42,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
+from gpuback._core.jets import Jet
 from gpuback._core.losses import Loss
 from gpuback._core.parameters import Gradients, Layout, ParameterRange
 from gpuback._core.precision import Precision
@@ -325,6 +326,87 @@ class FusedNetwork(Protocol):
         ...
 
 
+Moves: TypeAlias = tuple[Array, Array] | None
+"""Ẇ (nO, nI), as products read it, and ḃ (nO,) in A: how a layer's parameters move; None if they do not."""
+
+
+class JetOps(Protocol):
+    """Operations on jets (P, rows, n): `gpuback._core.jets` says what these are, `multipliers` what m₁, m₂, m₃ are.
+
+    The formulas stand in `gpuback._backends.numpy.jets`. Workspaces are for P · rows rows.
+    """
+
+    def bind_jet_load(self, h: Array, workspace: Any) -> Callable[[Array, Array | None], None]:
+        """Return a function (x, directions) that fills h (1 + D, rows, n_0), x's jet without seconds, rounded to O.
+
+        x is (rows, n_0), directions (D, rows, n_0) or (D, 1, n_0), both in A; None stands for zeros.
+        """
+        ...
+
+    def bind_jet_forward(
+        self,
+        jet: Jet,
+        W: Array,
+        b: Array,
+        moves: Moves,
+        h: Array,
+        a: Array,
+        m: Sequence[Array],
+        activation: Activation | None,
+        planes_in: int,
+        workspace: Any,
+    ) -> Callable[[Array], None]:
+        """Return a function of h_prev (P, rows, nI) in O: h = g(a), a = h_prev Wᵀ + b, for jets.
+
+        Args:
+            W, b, activation: as `Ops.bind_forward`'s.
+            moves: how W and b move.
+            h: (P, rows, nO), written, rounded to O.
+            a: (P, rows, nO), written; rounded to O where g' is computed from a; may be h for the output layer.
+            m: arrays (rows, nO) for m₁ and those after it that are not 0 and will be needed; written.
+            planes_in: how many planes of h_prev are not 0, and are read.
+        """
+        ...
+
+    def bind_jet_output(
+        self, jet: Jet, output: str, a: Array, dy: Array, workspace: Any, *, to_a: bool
+    ) -> tuple[Array, Callable[[], object] | None, Callable[[], object] | None]:
+        """Bind the output function O for jets; softmax has no second derivatives.
+
+        Args:
+            a: a_L's jet (P, rows, n_L) in A.
+            dy: adjoints of ŷ's jet (P, rows, n_L) in A.
+            to_a: whether they are of a_L's jet instead.
+
+        Returns:
+            ŷ's jet, which may be a; a function that computes it; and one that turns dy into da_L, rounded to O, in
+            place. Either function may be None if there is nothing to do.
+        """
+        ...
+
+    def bind_jet_backward(
+        self,
+        jet: Jet,
+        da: Array,
+        W: Array,
+        moves: Moves,
+        dh: Array | None,
+        below: tuple[Activation, Array, Sequence[Array]] | None,
+        planes_in: int,
+        workspace: Any,
+    ) -> Callable[[Array, Array | None, Array | None, bool], None]:
+        """Return a function (h_prev, dW, db, accumulate): `Ops.bind_backward` for jets; dW and db may be None.
+
+        Args:
+            da: (P, rows, nO) in O.
+            dh: (P, rows, nI), written, da of the layer below; None to skip it. At the network's input, without g' and
+                not rounded, as many planes as are wanted.
+            below: g of the layer below, the jet that its g' is computed from, and its m.
+            moves, planes_in: as `bind_jet_forward`'s.
+        """
+        ...
+
+
 class Ops(Protocol):
     """A backend: every operation on its arrays, in the order of a batch's life."""
 
@@ -333,6 +415,9 @@ class Ops(Protocol):
 
     reproducible: bool
     """Whether results have the bits that every backend gives with `reproducible=True`."""
+
+    jets: JetOps | None
+    """The operations on jets; None where there are none."""
 
     # Scope
 

@@ -244,10 +244,10 @@ def predict(
     answers = predict_for(loaded.net, schema, table, missing=missing, probabilities=proba, score=score)
     text = show.json_line(answers.as_document()) if as_json else answers.as_csv()
     if output is None:
-        sys.stdout.write(text)
+        show.print_data(text)
     else:
         with replacing(output) as file:
-            file.write(text.encode())
+            file.write(text.encode(errors="backslashreplace"))
     if answers.left_out:
         warn(f"no answer for {len(answers.left_out):,} rows with missing cells: {listed(answers.left_out)}")
     if answers.score is not None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE
 from gpuback._cli.words import in_options, nearest_option
+from gpuback._core.streams import standard_streams
 from gpuback._text import shown
 from gpuback.errors import DivergedError, GpubackError
 
@@ -25,23 +24,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 (a check failed, training diverged), 2 (bad usage or input), 130 (interrupted) or 141
         (the program that reads the output has stopped).
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # not every terminal can show σ
+    with standard_streams() as stdout, warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        code = _guarded(arguments)
+        stdout.flush()
+        if stdout.failure is None:
+            return code
+        if isinstance(stdout.failure, BrokenPipeError):
+            return BROKEN_PIPE
+        return _complain(f"stdout: {stdout.failure.strerror}", USAGE)
+
+
+def _guarded(arguments: Sequence[str] | None) -> int:
     try:
-        code = _run(sys.argv[1:] if arguments is None else list(arguments), typed=arguments is None)
-        sys.stdout.flush()
-        return code
+        return _run(sys.argv[1:] if arguments is None else list(arguments), typed=arguments is None)
     except BrokenPipeError:
-        # What is still buffered would fail once more when Python exits.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except MemoryError as error:
         return _complain(f"not enough memory: {error}", USAGE)
-    except (GpubackError, OSError) as error:
+    except (GpubackError, OSError, Warning) as error:  # a warning that PYTHONWARNINGS turned into an error
         return _complain(error, USAGE)
 
 
@@ -91,6 +94,11 @@ def _complain(problem: object, code: int, options: Mapping[str, str] | None = No
     if options:
         message = in_options(message, options)
     if isinstance(problem, OSError) and problem.strerror:
-        message = f"{os.fsdecode(problem.filename)}: {problem.strerror}" if problem.filename else problem.strerror
+        message = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
     print(f"gpuback: {shown(message)}", *getattr(problem, "__notes__", ()), sep="\n", file=sys.stderr)
     return code
+
+
+def _show_warning(message: Warning | str, *place: object) -> None:
+    """Print a warning as one line, without the place in gpuback's sources."""
+    _complain(message, 0)

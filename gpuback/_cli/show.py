@@ -7,8 +7,9 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -18,9 +19,15 @@ from rich.text import Text
 from gpuback._cli.tasks import Score
 from gpuback._cli.train import Result
 from gpuback._core.output_files import replacing
-from gpuback._text import escaped
+from gpuback._text import MOST_IN_NAME, escaped, shown
 from gpuback.datasets.schema import Schema
-from gpuback.errors import missing_extra, unknown_name
+from gpuback.errors import MissingExtraError, OutputFileError, missing_extra, unknown_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_IN_TITLE = 40
+"""The characters of a data set's name above a plot, which leaves room for the score."""
 
 
 def print_table(
@@ -40,14 +47,14 @@ def print_table(
     )
     for column in range(len(rows[0])):
         table.add_column(
-            header[column] if header else "",
+            Text(shown(header[column], MOST_IN_NAME) if header else ""),
             justify="right" if column in right else "left",
             style="cyan" if column == 0 else None,
             no_wrap=column == 0,
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(escaped(cell)) for cell in row))
+        table.add_row(*(Text(shown(cell)) for cell in row))
     if terminal:
         Console().print(table)
         return
@@ -56,14 +63,21 @@ def print_table(
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
+def print_data(text: str) -> None:
+    """Print lines of data on stdout: as they are, but escaped on a terminal, which control characters could steer."""
+    if sys.stdout.isatty():
+        text = "".join(f"{escaped(line)}\n" for line in text.removesuffix("\n").split("\n"))
+    sys.stdout.write(text)
+
+
 def print_json(document: dict[str, Any]) -> None:
     """Print `json_line` on stdout."""
     sys.stdout.write(json_line(document))
 
 
 def json_line(document: dict[str, Any]) -> str:
-    """Return one line of JSON. NaN and infinities become null."""
-    return json.dumps(_finite(document), ensure_ascii=False, allow_nan=False) + "\n"
+    """Return one line of JSON, in ASCII. NaN and infinities become null."""
+    return json.dumps(_finite(document), allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -99,28 +113,54 @@ def require_matplotlib(path: str) -> None:
     """Raise before training if `plot` could not draw after it.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed or cannot be imported.
         OptionError: the path's ending names no format that matplotlib writes.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise missing_extra("matplotlib", "the learning curve's plot", "cli") from None
+    except Exception as error:  # such as a ValueError where MPLBACKEND is unknown
+        raise MissingExtraError(
+            f"the learning curve's plot needs matplotlib, which cannot be imported: {error}"
+        ) from error
     _format_of(path)
 
 
 def _format_of(path: str) -> str:
     from matplotlib.backend_bases import FigureCanvasBase
 
-    known = FigureCanvasBase.get_supported_filetypes()
+    known = set(FigureCanvasBase.get_supported_filetypes()) - {"pgf"}  # which needs TeX
     ending = os.path.splitext(path)[1][1:].lower()
     if ending and ending not in known:
         raise unknown_name("ending of --plot", ending, known)
     return ending or "png"
 
 
+PLAIN_TEXT: dict[Any, bool] = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+"""Matplotlib's options for names out of files, in which "$", "_" and "\\" are characters like any other."""
+
+
 def plot(path: str, result: Result) -> None:
-    """Write the learning curve to a file, as PNG or what its name ends in."""
+    """Write the learning curve to a file, as PNG or what its name ends in.
+
+    Raises:
+        OutputFileError: matplotlib cannot draw it.
+        OSError: the file cannot be written.
+    """
+    from matplotlib import rc_context
+
+    with warnings.catch_warnings(), rc_context(PLAIN_TEXT), replacing(path) as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for the letter
+        try:
+            _learning_curve(result).savefig(file, format=_format_of(path))
+        except OSError:
+            raise
+        except Exception as error:  # matplotlib's own, by fonts, styles and settings
+            raise OutputFileError(f"{path}: matplotlib cannot draw the learning curve: {error}") from error
+
+
+def _learning_curve(result: Result) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter, MaxNLocator
 
@@ -153,10 +193,10 @@ def plot(path: str, result: Result) -> None:
     axes.set_ylabel(f"{result.net.architecture.loss.replace('_', ' ')}{targets} (log scale)")
     test = result.samples.test
     scored = f"{len(result.samples.training):,} training" if test is None else f"{len(test):,} test"
-    axes.set_title(f"{result.samples.name}: {' '.join(score_text(result.score))} on {scored} samples", loc="left")
+    name, score = shown(result.samples.name, MOST_IN_TITLE), " ".join(score_text(result.score))
+    axes.set_title(f"{name}: {score} on {scored} samples", loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.grid(True, which="major", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with replacing(path) as file:
-        figure.savefig(file, format=_format_of(path))
+    return figure

@@ -14,11 +14,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from gpuback._core import multipliers
 from gpuback._core.activations import Activation, Siren
 from gpuback._core.activations_from_a import SATURATED, silu
 from gpuback._core.activations_from_h import sigmoid, softplus
 from gpuback._core.activations_piecewise import ZERO
 from gpuback._core.expressions import NUMBER, CudaForms
+from gpuback._core.multipliers import Multipliers, curved, straight
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
 from gpuback.errors import OptionError
@@ -69,9 +71,10 @@ def _row(
     forward: Apply,
     backward: Apply,
     forms: CudaForms,
+    multipliers: Multipliers,
     kinks: tuple[float, ...] = (),
 ) -> Activation:
-    return Activation(name, None, source, initialisation, forward, backward, kinks, forms)
+    return Activation(name, None, source, initialisation, forward, backward, kinks, forms, multipliers)
 
 
 def _leaky_relu(name: str, slope: float) -> Activation:
@@ -91,7 +94,7 @@ def _leaky_relu(name: str, slope: float) -> Activation:
         np.multiply(dh, slopes, out=dh)
 
     forms = CudaForms(f"x > 0 ? x : {slope!r} * x", f"x > 0 ? 1 : {slope!r}")
-    return _row(name, "h" if slope > 0 else "a", "he", forward, backward, forms, (0.0,))
+    return _row(name, "h" if slope > 0 else "a", "he", forward, backward, forms, straight(backward), (0.0,))
 
 
 def _exponential_below(a: Array, h: Array, scratch: Scratch, alpha: float, width: float) -> None:
@@ -118,7 +121,7 @@ def _elu(name: str, alpha: float) -> Activation:
         np.multiply(dh, slope, out=dh)
 
     forms = CudaForms(f"x > 0 ? x : {alpha!r} * expm1_of(x)", f"x > 0 ? 1 : x + {alpha!r}")
-    return _row(name, "h", "he", forward, backward, forms, (0.0,))
+    return _row(name, "h", "he", forward, backward, forms, curved(backward, multipliers.elu, 2), (0.0,))
 
 
 def _celu(name: str, alpha: float) -> Activation:
@@ -133,7 +136,8 @@ def _celu(name: str, alpha: float) -> Activation:
         np.multiply(dh, slope, out=dh)
 
     forms = CudaForms(f"x > 0 ? x : {alpha!r} * expm1_of(x / {alpha!r})", f"x > 0 ? 1 : x / {alpha!r} + 1")
-    return _row(name, "h", "he", forward, backward, forms, (0.0,))
+    curves = curved(backward, multipliers.elu, 2, width=alpha)
+    return _row(name, "h", "he", forward, backward, forms, curves, (0.0,))
 
 
 def _softplus(name: str, beta: float) -> Activation:
@@ -152,7 +156,7 @@ def _softplus(name: str, beta: float) -> Activation:
         np.multiply(dh, slope, out=dh)
 
     forms = CudaForms(f"softplus({beta!r} * x) / {beta!r}", f"-expm1_of(-{beta!r} * x)")
-    return _row(name, "h", "he", forward, backward, forms)
+    return _row(name, "h", "he", forward, backward, forms, curved(backward, multipliers.softplus, beta=beta))
 
 
 def _silu(name: str, beta: float) -> Activation:
@@ -181,7 +185,8 @@ def _silu(name: str, beta: float) -> Activation:
     below = f"({u} < -{SATURATED!r} ? -{SATURATED!r} : {u})"
     within = f"({u} > {SATURATED!r} ? {SATURATED!r} : {below})"
     forms = CudaForms(f"{below} * sigmoid({u}) / {beta!r}", f"sigmoid({u}) * (1 + {within} * sigmoid(-{u}))")
-    return _row(name, "a", "he", forward, backward, forms)
+    whole = Multipliers(functools.partial(multipliers.silu, beta=beta), 3)
+    return _row(name, "a", "he", forward, backward, forms, whole)
 
 
 def _sine(name: str, w0: float) -> Activation:
@@ -199,7 +204,7 @@ def _sine(name: str, w0: float) -> Activation:
         np.multiply(dh, slope, out=dh)
 
     forms = CudaForms(f"sin_of({w0!r} * x)", f"{w0!r} * cos_of({w0!r} * x)")
-    return _row(name, "a", Siren(w0), forward, backward, forms)
+    return _row(name, "a", Siren(w0), forward, backward, forms, curved(backward, multipliers.sine, w0=w0))
 
 
 def _hard_tanh(name: str, low: float, high: float) -> Activation:
@@ -220,7 +225,7 @@ def _hard_tanh(name: str, low: float, high: float) -> Activation:
         np.multiply(dh, scratch.mask, out=dh)
 
     forms = CudaForms(f"x < {low!r} ? {low!r} : (x > {high!r} ? {high!r} : x)", f"x > {low!r} && x < {high!r} ? 1 : 0")
-    return _row(name, "a", "glorot", forward, backward, forms, (low, high))
+    return _row(name, "a", "glorot", forward, backward, forms, straight(backward), (low, high))
 
 
 def _one(constant: str, default: Constant, names: Mapping[float, str], make: Callable[..., Activation]) -> Family:

@@ -12,13 +12,15 @@ growing it is 0, and hard_swish'(3) = 1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gpuback._core import activations_from_a as from_a
 from gpuback._core import activations_from_h as from_h
 from gpuback._core import activations_piecewise as piecewise
+from gpuback._core import multipliers
 from gpuback._core.expressions import CudaForms
+from gpuback._core.multipliers import Multipliers, curved, straight
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
 
@@ -53,6 +55,7 @@ class Activation:
         backward: (dh, source, scratch) → None, dh ← dh ⊙ g'(a).
         kinks: every a where g' or g'' jumps: finite differences across it mean little.
         forms: g and g' as expressions, for an activation without a kernel_id.
+        multipliers: what second derivatives need; None for a user's activation without them.
     """
 
     name: str
@@ -63,10 +66,38 @@ class Activation:
     backward: Callable[[Array, Array, Scratch], None]
     kinks: tuple[float, ...] = ()
     forms: CudaForms | None = None
+    multipliers: Multipliers | None = None
+
+
+_CURVES: dict[str, tuple[Callable[..., None], int]] = {
+    "elu": (multipliers.elu, 2),
+    "sigmoid": (multipliers.sigmoid, 3),
+    "tanh": (multipliers.tanh, 3),
+    "softplus": (multipliers.softplus, 3),
+    "exponential": (multipliers.exponential, 2),
+    "squareplus": (multipliers.squareplus, 3),
+    "selu": (multipliers.elu, 2),
+    "softsign": (multipliers.softsign, 3),
+    "log_sigmoid": (multipliers.log_sigmoid, 3),
+    "gelu_erf": (multipliers.gelu_erf, 3),
+    "sine": (multipliers.sine, 3),
+    "hard_swish": (multipliers.hard_swish, 2),
+}
+"""What computes m₂ and m₃ beside `backward`, and `Multipliers.not_zero`. Others are straight, or in `_WHOLE`."""
+
+_WHOLE = {"gelu": multipliers.gelu, "silu": multipliers.silu, "mish": multipliers.mish}
+"""What computes m₁ too, with the same exponential."""
+
+
+def _with_multipliers(row: Activation) -> Activation:
+    if row.name in _WHOLE:
+        return replace(row, multipliers=Multipliers(_WHOLE[row.name], 3))
+    made = curved(row.backward, *_CURVES[row.name]) if row.name in _CURVES else straight(row.backward)
+    return replace(row, multipliers=made)
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    row.name: row
+    row.name: _with_multipliers(row)
     for row in (
         Activation("identity", 0, "h", "glorot", piecewise.identity, piecewise.identity_backward),
         Activation("relu", 1, "h", "he", piecewise.relu, piecewise.relu_backward, kinks=(0,)),

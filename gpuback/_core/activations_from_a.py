@@ -53,7 +53,7 @@ MILLS_FLOAT64 = (
 
 def gelu(a: Array, h: Array, scratch: Scratch) -> None:
     """h = a·sigmoid(2√(2/π)(a + 0.044715 a³)): the tanh form of gelu, written so that it does not cancel for a ≪ 0."""
-    _gelu_argument(a, h)
+    gelu_argument(a, h)
     sigmoid(h, h, scratch)
     _times_a(a, h, scratch)
 
@@ -64,10 +64,10 @@ def gelu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
     1 − s is sigmoid(−u), whose rounding error stays small beside it when a u' multiplies it.
     """
     slope, s = scratch.a, scratch.b
-    _gelu_argument(a, s)
+    gelu_argument(a, s)
     sigmoid(s, s, scratch)
     np.multiply(dh, s, out=dh)
-    _gelu_argument(a, s)
+    gelu_argument(a, s)
     np.negative(s, out=s)
     sigmoid(s, s, scratch)
     np.clip(a, -SATURATED, SATURATED, out=slope)
@@ -80,7 +80,7 @@ def gelu_backward(dh: Array, a: Array, scratch: Scratch) -> None:
     np.multiply(dh, slope, out=dh)
 
 
-def _gelu_argument(a: Array, out: Array) -> None:
+def gelu_argument(a: Array, out: Array) -> None:
     """out = 2√(2/π)(a + 0.044715 a³) = 2√(2/π) a (1 + 0.044715 a²)."""
     np.multiply(a, a, out=out)
     np.multiply(out, GELU_CUBIC, out=out)
@@ -121,7 +121,7 @@ def gelu_erf(a: Array, h: Array, scratch: Scratch) -> None:
     """
     tail = scratch.b
     _finite_magnitude(a, scratch.a)
-    _normal_density(scratch.a, tail)
+    normal_density(scratch.a, tail)
     np.multiply(tail, scratch.a, out=tail)
     _mills_ratio(scratch.a, h, scratch.c)
     np.multiply(tail, h, out=tail)
@@ -136,7 +136,7 @@ def gelu_erf_backward(dh: Array, a: Array, scratch: Scratch) -> None:
     _mills_ratio(y, slope, other)
     _finite_magnitude(a, y)
     np.subtract(slope, y, out=slope)
-    _normal_density(y, other)
+    normal_density(y, other)
     np.multiply(slope, other, out=slope)
     above, sign = y, other
     np.greater(a, 0, out=above)
@@ -153,7 +153,7 @@ def _finite_magnitude(a: Array, out: Array) -> None:
     np.clip(out, 0, NORMAL_TAIL, out=out)
 
 
-def _normal_density(y: Array, out: Array) -> None:
+def normal_density(y: Array, out: Array) -> None:
     """out = φ(y) = e^(−y²/2)/√(2π)."""
     np.multiply(y, y, out=out)
     np.multiply(out, -0.5, out=out)

@@ -269,7 +269,8 @@ class OwnLoss(Loss):
     function: LossFunction | None
 
     def __init__(self, function: LossFunction | None, name: str | None = None) -> None:
-        vars(self).update(function=function, name=_name_of(function) if name is None else name)
+        name = _name_of(function) if name is None else name  # which a file may bring
+        vars(self).update(function=function, name=shown(name, MOST_IN_NAME))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -287,7 +288,7 @@ class OwnLoss(Loss):
     __hash__ = Loss.__hash__
 
     def __repr__(self) -> str:
-        return shown(self.name, MOST_IN_NAME)
+        return self.name
 
 
 KINDS = (*map(type, LOSSES.values()), OwnLoss)

@@ -15,11 +15,11 @@ import secrets
 import shutil
 import stat
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from gpuback._core.places import Place, place_of
+from gpuback._core.streams import warn
 from gpuback._core.typing import PathLike
 from gpuback._text import shown
 from gpuback.errors import MissingFolderError, OptionError, OutputFileError
@@ -95,7 +95,7 @@ def replacing(path: PathLike, *, anew: bool = False) -> Iterator[BinaryIO]:
         finally:
             os.close(descriptor)
     for loss in lost:
-        warnings.warn(shown(f"{name} is written, but {loss}"), RuntimeWarning, stacklevel=4)
+        warn(f"{name} is written, but {loss}", RuntimeWarning, stacklevel=4)
 
 
 def require_writable(path: PathLike, *, regular: bool = False) -> None:

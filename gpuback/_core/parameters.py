@@ -101,12 +101,16 @@ class Gradients:
         weights, biases: ∇W_k (nO, nI) and ∇b_k (nO,), views into `theta`. They count from 0 as tuples do: weights[0]
             is ∇W_1. `MLP.per_sample_grad` puts an axis of B samples in front of `theta`, `weights` and `biases`.
         inputs: (B, n_0) ∂loss/∂x in θ's dtype, if it was asked for.
+        outputs: (B, n_L), the derivative by dy of what `Pullback.vjp` returned, if it was asked for.
+        directions: (D, B, n_0), the derivatives by `MLP.taylor`'s directions, if they were asked for.
     """
 
     theta: Array
     weights: tuple[Array, ...]
     biases: tuple[Array, ...]
     inputs: Array | None = None
+    outputs: Array | None = None
+    directions: Array | None = None
 
     def _split_by(self, layout: Layout) -> None:
         """Make `weights` and `biases` views into `theta` by this layout, if that has not been done."""

@@ -47,6 +47,14 @@ class ScratchPool:
         return aligned_empty(self._size, self._dtype)
 
     @cached_property
+    def d(self) -> Array:
+        return aligned_empty(self._size, self._dtype)
+
+    @cached_property
+    def e(self) -> Array:
+        return aligned_empty(self._size, self._dtype)
+
+    @cached_property
     def mask(self) -> Array:
         return aligned_empty(self._size, np.dtype(bool))
 
@@ -62,7 +70,7 @@ class Scratch:
     """Buffers for functions of an array `like`, each of its shape and memory order.
 
     Attributes:
-        a, b, c: to write to, of `like`'s dtype.
+        a, b, c, d, e: to write to, of `like`'s dtype.
         mask: of booleans, to write to.
         zeros: read only. NumPy's maximum of two arrays is two to three times as fast as that of an array and a number.
     """
@@ -83,6 +91,14 @@ class Scratch:
     @cached_property
     def c(self) -> Array:
         return self._shaped(self._pool.c)
+
+    @cached_property
+    def d(self) -> Array:
+        return self._shaped(self._pool.d)
+
+    @cached_property
+    def e(self) -> Array:
+        return self._shaped(self._pool.e)
 
     @cached_property
     def mask(self) -> Array:

@@ -25,14 +25,13 @@ import shutil
 import stat
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpuback._core.output_files import replacing
 from gpuback._core.places import follow
-from gpuback._text import shown
+from gpuback._core.streams import warn
 from gpuback.errors import BackendError
 
 ENVIRONMENT = "GPUBACK_CACHE_DIR"
@@ -149,11 +148,12 @@ def _refuse_chosen(error: OSError) -> None:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    message = (
+    warn(
         f"compiled kernels cannot be kept, so every process compiles them anew ({reason}); "
-        f"set {ENVIRONMENT} to a folder that can be written"
+        f"set {ENVIRONMENT} to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=4,
     )
-    warnings.warn(shown(message), RuntimeWarning, stacklevel=4)
 
 
 def _platform_folder() -> Path:

@@ -157,3 +157,19 @@ def as_gradients(
     reserved.require_apart("out", theta, *inputs)
     out._split_by(layout)
     return out
+
+
+def as_direction(value: ArrayLike, samples: Array, ops: Ops, name: str) -> Array:
+    """Return how x moves, of x's shape, as one direction (1, B, n_0)."""
+    direction = ops.asarray(value, samples.dtype, name)
+    if direction.shape != samples.shape:
+        raise ShapeError(f"{name}: expected shape {samples.shape}, as x has, got {direction.shape}")
+    return direction[None]
+
+
+def as_theta(value: ArrayLike | Gradients, theta: Array, ops: Ops, name: str) -> Array:
+    """Return an array like θ, (n_parameters,), also of `Gradients` that hold it."""
+    flat = ops.asarray(value.theta if isinstance(value, Gradients) else value, theta.dtype, name)
+    if flat.shape != theta.shape:
+        raise ShapeError(f"{name}: expected shape {theta.shape}, as θ has, got {flat.shape}")
+    return flat

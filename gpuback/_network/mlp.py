@@ -21,6 +21,7 @@ from gpuback._core.parameters import initial_parameters
 from gpuback._core.typing import Array, ArrayLike, PathLike
 from gpuback._core.validation import count
 from gpuback._network.backprop import Passes, make_passes, passes_key
+from gpuback._network.derivatives import Differentiable
 from gpuback._network.explain import Explanation, explain
 from gpuback._network.inputs import as_batch, as_gradients, as_samples
 from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
@@ -32,7 +33,7 @@ from gpuback._text import quoted
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError, UnknownActivationError
 
 
-class MLP:
+class MLP(Differentiable):
     """A feed-forward network: h_k = g_k(W_k h_{k−1} + b_k), ŷ = O(a_L), with a loss averaged over the batch.
 
     Args:
@@ -295,7 +296,7 @@ class MLP:
             >>> np.allclose(own.theta, net.value_and_grad(x, target)[1].theta)
             True
         """
-        return vjp(self, self._held_pool, x)
+        return vjp(self, x)
 
     def gradient_norms(self, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Array:
         """Compute per-sample gradient norms, without materialising the gradients.

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
-from gpuback._backends.protocol import Ops
-from gpuback._core.architecture import Architecture
+from gpuback._core.jets import Jet
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._network.held import HeldPasses, Lease
-from gpuback._network.inputs import as_gradients, as_samples
+from gpuback._network.inputs import as_direction, as_gradients, as_samples, as_theta
+from gpuback._network.jet_passes import Jettable, jets_of
 from gpuback._network.layers import BoundNetwork
-from gpuback._network.pool import Pool
-from gpuback._network.reserved import Reserved
 from gpuback.errors import CopyError, OptionError, ShapeError
 
 
-class Versioned(Protocol):
-    """A network that counts the changes of its θ."""
-
-    _version: int
-    _reserved: Reserved
-
-    @property
-    def architecture(self) -> Architecture: ...
-
-    @property
-    def ops(self) -> Ops: ...
-
-    @property
-    def theta(self) -> Array: ...
-
-
-def vjp(net: Versioned, pool: Pool, x: ArrayLike) -> tuple[Array, Pullback]:
-    """Compute ŷ and the pullback; see `MLP.vjp`. Passes come from `pool` and go back there."""
-    architecture, ops, version = net.architecture, net.ops, net._version
+def vjp(net: Jettable, x: ArrayLike) -> tuple[Array, Pullback]:
+    """Compute ŷ and the pullback; see `MLP.vjp`."""
+    architecture, ops, version, pool = net.architecture, net.ops, net._version, net._held_pool
     samples = as_samples(x, architecture, ops)
     size = len(samples)
     outputs = ops.empty((size, architecture.sizes[-1]), architecture.precision.accumulator)
@@ -56,10 +37,9 @@ class Pullback:
     uses them for the next batch of that size.
     """
 
-    def __init__(self, net: Versioned, version: int, x: Array, lease: Lease[HeldPasses]) -> None:
-        """Args: net: the network; version: of its θ; x: the batch; lease: of the passes that hold it."""
-        self._net, self._version, self._lease = net, version, lease
-        self._x, self._x_shape = weakref.ref(x), x.shape  # the passes hold x where they need it
+    def __init__(self, net: Jettable, version: int, samples: Array, lease: Lease[HeldPasses]) -> None:
+        """Args: net: the network; version: of its θ; samples: the batch; lease: of the passes that hold it."""
+        self._net, self._version, self._samples, self._lease = net, version, samples, lease
 
     def __call__(
         self,
@@ -102,17 +82,54 @@ class Pullback:
         if accumulate and out is None:
             raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
         dtype = architecture.precision.accumulator
-        delta = ops.asarray(dy, dtype, "dy")
-        expected = self._x_shape[0], architecture.sizes[-1]
-        if delta.shape != expected:
-            raise ShapeError(f"dy: expected shape {expected}, as y has, got {delta.shape}")
+        delta = self._as_outputs(dy, "dy")
         gradients = Gradients(None, (), ())
         if need_theta_grad:
-            gradients = as_gradients(out, architecture, ops, net._reserved, ("x", None, self._x()), ("dy", dy, delta))
-        gradients.inputs = ops.empty(self._x_shape, dtype) if need_input_grad else None
+            inputs = ("x", None, self._samples), ("dy", dy, delta)
+            gradients = as_gradients(out, architecture, ops, net._reserved, *inputs)
+        gradients.inputs = ops.empty(self._samples.shape, dtype) if need_input_grad else None
         lease = self._lease
         lease.run(lease.passes.in_scope, lease.passes.backward, delta, gradients, accumulate)
         return gradients
+
+    def vjp(
+        self,
+        dy: ArrayLike,
+        *,
+        need_theta_grad: bool = False,
+        need_input_grad: bool = True,
+        out: Gradients | None = None,
+        accumulate: bool = False,
+    ) -> tuple[Gradients, SecondPullback]:
+        """Do what the pullback does, and return a way back through that: for losses with gradients in them.
+
+            y, pullback = net.vjp(x)
+            first, second = pullback.vjp(dy)                   # first.inputs is ∂<dy, ŷ>/∂x
+            gradients = second(inputs=c)                       # of <c, first.inputs>
+
+        Args:
+            dy, need_theta_grad, need_input_grad, out, accumulate: as the pullback's, with other defaults.
+
+        Returns:
+            The gradients, and the way back, a `SecondPullback`.
+
+        Raises:
+            As the pullback and `MLP.jvp`.
+
+        Source: jax.vjp of a pullback; torch.autograd.grad with create_graph.
+        """
+        options = {"need_theta_grad": need_theta_grad, "need_input_grad": need_input_grad}
+        gradients = self(dy, out=out, accumulate=accumulate, **options)
+        return gradients, SecondPullback(self, self._as_outputs(dy, "dy").copy())
+
+    def _as_outputs(self, value: ArrayLike, name: str) -> Array:
+        """Return an array of ŷ's shape in θ's dtype, checked."""
+        architecture, ops = self._net.architecture, self._net.ops
+        given = ops.asarray(value, architecture.precision.accumulator, name)
+        expected = len(self._samples), architecture.sizes[-1]
+        if given.shape != expected:
+            raise ShapeError(f"{name}: expected shape {expected}, as y has, got {given.shape}")
+        return given
 
     def __copy__(self) -> Pullback:
         """Return the pullback itself: nothing about it changes."""
@@ -121,5 +138,83 @@ class Pullback:
     def __reduce__(self) -> NoReturn:
         raise CopyError(
             "a pullback holds its batch in buffers of its network and cannot be copied or pickled; "
+            "copy the network, and call its vjp"
+        )
+
+
+class SecondPullback:
+    """The derivatives of s = Σ <inputs, dx> + <theta, dθ> + <outputs, ŷ>, with dx and dθ from a pullback of dy.
+
+    It may be called again and again. As for `MLP.vjp`, x and θ must stay as they are.
+    """
+
+    def __init__(self, pullback: Pullback, dy: Array) -> None:
+        """Args: pullback: of the batch; dy: what it was called with."""
+        self._pullback, self._dy = pullback, dy
+
+    def __call__(
+        self,
+        *,
+        inputs: ArrayLike | None = None,
+        theta: ArrayLike | Gradients | None = None,
+        outputs: ArrayLike | None = None,
+        need_input_grad: bool = False,
+        out: Gradients | None = None,
+        accumulate: bool = False,
+    ) -> Gradients:
+        """Differentiate s: one pass there and back with a direction, as the pullback's result is ŷ's derivative by it.
+
+        Args:
+            inputs: (B, n_0), s's derivative by dx; None: 0.
+            theta: (n_parameters,), or `Gradients` that hold it, s's derivative by dθ; None: 0.
+            outputs: (B, n_L), s's derivative by ŷ; None: 0.
+            need_input_grad: also ∂s/∂x, in `.inputs`.
+            out, accumulate: as `MLP.value_and_grad`'s.
+
+        Returns:
+            .theta is ∂s/∂θ, .outputs is ∂s/∂dy (B, n_L).
+
+        Raises:
+            ShapeError, DtypeError, DeviceError: an argument does not fit.
+            OptionError: θ has changed; accumulate without out; none of inputs, theta and outputs.
+        """
+        net, samples = self._pullback._net, self._pullback._samples
+        if net._version != self._pullback._version:
+            raise OptionError("θ has changed since vjp; call vjp again")
+        if inputs is None and theta is None and outputs is None:
+            raise OptionError("expected inputs, theta or outputs: else there is nothing to differentiate")
+        if accumulate and out is None:
+            raise OptionError("accumulate=True adds to out: expected the Gradients of an earlier call, got None")
+        ops, dtype = net.ops, net.theta.dtype
+        direction = None if inputs is None else as_direction(inputs, samples, ops, "inputs")
+        theta_dot = None if theta is None else as_theta(theta, net.theta, ops, "theta")
+        adjoint = None if outputs is None else self._pullback._as_outputs(outputs, "outputs")
+        read = ("x", None, samples), ("inputs", inputs, direction), ("theta", theta, theta_dot)
+        gradients = as_gradients(out, net.architecture, ops, net._reserved, *read, ("outputs", outputs, adjoint))
+        jet, size = Jet(1, moving=theta is not None), len(samples)
+        by_inputs = ops.empty((2, *samples.shape), dtype) if need_input_grad else None
+        by_dy = ops.empty(self._dy.shape, dtype)
+        dy = self._dy
+
+        def top(jets: Array, seeds: Array, rows: slice) -> None:
+            by_dy[rows] = jets[1]
+            seeds[0] = 0 if adjoint is None else adjoint[rows]
+            seeds[1] = dy[rows]
+
+        passes = jets_of(net, size, jet)
+        if theta_dot is not None:
+            passes.theta_dot[...] = theta_dot
+        passes.in_scope(passes.differentiate, samples, direction, top, gradients, by_inputs, accumulate)
+        net._held_pool.release(passes)
+        gradients.inputs, gradients.outputs = None if by_inputs is None else by_inputs[0], by_dy
+        return gradients
+
+    def __copy__(self) -> SecondPullback:
+        """Return itself: nothing about it changes."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise CopyError(
+            "what Pullback.vjp returns belongs to a batch of its network and cannot be copied or pickled; "
             "copy the network, and call its vjp"
         )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gpuback._core.streams import Stream, is_terminal
 from gpuback.errors import missing_extra
 
 SECONDS_BETWEEN_LOSSES = 0.1
@@ -25,7 +26,7 @@ def progress_bar(wanted: bool | None, total: int | None, done: int) -> Iterator[
     Raises:
         MissingExtraError: wanted is True and rich is not installed.
     """
-    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+    if wanted is False or (wanted is None and not is_terminal(sys.stderr)):
         yield _ignore
         return
     try:
@@ -43,7 +44,8 @@ def progress_bar(wanted: bool | None, total: int | None, done: int) -> Iterator[
         TextColumn("{task.fields[loss]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(file=Stream(sys.stderr))  # type: ignore[arg-type]
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("training", total=total, completed=done, loss="")
 
         next_loss = 0.0

@@ -35,10 +35,11 @@ UNNAMED = "Unnamed: "
 """A column without a name is called by its position behind this, as pandas does."""
 
 _HEAD_BYTES = 1 << 16
-"""The separator and the decimal mark are found in so much of a file."""
+"""The separator and the decimal mark are found in so much of a file, or in more if the first two lines take more."""
 
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+,\d+")
+_MOST_HEAD_BYTES = 1 << 26
+
+DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:\.\d{3})*,\d+(?:[eE][+-]?\d+)?")
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 _TOO_MANY_CELLS = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
 
@@ -109,6 +110,11 @@ def read_text(
                 index_col=False,
                 skipinitialspace=True,
             )
+    if frame.shape[1] != len(layout.header):  # a name longer than the csv module takes, or beyond _MOST_HEAD_BYTES
+        raise FileFormatError(
+            f"{path}, line 1: expected a header row of {frame.shape[1]:,} names, found {len(layout.header):,} that can"
+            " be read"
+        )
     frame.columns = layout.header
     # Each line ends in a separator: a column without a name and without cells.
     unused = [name for name in layout.header if name.startswith(UNNAMED) and frame[name].isna().all()]
@@ -157,22 +163,38 @@ def _opened(path: str, max_bytes: int | None) -> Iterator[tuple[IO[bytes] | None
     """
     if os.path.isfile(path):
         with open(path, "rb") as plain:
-            head = plain.read(_HEAD_BYTES)
+            head = _head(plain)
         if head[:2] != GZIP_MAGIC:
             yield None, head
             return
-    source = sys.stdin.buffer if path == STDIN else open(path, "rb")  # noqa: SIM115
+    source = _standard_input() if path == STDIN else open(path, "rb")  # noqa: SIM115
     try:
         start = _up_to(source, 2)
         raw: IO[bytes] = io.BufferedReader(_Replayed(start, source), 1 << 18)
         if start == GZIP_MAGIC:
             limited = LimitedReader(path, gzip.GzipFile(fileobj=raw), unpacked_limit(source, max_bytes))
             raw = io.BufferedReader(limited, 1 << 18)
-        head = _up_to(raw, _HEAD_BYTES)
+        head = _head(raw)
         yield io.BufferedReader(_Replayed(head, raw), 1 << 18), head
     finally:
         if path != STDIN:
             source.close()
+
+
+def _standard_input() -> IO[bytes]:
+    try:
+        if not sys.stdin.closed:
+            return sys.stdin.buffer
+    except AttributeError:  # None, as under pythonw, or an object of the caller's
+        pass
+    raise DataError(f"{STDIN}: expected data on standard input, which is closed")
+
+
+def _head(file: IO[bytes]) -> bytes:
+    head = _up_to(file, _HEAD_BYTES)
+    while len(head) < _MOST_HEAD_BYTES and len(head.splitlines()) < 3 and (more := _up_to(file, len(head))):
+        head += more
+    return head
 
 
 def _up_to(file: IO[bytes], count: int) -> bytes:
@@ -238,7 +260,7 @@ def _layout(path: str, head: bytes, separator: str | None, decimal: str | None) 
     """Find separator and decimal mark, and check the header."""
     text = head.decode("utf-8-sig", errors="replace" if len(head) < _HEAD_BYTES else "ignore")
     lines = text.splitlines(keepends=True)
-    if len(head) == _HEAD_BYTES and len(lines) > 1:
+    if len(head) >= _HEAD_BYTES and len(lines) > 1:
         lines.pop()  # cut short
     if not lines or not lines[0].strip():
         raise FileFormatError(f"{path}, line 1: expected a header row, found {'a blank line' if lines else 'no bytes'}")
@@ -246,14 +268,12 @@ def _layout(path: str, head: bytes, separator: str | None, decimal: str | None) 
     rows = _rows(lines, separator)
     header = [name.strip() or f"{UNNAMED}{column}" for column, name in enumerate(rows[0])]
     _check_header(path, header)
+    cells = [cell.strip() for row in rows[1:] for cell in row]
+    with_comma = [cell for cell in cells if DECIMAL_COMMA.fullmatch(cell)]
     if decimal is None:
-        cells = [cell.strip() for row in rows[1:] for cell in row]
-        commas = any(_DECIMAL_COMMA.fullmatch(cell) or _GROUPED.fullmatch(cell) for cell in cells) and not any(
-            map(_DECIMAL_POINT.fullmatch, cells)
-        )
-        decimal = "," if commas else "."
-    grouped = decimal == "," and any(_GROUPED.fullmatch(cell.strip()) for row in rows[1:] for cell in row)
-    return Layout(separator, decimal, "." if grouped else None, header)
+        decimal = "," if with_comma and not any(map(_DECIMAL_POINT.fullmatch, cells)) else "."
+    thousands = "." if decimal == "," and any("." in cell for cell in with_comma) else None
+    return Layout(separator, decimal, thousands, header)
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:

@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 
 MISSING = ("mean", "drop")
 _MOST_THREADS = 4
+_LARGE = 1 << 16
+"""Rows; in smaller tables, threads gain nothing."""
 
 _BLOCK_ROWS = 1 << 14
 """Rows that a thread encodes at a time: few enough for the cache, and so many that NumPy takes longer than Python."""
@@ -227,7 +229,7 @@ class Schema:
         x = np.empty((len(table), self.n_inputs), dtype)
         fill_in = self.encoder(table)
         starts = range(0, len(x), _BLOCK_ROWS)
-        side_by_side(lambda start: fill_in(start, x[start : start + _BLOCK_ROWS]), starts)
+        side_by_side(lambda start: fill_in(start, x[start : start + _BLOCK_ROWS]), starts, len(x))
         return x
 
     def encoder(self, table: Table) -> Callable[[int, Array], None]:
@@ -404,10 +406,10 @@ def missing_message(table: Table, absent: Mapping[str, int]) -> str:
     )
 
 
-def side_by_side(work: Callable[[int], Result], items: Sequence[int]) -> list[Result]:
-    """Return work(item) of each item, in order, from a few threads: much of it is NumPy's, which runs beside others."""
+def side_by_side(work: Callable[[int], Result], items: Sequence[int], rows: int) -> list[Result]:
+    """Return work(item) of each item, in order, of a large table from a few threads: most of it is NumPy's."""
     workers = min(len(items), _MOST_THREADS, os.cpu_count() or 1)
-    if workers < 2:
+    if workers < 2 or rows < _LARGE:
         return list(map(work, items))
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(work, items))
@@ -474,6 +476,6 @@ def _measured(
         return np.where(used, measured.mean, 0.0), np.where(used, measured.scale, 1.0), fill
 
     means, scales, fills = (
-        np.concatenate(parts) for parts in zip(*side_by_side(measure, range(len(found))), strict=True)
+        np.concatenate(parts) for parts in zip(*side_by_side(measure, range(len(found)), len(table)), strict=True)
     )
     return Standardization(means, scales), fills

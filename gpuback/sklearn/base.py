@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from gpuback._backends.registry import usable_backend
 from gpuback._core.activations import Siren
 from gpuback._core.architecture import Architecture
 from gpuback._core.parameters import initial_parameters
+from gpuback._core.streams import say, warn
 from gpuback._core.typing import ArrayLike
 from gpuback._network.mlp import MLP
 from gpuback.errors import DataError, OptionError
@@ -118,7 +118,7 @@ class BaseMLP(Parameters, ABC):
             else:
                 self._descend(X, y, targets, weight, random, incremental)
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.", stacklevel=3)
+            warn("Training interrupted by user.", stacklevel=3)
         if self._stops_early:
             self._net.theta = self._best_theta
         with self._net.ops.scope():
@@ -232,9 +232,7 @@ class BaseMLP(Parameters, ABC):
         if self.batch_size == "auto":
             return min(200, n_samples)
         if self.batch_size > n_samples:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
-            )
+            warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5)
         return min(int(self.batch_size), n_samples)
 
     def _epochs(self, samples: TrainingSet, n_samples: int, random: Any, held: Any, incremental: bool) -> None:
@@ -259,7 +257,7 @@ class BaseMLP(Parameters, ABC):
                     return
                 self._no_improvement_count = 0
         if not incremental:
-            warnings.warn(
+            warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't "
                 "converged yet.",
                 ConvergenceWarning,
@@ -271,7 +269,7 @@ class BaseMLP(Parameters, ABC):
         self.n_iter_ += 1
         self.loss_curve_.append(loss)
         if self.verbose:
-            print(f"Iteration {self.n_iter_}, loss = {loss:.8f}")
+            say(f"Iteration {self.n_iter_}, loss = {loss:.8f}")
 
     def _note_loss(self) -> bool:
         """Tell whether the loss is the best so far by more than tol; NaN counts as better, as in scikit-learn."""
@@ -290,7 +288,7 @@ class BaseMLP(Parameters, ABC):
             score = float(self._score(y, self._predictions(outputs), sample_weight))
         self.validation_scores_.append(score)
         if self.verbose:
-            print(f"Validation score: {score:f}")
+            say(f"Validation score: {score:f}")
         improved = not score < self.best_validation_score_ + self.tol
         if score > self.best_validation_score_:
             self.best_validation_score_ = score
@@ -314,7 +312,7 @@ class BaseMLP(Parameters, ABC):
         )
         self.loss_ = objective.loss
         if reason is not None:
-            warnings.warn(
+            warn(
                 f"lbfgs ended after {self.n_iter_} iterations and before it converged: {reason}. Increase max_iter or "
                 "max_fun, or scale the data.",
                 ConvergenceWarning,

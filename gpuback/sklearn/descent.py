@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuback._core.streams import say
 from gpuback._network.backprop import empty_gradients
 from gpuback._network.mlp import MLP
 from gpuback._training.optimizers import SGD, Adam, Progress
@@ -113,11 +114,11 @@ class Descent:
         rate = self._optimizer.learning_rate
         if not adaptive or rate <= SMALLEST_RATE:
             if verbose:
-                print(message + (" Learning rate too small. Stopping." if adaptive else " Stopping."))
+                say(message + (" Learning rate too small. Stopping." if adaptive else " Stopping."))
             return True
         self._set_rate(rate / 5.0)
         if verbose:
-            print(f"{message} Setting learning rate to {rate / 5.0:f}")
+            say(f"{message} Setting learning rate to {rate / 5.0:f}")
         return False
 
     def _set_rate(self, rate: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 import gpuback
+from gpuback._network.derivatives import Differentiable
+from gpuback.errors import OptionError
 from gpuback.testing import random_batch
 
 pytestmark = pytest.mark.on_each_backend
@@ -117,6 +120,20 @@ def registered(backend: str) -> list[Any]:
     return gradients_of(network(backend, activation="test_public_bump").value_and_grad(*batch()))
 
 
+def derivative(call: Callable[[gpuback.MLP, list[Any]], Any]) -> Callable[[str], list[Any]]:
+    """Of a function that other backends than NumPy refuse by name."""
+
+    def use(backend: str) -> list[Any]:
+        net = network(backend)
+        if net.backend == "numpy":
+            return [call(net, batch())]
+        with pytest.raises(OptionError, match="expected backend 'numpy'"):
+            call(net, batch())
+        return use("numpy")
+
+    return use
+
+
 USES: dict[str, Callable[[str], list[Any]]] = {
     "fused_backward": fused_backward,
     "bind_fused_backward": bound_backward,
@@ -145,6 +162,16 @@ USES: dict[str, Callable[[str], list[Any]]] = {
     "MLP.gradient_norms": lambda backend: [network(backend).gradient_norms(*batch())],
     "MLP.per_sample_grad": lambda backend: [network(backend).per_sample_grad(*batch()).theta],
     "MLP.vjp": vjp,
+    "MLP.jacobian": lambda backend: [network(backend).jacobian(batch()[0])],
+    "MLP.jvp": derivative(lambda net, data: net.jvp(data[0], dx=data[0])[1]),
+    "MLP.taylor": derivative(lambda net, data: net.taylor(data[0], order=1).first),
+    "Taylor": derivative(lambda net, data: net.taylor(data[0], order=1).pullback(y=net.forward(data[0])).theta),
+    "MLP.laplacian": derivative(lambda net, data: network(net.backend, loss="squared_error").laplacian(data[0]).second),
+    "MLP.hvp": derivative(lambda net, data: net.hvp(*data, dx=data[0]).theta),
+    "MLP.gnvp": derivative(lambda net, data: net.gnvp(*data, net.theta).theta),
+    "SecondPullback": derivative(
+        lambda net, data: net.vjp(data[0])[1].vjp(net.forward(data[0]))[1](inputs=data[0]).theta
+    ),
     "MLP.trace": trace,
     "MLP.explain": explained,
     "MLP.to": lambda backend: [network(backend).to("numpy").forward(batch()[0])],
@@ -157,7 +184,7 @@ def public_names() -> Iterator[str]:
     for name, value in vars(gpuback).items():
         if not name.startswith("_") and not inspect.ismodule(value):
             yield name
-    for name, value in vars(gpuback.MLP).items():
+    for name, value in itertools.chain.from_iterable(vars(kind).items() for kind in (gpuback.MLP, Differentiable)):
         if name.startswith("_"):
             continue
         if inspect.isfunction(value) or isinstance(value, classmethod):

@@ -142,6 +142,13 @@ def test_what_is_no_commit_is_said(repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "options", [("--threads", "1,x"), ("--threads", "0"), ("--threads", "2,2"), ("--threads", ""), ("--busy", "0")]
+)
+def test_numbers_of_threads_and_processes_are_checked(options: tuple[str, str]) -> None:
+    assert run("--families", "threads,busy", *options).exit_code == 2
+
+
+@pytest.mark.parametrize(
     "arguments", [[], ["a.json"], ["a.json", "b.json", "--rounds", "3"], ["a", "b", *("--commits", "c", "d")]]
 )
 def test_files_or_commits(arguments: list[str]) -> None:

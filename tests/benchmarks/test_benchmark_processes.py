@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from benchmarks import cases
+from benchmarks.cases import selection
 from benchmarks.cases.selection import training
-from benchmarks.harness import cpu_measure
+from benchmarks.harness import cpu_measure, neighbours, together
 from benchmarks.harness.contestants import Contestants
 from benchmarks.harness.processes import ROOT, Worker, WorkerError
 from benchmarks.harness.rounds import Effort
@@ -59,6 +61,7 @@ def contestant(case, variant):
     return made
 """
 
+OURS = ("--contestants", "gpuback", "--json", "never.json")
 STEP = training(cases.network("5-7-3:16"), "step")
 
 
@@ -111,14 +114,21 @@ def test_a_process_that_has_died_says_so_each_time() -> None:
 @pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked for in /proc")
 @pytest.mark.parametrize(
-    "processes, command",
-    [(1, ["--contestants", "gpuback", "--json", "never.json"]), (2, ["compare", "--commits", ".", "."])],
+    "how, processes, words, command",
+    [
+        (signal.SIGINT, 1, "benchmarks.harness.worker", [*OURS, "--families", "step"]),
+        (signal.SIGINT, 2, "benchmarks.harness.worker", ["compare", "--commits", ".", ".", "--families", "step"]),
+        (signal.SIGTERM, 3, "while True", [*OURS, "--families", "busy", "--busy", "3"]),
+        (signal.SIGKILL, 3, "while True", [*OURS, "--families", "busy", "--busy", "3"]),
+    ],
 )
-def test_an_interrupted_run_leaves_nothing_behind(processes: int, command: list[str], tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_nothing_behind(
+    how: signal.Signals, processes: int, words: str, command: list[str], tmp_path: Path
+) -> None:
     pytest.importorskip("typer")
     mark, temporary = f"GPUBACK_TEST_MARK={tmp_path}", tmp_path / "temporary"
     temporary.mkdir()
-    options = ["--families", "step", "--sizes", "5-7-3:16", "--rounds", "100000"]
+    options = ["--sizes", "5-7-3:16", "--rounds", "100000"]
     run = subprocess.Popen(
         [sys.executable, "-m", "benchmarks", *command, *options],
         cwd=tmp_path,
@@ -131,16 +141,69 @@ def test_an_interrupted_run_leaves_nothing_behind(processes: int, command: list[
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     try:
-        wait_until(lambda: len(processes_with(mark, "benchmarks.harness.worker")) >= processes)
-        run.send_signal(signal.SIGINT)
+        wait_until(lambda: len(processes_with(mark, words)) >= processes)
+        run.send_signal(how)
         assert run.wait(timeout=30) != 0
         wait_until(lambda: not processes_with(mark, ""))
-        assert not list(temporary.iterdir())
+        assert how == signal.SIGKILL or not list(temporary.iterdir())
     finally:
         for pid in (*processes_with(mark, ""), run.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         run.wait()
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked for in /proc")
+def test_busy_processes_end_with_the_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GPUBACK_TEST_MARK", str(tmp_path))
+    mark = f"GPUBACK_TEST_MARK={tmp_path}"
+    with pytest.raises(ArithmeticError), neighbours.busy(2):
+        assert len(processes_with(mark, "while True")) == 2
+        raise ArithmeticError
+    assert processes_with(mark, "while True") == []
+
+
+@pytest.mark.thorough
+def test_a_step_in_quiet_and_beside_busy_processes(adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one turn have as many rounds, in the same setting; who is missing in one is missing in all."""
+    monkeypatch.setattr(together, "QUIET", (0.001, 0.005, 5))
+    monkeypatch.setattr(together, "BUSY", (0.001, 0.005, 5))
+    beside: list[int] = []
+    monkeypatch.setattr(together, "busy", lambda count: beside.append(count) or contextlib.nullcontext())
+    cases_of_a_row = selection.busy(cases.network("5-7-3:16"), 7)
+    rows = measured_together(cases_of_a_row, "busy", adapter)
+    assert [row.label.split(", ", 3)[-1] for row in rows] == [
+        "quiet, median", "quiet, 95th percentile", "7 busy, median", "7 busy, 95th percentile"
+    ]  # fmt: skip
+    for row in rows:
+        assert set(row.contestants) == {"plain NumPy", "honest"}
+        assert row.absent == {"cannot": "ImportError: libfancy.so: no such file"}
+        assert row.contestants["plain NumPy"].setting == rows[0].contestants["plain NumPy"].setting
+        assert all(len(one.rounds) == 3 and min(one.rounds) > 0 for one in row.contestants.values())
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        pairs = zip(first.contestants["honest"].rounds, second.contestants["honest"].rounds, strict=True)
+        assert all(median <= slowest for median, slowest in pairs)
+    assert set(beside) == {7} and len(beside) >= 6
+
+
+@pytest.mark.thorough
+def test_each_number_of_threads_has_a_process(adapter: str) -> None:
+    (job,) = selection.jobs("cpu", ["threads"], [cases.network("5-7-3:16")], threads=[1, 2])
+    rows = measured_together(job.cases, "threads", adapter)
+    assert [row.label.split(", ")[-1] for row in rows] == ["1 thread", "2 threads"]
+    for row, threads in zip(rows, ("1 thread", "2 threads"), strict=True):
+        assert row.contestants["plain NumPy"].setting.split(", ")[0] == threads
+        assert all(len(one.rounds) == 3 for one in row.contestants.values())
+
+
+def measured_together(cases_of_a_row: Sequence[cases.Case], family: str, adapter: str) -> list[Row]:
+    """Three rounds of plain NumPy, an adapter that works and one that cannot be made ready."""
+    fancy = [Entry(variant, "peer", adapter, "numpy", (family,), variant) for variant in ("honest", "cannot")]
+    rows = [row_of(case) for case in cases_of_a_row]
+    with Contestants([named("plain NumPy"), *fancy]) as contestants:
+        cpu_measure.measure(contestants, Effort(3), cases_of_a_row, rows, lambda _: None)
+    return rows
 
 
 def wait_until(condition, seconds: float = 60.0) -> None:

@@ -37,6 +37,21 @@ def test_a_page_says_what_was_measured_and_what_was_not() -> None:
     assert "![A title](plots/x.png)" in text
 
 
+def test_slowdowns_are_quotients_of_the_same_round() -> None:
+    label = "64-32-10, B = 128, SGD"
+    rows = [
+        row({"gpuback": seconds, **others}, family="busy", label=f"{label}, {beside}, {figure}")
+        for beside, figure, seconds, others in (
+            ("quiet", "median", 1e-3, {"A": 1e-3}),
+            ("quiet", "95th percentile", 2e-3, {"A": 1e-3}),
+            ("2 busy", "median", 3e-3, {"A": 1.5e-3}),
+            ("2 busy", "95th percentile", 8e-3, {}),
+        )
+    ]
+    line = next(line for line in page(results(rows)).splitlines() if line.startswith(f"| small: {label}, 2 busy |"))
+    assert [cell.strip() for cell in line.strip("|").split("|")[1:]] == ["3.00; 4.00", "1.50; –"]
+
+
 def test_gpuback_itself_may_be_missing() -> None:
     text = page(results([row({"A": 1.0}, absent={"gpuback": "check failed | off\nby 1"})]))
     assert "| small: 64-32-10, B = 128, Adam | – | 1.00 s (0.94–1.06) |" in text

@@ -90,7 +90,7 @@ def whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
 
     def run(*families: str) -> Any:
         monkeypatch.setattr(
-            command, "jobs", lambda device, names, *_, quick: [Job(FIRST, (TINY[name],)) for name in names]
+            command, "jobs", lambda device, names, *_, **__: [Job(FIRST, (TINY[name],)) for name in names]
         )
         path = str(tmp_path / "gpu.json")
         return invoke("--device", "cuda", "--quick", "--families", ",".join(families), "--json", path)
@@ -200,7 +200,7 @@ def test_a_quick_run(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     require_gpu()
     monkeypatch.setattr(harness.signal, "signal", lambda *_: None)
     planned = [Job(FIRST, (TINY[family],))] if family in TINY else jobs("cuda", [family])
-    monkeypatch.setattr(command, "jobs", lambda *_, quick: planned)
+    monkeypatch.setattr(command, "jobs", lambda *_, **__: planned)
     without = ["--without", "JAX jit,PyTorch compiled"] if family == "startup" else []
     path = tmp_path / "x.json"
     done = invoke("--device", "cuda", "--quick", "--families", family, *without, "--json", str(path))

@@ -56,6 +56,16 @@ def test_a_family_without_a_dtype_is_left_out() -> None:
     assert jobs("cuda", ["loss"], SIZES, ["bfloat16"]) == []
 
 
+def test_steps_beside_busy_processes_and_by_threads() -> None:
+    (job, *_) = jobs("cpu", ["busy"], SIZES, beside=3)
+    assert [(case.beside, case.percentile) for case in job.cases] == [(0, 50), (0, 95), (3, 50), (3, 95)]
+    (job, *_) = jobs("cpu", ["threads"], SIZES, threads=[1, 6])
+    assert [case.threads for case in job.cases] == [1, 6]
+    assert [selection.powers_of_two(cores) for cores in (1, 2, 3, 4, 6)] == [
+        [1], [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 4, 6]
+    ]  # fmt: skip
+
+
 def test_flops_are_counted_by_hand() -> None:
     case = jobs("cpu", ["step"], SIZES[1:])[0].cases[0]
     assert case.sizes == (5, 7, 3)

@@ -35,6 +35,7 @@ from gpuback._backends.cuda.network_plans import Refusal, StepPlan, TwoLaunches,
 from gpuback._backends.cuda.per_sample import CudaPerSample
 from gpuback._backends.cuda.updates import AdamUpdate, CudaLossScale, SGDUpdate
 from gpuback._backends.cuda.workspace import CudaBuffers, CudaWorkspace
+from gpuback._backends.protocol import JetOps
 from gpuback._core import own_loss
 from gpuback._core.activation_names import derivative_of_output
 from gpuback._core.architecture import Architecture
@@ -56,6 +57,7 @@ class CudaOps(CudaLayers, CudaPerSample):
         fuse_networks: narrow networks are taken as a whole, in a launch or two; else all go layer by layer.
     """
 
+    jets: JetOps | None = None
     reproducible = False
 
     def __init__(

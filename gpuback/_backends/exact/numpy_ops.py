@@ -19,6 +19,7 @@ from gpuback._backends.exact.per_sample import ReproducibleNumpyPerSample
 from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
 from gpuback._backends.numpy.workspace import NumpyWorkspace
+from gpuback._backends.protocol import JetOps
 from gpuback._core.activations import Activation
 from gpuback._core.elementary import SCRATCH, store
 from gpuback._core.exact_sums import exact_sum
@@ -46,6 +47,7 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         multiply: (left, right, out) → None, out = left right of integers whose sums float64 holds exactly.
     """
 
+    jets: JetOps | None = None
     reproducible = True
 
     def __init__(self, multiply: Multiply = np.dot) -> None:

@@ -19,10 +19,12 @@ import numpy as np
 from gpuback._backends.numpy import plans
 from gpuback._backends.numpy.arrays import NumpyArrays
 from gpuback._backends.numpy.gradient_scale import NumpyGradientScale
+from gpuback._backends.numpy.jets import NumpyJets
 from gpuback._backends.numpy.layer_backward import LayerBackward
 from gpuback._backends.numpy.per_sample import NumpyPerSample
 from gpuback._backends.numpy.updates import AdamUpdate, NumpyLossScale, SGDUpdate
 from gpuback._backends.numpy.workspace import NumpyWorkspace
+from gpuback._backends.protocol import JetOps
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
@@ -40,6 +42,7 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
     """Every operation on NumPy arrays."""
 
     name = "numpy"
+    jets: JetOps | None = NumpyJets()
     reproducible = False
     graph_capture = None  # there are no launches
 
