@@ -2,6 +2,7 @@
 
 from gpuback import losses as losses
 from gpuback import schedules as schedules
+from gpuback._backends.fused_backward import bind_fused_backward as bind_fused_backward
 from gpuback._backends.fused_backward import fused_backward as fused_backward
 from gpuback._backends.registry import BackendStatus as BackendStatus
 from gpuback._backends.registry import backends as backends

@@ -1,16 +1,24 @@
 """The errors of gpuback. Every one is a `GpubackError` and also the built-in kind that NumPy would have raised.
 
-A message names what was expected, what came and, where there is one, the remedy.
+A message names what was expected, what came and, where there is one, the remedy. It is one line of at most 2,000
+characters. What it quotes from outside, such as a file's name, can hold no control characters: they are shown escaped.
+Errors can be pickled and copied, so that they reach the caller of a process pool as they are.
 """
 
 from __future__ import annotations
 
-import difflib
+import functools
 from collections.abc import Iterable
+from typing import Any
+
+from gpuback._text import did_you_mean, listed, quoted, shown
 
 
 class GpubackError(Exception):
     """Base of everything that gpuback raises on purpose."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shown(arg) if isinstance(arg, str) and len(args) == 1 else arg for arg in args))
 
 
 class ShapeError(GpubackError, ValueError):
@@ -93,6 +101,10 @@ class DivergedError(GpubackError, FloatingPointError):
         self.step = step
         self.epoch = epoch
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Give copy and pickle the keywords, too, which `args` does not hold."""
+        return functools.partial(type(self), step=self.step, epoch=self.epoch), self.args, self.__dict__
+
 
 def require_known(kind: str, name: object, known: Iterable[str]) -> None:
     """Raise `unknown_name` unless `name` is one of the known ones."""
@@ -101,12 +113,32 @@ def require_known(kind: str, name: object, known: Iterable[str]) -> None:
         raise unknown_name(kind, name, names)
 
 
+SYNONYMS = {
+    **dict.fromkeys(("mse", "l2", "mean_squared_error", "quadratic"), "squared_error"),
+    **dict.fromkeys(("mae", "l1", "mean_absolute_error"), "absolute_error"),
+    **dict.fromkeys(
+        ("ce", "nll", "crossentropy", "categorical_crossentropy", "softmax_cross_entropy"), "cross_entropy"
+    ),
+    **dict.fromkeys(("sparse_categorical_crossentropy", "multinomial"), "cross_entropy"),
+    **dict.fromkeys(("bce", "log_loss", "logloss", "binary_crossentropy", "bernoulli"), "binary_cross_entropy"),
+    **dict.fromkeys(("smooth_l1", "smoothl1", "huber_loss"), "huber"),
+    **dict.fromkeys(("pinball", "quantile_loss"), "quantile"),
+    **{"swish": "silu", "logistic": "sigmoid", "linear": "identity", "none": "identity", "lrelu": "leaky_relu"},
+    **{"leakyrelu": "leaky_relu", "hardtanh": "hard_tanh", "sin": "sine", "siren": "sine", "exp": "exponential"},
+    **{"hardswish": "hard_swish", "h_swish": "hard_swish", "hardsigmoid": "hard_sigmoid", "gelu_tanh": "gelu"},
+    **{"fp32": "float32", "single": "float32", "float": "float32", "fp64": "float64", "double": "float64"},
+    **{"fp16": "float16", "half": "float16", "bf16": "bfloat16", "cuda": "cupy", "gpu": "cupy", "cpu": "numpy"},
+    **{"momentum": "sgd", "gd": "sgd", "step": "step_decay", "exponential_decay": "step_decay", "cos": "cosine"},
+}
+"""What other libraries call what is here under another name."""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> OptionError:
-    """Make the error for a name that is in no table, with the nearest known name as a suggestion."""
+    """Make the error for a name that is in no table, with the known name that is meant or nearest as a suggestion."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(str(name).lower(), names, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return OptionError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+    meant = SYNONYMS.get(str(name).lower())
+    hint = f" Did you mean {quoted(meant)}?" if meant in names else did_you_mean(str(name).lower(), names)
+    return OptionError(f"unknown {kind} {quoted(name)}.{hint} Known: {listed(names, 50)}.")
 
 
 def missing_extra(package: str, purpose: str, extra: str) -> MissingExtraError:

@@ -11,6 +11,7 @@ test with many combinations of parameters only so many run that each value of ea
 from __future__ import annotations
 
 import functools
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -139,6 +140,8 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     require_emulator()
     from support.emulated import emulated_ops  # the emulator cannot be imported everywhere
 
+    fused_backward = sys.modules["gpuback._backends.fused_backward"]
+
     make = functools.partial(emulated_ops, fuse_networks=request.param == "emulated", hopper=request.param == "hopper")
     ops, plain_for, plain_of = make(), gpuback._backends.registry.ops_for, gpuback._backends.registry.ops_of
 
@@ -154,6 +157,7 @@ def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(gpuback._backends.registry, "ops_for", ops_for)
     monkeypatch.setattr(gpuback._network.mlp, "ops_for", ops_for)
     monkeypatch.setattr(gpuback._backends.registry, "ops_of", ops_of)
+    monkeypatch.setattr(fused_backward, "_kept", fused_backward._KeptLayers())
     ops.launcher.failed_records.clear()
     yield
     assert not ops.launcher.failed_records, "a step of training could not be recorded"

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.cases import Case
 from benchmarks.cases.selection import Job
-from benchmarks.harness import blas_kernels, cold_start, cpu_measure, environment, run
+from benchmarks.harness import cold_start, cpu_measure, environment, run
 from benchmarks.harness.budget import Budget
 from benchmarks.harness.contestants import Contestants
 from benchmarks.harness.processes import ROOT
@@ -100,7 +100,7 @@ def _told_apart(entries: list[Entry]) -> tuple[Entry, Entry]:
 
 def measure(entries: Sequence[Entry], planned: Sequence[Job], rounds: int, path: Path, console: Console) -> Results:
     """Measure a row for each case, with a column for each commit."""
-    variables = blas_kernels.forced()
+    variables = environment.numpy_variables()
     results = Results(environment.of_cpu(variables), {}, [])
     console.print(f"{results.environment.device}; {results.environment.blas}", soft_wrap=True)
     with Contestants(entries, variables) as contestants:

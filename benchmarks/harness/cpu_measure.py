@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from benchmarks.cases import Case
-from benchmarks.harness import blas_kernels, cold_start, environment
+from benchmarks.harness import cold_start, environment
 from benchmarks.harness.contestants import Contestants
 from benchmarks.harness.roofline import ceilings
 from benchmarks.harness.rounds import Candidates, Effort, Ready, Rounds, Say
@@ -24,7 +24,7 @@ FEWER_ROUNDS = 7
 @contextlib.contextmanager
 def opened(entries: Sequence[Entry], effort: Effort) -> Iterator[tuple[Results, Callable[..., None]]]:
     """Yield results without rows, and the function that fills rows. All processes end with the context."""
-    variables = blas_kernels.variables()
+    variables = environment.numpy_variables()
     where = environment.of_cpu(variables)
     with Contestants(entries, variables) as contestants:
         yield Results(where, ceilings(contestants, where.cores), []), partial(measure, contestants, effort)

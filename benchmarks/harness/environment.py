@@ -10,10 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.reports.results import Environment
-from gpuback._cli import machine
+from gpuback._cli import blas_kernels, machine
 
 PACKAGES = ("numpy", "ml_dtypes", "torch", "triton", "jax", "jaxlib", "scikit-learn", "threadpoolctl")
 GPU_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy", "nvmath-python", "tinycudann")
+
+
+def numpy_variables() -> dict[str, str]:
+    """Name OpenBLAS's fastest kernels, as measured here, for every process whose products are NumPy's.
+
+    The result is empty where the user has chosen, and with another BLAS. Where nothing was compared, it names
+    OpenBLAS's own choice, so that all processes of a run have the same.
+    """
+    cpu, blas = machine.cpu_here(), machine.blas_here()
+    if blas_kernels.VARIABLE in os.environ or "openblas" not in (blas.library or ""):
+        return {}
+    kernels = blas_kernels.compare(cpu, blas).fastest or blas.kernel
+    return {blas_kernels.VARIABLE: kernels} if kernels else {}
 
 
 def of_cpu(numpy_variables: Mapping[str, str]) -> Environment:

@@ -60,7 +60,7 @@ API: dict[str, dict[str, list[str]]] = {
         "schedules": ["constant", "step_decay", "cosine", "warmup", "Schedule"],
     },
     "activations": {"": ["register_activation", "CudaForms"]},
-    "arrays": {"": ["fused_backward"]},
+    "arrays": {"": ["fused_backward", "bind_fused_backward"]},
     "others": {
         "sklearn": ["MLPClassifier", "MLPRegressor", "from_sklearn"],
         "torch": ["FusedMLP", "from_torch", "to_torch"],
@@ -70,7 +70,7 @@ API: dict[str, dict[str, list[str]]] = {
     "testing": {
         "testing": ["tolerance", "fingerprint", "random_array", "random_layer", "LayerCase", "random_batch"],
     },
-    "data": {"datasets": ["load", "Dataset", "read_idx", "write_idx"]},
+    "data": {"datasets": ["load", "Dataset", "Schema", "read_idx", "write_idx"]},
     "errors": {"errors": []},
 }
 """Pages of the reference: on each, public modules of gpuback ("" is gpuback itself) and their names to show.

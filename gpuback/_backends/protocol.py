@@ -336,7 +336,7 @@ class Ops(Protocol):
         """
         ...
 
-    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+    def bind_scope(self, on_invalid: Callable[..., object] | None = None) -> Callable[..., Any]:
         """Return a function (work, *arguments) that returns work(*arguments), run in such a scope.
 
         The scope is made once for many calls. One thread at a time may call the function.
@@ -616,26 +616,24 @@ class Ops(Protocol):
         """Return the scale that float16 gradients carry which start from a dy (rows, width) in A."""
         ...
 
-    def layer_backward(
-        self,
-        da: Array,
-        h_prev: Array,
-        W: Array,
-        source: Array | None,
-        activation_prev: Activation,
-        precision: Precision,
-        dW: Array,
-        db: Array,
-        da_prev: Array | None,
-        accumulate: bool,
-    ) -> None:
-        """Compute `gpuback.fused_backward`, whose arguments are checked: `bind_backward` once, with scale 1.
+    def bind_layer_backward(
+        self, da: Array, n_in: int, activation_prev: Activation, precision: Precision
+    ) -> Callable[[Array, Array, Array, Array | None, Array, Array, Array | None, bool], None]:
+        """Return a function (da, h_prev, W, source, dW, db, da_prev, accumulate): `gpuback.fused_backward`, checked.
 
-        Operands are the user's: in O itself, of any strides and alignment that the caller did not refuse. The backend
-        copies what it cannot read in place, and may cache launches, but no arrays, from call to call.
+        It is `bind_backward`'s with scale 1, for operands of the user's, given at each call: in O itself, of any
+        strides and alignment that the caller did not refuse. The backend copies what it cannot read in place. No array
+        is kept from call to call. One thread at a time may call it.
+
+        Args:
+            da: of the shape, dtype and strides that calls will have; not read.
+            n_in: nI.
+            activation_prev: g of the layer below. A call's `source` is what g' is computed from, (B, nI), or None
+                without da_prev.
+            precision: of the operands.
 
         Raises:
-            OptionError: an alignment that the device cannot read.
+            OptionError: from the function, an alignment that the device cannot read.
         """
         ...
 

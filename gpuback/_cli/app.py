@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +11,30 @@ from typing import Annotated, Any
 import typer
 
 import gpuback
-from gpuback import datasets
-from gpuback._cli import FAILED, machine, report, show
+from gpuback._cli import FAILED, INTERRUPTED, blas_kernels, machine, report, show
 from gpuback._cli import options as o
-from gpuback._cli.predict import load, predict_for
-from gpuback._cli.tasks import default_loss, is_regression, looks_like_regression
-from gpuback._cli.train import Files, train_network
+from gpuback._cli.arguments import (
+    curve_file,
+    given,
+    make_optimizer,
+    make_schedule,
+    names,
+    require_checkpoint,
+    tensorboard_logger,
+    widths,
+)
+from gpuback._cli.models import load_model
+from gpuback._cli.predict import predict_for, schema_for
+from gpuback._cli.samples import DataOptions, load_samples
+from gpuback._cli.tasks import default_loss
+from gpuback._cli.train import Files, network_for, require_fitting, train_network, training_rows
 from gpuback._core.output_files import replacing, require_distinct, require_writable
-from gpuback._training.optimizers import OPTIMIZERS, Optimizer
-from gpuback.errors import MissingExtraError, OptionError, unknown_name
+from gpuback._text import listed, shown
+from gpuback.datasets import sources
+from gpuback.datasets.frames import STDIN
+from gpuback.datasets.standardization import fold
+from gpuback.errors import OptionError
 from gpuback.testing import random_batch
-
-MAX_WIDTH = 2**24
-"""Beyond it two layers need more memory than NumPy can count."""
 
 app = typer.Typer(
     add_completion=False,
@@ -69,11 +79,19 @@ def root(
 def train(
     source: o.Source,
     target: o.Target = None,
+    task: o.TaskName = None,
+    drop: o.Drop = None,
+    missing: o.Missing = None,
+    separator: o.Separator = None,
+    decimal: o.Decimal = None,
     labels: o.Labels = None,
     max_bytes: o.MaxBytes = None,
-    held_out: o.HeldOut = 0.2,
+    held_out: o.HeldOut = None,
+    test: o.Test = None,
+    sample_weight: o.SampleWeight = None,
+    class_weight: o.ClassWeight = None,
     standardize: o.Standardize = True,
-    hidden: o.Hidden = "128",
+    hidden: o.Hidden = None,
     activation: o.Activation = None,
     loss: o.Loss = None,
     output_function: o.OutputFunction = None,
@@ -85,6 +103,7 @@ def train(
     batch_size: o.BatchSize = 64,
     optimizer: o.OptimizerName = "adam",
     learning_rate: o.LearningRate = None,
+    schedule: o.Schedule = None,
     momentum: o.Momentum = None,
     nesterov: o.Nesterov = False,
     weight_decay: o.WeightDecay = None,
@@ -92,70 +111,104 @@ def train(
     clip_norm: o.ClipNorm = None,
     patience: o.Patience = None,
     seed: o.Seed = 0,
+    start_from: o.StartFrom = None,
     checkpoint: o.Checkpoint = None,
     resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
     model: o.ModelFile = None,
     plot: o.Plot = None,
     no_plot: o.NoPlot = False,
+    tensorboard: o.Tensorboard = None,
+    full_report: o.Report = False,
     progress: o.Progress = None,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
-) -> None:
+) -> int:
     """Train a network on a data set, test it on samples held out, save it and draw its learning curve."""
-    if resume and checkpoint is None:
-        raise OptionError("--resume needs --checkpoint, the file to go on from")
+    require_checkpoint(checkpoint, resume, overwrite)
     if plot is not None and no_plot:
         raise OptionError("--plot and --no-plot exclude each other")
-    name = Path(source).stem
-    curve = None if no_plot else plot or f"{name}.png"
-    try:
-        if curve is not None:
-            show.require_matplotlib()
-    except MissingExtraError as error:
-        if plot is not None:
-            raise
-        warn(f"no learning curve is drawn: {error}")
-        curve = None
-    files = Files(model or f"{name}.safetensors", curve, checkpoint)
-    files.check(datasets.files_of(source, labels))
+    read = [*sources.files_of(source, labels), *(sources.files_of(test) if test is not None else [])]
+    if backend == "numpy" or not gpuback.backends()["cupy"].available:
+        blas_kernels.use_fastest(read, epochs, (*widths(hidden or o.HIDDEN, "--hidden"), 1)[0])
+    name = "stdin" if source == STDIN else Path(source.removesuffix(".gz")).stem
+    files = Files(model or f"{name}.safetensors", curve_file(plot, f"{name}.png", no_plot, warn), checkpoint)
+    files.check(read)
     chosen_optimizer = make_optimizer(optimizer, learning_rate, momentum, nesterov, weight_decay, no_decay_biases)
+    network = given(
+        activation=names(activation),
+        loss=loss,
+        output=output_function,
+        dtype=dtype,
+        allow_tf32=allow_tf32 or None,
+        reproducible=reproducible or None,
+    )
+    start = None
+    if start_from is not None:
+        if others := given(hidden=hidden, **network, target=target, task=task):
+            raise OptionError(f"--from takes network and target from the file: leave out {next(iter(others))}=")
+        start = load_model(start_from, backend)
+        loss, output_function = start.net.architecture.loss, start.net.architecture.output
+        dtype = start.net.architecture.precision.name
 
-    data = datasets.load(source, target=target, labels=labels, max_bytes=max_bytes)
-    loss = loss or default_loss(data)
-    if not is_regression(loss) and looks_like_regression(data):
-        warn(f"{data.name} has {data.n_classes} classes; if they are quantities, --loss squared_error is for them")
+    samples = load_samples(
+        source,
+        DataOptions(
+            *(target, labels, task, drop or (), missing, separator, decimal, max_bytes, test, held_out),
+            *(sample_weight, class_weight, standardize, seed),
+        ),
+        loss=loss,
+        output=output_function,
+        dtype=dtype,
+        schema=None if start is None else start.required_schema,
+    )
+    for line in samples.warnings:
+        warn(line)
+    network["loss"] = loss or default_loss(samples.schema.task)
+    if start is None:
+        net = network_for(samples, widths(hidden or o.HIDDEN, "--hidden"), seed=seed, **network, backend=backend)
+    else:
+        net = start.net
+        require_fitting(net, samples)
+    steps = epochs * -(-training_rows(samples, patience) // batch_size)
+    callbacks = [] if tensorboard is None else [tensorboard_logger(tensorboard)]
     result = train_network(
-        data,
-        hidden=widths(hidden, "--hidden"),
-        network={
-            **given(activation=names(activation), output=output_function, dtype=dtype),
-            "loss": loss,
-            "allow_tf32": allow_tf32,
-            "reproducible": reproducible,
-            "backend": backend,
-        },
+        samples,
+        net,
         optimizer=chosen_optimizer,
-        held_out=held_out,
         seed=seed,
-        standardize=standardize,
         patience=patience,
+        callbacks=callbacks,
         fit={
             "epochs": epochs,
             "batch_size": batch_size,
+            "schedule": make_schedule(schedule, chosen_optimizer.learning_rate, steps),
             "clip_norm": clip_norm,
             "checkpoint": checkpoint,
             "resume": resume,
             "progress": False if quiet else progress,
         },
-        warn=warn,
     )
-    result.net.save(files.model)
+    net.save(files.model, schema=samples.schema)
+    if result.interrupted:
+        again = f"--checkpoint {checkpoint} --resume" if checkpoint else f"--from {files.model}"
+        warn(
+            f"interrupted after epoch {result.history.epochs} of {epochs}. The network so far is in {files.model}."
+            f" To go on: the same command with {again}"
+        )
+        return INTERRUPTED
     if files.plot is not None:
         show.plot(files.plot, result)
     if as_json:
         show.print_json(report.train_document(result, backend, files, chosen_optimizer, seed))
     elif not quiet:
         show.print_table(report.train_rows(result, backend, files))
+        if full_report:
+            show.print_confusion(samples.schema, result.score)
+    if not quiet:
+        for line in report.hints(result, patience):
+            warn(line)
+    return 0
 
 
 @app.command()
@@ -163,31 +216,56 @@ def train(
 def predict(
     model: o.Model,
     source: o.Source,
-    target: o.Target = None,
+    target: o.PredictTarget = None,
     no_target: o.NoTarget = False,
+    missing: o.Missing = None,
+    separator: o.Separator = None,
+    decimal: o.Decimal = None,
     labels: o.Labels = None,
     max_bytes: o.MaxBytes = None,
+    proba: o.Proba = False,
     score: o.Score = False,
     output: o.OutputFile = None,
     as_json: o.JsonInstead = False,
 ) -> None:
-    """Write a network's answers as CSV: label and probabilities for cross_entropy networks, else the outputs."""
+    """Write a network's answers as CSV: classes by name, or quantities."""
     if score and no_target:
         raise OptionError("--score needs targets to compare with: leave out --no-target")
     if output is not None:
         require_writable(output)
-        require_distinct([output], [model, *datasets.files_of(source, labels)])
-    net = gpuback.MLP.load(model)
-    data = load(source, target=target, labels=labels, no_target=no_target, max_bytes=max_bytes)
-    answers = predict_for(net, data, score=score)
+        require_distinct([output], [model, *sources.files_of(source, labels)])
+    loaded = load_model(model)
+    texts = () if loaded.schema is None else loaded.schema.texts
+    table = sources.read(
+        *(source,), labels=labels, separator=separator, decimal=decimal, max_bytes=max_bytes, texts=texts
+    )
+    table = table.test or table  # of Keras's four arrays
+    schema = schema_for(loaded.net, loaded.schema, table, target, no_target)
+    answers = predict_for(loaded.net, schema, table, missing=missing, probabilities=proba, score=score)
     text = show.json_line(answers.as_document()) if as_json else answers.as_csv()
     if output is None:
         sys.stdout.write(text)
     else:
         with replacing(output) as file:
             file.write(text.encode())
+    if answers.left_out:
+        warn(f"no answer for {len(answers.left_out):,} rows with missing cells: {listed(answers.left_out)}")
     if answers.score is not None:
-        print(f"{' '.join(show.score_text(answers.score))} on {len(data.x):,} samples", file=sys.stderr)
+        print(f"{' '.join(show.score_text(answers.score))} on {len(answers.answers):,} samples", file=sys.stderr)
+
+
+@app.command()
+@deferred
+def export(model: o.Model, output: o.ExportFile) -> None:
+    """Write a network as an ONNX file, which takes a schema's inputs before they are standardized."""
+    from gpuback.onnx import to_onnx
+
+    require_distinct([output], [model])
+    loaded = load_model(model, "numpy")
+    if loaded.schema is not None:
+        fold(loaded.net, loaded.schema.features, loaded.schema.outputs)
+    to_onnx(loaded.net, output)
+    show.print_table(report.export_rows(loaded, output))
 
 
 @app.command()
@@ -226,61 +304,16 @@ def check(
 def info(as_json: o.Json = False) -> None:
     """Show versions, backends and why each can or cannot be used, the processor, and the BLAS under NumPy."""
     found = machine.survey()
+    kernels = blas_kernels.compare(found.cpu, found.blas)
     if as_json:
-        show.print_json(report.info_document(found))
+        show.print_json(report.info_document(found, kernels))
         return
-    show.print_table(report.info_rows(found))
-    if found.advice is not None:
-        print(found.advice)
+    show.print_table(report.info_rows(found, kernels))
+    advice = blas_kernels.advice_for(kernels)
+    if advice is not None:
+        print(advice)
 
 
 def warn(line: str) -> None:
     """Print a warning on stderr."""
-    print(f"gpuback: {line}", file=sys.stderr)
-
-
-def widths(text: str, option: str) -> tuple[int, ...]:
-    """Read the widths in "128,64"; none in "none"."""
-    if text.strip().lower() == "none":
-        return ()
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and 0 < int(part) <= MAX_WIDTH for part in parts):
-        raise OptionError(f"{option}: expected widths from 1 to {MAX_WIDTH:,}, such as 128,64, got {text!r}")
-    return tuple(map(int, parts))
-
-
-def names(text: str | None) -> str | list[str] | None:
-    """Read the names in "relu,hard_tanh(low=-2, high=2)"; return "relu" itself."""
-    found = re.split(r",(?![^()]*\))", text or "")
-    return [name.strip() for name in found] if len(found) > 1 else text
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """Drop the options that are None, so that the callee's defaults hold."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def make_optimizer(
-    name: str,
-    learning_rate: float | None,
-    momentum: float | None,
-    nesterov: bool,
-    weight_decay: float | None,
-    no_decay_biases: bool,
-) -> Optimizer:
-    """Make the optimizer of that name; None stands for its own default.
-
-    Raises:
-        OptionError: an unknown name, a hyper-parameter that it does not have, or one that changes nothing.
-    """
-    if name not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, OPTIMIZERS)
-    only_for_sgd = given(momentum=momentum, nesterov=nesterov or None)
-    if only_for_sgd and name != "sgd":
-        raise OptionError(f"--{next(iter(only_for_sgd))} goes with --optimizer sgd, not with {name}")
-    if no_decay_biases and not (name == "adamw" if weight_decay is None else weight_decay):
-        raise OptionError(
-            "--no-decay-biases needs a weight decay above 0: give --weight-decay, or --optimizer adamw without it"
-        )
-    rate = o.LEARNING_RATES[name] if learning_rate is None else learning_rate
-    return OPTIMIZERS[name](rate, **only_for_sgd, **given(weight_decay=weight_decay), decay_biases=not no_decay_biases)
+    print(f"gpuback: {shown(line)}", file=sys.stderr)

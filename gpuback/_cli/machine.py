@@ -28,7 +28,7 @@ SIMD_THAT_MATTERS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16"),
     *("asimd", "asimdhp", "bf16", "sve", "sve2"),
 )
-AVX512_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
+REVISION = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Cpu:
 
     Attributes:
         model: as it calls itself.
+        revision: vendor, family, model and stepping, where /proc/cpuinfo tells.
         cores: logical ones.
         usable_cores: those that this process may run on.
         simd: the instruction sets that matter here, as Linux names them; elsewhere NumPy's names.
@@ -46,6 +47,11 @@ class Cpu:
     cores: int
     usable_cores: int
     simd: tuple[str, ...]
+    revision: str = ""
+
+    @property
+    def has_avx2(self) -> bool:
+        return any(name in ("avx2", "AVX2", "X86_V3", "X86_V4") for name in self.simd)
 
     @property
     def has_avx512(self) -> bool:
@@ -72,28 +78,33 @@ class Machine:
 
     Attributes:
         versions: name → version, None where it is not installed.
-        advice: what would make it faster, or None.
     """
 
     versions: Mapping[str, str | None]
     backends: Mapping[str, BackendStatus]
     cpu: Cpu
     blas: Blas
-    advice: str | None
 
 
 def survey() -> Machine:
     """Describe this machine."""
-    config = _numpy_config()
-    processor = cpu_of(
+    return Machine(versions_of(), gpuback.backends(), cpu_here(), blas_here())
+
+
+def cpu_here() -> Cpu:
+    """Describe this machine's processor."""
+    return cpu_of(
         _content("/proc/cpuinfo"),
         fallback_model=platform.processor() or platform.machine(),
-        fallback_simd=_numpy_simd(config),
+        fallback_simd=_numpy_simd(_numpy_config()),
         cores=os.cpu_count() or 1,
         usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
     )
-    blas = blas_of(threadpool_info(), config)
-    return Machine(versions_of(), gpuback.backends(), processor, blas, advice_for(processor, blas))
+
+
+def blas_here() -> Blas:
+    """Describe the BLAS of this process."""
+    return blas_of(threadpool_info(), _numpy_config())
 
 
 def versions_of(lookup: Callable[[str], str] = importlib.metadata.version) -> dict[str, str | None]:
@@ -120,7 +131,8 @@ def cpu_of(
         fields.setdefault(name.strip(), value.strip())
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     simd = tuple(name for name in SIMD_THAT_MATTERS if name in flags) if flags else tuple(fallback_simd)
-    return Cpu(fields.get("model name", fallback_model), cores, usable_cores or cores, simd)
+    revision = " ".join(fields[name] for name in REVISION if name in fields)
+    return Cpu(fields.get("model name", fallback_model), cores, usable_cores or cores, simd, revision)
 
 
 def blas_of(pools: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Blas:
@@ -137,17 +149,6 @@ def blas_of(pools: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Bl
             )
     built_with = config.get("Build Dependencies", {}).get("blas", {})
     return Blas(built_with.get("name"), built_with.get("version"), None, None)
-
-
-def advice_for(processor: Cpu, blas: Blas) -> str | None:
-    """Advise what to set where OpenBLAS leaves AVX-512 unused, as it does on processors that it does not know."""
-    if not processor.has_avx512 or "openblas" not in (blas.library or "") or blas.kernel in (None, *AVX512_KERNELS):
-        return None
-    return (
-        f"OpenBLAS runs its {blas.kernel} kernel, for AVX2, on a CPU with AVX-512. OPENBLAS_CORETYPE=SkylakeX in the"
-        " environment makes float32 matrix products about 1.8 times faster on Zen 5 (no faster on Zen 4, whose units"
-        " are half as wide)."
-    )
 
 
 def _content(path: str) -> str:

@@ -6,10 +6,12 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE
+from gpuback._cli.words import in_options, nearest_option
+from gpuback._text import shown
 from gpuback.errors import DivergedError, GpubackError
 
 
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show σ
     try:
-        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        code = _run(sys.argv[1:] if arguments is None else list(arguments), typed=arguments is None)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -37,38 +39,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
-    except DivergedError as error:
-        return _complain(error, FAILED)
     except MemoryError as error:
         return _complain(f"not enough memory: {error}", USAGE)
     except (GpubackError, OSError) as error:
         return _complain(error, USAGE)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], typed: bool) -> int:
     try:
         import rich  # noqa: F401
         import typer
     except ImportError as error:
         needs = f"gpuback's command line needs typer and rich, and {error.name} is not installed"
         return _complain(f"{needs}: pip install '.[cli]' in gpuback's source tree", USAGE)
+    from gpuback._cli import blas_kernels
     from gpuback._cli.app import app
 
+    blas_kernels.may_restart = typed
     # click's UsageError moved when typer absorbed click. It is BadParameter's parent in every version.
     usage_error: Any = typer.BadParameter.__mro__[1]
+    commands: Any = typer.main.get_command(app)
     try:
-        work = typer.main.get_command(app)(arguments or ["--help"], prog_name="gpuback", standalone_mode=False)
+        work = commands(arguments or ["--help"], prog_name="gpuback", standalone_mode=False)
     except usage_error as error:
         command = "gpuback" if error.ctx is None else error.ctx.command_path
-        return _complain(f"{error.format_message()} (see {command} --help)", USAGE)
-    # A command returns the work to do. --help and --version have run already and return an exit code.
-    return int((work() if callable(work) else work) or 0)
+        unknown, hint = getattr(error, "option_name", None), ""
+        if unknown is not None and error.ctx is not None:
+            hint = nearest_option(unknown, [name for option in error.ctx.command.params for name in option.opts])
+            error.possibilities = None if hint else error.possibilities
+        return _complain(f"{error.format_message()}{hint} (see {command} --help)", USAGE)
+    if not callable(work):  # --help and --version have run already and return an exit code
+        return int(work or 0)
+    parameters = commands.commands[work.func.__name__].params
+    options = {parameter.name: max(parameter.opts, key=len) for parameter in parameters}
+    try:
+        return int(work() or 0)
+    except GpubackError as error:
+        code = FAILED if isinstance(error, DivergedError) else USAGE
+        return _complain(error, code, {name: option for name, option in options.items() if option.startswith("--")})
 
 
-def _complain(problem: object, code: int) -> int:
-    """Print the one line and return the code."""
-    message = str(problem)
+def _complain(problem: object, code: int, options: Mapping[str, str] | None = None) -> int:
+    """Print the one line, and the notes below it, and return the code.
+
+    Args:
+        problem: an error or a message.
+        code: to return.
+        options: of the command, by the names that the library has for them.
+    """
+    message = " ".join(str(problem).split())
+    if options:
+        message = in_options(message, options)
     if isinstance(problem, OSError) and problem.strerror:
-        message = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
-    print(f"gpuback: {' '.join(message.split())}", file=sys.stderr)
+        message = f"{os.fsdecode(problem.filename)}: {problem.strerror}" if problem.filename else problem.strerror
+    print(f"gpuback: {shown(message)}", *getattr(problem, "__notes__", ()), sep="\n", file=sys.stderr)
     return code

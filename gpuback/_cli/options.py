@@ -7,18 +7,20 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from gpuback import datasets
 from gpuback._core.activation_families import examples
 from gpuback._core.activations import ACTIVATIONS
 from gpuback._core.losses import LOSSES
 from gpuback._core.precision import DTYPES
 from gpuback._training.optimizers import OPTIMIZERS
+from gpuback.datasets import BUILT_IN
 
 DATA, NETWORK, TRAINING, OUTPUT = "Data", "Network", "Training", "Output"
 
 LEARNING_RATES = {"adam": 3e-3, "adamw": 3e-3, "sgd": 0.05}
 """Chosen by a sweep with epochs and batch size, over ten seeds of the built-in sets, with a hidden layer of 128. Digits
 reaches 97 % with nearly every seed, and no set loses more by overfitting than it gains by longer training."""
+
+HIDDEN = "128"
 
 CHECKED_SIZES = "5,7,6,3"
 """All widths differ, so that a transposed product shows."""
@@ -39,8 +41,8 @@ Source: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help=f"A built-in set ({', '.join(datasets.BUILT_IN)}) or a file: .npz with arrays x and y, .csv with a header"
-        " row, or IDX images (MNIST's format).",
+        help=f"A built-in set ({', '.join(BUILT_IN)}) or a file: a table with a header row (.csv, .tsv, .txt,"
+        " also .gz, .parquet), .npz with arrays x and y, or IDX images (MNIST's format); - for a table on stdin.",
         show_default=False,
     ),
 ]
@@ -54,10 +56,55 @@ OptionalModel: TypeAlias = Annotated[
 
 Target: TypeAlias = Annotated[
     str | None,
-    data_option("--target", metavar="NAME", help="The target's column of a .csv file.", default="the last"),
+    data_option("--target", metavar="COLUMN", help="The target's column of a table.", default="the last"),
+]
+PredictTarget: TypeAlias = Annotated[
+    str | None,
+    data_option("--target", metavar="COLUMN", help="For a network without a schema: the target's column of a table."),
 ]
 NoTarget: TypeAlias = Annotated[
-    bool, flag("--no-target", panel=DATA, help="Every column of the .csv file is a feature.")
+    bool, flag("--no-target", panel=DATA, help="For a network without a schema: every column is a feature.")
+]
+TaskName: TypeAlias = Annotated[
+    str | None,
+    data_option(
+        "--task",
+        metavar="TASK",
+        help="classification or regression.",
+        default="classification for texts, truth values and few whole numbers",
+    ),
+]
+Drop: TypeAlias = Annotated[
+    list[str] | None,
+    data_option("--drop", metavar="COLUMN", help="A column of a table to leave out; may be given several times."),
+]
+Missing: TypeAlias = Annotated[
+    str | None,
+    data_option(
+        "--missing",
+        metavar="HOW",
+        help="What to do about missing cells: mean fills in the mean of the input, drop leaves out the row.",
+        default="an error",
+    ),
+]
+Separator: TypeAlias = Annotated[
+    str | None,
+    data_option("--separator", metavar="CHARACTER", help="What divides the cells of a text file.", default="found out"),
+]
+Decimal: TypeAlias = Annotated[
+    str | None,
+    data_option("--decimal", metavar="CHARACTER", help="The decimal mark: . or a comma.", default="found out"),
+]
+Test: TypeAlias = Annotated[
+    str | None, data_option("--test", metavar="FILE", help="Data to test on; then no part of DATA is held out.")
+]
+SampleWeight: TypeAlias = Annotated[
+    str | None,
+    data_option("--sample-weight", metavar="COLUMN", help="Weights of the samples' losses; no feature then."),
+]
+ClassWeight: TypeAlias = Annotated[
+    str | None,
+    data_option("--class-weight", metavar="NAME", help="balanced: every class counts alike, however few its samples."),
 ]
 Labels: TypeAlias = Annotated[
     str | None,
@@ -74,22 +121,24 @@ MaxBytes: TypeAlias = Annotated[
     ),
 ]
 HeldOut: TypeAlias = Annotated[
-    float, data_option("--held-out", metavar="FRACTION", help="Part of the data to test on.")
+    float | None,
+    data_option("--held-out", metavar="FRACTION", help="Part of the data to test on; 0 for none.", default="0.2"),
 ]
 Standardize: TypeAlias = Annotated[
     bool,
     flag(
         "--standardize/--no-standardize",
         panel=DATA,
-        help="Train on features of mean 0 and standard deviation 1 (and targets, in regression). The saved network"
-        " takes raw features all the same: the scaling is folded into its weights.",
+        help="Train on features of mean 0 and standard deviation 1, and targets, in a regression. The model's file"
+        " holds both, so that predict takes data as they are.",
     ),
 ]
 Samples: TypeAlias = Annotated[int, data_option("--batch-size", metavar="N", min=1, help="Random samples to check on.")]
 CheckSeed: TypeAlias = Annotated[int, data_option("--seed", metavar="N", min=0, help="Of the network and the samples.")]
 
 Hidden: TypeAlias = Annotated[
-    str, network_option("--hidden", metavar="WIDTHS", help="Hidden layers, such as 128,64; or none.")
+    str | None,
+    network_option("--hidden", metavar="WIDTHS", help="Hidden layers, such as 128,64; or none.", default=HIDDEN),
 ]
 Sizes: TypeAlias = Annotated[
     str | None,
@@ -109,10 +158,9 @@ Loss: TypeAlias = Annotated[
     str | None,
     network_option(
         "--loss",
-        help=f"{', '.join(LOSSES)}. All but the first read labels as one-hot rows. Exceptions: for binary_cross_entropy"
-        " two classes are one output, the probability of class 1; for squared_error, absolute_error, huber and"
-        " quantile, whole numbers with more than √N different values are a regression; for poisson, all of them are.",
-        default="cross_entropy for labels, squared_error for real targets",
+        help=f"{', '.join(LOSSES)}. All but the first read classes as one-hot rows. For binary_cross_entropy two"
+        " classes are one output, the probability of the second. For poisson, whole numbers are counts.",
+        default="cross_entropy for classes, squared_error for quantities",
     ),
 ]
 CheckLoss: TypeAlias = Annotated[
@@ -155,6 +203,17 @@ LearningRate: TypeAlias = Annotated[
         default=", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items()),
     ),
 ]
+Schedule: TypeAlias = Annotated[
+    str | None,
+    training_option(
+        "--schedule",
+        metavar="NAME",
+        help="The learning rate over the run, from --learning-rate: cosine, falling to 0; step_decay, to a tenth every"
+        " third of the steps; constant. With options: cosine(final=1e-4, warmup=100), step_decay(every=500,"
+        " factor=0.5).",
+        default="constant",
+    ),
+]
 Momentum: TypeAlias = Annotated[float | None, training_option("--momentum", metavar="X", help="For sgd.", default="0")]
 Nesterov: TypeAlias = Annotated[bool, flag("--nesterov", panel=TRAINING, help="For sgd with momentum.")]
 WeightDecay: TypeAlias = Annotated[
@@ -185,14 +244,34 @@ Checkpoint: TypeAlias = Annotated[
     str | None, training_option("--checkpoint", metavar="FILE", help="Keep the state of the run in this file.")
 ]
 Resume: TypeAlias = Annotated[bool, flag("--resume", panel=TRAINING, help="Go on from --checkpoint, if it exists.")]
+Overwrite: TypeAlias = Annotated[
+    bool, flag("--overwrite", panel=TRAINING, help="Begin anew where --checkpoint exists, and replace it.")
+]
+StartFrom: TypeAlias = Annotated[
+    str | None,
+    training_option(
+        "--from", metavar="MODEL", help="Go on with the network and the schema of this file, which train has saved."
+    ),
+]
 
 ModelFile: TypeAlias = Annotated[
     str | None, file_option("--model", help="Where to save the network.", default="DATA.safetensors")
 ]
 Plot: TypeAlias = Annotated[
-    str | None, file_option("--plot", help="Where to draw the learning curve, as PNG.", default="DATA.png")
+    str | None,
+    file_option(
+        "--plot", help="Where to draw the learning curve; the name says whether as PNG, PDF or SVG.", default="DATA.png"
+    ),
 ]
 NoPlot: TypeAlias = Annotated[bool, flag("--no-plot", panel=OUTPUT, help="Draw none.")]
+Tensorboard: TypeAlias = Annotated[
+    str | None,
+    option("--tensorboard", panel=OUTPUT, metavar="FOLDER", help="Also write the learning curve for TensorBoard."),
+]
+Report: TypeAlias = Annotated[
+    bool, flag("--report", panel=OUTPUT, help="Also print the confusion matrix, and the recall of each class.")
+]
+Proba: TypeAlias = Annotated[bool, flag("--proba", panel=OUTPUT, help="Also write the probability of each class.")]
 Progress: TypeAlias = Annotated[
     bool | None,
     flag("--progress/--no-progress", panel=OUTPUT, help="A bar on stderr.", default="on a terminal"),
@@ -200,5 +279,8 @@ Progress: TypeAlias = Annotated[
 Quiet: TypeAlias = Annotated[bool, flag("--quiet", "-q", panel=OUTPUT, help="Print only warnings and errors.")]
 Score: TypeAlias = Annotated[bool, flag("--score", panel=OUTPUT, help="Print accuracy or R² on all of DATA to stderr.")]
 OutputFile: TypeAlias = Annotated[str | None, file_option("--output", "-o", help="Write there instead of to stdout.")]
+ExportFile: TypeAlias = Annotated[
+    str, typer.Argument(metavar="FILE", help="The ONNX file to write.", show_default=False)
+]
 Json: TypeAlias = Annotated[bool, flag("--json", panel=OUTPUT, help="Print one JSON document on stdout.")]
 JsonInstead: TypeAlias = Annotated[bool, flag("--json", panel=OUTPUT, help="Write one JSON document instead of CSV.")]

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gpuback import MLP, datasets
-from gpuback._cli.tasks import Score, predicted_labels, require_range, score_of
+from gpuback import MLP
+from gpuback._cli.tasks import Score, forward, require_range, score_of
 from gpuback._core.typing import Array
-from gpuback.datasets import Dataset
-from gpuback.datasets.tables import read_csv
-from gpuback.errors import OptionError, ShapeError
-
-
-def load(
-    source: str, *, target: str | None, labels: str | None, no_target: bool, max_bytes: int | None = None
-) -> Dataset:
-    """Load the data to predict for; with `no_target`, all columns of a .csv file are features, and y is empty."""
-    if not no_target:
-        return datasets.load(source, target=target, labels=labels, max_bytes=max_bytes)
-    if target is not None or labels is not None:
-        raise OptionError("--no-target excludes --target and --labels")
-    if not source.lower().endswith(".csv"):
-        raise OptionError(f"{source}: --no-target applies to .csv files")
-    table = read_csv(source, None)
-    x = np.column_stack((table.x, table.y))  # the reader takes the last column for the target
-    return Dataset(source, x, np.empty(0), (*table.feature_names, table.target_name))
+from gpuback._text import quoted
+from gpuback.datasets import columns
+from gpuback.datasets.schema import Schema
+from gpuback.datasets.standardization import Standardization
+from gpuback.datasets.tables import Table
+from gpuback.datasets.targets import CLASSIFICATION, REGRESSION, Target
+from gpuback.errors import DataError, OptionError
 
 
 @dataclass(frozen=True, eq=False)  # a comparison of arrays has no single truth value
@@ -37,57 +27,132 @@ class Prediction:
     """A network's answers for a data set.
 
     Attributes:
-        outputs: (N, n_L).
-        labels: (N,) the most probable classes of a cross_entropy network; None for others.
+        target: what is answered.
+        answers: (N,) classes, or (N, width) quantities.
+        outputs: (N, width) of the network, a column for each class where `answers` are classes; None if not wanted.
+        probabilities: whether these are probabilities.
+        left_out: rows of the data, from 1, without an answer.
         score: against the data's targets, if that was asked for.
     """
 
-    outputs: Array
-    labels: Array | None
+    target: Target
+    answers: NDArray[Any]
+    outputs: Array | None
+    probabilities: bool
+    left_out: tuple[int, ...]
     score: Score | None
 
     def as_csv(self) -> str:
         """Write a header row, then a row for each sample; numbers have all digits that tell neighbours apart."""
-        columns = [f"{'output' if self.labels is None else 'p'}{j}" for j in range(self.outputs.shape[1])]
-        rows = self.outputs.astype(str)
-        if self.labels is not None:
-            columns.insert(0, "label")
-            rows = np.column_stack((self.labels.astype(str), rows))
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([columns, *rows.tolist()])
-        return text.getvalue()
+        names, cells = self._columns()
+        rows = cells[0] if len(cells) == 1 else map(",".join, zip(*cells, strict=True))
+        return "\n".join([",".join(map(_cell, names)), *rows, ""])
 
     def as_document(self) -> dict[str, Any]:
         """Return the answers for JSON."""
-        document: dict[str, Any] = {}
-        if self.labels is None:
-            document["outputs"] = self.outputs.tolist()
+        document: dict[str, Any] = {"target": self.target.name}
+        if self.target.task == REGRESSION:
+            document["outputs"] = self.answers.tolist()
         else:
-            document |= {"labels": self.labels.tolist(), "probabilities": self.outputs.tolist()}
+            document["labels"] = self.answers.tolist()
+            if self.outputs is not None:
+                document["classes"] = list(self.target.classes)
+                document["probabilities" if self.probabilities else "outputs"] = self.outputs.tolist()
+        if self.left_out:
+            document["rows_left_out"] = list(self.left_out)
         if self.score is not None:
             document["score"] = self.score.as_document()
         return document
 
+    def _columns(self) -> tuple[list[str], list[list[str]]]:
+        """(names, the cells of each column)."""
+        if self.target.task == REGRESSION:
+            several = self.answers.shape[1] > 1
+            names = [f"{self.target.name}{j}" if several else self.target.name for j in range(self.answers.shape[1])]
+            return names, [_numbers(column) for column in self.answers.T]
+        # Each class is written once, not each row.
+        written = {value: _cell(str(value)) for value in self.target.classes}
+        names, cells = [self.target.name], [[written[value] for value in self.answers.tolist()]]
+        if self.outputs is not None:
+            mark = "p" if self.probabilities else "output"
+            names += [f"{mark}_{value}" for value in self.target.classes]
+            cells += [_numbers(column) for column in self.outputs.T]
+        return names, cells
 
-def predict_for(net: MLP, data: Dataset, *, score: bool) -> Prediction:
-    """Compute the network's answers for a data set, scored against its targets if wanted.
+
+def schema_for(net: MLP, schema: Schema | None, table: Table, target: str | None, no_target: bool) -> Schema:
+    """Return the schema that a network was trained with, or one that takes a table's columns by position.
 
     Raises:
-        ShapeError: the data have another number of features than the network takes.
-        DataError: a feature is beyond the range of the network's dtype.
+        OptionError: an option that does not apply to a network with a schema.
     """
-    found, expected = data.x.shape[1], net.sizes[0]
-    if found != expected:
-        remedy = ""
-        if found == expected - 1 and data.y.size:
-            remedy = "; is every column a feature? Then add --no-target"
-        elif found == expected + 1 and not data.y.size:
-            remedy = "; is one of them the target? Then leave out --no-target"
-        raise ShapeError(f"{data.name}: expected {expected} features, which the model takes, found {found}{remedy}")
-    require_range(data.x, net.dtype, data)
-    outputs = net.ops.to_numpy(net.forward(data.x))
-    return Prediction(
-        outputs,
-        predicted_labels(outputs) if net.architecture.loss == "cross_entropy" else None,
-        score_of(net.architecture.loss_row, outputs, data.y) if score else None,
-    )
+    if schema is not None:
+        if target is not None and target != schema.target.name:
+            raise OptionError(f"target={target!r}: the model's target is {quoted(schema.target.name)}")
+        return schema
+    width, classes = net.sizes[0], net.sizes[-1]
+    names = table.names
+    # Where every column is a feature, none is the target.
+    name = "output" if no_target or (target is None and table.width == width) else target or names[-1]
+    if table.is_array:
+        name = table.target_name
+    kind = Target(name, REGRESSION, width=classes)
+    if net.architecture.loss == "cross_entropy":
+        labels = table.classes if len(table.classes) == classes else tuple(range(classes))
+        kind = Target(name if name != "output" else "label", CLASSIFICATION, labels)
+    as_it_is = Standardization(np.zeros(width), np.ones(width))
+    found = tuple(columns.Column(str(j)) for j in range(width))
+    return Schema(found, False, kind, as_it_is, np.zeros(width), None)
+
+
+def predict_for(
+    net: MLP, schema: Schema, table: Table, *, missing: str | None, probabilities: bool, score: bool
+) -> Prediction:
+    """Compute the network's answers for a table, scored against its targets if wanted.
+
+    Args:
+        net, schema: of one file.
+        table: with the schema's columns; others are left out.
+        missing: what to do about missing cells; None as the schema says, but no row is left out unasked.
+        probabilities: also return the outputs of each class.
+        score: compare with the table's target.
+
+    Raises:
+        ShapeError, DataError: the columns do not fit the schema.
+    """
+    schema = replace(schema, missing=missing or (schema.missing if schema.missing == "mean" else None))
+    schema.require_columns(table)
+    left_out: tuple[int, ...] = ()
+    if schema.missing == "drop":
+        table, rows = table.without_missing(schema.columns_of(table))
+        left_out = tuple((rows + 1).tolist())
+        if not len(table):
+            raise DataError(f"{table.name}: every row has a missing cell")
+    schema.require_complete(table)
+    x = schema.encode(table, net.theta.dtype)
+    require_range(x, net.dtype, schema, table.name)
+    outputs = forward(net, x)
+    scored = None
+    if score:
+        y = schema.targets(table)
+        if y is None:
+            raise DataError(f"{table.name}: expected a target {quoted(schema.target.name)} to compare with, found none")
+        scored = score_of(schema, outputs, y)
+    answers, of_classes = schema.answers(outputs), None
+    if schema.task == CLASSIFICATION and probabilities:
+        of_classes = np.column_stack((1 - outputs, outputs)) if outputs.shape[1] == 1 else outputs
+    elif schema.task == REGRESSION and schema.outputs is None:
+        answers = outputs  # in the network's dtype, whose digits are fewer
+    is_probability = net.architecture.output in ("softmax", "sigmoid")
+    return Prediction(schema.target, answers, of_classes, is_probability, left_out, scored)
+
+
+def _numbers(column: Array) -> list[str]:
+    return list(map(repr, column.tolist())) if column.dtype == np.float64 else column.astype(str).tolist()
+
+
+def _cell(text: str) -> str:
+    """Quote a cell where CSV needs it."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow([text])
+    return line.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +18,9 @@ from rich.text import Text
 from gpuback._cli.tasks import Score
 from gpuback._cli.train import Result
 from gpuback._core.output_files import replacing
-from gpuback.errors import missing_extra
+from gpuback._text import escaped
+from gpuback.datasets.schema import Schema
+from gpuback.errors import missing_extra, unknown_name
 
 
 def print_table(
@@ -44,7 +47,7 @@ def print_table(
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(escaped(cell)) for cell in row))
     if terminal:
         Console().print(table)
         return
@@ -71,6 +74,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def print_confusion(schema: Schema, score: Score) -> None:
+    """Print how many samples of each class were given which, and the part of each class that was found."""
+    if score.confusion is None:
+        return
+    names = [str(value) for value in schema.classes]
+    rows = []
+    for name, counts, right in zip(names, score.confusion, score.confusion.diagonal(), strict=True):
+        recall = f"{100 * right / counts.sum():.1f} %" if counts.sum() else "–"
+        rows.append((name, *(f"{count:,}" for count in counts), recall))
+    header = ("true \\ answered", *names, "recall")
+    print()
+    print_table(rows, header=header, right=range(1, len(header)))
+
+
 def score_text(score: Score) -> tuple[str, str]:
     """("accuracy", "97.8 %") or ("R²", "0.456")."""
     if score.value is None:
@@ -78,20 +95,32 @@ def score_text(score: Score) -> tuple[str, str]:
     return score.name, f"{100 * score.value:.1f} %" if score.name == "accuracy" else f"{score.value:.3f}"
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(path: str) -> None:
     """Raise before training if `plot` could not draw after it.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        OptionError: the path's ending names no format that matplotlib writes.
     """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise missing_extra("matplotlib", "the learning curve's plot", "cli") from None
+    _format_of(path)
+
+
+def _format_of(path: str) -> str:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    ending = os.path.splitext(path)[1][1:].lower()
+    if ending and ending not in known:
+        raise unknown_name("ending of --plot", ending, known)
+    return ending or "png"
 
 
 def plot(path: str, result: Result) -> None:
-    """Write the learning curve to a PNG file."""
+    """Write the learning curve to a file, as PNG or what its name ends in."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter, MaxNLocator
 
@@ -108,7 +137,7 @@ def plot(path: str, result: Result) -> None:
     for label, losses, color in (
         ("training", history.loss, "#1f6fb4"),
         ("validation", history.validation_loss, "#2a9d5c"),
-        ("held out", result.held_out_curve, "#d1495b"),
+        (result.samples.tested_on, result.test_curve, "#d1495b"),
     ):
         if losses:
             # A resumed run has no held-out losses of its earlier epochs.
@@ -120,15 +149,14 @@ def plot(path: str, result: Result) -> None:
     axes.yaxis.set_major_formatter(PlainNumbers())
     axes.yaxis.set_minor_formatter(PlainNumbers(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
     axes.set_xlabel("epoch")
-    targets = ", standardized targets" if result.standardized_targets else ""
+    targets = "" if result.samples.schema.outputs is None else ", standardized targets"
     axes.set_ylabel(f"{result.net.architecture.loss.replace('_', ' ')}{targets} (log scale)")
-    axes.set_title(
-        f"{result.data.name}: {' '.join(score_text(result.score))} on {result.n_held_out:,} held-out samples",
-        loc="left",
-    )
+    test = result.samples.test
+    scored = f"{len(result.samples.training):,} training" if test is None else f"{len(test):,} test"
+    axes.set_title(f"{result.samples.name}: {' '.join(score_text(result.score))} on {scored} samples", loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.grid(True, which="major", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     with replacing(path) as file:
-        figure.savefig(file, format="png")
+        figure.savefig(file, format=_format_of(path))

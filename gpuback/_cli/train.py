@@ -1,33 +1,25 @@
-"""Train a network on a part of a data set, test it on the rest, and make it take raw features."""
+"""Train a network on samples, and test it on others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import gpuback
-from gpuback._cli.standardization import Standardization, fold
-from gpuback._cli.tasks import Score, require_range, score_of, task_of
+from gpuback._cli.samples import Samples
+from gpuback._cli.tasks import Score, forward, mean_loss, require_range, score_of, task_of
 from gpuback._core.output_files import require_distinct, require_writable
-from gpuback._core.parameters import permutation
-from gpuback._core.precision import TF32_ROUNDOFF, UNIT_ROUNDOFF
 from gpuback._core.typing import Array
-from gpuback._training.batches import VALIDATION_SPLIT
+from gpuback._training.history import Callback
 from gpuback._training.optimizers import Optimizer
-from gpuback.datasets import Dataset
+from gpuback.datasets.targets import CLASSIFICATION
 from gpuback.errors import DivergedError, OptionError
-
-HELD_OUT_SPLIT = VALIDATION_SPLIT + 1
-"""Differs from VALIDATION_SPLIT, so that the test samples depend on no other shuffle."""
 
 VALIDATION_FRACTION = 0.2
 """The part of the training samples whose loss `patience` watches."""
-
-NOTICEABLE_ROUNDING = 1e-3
-"""In standard deviations of a feature; float32 usually leaves 1e-7."""
 
 
 @dataclass(frozen=True)
@@ -54,85 +46,87 @@ class Files:
         require_distinct(outputs, inputs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a comparison of arrays has no single truth value
 class Result:
-    """A trained network, which takes raw features, and what its training showed.
+    """A trained network and what its training showed.
 
     Attributes:
-        standardized_targets: whether history and held_out_curve hold losses of standardized targets.
-        held_out_curve: the loss on the held-out samples after each epoch of this run.
-        training_loss, held_out_loss, score: of the network as it is saved, on raw data.
+        test_curve: the loss on the test samples after each epoch of this run; empty without any.
+        epochs: those of this run; a resumed run had others before.
+        training_loss, test_loss: of the network as it is saved, of quantities in their own units.
+        score: on the test samples, or on the training samples where there are none.
         seconds_per_step: None if no step was left to do.
+        interrupted: the epochs were not all trained.
     """
 
-    data: Dataset
-    kind: str
+    samples: Samples
     net: gpuback.MLP
     history: gpuback.History
-    standardized_targets: bool
-    held_out_curve: list[float]
-    n_training: int
-    n_held_out: int
+    test_curve: list[float]
     training_loss: float
-    held_out_loss: float
+    test_loss: float | None
     score: Score
+    epochs: int
     seconds_per_step: float | None
+    interrupted: bool = False
 
 
 def train_network(
-    data: Dataset,
+    samples: Samples,
+    net: gpuback.MLP,
     *,
-    hidden: Sequence[int],
-    network: Mapping[str, Any],
     optimizer: Optimizer,
-    held_out: float,
     seed: int,
-    standardize: bool,
     patience: int | None,
+    callbacks: Sequence[Callback],
     fit: Mapping[str, Any],
-    warn: Callable[[str], None],
 ) -> Result:
-    """Train a network on a part of the data and test it on the rest.
+    """Train a network on samples and test it on others.
+
+    Ctrl-C ends the training: the network is that of the last whole epoch.
 
     Args:
-        data: the whole set.
-        hidden: widths of the hidden layers.
-        network: further keyword arguments of `gpuback.MLP`, "loss" among them.
-        held_out: the fraction to test on.
-        standardize: train on standardized features (and targets, in a regression with identity output), then fold that
-            into the network.
+        samples: the inputs and targets of a schema.
+        net: the network, new or trained before.
+        optimizer, seed: as `gpuback.fit`'s.
         patience: as `gpuback.fit`'s, on a part of the training data.
+        callbacks: further ones.
         fit: further keyword arguments of `gpuback.fit`.
-        warn: gets one line for each thing that the user should know.
+
+    Raises:
+        KeyboardInterrupt: before an epoch was done.
+        DivergedError: a loss or gradient was not finite.
     """
-    task = task_of(data, network["loss"])
-    net = gpuback.MLP((data.x.shape[1], *hidden, task.width), seed=seed, **network)
-    require_range(data.x, net.dtype, data)
-    test, part = _split(len(data.x), held_out, seed)
-    x, y = data.x[part], task.y[part]
-
-    features = targets = None
-    inputs, outputs = data.x, task.y
-    if standardize:
-        features = Standardization.of_features(x)
-        inputs = features.apply(data.x).astype(net.theta.dtype)
-        _warn_of_rounding(net, data, features, warn)
-        if task.kind == "regression" and net.architecture.output == "identity":
-            targets = Standardization.of_targets(y)
-            outputs = targets.apply(task.y)
-
+    schema, training, test = samples.schema, samples.training, samples.test
+    for batch in (training, test):
+        if batch is not None:
+            require_range(batch.x, net.dtype, schema, samples.name)
+    loss = net.architecture.loss
+    y = task_of(schema, training.y, loss).y
+    y_test = None if test is None else task_of(schema, test.y, loss).y
     curve: list[float] = []
-    test_inputs, test_outputs = inputs[test], outputs[test]
+    last: list[tuple[gpuback.History, Array]] = []
+    epochs = 0
+
+    def watch(net: gpuback.MLP, history: gpuback.History) -> None:
+        nonlocal epochs
+        epochs += 1
+        last[:] = [(history, net.theta.copy())]
+        if test is not None:
+            curve.append(float(net.loss(test.x, y_test, sample_weight=test.weight)))
+
+    interrupted = False
     try:
         history = gpuback.fit(
             net,
-            inputs[part],
-            outputs[part],
+            training.x,
+            y,
+            sample_weight=training.weight,
             optimizer=optimizer,
             seed=seed,
             validation=None if patience is None else VALIDATION_FRACTION,
             patience=patience,
-            callbacks=[lambda net, history: curve.append(float(net.loss(test_inputs, test_outputs)))],
+            callbacks=[watch, *callbacks],
             **fit,
         )
     except DivergedError as error:
@@ -142,44 +136,45 @@ def train_network(
             step=error.step,
             epoch=error.epoch,
         ) from error
+    except KeyboardInterrupt:
+        if not last:
+            raise
+        (history, net.theta), interrupted = last[0], True
 
-    if features is not None:
-        fold(net, features, targets)
-    steps = history.steps // history.epochs * len(curve)
+    steps = history.steps // max(1, history.epochs) * epochs
+    scored = training if test is None else test
+    frequent = None
+    if schema.task == CLASSIFICATION:
+        frequent = int(np.bincount(training.y, minlength=schema.n_outputs).argmax())
     return Result(
-        data=data,
-        kind=task.kind,
+        samples=samples,
         net=net,
         history=history,
-        standardized_targets=targets is not None,
-        held_out_curve=curve,
-        n_training=len(part),
-        n_held_out=len(test),
-        training_loss=float(net.loss(x, y)),
-        held_out_loss=float(net.loss(data.x[test], task.y[test])),
-        score=score_of(net.architecture.loss_row, net.ops.to_numpy(net.forward(data.x[test])), data.y[test]),
+        test_curve=curve,
+        training_loss=mean_loss(net, schema, training.x, y, training.weight),
+        test_loss=None if test is None else mean_loss(net, schema, test.x, y_test, test.weight),
+        score=score_of(schema, forward(net, scored.x), scored.y, frequent),
+        epochs=epochs,
         seconds_per_step=history.seconds / steps if steps else None,
+        interrupted=interrupted,
     )
 
 
-def _split(count: int, held_out: float, seed: int) -> tuple[Array, Array]:
-    """(rows to test on, rows to train on)."""
-    n_test = max(1, round(held_out * count)) if 0 < held_out < 1 else count
-    if n_test >= count:
-        raise OptionError(
-            f"--held-out: expected a fraction from 0 to 1 that leaves some to train on, got {held_out:g} of {count}"
-        )
-    order = permutation(count, seed, HELD_OUT_SPLIT)
-    return np.sort(order[:n_test]), np.sort(order[n_test:])
+def network_for(samples: Samples, hidden: Sequence[int], *, seed: int, **network: Any) -> gpuback.MLP:
+    """Make the network of a schema: its inputs, the hidden layers, its outputs."""
+    width = task_of(samples.schema, samples.training.y[:1], network["loss"]).width
+    return gpuback.MLP((samples.schema.n_inputs, *hidden, width), seed=seed, **network)
 
 
-def _warn_of_rounding(net: gpuback.MLP, data: Dataset, features: Standardization, warn: Callable[[str], None]) -> None:
-    precision = net.architecture.precision
-    number = "TF32" if precision.tf32 else precision.name
-    column, error = features.coarsest(data.x, TF32_ROUNDOFF if precision.tf32 else UNIT_ROUNDOFF[precision.name])
-    if precision.sixteen_bit or error > NOTICEABLE_ROUNDING:
-        name = data.feature_names[column] if data.feature_names else column
-        warn(
-            f"the saved network takes raw features and rounds them to {number}: feature {name} by up to {error:.2g} of"
-            " its standard deviation. If that is too much: a wider --dtype, or scaled data and --no-standardize"
-        )
+def training_rows(samples: Samples, patience: int | None) -> int:
+    """Return how many samples an epoch goes through: `patience` sets some aside."""
+    count = len(samples.training)
+    return count if patience is None else count - max(1, round(VALIDATION_FRACTION * count))
+
+
+def require_fitting(net: gpuback.MLP, samples: Samples) -> None:
+    """Raise OptionError if a network does not go with its schema."""
+    schema = samples.schema
+    wanted = schema.n_inputs, task_of(schema, samples.training.y[:1], net.architecture.loss).width
+    if wanted != (net.sizes[0], net.sizes[-1]):
+        raise OptionError(f"expected a network of {wanted[0]} inputs and {wanted[1]} outputs, got sizes {net.sizes}")

@@ -10,11 +10,11 @@ from typing import Any
 
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
-from gpuback._core.fields import shown
 from gpuback._core.losses import LOSSES, Loss, OwnLoss, loss_of, saved_loss
 from gpuback._core.parameters import Layout
 from gpuback._core.precision import Precision
 from gpuback._core.reproducible_forms import require_reproducible_form
+from gpuback._text import quoted
 from gpuback.errors import OptionError, ShapeError, require_known
 
 _OPTIONS: dict[str, tuple[type, ...]] = {
@@ -148,14 +148,14 @@ class Architecture:
             The rest as `create`.
         """
         if not isinstance(options, Mapping):
-            raise OptionError(f"architecture: expected options by name, got {shown(options)}")
+            raise OptionError(f"architecture: expected options by name, got {quoted(options)}")
         for name in {"sizes", "loss"} | set(options):
             if name not in options or name not in _OPTIONS or not isinstance(options[name], _OPTIONS[name]):
                 known = " or ".join(kind.__name__ for kind in _OPTIONS.get(name, ()))
-                raise OptionError(f"{name}: expected {known or 'no such option'}, got {shown(options.get(name))}")
+                raise OptionError(f"{name}: expected {known or 'no such option'}, got {quoted(options.get(name))}")
         for name, kind in (("sizes", int), ("activation", str)):
             if any(type(item) is not kind for item in options.get(name, ())):
-                raise OptionError(f"{name}: expected a list of {kind.__name__}, got {shown(options[name])}")
+                raise OptionError(f"{name}: expected a list of {kind.__name__}, got {quoted(options[name])}")
         return cls.create(**{**options, "loss": saved_loss(options["loss"])})
 
 

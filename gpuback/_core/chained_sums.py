@@ -37,59 +37,82 @@ def bind_sum_columns(x: Array) -> Callable[[Array], object]:
     Returns:
         A function of `out` (n,), of x's dtype.
     """
-    terms, width = x.shape
-    if not x.flags.c_contiguous:
-        return _bind_sum_of_contiguous(x.T)
+    views_of, add_up = plan_sum_columns(x)
+    return partial(add_up, *views_of(x))
+
+
+def plan_sum_columns(like: Array) -> tuple[Callable[[Array], tuple[Array, ...]], Callable[..., object]]:
+    """Do what can be done for `bind_sum_columns` before x is known, from an array of its shape, dtype and order.
+
+    Returns:
+        views_of, add_up: `add_up(*views_of(x), out)` writes x's sum.
+    """
+    terms, width = like.shape
+    if not like.flags.c_contiguous:
+        return _plan_sum_of_contiguous(like.T)
     if terms <= ONE_CHAIN:
-        return _bind_chain(x)
+        return _itself, _plan_chain(like)
     length = chain_length(terms)
     chains = terms // length
-    tail = x[chains * length :]
-    has_tail = len(tail) > 0
-    partials = np.empty((chains + has_tail, width), x.dtype)
-    add_up = _bind_chain(partials)
-    ones = np.ones(length, x.dtype)
-    if chains * length * width <= BLAS_ONE_THREAD:  # chains side by side, each takes every `chains`-th row
-        body, body_sums = x[: chains * length].reshape(length, chains * width), partials[:chains].reshape(-1)
-    else:
-        body, body_sums = x[: chains * length].reshape(chains, length, width), partials[:chains]
-    add_up_chains = partial(ones.dot if body.ndim == 2 else partial(np.matmul, ones), body, body_sums)
+    chained = chains * length
+    has_tail = chained < terms
+    partials = np.empty((chains + has_tail, width), like.dtype)
+    chains_of_partials, last, sum_partials = partials[:chains], partials[-1], _plan_chain(partials)
+    ones = np.ones(length, like.dtype)
+    add_up_chains: Callable[..., object] = partial(np.matmul, ones)
+    shape: tuple[int, ...] = (chains, length, width)
+    if chained * width <= BLAS_ONE_THREAD:  # chains side by side, each takes every `chains`-th row
+        add_up_chains, shape, chains_of_partials = ones.dot, (length, chains * width), chains_of_partials.reshape(-1)
 
-    def sum_columns(out: Array) -> None:
-        add_up_chains()
-        if has_tail:
-            np.add.reduce(tail, axis=0, out=partials[chains])
-        add_up(out)
+    def views_of(x: Array) -> tuple[Array, ...]:
+        return (x[:chained].reshape(shape), x[chained:]) if has_tail else (x.reshape(shape),)
 
-    return sum_columns
+    def add_up(body: Array, out: Array) -> None:
+        add_up_chains(body, chains_of_partials)
+        sum_partials(partials, out)
+
+    def add_up_with_tail(body: Array, tail: Array, out: Array) -> None:
+        np.add.reduce(tail, axis=0, out=last)
+        add_up(body, out)
+
+    return views_of, add_up_with_tail if has_tail else add_up
 
 
-def _bind_chain(x: Array) -> Callable[[Array], object]:
+def _itself(x: Array) -> tuple[Array]:
+    return (x,)
+
+
+def _plan_chain(like: Array) -> Callable[[Array, Array], object]:
     """Sum over the first axis of a C-contiguous array, each column in one chain."""
-    if x.size > BLAS_ONE_THREAD:
-        return lambda out: np.add.reduce(x, axis=0, out=out)
-    return partial(np.ones(len(x), x.dtype).dot, x)
+    if like.size > BLAS_ONE_THREAD:
+        return lambda x, out: np.add.reduce(x, axis=0, out=out)
+    return np.ones(len(like), like.dtype).dot
 
 
-def _bind_sum_of_contiguous(rows: Array) -> Callable[[Array], object]:
-    """Sum over the second axis of a C-contiguous array (n, K)."""
-    width, terms = rows.shape
+def _plan_sum_of_contiguous(
+    like: Array,
+) -> tuple[Callable[[Array], tuple[Array, ...]], Callable[[Array, Array], object]]:
+    """Sum over the second axis of a C-contiguous array (n, K), for views of its transpose."""
+    width, terms = like.shape
     length = chain_length(terms)
     chains = terms // length
-    if rows.size > BLAS_ONE_THREAD or chains * length < terms:
-        return lambda out: np.add.reduce(rows, axis=1, out=out)  # pairwise, 8 chains to a block of 128
+    if like.size > BLAS_ONE_THREAD or chains * length < terms:  # pairwise, 8 chains to a block of 128
+        return lambda x: (x.T,), lambda rows, out: np.add.reduce(rows, axis=1, out=out)
     partials, ones, others = (
-        np.empty((width, chains), rows.dtype),
-        np.ones(length, rows.dtype),
-        np.ones(chains, rows.dtype),
+        np.empty((width, chains), like.dtype),
+        np.ones(length, like.dtype),
+        np.ones(chains, like.dtype),
     )
-    add_up_chains = partial(rows.reshape(-1, length).dot, ones, partials.reshape(-1))
+    sums_of_chains = partials.reshape(-1)
 
-    def sum_rows(out: Array) -> None:
-        add_up_chains()
+    def views_of(x: Array) -> tuple[Array]:
+        return (x.T.reshape(-1, length),)
+
+    def add_up(body: Array, out: Array) -> None:
+        body.dot(ones, sums_of_chains)
         partials.dot(others, out)
 
-    return sum_rows
+    return views_of, add_up
 
 
 def bind_sum_rows(x: Array) -> Callable[[Array], object]:

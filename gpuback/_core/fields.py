@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 
+from gpuback._text import quoted
 from gpuback.errors import FileFormatError
 
 _MOST = 2**53
 """Counts end here: what float64 counts without a gap. Years of steps fit."""
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 50
-_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
-
-
-def shown(value: object) -> str:
-    """Return `value` as messages show what a file holds: cut where it is long or deep."""
-    return _SHORT.repr(value)
 
 
 class Fields:
@@ -42,7 +32,7 @@ class Fields:
 
     def refuse(self, name: str, expected: str, found: object) -> NoReturn:
         """Raise the error for a field."""
-        raise FileFormatError(f"{self._path}, {name}: expected {expected}, found {shown(found)}")
+        raise FileFormatError(f"{self._path}, {name}: expected {expected}, found {quoted(found)}")
 
     def value(self, name: str) -> Any:
         """Return metadata of any kind."""
@@ -55,6 +45,20 @@ class Fields:
         value = self.value(name)
         if not isinstance(value, dict):
             self.refuse(name, "values by name", value)
+        return value
+
+    def items(self, name: str) -> list[Any]:
+        """Return a list."""
+        value = self.value(name)
+        if not isinstance(value, list):
+            self.refuse(name, "a list", value)
+        return value
+
+    def flag(self, name: str) -> bool:
+        """Return True or False."""
+        value = self.value(name)
+        if not isinstance(value, bool):
+            self.refuse(name, "True or False", value)
         return value
 
     def count(self, name: str, lowest: int = 0, highest: int = _MOST) -> int:

@@ -21,6 +21,7 @@ from gpuback._core.own_loss import LossFunction
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
 from gpuback._core.validation import in_range, number, positive
+from gpuback._text import MOST_IN_NAME, shown
 from gpuback.errors import OptionError, unknown_name
 
 
@@ -286,7 +287,7 @@ class OwnLoss(Loss):
     __hash__ = Loss.__hash__
 
     def __repr__(self) -> str:
-        return self.name
+        return shown(self.name, MOST_IN_NAME)
 
 
 KINDS = (*map(type, LOSSES.values()), OwnLoss)

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from gpuback._core.places import Place, place_of
 from gpuback._core.typing import PathLike
+from gpuback._text import shown
 from gpuback.errors import MissingFolderError, OptionError, OutputFileError
 
 try:
@@ -50,7 +51,7 @@ def replacing(path: PathLike, *, anew: bool = False) -> Iterator[BinaryIO]:
 
     Args:
         path: the file.
-        anew: whatever is at `path`, a link too, is replaced, and nobody else may write to the new file.
+        anew: whatever is at `path`, a link or a pipe too, is replaced, and nobody else may write to the new file.
 
     Raises:
         MissingFolderError: the folder does not exist.
@@ -59,7 +60,7 @@ def replacing(path: PathLike, *, anew: bool = False) -> Iterator[BinaryIO]:
     """
     name = os.fspath(path)
     place = _checked(name, _place_itself(name) if anew else place_of(name))
-    if place.is_stream:
+    if place.is_stream and not anew:
         content = io.BytesIO()
         yield content
         with _naming(name, None), _opened_stream(place) as stream:
@@ -94,7 +95,7 @@ def replacing(path: PathLike, *, anew: bool = False) -> Iterator[BinaryIO]:
         finally:
             os.close(descriptor)
     for loss in lost:
-        warnings.warn(f"{name} is written, but {loss}", RuntimeWarning, stacklevel=4)
+        warnings.warn(shown(f"{name} is written, but {loss}"), RuntimeWarning, stacklevel=4)
 
 
 def require_writable(path: PathLike, *, regular: bool = False) -> None:
@@ -117,11 +118,11 @@ def require_writable(path: PathLike, *, regular: bool = False) -> None:
         if regular:
             raise OutputFileError(f"cannot write {name}: expected a file, which is read again, found a pipe or device")
         if not _takes_bytes(place):
-            raise PermissionError(f"cannot write {name}: no permission to write to it")
+            raise PermissionError(shown(f"cannot write {name}: no permission to write to it"))
         return
     folder = os.path.dirname(place.path)
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"cannot write {name}: no permission to write to the folder {folder}")
+        raise PermissionError(shown(f"cannot write {name}: no permission to write to the folder {folder}"))
     trial = os.path.join(folder, f".gpuback-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     with _naming(name, trial):
         open(trial, "xb").close()
@@ -196,7 +197,7 @@ def _checked(name: str, place: Place) -> Place:
         raise MissingFolderError(f"cannot write {name}: there is no folder {folder}; make it first")
     if place.mode is not None:
         if stat.S_ISDIR(place.mode):
-            raise IsADirectoryError(f"cannot write {name}: it is a folder")
+            raise IsADirectoryError(shown(f"cannot write {name}: it is a folder"))
         if stat.S_ISSOCK(place.mode) or stat.S_ISBLK(place.mode):
             kind = "a socket" if stat.S_ISSOCK(place.mode) else "a disk"
             raise OutputFileError(f"cannot write {name}: expected a file, a pipe or a terminal, found {kind}")

@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -32,6 +32,13 @@ _DTYPES = {
     **{"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)},
 }
 _HEADER_KEYS = ("version", "kind", "metadata", "sha256")
+
+
+class Storable(Protocol):
+    """What can be kept in a file beside a network."""
+
+    def as_fields(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return arrays by name, and metadata that JSON can hold."""
 
 
 def write(path: PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], *, kind: str) -> None:
@@ -85,6 +92,21 @@ def read(path: PathLike, *, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     Returns:
         (arrays, metadata). The arrays are fresh, writable and C-contiguous.
 
+    Raises as `read_any`.
+    """
+    return read_any(path, kinds=(kind,))[1:]
+
+
+def read_any(path: PathLike, *, kinds: Sequence[str]) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """Read a file that `write` made as one of these kinds.
+
+    Args:
+        path: the file.
+        kinds: the kinds it may have; messages call it by the first.
+
+    Returns:
+        (its kind, arrays, metadata). The arrays are fresh, writable and C-contiguous.
+
     Raises:
         FileFormatError: the file is cut short, not safetensors, of another program, kind or format version, or changed.
             The hash finds damage, not forgery: anybody can compute it. Callers check what they take from the file.
@@ -100,7 +122,7 @@ def read(path: PathLike, *, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
         tensors = deserialize(content)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise FileFormatError(f"{path}: {_damage(content)} ({error})") from error
-    metadata_json, expected = _checked_header(path, _strings(content), kind)
+    kind, metadata_json, expected = _checked_header(path, _strings(content), kinds)
     del content
     arrays = {name: _array(path, name, tensor) for name, tensor in tensors}
     digest = _digest(arrays, metadata_json, kind)
@@ -115,7 +137,7 @@ def read(path: PathLike, *, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
         raise FileFormatError(f"{path}: expected metadata in JSON: {error}") from error
     if not isinstance(metadata, dict):
         raise FileFormatError(f"{path}: expected metadata by name, found {type(metadata).__name__}")
-    return arrays, metadata
+    return kind, arrays, metadata
 
 
 def _strings(content: bytes) -> dict[str, str]:
@@ -152,10 +174,10 @@ def _digest(arrays: Mapping[str, np.ndarray], metadata_json: str, kind: str) -> 
     return sha.hexdigest()
 
 
-def _checked_header(path: str, header: Mapping[str, str], kind: str) -> tuple[str, str]:
-    """(metadata as JSON, SHA-256) of a file of this kind and version."""
+def _checked_header(path: str, header: Mapping[str, str], kinds: Sequence[str]) -> tuple[str, str, str]:
+    """(kind, metadata as JSON, SHA-256) of a file of this version and one of these kinds."""
     if "gpuback" not in header:
-        raise FileFormatError(f"{path}: expected a gpuback {kind}, found a safetensors file of another program")
+        raise FileFormatError(f"{path}: expected a gpuback {kinds[0]}, found a safetensors file of another program")
     try:
         version, found_kind, metadata_json, digest = (json.loads(header["gpuback"])[key] for key in _HEADER_KEYS)
     except (ValueError, TypeError, LookupError, RecursionError) as error:
@@ -166,11 +188,11 @@ def _checked_header(path: str, header: Mapping[str, str], kind: str) -> tuple[st
         raise FileFormatError(
             f"{path}: expected format version {FORMAT_VERSION}, found {version!r}: a newer gpuback may read it"
         )
-    if found_kind != kind:
-        raise FileFormatError(f"{path}: expected a gpuback {kind}, found a gpuback {found_kind}")
+    if found_kind not in kinds:
+        raise FileFormatError(f"{path}: expected a gpuback {kinds[0]}, found a gpuback {found_kind}")
     if not (isinstance(metadata_json, str) and isinstance(digest, str)):
         raise FileFormatError(f"{path}: expected metadata and sha256 as texts in gpuback's header")
-    return metadata_json, digest
+    return found_kind, metadata_json, digest
 
 
 def _damage(content: bytes) -> str:

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from gpuback._core.output_files import replacing
 from gpuback._core.places import follow
+from gpuback._text import shown
 from gpuback.errors import BackendError
 
 ENVIRONMENT = "GPUBACK_CACHE_DIR"
@@ -113,6 +114,27 @@ def keep(key: str, suffix: str, content: bytes, record: Mapping[str, Any]) -> En
         ) from error
 
 
+def read_file(name: str) -> bytes:
+    """Return the content of a file of another kind in the folder, if nobody else can have written it.
+
+    Raises:
+        OSError: there is none, or it is not the user's alone.
+    """
+    return _content(_safe(folder()) / name)
+
+
+def write_file(name: str, content: bytes) -> None:
+    """Write a file of another kind into the folder, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written, or others can write to the folder.
+    """
+    place = folder()
+    _make(place)
+    with replacing(_safe(place) / name, anew=True) as file:
+        file.write(content)
+
+
 class _UnsafeError(PermissionError):
     """Others can put files there. The GPU would run them."""
 
@@ -127,12 +149,11 @@ def _refuse_chosen(error: OSError) -> None:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(
+    message = (
         f"compiled kernels cannot be kept, so every process compiles them anew ({reason}); "
-        f"set {ENVIRONMENT} to a folder that can be written",
-        RuntimeWarning,
-        stacklevel=4,
+        f"set {ENVIRONMENT} to a folder that can be written"
     )
+    warnings.warn(shown(message), RuntimeWarning, stacklevel=4)
 
 
 def _platform_folder() -> Path:

@@ -15,6 +15,7 @@ from gpuback._cuda.coefficients import COEFFICIENTS
 from gpuback._cuda.cubin import complete, parameter_sizes
 from gpuback._cuda.launch import Variant
 from gpuback._cuda.sources import flatten
+from gpuback._text import shown
 from gpuback.errors import BackendError
 
 # IEEE arithmetic is NVRTC's default; it is written out because results depend on it.
@@ -30,6 +31,7 @@ OPTIONS = (
 # From this version on, on machines with a driver, NVRTC has a cache of its own. Its hits come without the ptxas log.
 _CACHES_SINCE = (12, 9)
 _RECORD_VERSION = 3
+_MOST_LINES = 100  # of a log that an error shows
 # ptxas reports with these codes, as mere information, what it has undone of a kernel for Hopper: the overlap of wgmma
 # instructions, or setmaxnreg.
 UNDONE = re.compile(r"\bC75\d\d\b|Potential Performance Loss", re.IGNORECASE)
@@ -206,10 +208,12 @@ def _compile(
                 if needs
                 else "please report this, with the log"
             )
-            raise BackendError(
-                f"NVRTC {version[0]}.{version[1]} did not compile {title(variant)} for {arch} ({error}); "
-                f"{remedy}\n{log}"
-            ) from error
+            problem = BackendError(
+                f"NVRTC {version[0]}.{version[1]} did not compile {title(variant)} for {arch} ({error}); {remedy}"
+            )
+            for line in log.splitlines()[:_MOST_LINES]:
+                problem.add_note(shown(line))
+            raise problem from error
         return complete(nvrtc.getCUBIN(program)), _log(nvrtc, program)
     finally:
         nvrtc.destroyProgram(program)

@@ -14,7 +14,6 @@ from gpuback._backends.protocol import Ops
 from gpuback._backends.registry import ops_for
 from gpuback._core import persistence
 from gpuback._core.architecture import Architecture
-from gpuback._core.fields import shown
 from gpuback._core.losses import Loss
 from gpuback._core.own_loss import LossFunction
 from gpuback._core.parameters import Gradients as Gradients
@@ -28,6 +27,7 @@ from gpuback._network.per_sample import PerSample, checked_max_norm, clip_scale
 from gpuback._network.pool import Pool
 from gpuback._network.trace import Trace, trace
 from gpuback._network.vjp import Pullback, vjp
+from gpuback._text import quoted
 from gpuback.errors import FileFormatError, GpubackError, OptionError, ShapeError, UnknownActivationError
 
 
@@ -92,6 +92,12 @@ class MLP:
             allow_tf32=allow_tf32,
             reproducible=reproducible,
         )
+        if architecture.output == "softmax" and architecture.sizes[-1] == 1:
+            raise OptionError(
+                f"sizes {architecture.sizes}: expected two outputs or more behind softmax, which makes 1 of a single"
+                " one whatever θ is. For two classes: two outputs, or one and loss='binary_cross_entropy'. For a"
+                " quantity: loss='squared_error'"
+            )
         names = (*architecture.activations, architecture.output)
         self._assemble(architecture, backend, initial_parameters(architecture.layout, names, seed))
 
@@ -390,17 +396,20 @@ class MLP:
         """
         return MLP._of(self._architecture, backend, self._ops.to_numpy(self._theta))
 
-    def save(self, path: PathLike) -> None:
+    def save(self, path: PathLike, *, schema: persistence.Storable | None = None) -> None:
         """Write θ and the architecture to a safetensors file, first beside it and then renamed into place.
 
         Of a loss that is a function, the file holds the name: give `load` the function again.
+
+        Args:
+            path: the file.
+            schema: how tables become the network's inputs, a `gpuback.datasets.Schema`, to keep in the same file.
         """
-        persistence.write(
-            path,
-            {"theta": self._ops.to_numpy(self._theta)},
-            {"architecture": self._architecture.as_options()},
-            kind="model",
-        )
+        arrays, metadata = {"theta": self._ops.to_numpy(self._theta)}, {"architecture": self._architecture.as_options()}
+        if schema is not None:
+            more, metadata["schema"] = schema.as_fields()
+            arrays |= more
+        persistence.write(path, arrays, metadata, kind="model")
 
     @classmethod
     def load(
@@ -409,7 +418,10 @@ class MLP:
         backend: str = "auto",
         loss: str | Loss | LossFunction | None = None,
     ) -> MLP:
-        """Read the network that `save` wrote.
+        """Read the network that `save` wrote, or the one in a checkpoint of `fit`, as it was when that was written.
+
+        Where the file holds a schema (`gpuback.datasets.Schema.load`), the network's inputs are what the schema makes
+        of a table.
 
         Args:
             path: the file.
@@ -425,9 +437,10 @@ class MLP:
             UnknownActivationError: an activation of a user's own that is not registered in this process.
             BackendError: the backend cannot be used here.
         """
-        arrays, metadata = persistence.read(path, kind="model")
+        kind, arrays, metadata = persistence.read_any(path, kinds=("model", "checkpoint"))
         try:
-            architecture = Architecture.from_options(metadata["architecture"])
+            options = metadata["architecture"] if kind == "model" else metadata["run"]["architecture"]
+            architecture = Architecture.from_options(options)
             theta = arrays["theta"]
         except UnknownActivationError as error:
             raise UnknownActivationError(f"{os.fspath(path)}: {error}") from error
@@ -439,7 +452,7 @@ class MLP:
         if (theta.shape, theta.dtype) != expected:
             raise FileFormatError(
                 f"{os.fspath(path)}: expected theta of shape {expected[0]} and dtype {expected[1]} for sizes "
-                f"{shown(architecture.sizes)}, got {theta.shape} and {theta.dtype}"
+                f"{quoted(architecture.sizes)}, got {theta.shape} and {theta.dtype}"
             )
         if loss is not None:
             architecture = Architecture.create(**architecture.as_options() | {"loss": loss})

@@ -38,7 +38,7 @@ class Samples:
         own = net.architecture.loss_row.targets == "own"  # what NaN means there is the function's business
         for name, array in (("x", samples), ("y", None if own else targets), ("sample_weight", weights)):
             if array is not None and array.dtype.kind == "f":
-                _require_finite(ops, name, array, net.dtype if name == "x" else array.dtype)
+                require_finite(ops, name, array, net.dtype if name == "x" else array.dtype)
         return cls(samples, targets, weights)
 
     def rows(self, indices: Any) -> Samples:
@@ -53,9 +53,9 @@ class Samples:
         return digest.hexdigest()[:16]
 
 
-def _require_finite(ops: Ops, name: str, array: Array, dtype: np.dtype[Any]) -> None:
+def require_finite(ops: Ops, name: str, array: Array, dtype: np.dtype[Any]) -> None:
     """Raise DataError unless every number is finite, in `dtype` too."""
-    limit = _largest_finite(dtype)
+    limit = largest_finite(dtype)
     flat = array.reshape(-1)
     with ops.scope():
         if ops.all_finite(flat) and (dtype == array.dtype or _bound(ops, flat) <= limit):
@@ -71,7 +71,8 @@ def _require_finite(ops: Ops, name: str, array: Array, dtype: np.dtype[Any]) -> 
 
 
 @functools.cache
-def _largest_finite(dtype: np.dtype[Any]) -> float:
+def largest_finite(dtype: np.dtype[Any]) -> float:
+    """Return the largest finite number of a dtype."""
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from gpuback._backends.protocol import LARGEST_SCALE, SMALLEST_SCALE, LossScale
 from gpuback._core import persistence
-from gpuback._core.fields import Fields, shown
+from gpuback._core.fields import Fields
 from gpuback._core.output_files import require_writable
 from gpuback._core.typing import Array, PathLike
 from gpuback._network.mlp import MLP
+from gpuback._text import quoted
 from gpuback._training.history import History
 from gpuback._training.optimizers import Optimizer
 from gpuback.errors import OptionError
@@ -124,7 +125,7 @@ class Checkpoint:
         saved, here = fields.mapping("run"), _jsonable(self._identity)
         for name in here | saved:  # an option that is at its default need not be there
             if saved.get(name) != here.get(name):
-                there, now = (shown(run[name]) if name in run else "the default" for run in (saved, here))
+                there, now = (quoted(run[name]) if name in run else "the default" for run in (saved, here))
                 raise OptionError(
                     f"checkpoint {self.path} is another run's: {name} is {there} there and {now} here. "
                     "Remedy: the same options, another file, or resume=False"

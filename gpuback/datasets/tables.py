@@ -1,216 +1,121 @@
-"""Read .csv and .npz files of samples. Errors name the line and column, or the array."""
+"""Samples as they come: a table with named columns, or an array with targets beside it."""
 
 from __future__ import annotations
 
-import csv
-import difflib
-import itertools
-import math
-import os
-import zipfile
-from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gpuback.datasets.unpacking import Readable, read_unpacked, unpacked_limit
-from gpuback.errors import DataError, FileFormatError, GpubackError, OptionError
-
-if TYPE_CHECKING:
-    from _csv import Reader
-
-# Rows converted in one go: enough to spread NumPy's overhead, few enough that their strings are freed early.
-# On 100,000 rows of 20 columns, 256 and 1024 took the same time and 8192 took 15 % more.
-_CHUNK_ROWS = 512
+from gpuback._core.typing import Array
+from gpuback._text import quoted
+from gpuback.datasets import columns
+from gpuback.errors import OptionError, unknown_name
 
 
-class Table(NamedTuple):
-    """A .csv file's numbers."""
+@dataclass(frozen=True, eq=False)  # a comparison of arrays has no single truth value
+class Table:
+    """Samples before they are made into a network's inputs.
 
-    x: np.ndarray  # (N, n_features) float64
-    y: np.ndarray  # (N,) float64
-    whole: bool  # every target is written as a whole number: "3", not "3.0"
-    lines: np.ndarray  # (N,) the line that each row ends on
-    feature_names: tuple[str, ...]
-    target_name: str
-
-
-def read_csv(path: str, target: str | None) -> Table:
-    """Read a comma-separated file with a header row; `target` names the target's column, the last by default."""
-    with open(path, "rb") as file:
-        reader = csv.reader(_decoded_lines(path, file), strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            column = _target_column(path, header, target)
-            blocks: list[np.ndarray] = []
-            lines: list[int] = []
-            whole = True
-            rows = _numbered_rows(path, reader, len(header))
-            while chunk := list(itertools.islice(rows, _CHUNK_ROWS)):
-                numbers, cells = zip(*chunk, strict=True)
-                blocks.append(_parsed(path, header, numbers, cells))
-                lines.extend(numbers)
-                whole = whole and set("".join(row[column] for row in cells)).isdisjoint(".eE")
-        except csv.Error as error:
-            raise FileFormatError(f"{path}, line {reader.line_num}: expected comma-separated cells: {error}") from error
-    if not blocks:
-        raise DataError(f"{path}: expected data rows below the header at line 1, found none")
-    values = np.concatenate(blocks)
-    return Table(
-        x=np.delete(values, column, axis=1),
-        y=values[:, column].copy(),
-        whole=whole,
-        lines=np.array(lines),
-        feature_names=(*header[:column], *header[column + 1 :]),
-        target_name=header[column],
-    )
-
-
-def read_npz(path: str, max_bytes: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Read the arrays `x` and `y` of an .npz file, as stored; other arrays in it are not read.
-
-    Args:
-        path: the file.
-        max_bytes: see `unpacked_limit`; of both arrays together.
+    Attributes:
+        name: of the source, for messages.
+        data: a pandas DataFrame, whose columns include the target; or an array (N, n) of real numbers.
+        names: of the columns; empty for an array without names.
+        y: an array's targets, (N,) or (N, k); None without any, and for a DataFrame.
+        target_name: what an array's targets are called.
+        classes: the labels in the order of the outputs; empty for any.
+        layout: what is unusual about the file, for people.
+        test: samples to test on that came with these.
     """
-    where = path
-    arrays = []
-    with open(path, "rb") as file:
-        allowed = unpacked_limit(file, max_bytes)
-        try:
-            with zipfile.ZipFile(file) as archive:
-                held = {name.removesuffix(".npy") for name in archive.namelist()}
-                if {"x", "y"} <= held:
-                    for name in ("x", "y"):
-                        where = f"{path}, array {name!r}"
-                        with archive.open(f"{name}.npy") as member:
-                            arrays.append(_read_array(where, member, allowed))
-                        allowed -= arrays[-1].nbytes
-        except GpubackError:
-            raise
-        # On damaged bytes zipfile and NumPy raise many kinds of errors: beside BadZipFile and ValueError, fuzzing met
-        # OSError, KeyError, RuntimeError, NotImplementedError, SyntaxError, TokenError and zlib.error.
-        except Exception as error:
-            raise FileFormatError(
-                f"{where}: expected numbers in a whole .npz file, a zip of arrays: {error}"
-            ) from error
-    if not arrays:
-        raise FileFormatError(f"{path}: expected arrays named x and y, found {', '.join(sorted(held)) or 'none'}")
-    return arrays[0], arrays[1]
+
+    name: str
+    data: Any
+    names: tuple[str, ...] = ()
+    y: Array | None = None
+    target_name: str = "y"
+    classes: tuple[str, ...] = ()
+    layout: str = ""
+    test: Table | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def is_array(self) -> bool:
+        """Whether the samples are an array with targets beside it."""
+        return isinstance(self.data, np.ndarray)
+
+    @property
+    def width(self) -> int:
+        """The number of columns."""
+        return int(self.data.shape[1])
+
+    def column(self, name: str) -> Any:
+        """Return a column's cells, (N,): a Series, or an array."""
+        return self.data[:, self.names.index(name)] if self.is_array else self.data[name]
+
+    def target(self, name: str) -> Any:
+        """Return the target's cells, or None where there are none."""
+        if self.is_array:
+            return self.y
+        return self.data[name] if name in self.names else None
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raise OptionError if there is no column of such a name."""
+        for name in names:
+            if name not in self.names:
+                raise unknown_name(f"column of {self.name}", name, self.names)
+
+    def take(self, rows: Array) -> Table:
+        """Return some of the rows."""
+        data = self.data[rows] if self.is_array else self.data.iloc[rows]
+        return replace(self, data=data, y=None if self.y is None else self.y[rows], test=None)
+
+    def without_missing(self, names: Collection[str]) -> tuple[Table, NDArray[np.intp]]:
+        """Leave out the rows in which one of these columns (of an array: any number) is missing.
+
+        Returns:
+            (the rest, the rows that were left out).
+        """
+        absent = np.zeros(len(self), bool)
+        if self.is_array:
+            absent |= np.isnan(self.data).any(axis=1)
+            if self.y is not None and self.y.dtype.kind == "f":
+                absent |= np.isnan(self.y.reshape(len(self), -1)).any(axis=1)
+        for name in () if self.is_array else names:
+            absent |= columns.missing(self.data[name])
+        left_out = np.flatnonzero(absent)
+        return (self.take(np.flatnonzero(~absent)) if len(left_out) else self), left_out
 
 
-def _read_array(where: str, member: Readable, allowed: int) -> np.ndarray:
-    """Read an .npy file to its end, where a zip's member is held against its CRC. Memory follows what there is."""
-    version = np.lib.format.read_magic(member)
-    if version not in ((1, 0), (2, 0)):
-        raise FileFormatError(f"{where}: expected version 1.0 or 2.0 of .npy, found {version[0]}.{version[1]}")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(member)
-    if dtype.hasobject:
-        raise FileFormatError(f"{where}: expected numbers, found Python objects (dtype {dtype})")
-    if min(shape, default=0) < 0:
-        raise FileFormatError(f"{where}: expected the shape of an array, found {shape}")
-    expected = math.prod(shape) * dtype.itemsize
-    data = read_unpacked(where, member, expected, allowed)
-    if len(data) != expected:
-        found = f"{len(data)} bytes" if len(data) < expected else "more"
-        raise FileFormatError(f"{where}: expected {expected} bytes for shape {shape} of {dtype}, found {found}")
-    array: np.ndarray = np.frombuffer(data, dtype)
-    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+def table_of(data: Any, name: str = "the data") -> Table:
+    """Make a table of a DataFrame, of an array (N, n), or of a pair (x, y).
+
+    Raises:
+        OptionError: it is something else, or two columns have one name.
+    """
+    if isinstance(data, Table):
+        return data
+    if isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(data[0], str):
+        x, y = data
+        table = table_of(x, name)
+        if not table.is_array:
+            raise OptionError("data: expected a DataFrame with its target among its columns, got one beside another")
+        return replace(table, y=np.asarray(y))
+    if isinstance(data, np.ndarray):
+        if data.ndim != 2 or data.dtype.kind not in "biuf":
+            raise OptionError(f"data: expected an array (N, n) of real numbers, got {data.shape} of {data.dtype}")
+        return Table(name, data if data.dtype.kind == "f" else data.astype(np.float64))
+    if hasattr(data, "columns") and hasattr(data, "iloc"):
+        names = tuple(str(column).strip() for column in data.columns)
+        if len(set(names)) != len(names):
+            raise OptionError("data: expected a DataFrame whose columns have names of their own")
+        return Table(name, data.set_axis(list(names), axis=1), names)
+    raise OptionError(f"data: expected a path, a DataFrame, an array or (x, y), got {type(data).__name__}")
 
 
-def _decoded_lines(path: str, file: BinaryIO) -> Iterator[str]:
-    """Decode line by line, which costs little and finds the line that is not UTF-8."""
-    encoding = "utf-8-sig"  # a byte order mark can only stand at the start of the first line
-    for number, line in enumerate(file, start=1):
-        try:
-            yield line.decode(encoding)
-        except UnicodeDecodeError as error:
-            raise FileFormatError(
-                f"{path}, line {number}: expected UTF-8, found byte 0x{error.object[error.start]:02x}"
-                "; save the file as UTF-8"
-            ) from error
-        encoding = "utf-8"
-
-
-def _target_column(path: str, header: list[str], target: str | None) -> int:
-    """Check the header and return the index of the target's column."""
-    where = f"{path}, line 1"
-    if not header:
-        raise FileFormatError(f"{where}: expected a header row, found {_emptiness(path)}")
-    if all(_is_number(name) for name in header):
-        raise FileFormatError(
-            f"{where}: expected a header row of column names, found numbers ({', '.join(header[:3])}…): put a line of"
-            " names on top"
-        )
-    if len(header) < 2:
-        raise FileFormatError(
-            f"{where}: expected at least two columns separated by commas, a feature and the target, found {header[0]!r}"
-        )
-    if "" in header:
-        raise FileFormatError(
-            f"{where}: expected a name for every column, found none for column {header.index('') + 1} of {len(header)}"
-            " (an index column would be learnt from: leave it out)"
-        )
-    name = header[-1] if target is None else target
-    count = Counter(header)[name]
-    if count == 0:
-        nearest = difflib.get_close_matches(name, header, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise OptionError(f"{where}: expected a column named {name!r}, found {', '.join(header)}.{hint}")
-    if count > 1:
-        raise OptionError(f"{where}: expected one column named {name!r} for the target, found {count}")
-    return header.index(name)
-
-
-def _emptiness(path: str) -> str:
-    return "a blank line" if os.path.getsize(path) else "an empty file"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _numbered_rows(path: str, reader: Reader, width: int) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of each row; blank lines may only end the file."""
-    blank = None
-    for row in reader:
-        if len(row) == width and blank is None:
-            yield reader.line_num, row
-        elif len(row) <= 1 and not "".join(row).strip():
-            blank = blank or reader.line_num
-        elif blank is not None:
-            raise FileFormatError(
-                f"{path}, line {blank}: expected {width} cells, found a blank line with rows below it"
-            )
-        else:
-            raise FileFormatError(
-                f"{path}, line {reader.line_num}: expected {width} cells, as in the header, found {len(row)}"
-            )
-
-
-def _parsed(path: str, header: list[str], lines: tuple[int, ...], rows: tuple[list[str], ...]) -> np.ndarray:
-    """Parse the cells as float64; only if that fails, look for the cell at fault."""
-    try:
-        values = np.array(rows, dtype=np.float64)
-    except ValueError:
-        pass
-    else:
-        # Python reads "1_000" as 1000; in a table it is more likely a code than a number.
-        if np.isfinite(values).all() and "_" not in "".join(itertools.chain.from_iterable(rows)):
-            return values
-    for line, row in zip(lines, rows, strict=True):
-        for name, cell in zip(header, row, strict=True):
-            where = f"{path}, line {line}, column {name!r}"
-            if "_" in cell or not _is_number(cell):
-                raise FileFormatError(
-                    f"{where}: expected a number, found {cell!r} (names of classes have to be numbered 0, 1, 2, …)"
-                )
-            if not np.isfinite(float(cell)):
-                raise DataError(f"{where}: expected a finite number, found {cell!r}")
-    raise AssertionError("NumPy and Python disagree about which cells are numbers")
+def names_listed(names: Sequence[str], most: int = 10) -> str:
+    """List names for a message."""
+    return ", ".join(map(quoted, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from gpuback._core.validation import count_or_none
 from gpuback.errors import DataError
@@ -28,7 +29,13 @@ def unpacked_limit(file: IO[bytes], max_bytes: int | None) -> int:
         OptionError: max_bytes is no integer ≥ 1.
     """
     given = count_or_none("max_bytes", max_bytes)
-    return max(ALWAYS_ALLOWED, ALLOWED_RATIO * os.fstat(file.fileno()).st_size) if given is None else given
+    if given is not None:
+        return given
+    try:
+        size = os.fstat(file.fileno()).st_size
+    except (OSError, io.UnsupportedOperation):  # a stream without a size
+        size = 0
+    return max(ALWAYS_ALLOWED, ALLOWED_RATIO * size)
 
 
 class Readable(Protocol):
@@ -51,11 +58,38 @@ def read_unpacked(where: str, file: Readable, expected: int, allowed: int | None
     """
     data = read_up_to(file, (expected if allowed is None else min(expected, allowed)) + 1)
     if allowed is not None and len(data) > allowed:
-        raise DataError(
-            f"{where}: expected to unpack to at most {allowed:,} bytes, found more;"
-            " max_bytes=… (--max-bytes) raises the limit"
-        )
+        raise _too_much(where, allowed)
     return data
+
+
+class LimitedReader(io.RawIOBase):
+    """What a file unpacks to, up to a limit.
+
+    Args:
+        where: the file, for the message.
+        file: unpacks while it is read.
+        allowed: how many bytes there may be; a read beyond raises DataError.
+    """
+
+    def __init__(self, where: str, file: Readable, allowed: int) -> None:
+        self._where, self._file, self._allowed, self._left = where, file, allowed, allowed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self._file.read(len(buffer))
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise _too_much(self._where, self._allowed)
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+
+def _too_much(where: str, allowed: int) -> DataError:
+    return DataError(
+        f"{where}: expected to unpack to at most {allowed:,} bytes, found more; max_bytes=… raises the limit"
+    )
 
 
 def read_up_to(file: Readable, n_bytes: int) -> bytearray:

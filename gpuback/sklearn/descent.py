@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuback._core.typing import Array
 from gpuback._network.backprop import empty_gradients
 from gpuback._network.mlp import MLP
-from gpuback._training.batches import Batches, Samples
 from gpuback._training.optimizers import SGD, Adam
-from gpuback.errors import DataError
+from gpuback.sklearn.penalty import write_penalty
+from gpuback.sklearn.samples import TrainingSet
 
 SMALLEST_RATE = 1e-6
 """The adaptive schedule stops where the learning rate is no larger."""
@@ -52,6 +51,11 @@ class Descent:
         self._optimizer._bind(net)
         self._gradients = empty_gradients(net.architecture, net.ops)
 
+    @property
+    def learning_rate(self) -> float:
+        """η, as the schedule has it now."""
+        return self._optimizer.learning_rate
+
     def portable(self) -> dict[str, Any]:
         """Return the state as host arrays; `restored` reads it."""
         return {
@@ -78,7 +82,7 @@ class Descent:
         with net.ops.scope():
             for batch, weight_sum in batches.each(order):
                 if alpha:
-                    penalties.append(self._penalty(alpha / weight_sum))
+                    penalties.append(write_penalty(net, gradients, alpha / weight_sum))
                 passes = net._acquire(len(batch.x))
                 losses.append(passes.value_and_grad(batch.x, batch.y, batch.weight, gradients, accumulate=alpha > 0))
                 net._release(passes)
@@ -88,14 +92,6 @@ class Descent:
             if penalties:
                 values += 0.5 * np.array(net.ops.to_floats(penalties))
         return float(values @ counts) / sum(counts)
-
-    def _penalty(self, rate: float) -> Array:
-        """Write the penalty's gradient, ∇W = rate · W and ∇b = 0; return Σ_k W_k · ∇W_k. The loss's is added later."""
-        net, gradients = self._net, self._gradients
-        for W, dW, db in zip(net.weights, gradients.weights, gradients.biases, strict=True):
-            np.multiply(W, rate, out=dW)
-            db.fill(0)
-        return net.theta.dot(gradients.theta)
 
     def _step(self) -> None:
         self.steps += 1
@@ -129,44 +125,3 @@ class Descent:
         if "velocity" in self._optimizer.state and rate != before:
             with self._net.ops.scope():
                 self._optimizer.state["velocity"] *= before / rate
-
-
-class TrainingSet:
-    """Samples in mini-batches, each with the sum of its weights.
-
-    gpuback divides a batch's loss by its size B, scikit-learn by Σw: weights go to the network as shares, w_b B/Σw.
-    """
-
-    def __init__(self, net: MLP, x: Array, y: Array, weight: NDArray[Any] | None, size: int) -> None:
-        self._net, self._size = net, size
-        self._weight = None if weight is None else np.asarray(weight, np.float64)
-        samples = Samples.checked(net, x, y, weight)
-        self._shares = None if weight is None else net.ops.empty(len(weight), net.theta.dtype)
-        self._n_samples = len(samples.x)
-        self._batches = Batches(net, Samples(samples.x, samples.y, self._shares), size)
-
-    def each(self, order: NDArray[np.intp] | None) -> Iterator[tuple[Samples, float]]:
-        """(batch, Σw), in that order of the samples (None: as they stand)."""
-        starts = np.arange(0, self._n_samples, self._size)
-        counts = np.diff(starts, append=self._n_samples)
-        sums = counts.astype(np.float64)
-        if self._weight is not None and self._shares is not None:
-            rows = slice(None) if order is None else order
-            weight = self._weight[rows]
-            sums = _weight_sums(weight, starts, counts)
-            shares = np.empty_like(weight)
-            shares[rows] = weight * np.repeat(counts / sums, counts)
-            self._shares[...] = self._net.ops.asarray(shares, self._net.theta.dtype, "sample_weight")
-        return zip(self._batches.each(order), sums.tolist(), strict=True)
-
-
-def _weight_sums(weight: NDArray[Any], starts: NDArray[np.intp], counts: NDArray[np.intp]) -> NDArray[Any]:
-    """Σw of each batch."""
-    sums = np.add.reduceat(weight, starts)
-    if not sums.all():
-        batch = int(np.argmin(sums != 0))
-        raise DataError(
-            f"sample_weight: expected weights whose sum over each batch is not zero, got 0 over the {counts[batch]} "
-            f"samples of batch {batch}; leave out samples of weight zero or enlarge batch_size"
-        )
-    return sums

@@ -10,6 +10,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 from sklearn.utils.validation import validate_data
 
@@ -26,14 +27,14 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
 
     Args: name, default and meaning are scikit-learn's, with these differences:
         activation: any that `gpuback.MLP` takes, e.g. gelu or softplus(beta=100); sigmoid is logistic.
-        solver: "adam" or "sgd". "lbfgs" is refused.
         momentum: below 1.
-        max_fun: lbfgs's; accepted and not used.
         backend: "numpy", "cupy", or "auto" for the fastest that this machine can use.
-        dtype: what products' operands are rounded to: float64, float32, bfloat16 or float16, whatever X's dtype is.
-            Parameters are float64 for float64, else float32; predictions are float64 if they or X are.
+        dtype: what products' operands are rounded to: float64, float32, bfloat16 or float16. None is float32 if X is
+            in the first fit, else float64, as scikit-learn computes. Parameters are float64 for float64, else float32;
+            predictions are float64 if they or X are.
 
     Attributes: scikit-learn's. `coefs_` and `intercepts_` are read-only copies; assigning to them writes the network.
+        `loss_curve_` and `best_loss_` are there after lbfgs too.
 
     With the same `random_state` the initial parameters, every batch and the validation set are scikit-learn's own, and
     so is the course of training, up to rounding. Reported losses differ where a wrong class has probability 1 to
@@ -48,6 +49,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     classes_: NDArray[Any]
     _label_binarizer: LabelBinarizer
 
+    @available_if(BaseMLP._is_stochastic)
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, classes: ArrayLike | None = None
     ) -> Any:
@@ -79,7 +81,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         return np.asarray(np.log(self.predict_proba(X)))
 
     def _checked(self, X: ArrayLike, y: ArrayLike, *, reset: bool, incremental: bool) -> tuple[Any, Any, Any]:
-        X, y = validate_data(self, X, y, multi_output=True, dtype=FLOATS, reset=reset)
+        X, y = validate_data(self, X, y, accept_sparse="csr", multi_output=True, dtype=FLOATS, reset=reset)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         if not hasattr(self, "classes_") or not (self.warm_start or incremental):
@@ -161,7 +163,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
         backend: str = "auto",
-        dtype: object = "float32",
+        dtype: object = None,
     ) -> None:
         super().__init__(
             hidden_layer_sizes,
@@ -192,12 +194,15 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         )
         self.loss = loss
 
+    @available_if(BaseMLP._is_stochastic)
     def partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
         """Train for one epoch on these samples, from the current state; arguments as `fit`'s."""
         return self._fit(X, y, sample_weight, incremental=True)
 
     def _checked(self, X: ArrayLike, y: ArrayLike, *, reset: bool, incremental: bool) -> tuple[Any, Any, Any]:
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=FLOATS, reset=reset)
+        X, y = validate_data(
+            self, X, y, accept_sparse="csr", multi_output=True, y_numeric=True, dtype=FLOATS, reset=reset
+        )
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         return X, y, y

@@ -59,7 +59,7 @@ class Parameters(BaseEstimator):  # type: ignore[misc]
         n_iter_no_change: float = 10,
         max_fun: int = 15000,
         backend: str = "auto",
-        dtype: object = "float32",
+        dtype: object = None,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -111,11 +111,6 @@ def layer_widths(hidden_layer_sizes: Any) -> list[int]:
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
     """Raise OptionError, a ValueError, if a parameter is outside what scikit-learn and gpuback can both do."""
-    if parameters["solver"] == "lbfgs":
-        raise OptionError(
-            "solver: gpuback has 'adam' and 'sgd' and no 'lbfgs', which works on all samples at once in float64; "
-            "sklearn.neural_network has it, and gpuback.sklearn.from_sklearn makes a network of what it has fitted"
-        )
     for name, value in parameters.items():
         if name in CHECKS:
             expected, holds = CHECKS[name]
@@ -152,7 +147,7 @@ BELOW_1 = _number("a number ≥ 0 and < 1", lambda value: 0 <= value < 1)
 CHECKS: dict[str, Check] = {
     "loss": _one_of("squared_error", "poisson"),
     "activation": (f"one of {', '.join((*ACTIVATION_NAMES, *ACTIVATIONS, *examples()))}", _is_activation),
-    "solver": _one_of("adam", "sgd"),
+    "solver": _one_of("adam", "sgd", "lbfgs"),
     "alpha": AT_LEAST_0,
     "batch_size": ("'auto' or an integer ≥ 1", lambda value: _is(value, "auto") or COUNT[1](value)),
     "learning_rate": _one_of("constant", "invscaling", "adaptive"),
@@ -173,7 +168,7 @@ CHECKS: dict[str, Check] = {
     "n_iter_no_change": ("an integer ≥ 1 or infinity", lambda value: _is(value, math.inf) or COUNT[1](value)),
     "max_fun": COUNT,
 }
-"""For each parameter: the expected values in words, and the test. `MLP` checks dtype and backend."""
+"""For each parameter: the expected values in words, and the test. `MLP` checks backend and dtype."""
 
 
 def _is(value: Any, special: object) -> bool:

@@ -31,11 +31,21 @@ def trained(backend: str, optimizer: Any, **options: Any) -> list[Any]:
 
 
 def fused_backward(backend: str) -> list[Any]:
-    rng = np.random.default_rng(0)
-    da, h, W = (rng.standard_normal(shape) for shape in ((9, 3), (9, 4), (3, 4)))
+    da, h, W = operands = layer_operands()
     if backend == "numpy":
         return [da.T @ h, da.sum(axis=0), da @ W * (1 - h**2)]
-    return list(gpuback.fused_backward(da, h, W, activation_prev="tanh"))
+    return list(gpuback.fused_backward(*operands, activation_prev="tanh"))
+
+
+def bound_backward(backend: str) -> list[Any]:
+    if backend == "numpy":
+        return fused_backward(backend)
+    return list(gpuback.bind_fused_backward(*layer_operands(), activation_prev="tanh")())
+
+
+def layer_operands() -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape) for shape in ((9, 3), (9, 4), (3, 4))]
 
 
 def gradients_of(result: Any) -> list[Any]:
@@ -109,6 +119,7 @@ def registered(backend: str) -> list[Any]:
 
 USES: dict[str, Callable[[str], list[Any]]] = {
     "fused_backward": fused_backward,
+    "bind_fused_backward": bound_backward,
     "backends": backends,
     "BackendStatus": backends,
     "check_gradients": check_gradients,

@@ -53,7 +53,7 @@ def loss(ops: Any, workspace: Any) -> None:
 def layer_backward(ops: Any, workspace: Any) -> None:
     da, h_prev, W = array(ROWS, 3), array(ROWS, WIDTH), array(3, WIDTH)
     dW, db, da_prev = array(3, WIDTH), array(3), array(ROWS, WIDTH)
-    ops.layer_backward(da, h_prev, W, h_prev, SWOOSH, FLOAT32, dW, db, da_prev, False)
+    ops.bind_layer_backward(da, WIDTH, SWOOSH, FLOAT32)(da, h_prev, W, h_prev, dW, db, da_prev, False)
 
 
 @pytest.fixture

@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpuback.datasets import BUILT_IN, Dataset, UnknownSourceError, load, read_idx, unpacking, write_idx
+from gpuback.datasets import BUILT_IN, Dataset, load, read_idx, unpacking, write_idx
 from gpuback.errors import (
     DataError,
     DtypeError,
     FileFormatError,
     GpubackError,
-    LabelError,
     MissingExtraError,
     OptionError,
     ShapeError,
+    UnknownSourceError,
 )
 
 IDX_DTYPES = ["uint8", "int8", "int16", "int32", "float32", "float64"]
@@ -136,9 +136,11 @@ def test_a_path_object_is_never_a_built_in_name(tmp_path: Path, monkeypatch: pyt
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="found a folder"):
         load(tmp_path)
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(FileFormatError, match=r"notes.txt: expected an .npz, .csv or IDX file.*'.txt'.*b'he'"):
-        load(tmp_path / "notes.txt")
+    (tmp_path / "notes.md").write_text("hello")
+    with pytest.raises(
+        FileFormatError, match="notes.md: expected a .csv, .tsv, .txt, .parquet, .npz or IDX file.*'.md'.*b'hell'"
+    ):
+        load(tmp_path / "notes.md")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no devices here")
@@ -150,15 +152,26 @@ def test_a_device_without_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_options_that_cannot_apply_are_refused(tmp_path: Path) -> None:
-    table, images, arrays = csv_file(tmp_path, "a,y\n1,0\n"), idx_files(tmp_path), npz_file(tmp_path, x=[[1.0]], y=[0])
-    with pytest.raises(OptionError, match="target= does not apply to a built-in"):
+    table, images, arrays = (
+        csv_file(tmp_path, "a,y\n1,0\n2,1\n"),
+        idx_files(tmp_path),
+        npz_file(tmp_path, x=[[1.0]], y=[0]),
+    )
+    with pytest.raises(OptionError, match="target='species' applies to tables"):
         load("iris", target="species")
-    with pytest.raises(OptionError, match="labels= does not apply to a .csv file"):
+    with pytest.raises(OptionError, match="labels=.* does not apply to a table"):
         load(table, labels=images)
-    with pytest.raises(OptionError, match="target= does not apply to an .npz file"):
+    with pytest.raises(OptionError, match="target='y' applies to tables"):
         load(arrays, target="y")
-    with pytest.raises(OptionError, match="target= does not apply to an IDX file"):
+    with pytest.raises(OptionError, match="target='y' applies to tables"):
         load(images, target="y")
+
+
+def test_npz_labels_may_be_texts_and_test_arrays_are_left(tmp_path: Path) -> None:
+    y = np.array(["b", "a", "b"])
+    data = load(npz_file(tmp_path, x_train=ONES, y_train=y, x_test=ONES, y_test=y))
+    assert data.target_names == ("a", "b")
+    np.testing.assert_array_equal(data.y, [1, 0, 1])
 
 
 def test_integers_of_any_width_mean_classification() -> None:
@@ -171,10 +184,10 @@ def test_integers_of_any_width_mean_classification() -> None:
 
 def test_csv_classification(tmp_path: Path) -> None:
     data = load(csv_file(tmp_path, 'width,"height, cm",kind\n1,2.5,0\n-1e3, 4 ,"2"\n'))
-    assert (data.name, data.task, data.n_classes) == ("table.csv", "classification", 3)
-    assert (data.feature_names, data.target_names) == (("width", "height, cm"), ())
+    assert (data.name, data.task, data.n_classes) == ("table.csv", "classification", 2)
+    assert (data.feature_names, data.target_names) == (("width", "height, cm"), ("0", "2"))
     np.testing.assert_array_equal(data.x, [[1, 2.5], [-1000, 4]])
-    np.testing.assert_array_equal(data.y, [0, 2])
+    np.testing.assert_array_equal(data.y, [0, 1])
     assert data.x.dtype == np.float64 and data.x.flags.c_contiguous and data.y.dtype == np.int64
 
 
@@ -187,9 +200,14 @@ def test_csv_target_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cells", "task"),
-    [(["0", "1"], "classification"), (["0.0", "1.0"], "regression"), (["0", "1e0"], "regression")],
+    [
+        *((["0", "1"], "classification"), (["0.0", "1.0"], "classification"), (["-1", "1"], "classification")),
+        *((["True", "False"], "classification"), (["no", "yes"], "classification"), (["0.5", "1"], "regression")),
+        ([str(i % 10) for i in range(20)], "classification"),
+        ([str(i) for i in range(20)], "regression"),
+    ],
 )
-def test_csv_task_follows_how_the_target_is_written(tmp_path: Path, cells: list[str], task: str) -> None:
+def test_csv_task_follows_from_the_target(tmp_path: Path, cells: list[str], task: str) -> None:
     assert load(csv_file(tmp_path, "a,y\n" + "".join(f"1,{cell}\n" for cell in cells))).task == task
 
 
@@ -199,47 +217,39 @@ def test_csv_with_byte_order_mark_windows_lines_and_blank_end(tmp_path: Path) ->
     np.testing.assert_array_equal(data.x, [[1], [2]])
 
 
-def test_csv_longer_than_a_chunk(tmp_path: Path) -> None:
+def test_csv_of_many_rows(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(1500, 3))
     rows = "".join(f"{a!r},{b!r},{c!r},{i % 7}\n" for i, (a, b, c) in enumerate(x.tolist()))
     data = load(csv_file(tmp_path, "a,b,c,y\n" + rows))
-    np.testing.assert_array_equal(data.x, x)
+    np.testing.assert_allclose(data.x, x, rtol=1e-15)  # pandas may miss the nearest number by one
     np.testing.assert_array_equal(data.y, np.arange(1500) % 7)
-    # A defect in a later chunk is still found on its own line, also after a cell that spans two lines.
-    with pytest.raises(FileFormatError, match="line 1503, column 'b'"):
+    with pytest.raises(DataError, match="column 'b' holds numbers, but also 1 cell such as 'x'"):
         load(csv_file(tmp_path, 'a,"b","c\nd",y\n' + rows + "1,x,2,0\n"))
-    with pytest.raises(LabelError, match="line 1502"):
-        load(csv_file(tmp_path, "a,b,c,y\n" + rows + "1,1,1,-1\n"))
+    with pytest.raises(FileFormatError, match="line 1502: expected 4 cells, as in the header, found 5"):
+        load(csv_file(tmp_path, "a,b,c,y\n" + rows + "1,1,1,1,1\n"))
 
 
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ("", FileFormatError, "line 1: expected a header row, found an empty file"),
+        ("", FileFormatError, "line 1: expected a header row, found no bytes"),
         ("\na,y\n1,0\n", FileFormatError, "line 1: expected a header row, found a blank line"),
-        ("a,y\n", DataError, "expected data rows below the header at line 1, found none"),
+        ("a,y\n", DataError, "expected rows below the header, found none"),
         ("1.5,0\n2.5,1\n", FileFormatError, "line 1: expected a header row of column names, found numbers"),
-        ("a;y\n1;0\n", FileFormatError, "line 1: expected at least two columns separated by commas.*'a;y'"),
-        (",a,y\n0,1,0\n", FileFormatError, "line 1: expected a name for every column, found none for column 1 of 3"),
-        ("a,y\n1,0\nx,1\n", FileFormatError, "line 3, column 'a': expected a number, found 'x'"),
-        ("a,y\n1,setosa\n", FileFormatError, "line 2, column 'y': expected a number, found 'setosa' .*numbered 0, 1"),
-        ("a,y\n1,0\n,1\n", FileFormatError, "line 3, column 'a': expected a number, found ''"),
-        ("a,y\n1_000,0\n", FileFormatError, "line 2, column 'a': expected a number, found '1_000'"),
+        ("a\n1\n2\n", DataError, "expected a feature and a target, found 'a'"),
+        ("y,y\n1,2\n", FileFormatError, "line 1: expected a name of its own for every column, found 2 named 'y'"),
+        (",a,y\n0,1,0\n1,1,1\n", DataError, r"column 'Unnamed: 0' has no name \(an index\?\). Remedy: drop="),
+        ("a,y\n1,setosa\n", DataError, "target 'y': expected two classes or more, found 'setosa' in every row"),
+        ("a,y\n1,7\n2,7\n", DataError, "target 'y': expected two classes or more, found 7 in every row"),
+        ("a,b,y\n1,2,0\n,5,1\n2,,0\n,1,1\n", DataError, "cells are missing, of 4 rows: 'a' 2, 'b' 1. Remedies"),
+        ("a,y\n1,0\n2,\n3,1\n", DataError, "target 'y': 1 of 3 cells are missing. Remedy: missing='drop'"),
+        ("a,y\n2020-01-03,0\n2020-01-04,1\n", DataError, "column 'a' holds dates, such as '2020-01-03'. Remedy: drop="),
         ("a,y\n1,0\n2,1,5\n", FileFormatError, "line 3: expected 2 cells, as in the header, found 3"),
-        ("a,b,y\n1,2,0\n1,0\n", FileFormatError, "line 3: expected 3 cells, as in the header, found 2"),
-        ("a,y\n1,0\n\n2,1\n", FileFormatError, "line 3: expected 2 cells, found a blank line with rows below"),
-        ("a,y\n1,0\nnan,1\n", DataError, "line 3, column 'a': expected a finite number, found 'nan'"),
-        ("a,y\n1,0\n-inf,1\n", DataError, "line 3, column 'a': expected a finite number, found '-inf'"),
-        ("a,y\n1,1e999\n", DataError, "line 2, column 'y': expected a finite number, found '1e999'"),
-        ("a,y\n1,0\n2,-1\n", LabelError, "line 3, column 'y': expected a class label from 0 to 99999, found -1; for"),
-        ("a,y\n1,100000\n", LabelError, "line 2, column 'y': expected a class label from 0 to 99999, found 100000"),
-        ("a,y\n1,1" + 30 * "0" + "\n", LabelError, "line 2, column 'y': expected a class label from 0 to 99999"),
+        ("a,y\n1,0\n-inf,1\n", DataError, "column 'a' holds 1 infinite number. Remedy: drop="),
+        ("a,y\n1,1e999\n", DataError, "target 'y': expected finite numbers"),
         (b"a,y\n1,0\n\xff,1\n", FileFormatError, "line 3: expected UTF-8, found byte 0xff; save"),
-        (b"\xef\xbb\xbfa\xe9,y\n1,0\n", FileFormatError, "line 1: expected UTF-8, found byte 0xe9"),
         ("a,y\n1,0\n".encode("utf-16"), FileFormatError, "line 1: expected UTF-8, found byte 0xff"),
-        ('a,y\n"1,0\n2,1\n', FileFormatError, "line 3: expected comma-separated cells: unexpected end of data"),
-        ('a,y\n"1"2,0\n', FileFormatError, "line 2: expected comma-separated cells"),
-        ("a,y\n" + "1" * 200_000 + ",0\n", FileFormatError, "line 2: expected comma-separated cells: field larger"),
+        ('a,y\n"1,0\n2,1\n', FileFormatError, "expected rows of cells: .*EOF inside string"),
     ],
 )  # fmt: skip
 def test_csv_defects(tmp_path: Path, content: str | bytes, error: type[GpubackError], message: str) -> None:
@@ -247,12 +257,9 @@ def test_csv_defects(tmp_path: Path, content: str | bytes, error: type[GpubackEr
         load(csv_file(tmp_path, content))
 
 
-def test_csv_target_that_is_unknown_or_ambiguous(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="expected a column named 'pric', found size, price. Did you mean 'price'?"):
+def test_csv_target_that_is_unknown(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="unknown column of table.csv 'pric'. Did you mean 'price'?"):
         load(csv_file(tmp_path, "size,price\n1,2\n"), target="pric")
-    for target in ("y", None):
-        with pytest.raises(OptionError, match="line 1: expected one column named 'y' for the target, found 2"):
-            load(csv_file(tmp_path, "y,a,y\n1,2,3\n"), target=target)
 
 
 # --- npz
@@ -275,7 +282,7 @@ def test_npz_samples(tmp_path: Path, dtype: str, loaded: str) -> None:
     data = load(npz_file(tmp_path, x=x, y=np.array([3, 0], np.uint16)))
     assert (data.name, data.n_classes, data.x.dtype, data.y.dtype) == (
         "arrays.npz",
-        4,
+        2,
         np.dtype(loaded),
         np.dtype("int64"),
     )
@@ -290,8 +297,10 @@ def test_npz_images_are_flattened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 3)])
 def test_npz_float_targets_are_regression(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    data = load(npz_file(tmp_path, x=np.ones((2, 2)), y=np.ones(shape, np.float32)))
-    assert (data.task, data.y.shape, data.y.dtype) == ("regression", shape, np.dtype("float32"))
+    y = np.full(shape, 0.5, np.float32)
+    data = load(npz_file(tmp_path, x=np.ones((2, 2)), y=y))
+    assert (data.task, data.y.dtype) == ("regression", np.dtype("float32"))
+    np.testing.assert_array_equal(data.y, y[:, 0] if shape == (2, 1) else y)
 
 
 def test_npz_column_of_labels_and_other_arrays(tmp_path: Path) -> None:
@@ -310,20 +319,20 @@ ONES = np.ones((3, 2))
 @pytest.mark.parametrize(
     ("arrays", "error", "message"),
     [
-        ({"x_train": ONES, "y_train": ONES}, FileFormatError, "expected arrays named x and y, found x_train, y_train"),
-        ({"x": ONES}, FileFormatError, "expected arrays named x and y, found x$"),
+        ({"a": ONES, "y": ONES}, FileFormatError, "expected an array named x, and one named y, .* found a, y"),
+        ({"x": ONES}, DataError, "expected targets to learn, found none"),
         ({"x": np.array([[None]]), "y": [0]}, FileFormatError, "array 'x': expected numbers, found Python objects"),
         ({"x": ONES, "y": [0, 1]}, DataError, "expected x and y of one length, found 3 and 2 rows"),
         ({"x": np.ones(3), "y": [0, 1, 2]}, DataError, r"'x': expected samples of shape \(N, n_features\).*\(3,\)"),
         ({"x": np.ones((0, 2)), "y": np.ones(0)}, DataError, r"'x': expected samples .*found \(0, 2\)"),
         ({"x": ONES * 1j, "y": [0, 1, 2]}, DataError, "'x': expected real numbers, found dtype complex128"),
-        ({"x": ONES, "y": ["a", "b", "c"]}, DataError, "'y': expected real numbers, found dtype <U1"),
-        ({"x": [[1.0], [np.nan]], "y": [0, 1]}, DataError, "'x', row 1: expected finite numbers, found nan"),
+        ({"x": ONES, "y": np.ones(3) * 1j}, DataError, "'y': expected real numbers or texts, found dtype complex128"),
+        ({"x": [[1.0], [np.nan]], "y": [0, 1]}, DataError, "cells are missing, of 2 rows: '0' 1. Remedies: missing="),
+        ({"x": [[1.0], [np.inf]], "y": [0, 1]}, DataError, "'x', row 1: expected finite numbers, found inf"),
         ({"x": ONES, "y": [0.5, 1, -np.inf]}, DataError, "'y', row 2: expected finite numbers, found -inf"),
-        ({"x": ONES, "y": np.ones((3, 2, 2))}, DataError, r"'y': expected shape \(N,\) or \(N, outputs\)"),
-        ({"x": ONES, "y": np.eye(3, dtype=int)}, DataError, r"'y': expected shape \(N,\) for whole numbers"),
-        ({"x": ONES, "y": [0, -2, 1]}, LabelError, "'y', row 1: expected a class label from 0 .* found -2"),
-        ({"x": ONES, "y": np.array([0, 1, 2**63], np.uint64)}, LabelError, f"row 2: .* found {2**63}; for regression"),
+        ({"x": ONES, "y": np.ones((3, 2, 2))}, DataError, r"'y': expected shape \(N,\), or \(N, outputs\)"),
+        ({"x": ONES, "y": np.eye(3, dtype=int)}, DataError, r"'y': expected shape \(N,\), or"),
+        ({"x": ONES, "y": [4, 4, 4]}, DataError, "target 'y': expected two classes or more, found 4 in every row"),
     ],
 )  # fmt: skip
 def test_npz_defects(tmp_path: Path, arrays: dict[str, object], error: type[GpubackError], message: str) -> None:
@@ -380,7 +389,7 @@ def test_npz_in_fortran_order_and_version_2(tmp_path: Path) -> None:
     x = np.arange(6.0).reshape(2, 3)
     content = io.BytesIO()
     np.lib.format.write_array(content, np.asfortranarray(x), version=(2, 0))
-    data = load(npz_of(tmp_path / "arrays.npz", x=content.getvalue(), y=npy((2,), bytes(2))))
+    data = load(npz_of(tmp_path / "arrays.npz", x=content.getvalue(), y=npy((2,), b"\0\1")))
     np.testing.assert_array_equal(data.x, x)
 
 
@@ -388,7 +397,7 @@ def test_npz_in_fortran_order_and_version_2(tmp_path: Path) -> None:
 
 
 def test_an_npz_may_unpack_to_a_limit(tmp_path: Path) -> None:
-    path = npz_of(tmp_path / "arrays.npz", x=npy((500, 4), bytes(2000)), y=npy((500,), bytes(500)))
+    path = npz_of(tmp_path / "arrays.npz", x=npy((500, 4), bytes(2000)), y=npy((500,), bytes(499) + b"\1"))
     load(path, max_bytes=2500)
     for limit in (1999, 2499):
         with pytest.raises(DataError, match="array '[xy]': expected to unpack to at most .* found more; max_bytes="):
@@ -421,7 +430,7 @@ def test_too_little_memory_is_a_data_error(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("gpuback.datasets._checked_floats", full)
+    monkeypatch.setattr("gpuback.datasets.sources._checked_numbers", full)
     with pytest.raises(DataError, match=r"arrays.npz: expected data that fit in memory"):
         load(npz_file(tmp_path, x=np.ones((2, 2)), y=[0, 1]))
 
@@ -588,14 +597,13 @@ def test_missing_labels_say_which_names_were_looked_for(tmp_path: Path) -> None:
         (LABELS, LABELS, FileFormatError, r"images.*, byte 3: expected images, .* found 1 \(a file of labels"),
         (IMAGES, IMAGES, FileFormatError, "labels.*, byte 2: expected labels, .* found uint8 in 3"),
         (IMAGES, np.zeros(2, np.float32), FileFormatError, "labels.*, byte 2: expected labels, .* found float32 in 1"),
-        (IMAGES, np.array([0, -1], np.int8), LabelError, "labels.*, label 1: expected a class label .* found -1"),
-        (IMAGES, np.array([10**6, 0], np.int32), LabelError, "labels.*, label 0: expected .* found 1000000"),
         (
-            np.full((2, 3, 4), np.nan, np.float32),
+            np.full((2, 3, 4), np.inf, np.float32),
             LABELS,
             DataError,
-            "images.*, row 0: expected finite numbers, found nan",
+            "images.*, row 0: expected finite numbers, found inf",
         ),
+        (IMAGES, np.ones(2, np.uint8), DataError, "images.*, target 'label': expected two classes or more, found 1 in"),
         (IMAGES[:0], LABELS[:0], DataError, r"images.*: expected samples .* found \(0, 3, 4\)"),
     ],
 )

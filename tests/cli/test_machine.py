@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-import pytest
-
 import gpuback
 from gpuback._cli import machine
-from gpuback._cli.machine import Blas, Cpu, advice_for, blas_of, cpu_of, survey, versions_of
+from gpuback._cli.machine import Blas, Cpu, blas_of, cpu_of, survey, versions_of
 
 ZEN_5 = """\
 processor\t: 0
@@ -41,16 +39,20 @@ def cpu(cpuinfo: str = ZEN_5) -> Cpu:
 
 def test_cpu_of_linux() -> None:
     assert cpu() == Cpu(
-        "AMD EPYC 9655 96-Core Processor", 4, 2, ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16")
+        *("AMD EPYC 9655 96-Core Processor", 4, 2),
+        ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16"),
+        "AuthenticAMD 26",
     )
     assert cpu().has_avx512
-    assert cpu(GRACE) == Cpu("arm64", 4, 2, ("asimd", "asimdhp", "bf16", "sve", "sve2"))
+    assert cpu(GRACE) == Cpu("arm64", 4, 2, ("asimd", "asimdhp", "bf16", "sve", "sve2"), "0x41")
 
 
 def test_cpu_where_there_is_no_cpuinfo() -> None:
     assert cpu("") == Cpu("arm64", 4, 2, ("ASIMD",))
+    assert not cpu("").has_avx2
     assert not cpu("").has_avx512
     windows = cpu_of("", fallback_model="Intel64", fallback_simd=["X86_V3", "X86_V4"], cores=8, usable_cores=None)
+    assert windows.has_avx2
     assert windows.has_avx512
     assert windows.usable_cores == 8
 
@@ -67,30 +69,6 @@ def test_blas_that_threadpoolctl_does_not_know() -> None:
     config = {"Build Dependencies": {"blas": {"name": "accelerate", "version": "unknown"}}}
     assert blas_of([], config) == Blas("accelerate", "unknown", None, None)
     assert blas_of([], {}) == Blas(None, None, None, None)
-
-
-@pytest.mark.parametrize("kernel", ["Haswell", "Zen", "Nehalem"])
-def test_advice_where_avx512_lies_idle(kernel: str) -> None:
-    advice = advice_for(cpu(), blas_of([pool(architecture=kernel)], {}))
-    assert advice is not None
-    assert kernel in advice
-    assert "OPENBLAS_CORETYPE=SkylakeX" in advice
-    assert "1.8 times" in advice
-
-
-@pytest.mark.parametrize(
-    "processor, blas",
-    [
-        (cpu(), blas_of([pool(architecture="SkylakeX")], {})),
-        (cpu(), blas_of([pool(architecture="SapphireRapids")], {})),
-        (cpu(), blas_of([pool(internal_api="mkl")], {})),
-        (cpu(), blas_of([], {"Build Dependencies": {"blas": {"name": "scipy-openblas"}}})),
-        (cpu(GRACE), blas_of([pool(architecture="neoversev2")], {})),
-        (cpu(ZEN_5.replace("avx512", "x")), blas_of([pool()], {})),
-    ],
-)
-def test_no_advice_without_grounds(processor: Cpu, blas: Blas) -> None:
-    assert advice_for(processor, blas) is None
 
 
 def test_versions() -> None:

@@ -119,7 +119,7 @@ def test_the_defaults_are_the_activation_without_constants() -> None:
 
 
 def test_architectures_with_equal_constants_are_equal() -> None:
-    nets = [MLP([2, 3, 1], activation=name, seed=0) for name in ("softplus(beta=5)", "softplus( beta=5.0 )")]
+    nets = [MLP([2, 3, 2], activation=name, seed=0) for name in ("softplus(beta=5)", "softplus( beta=5.0 )")]
     assert nets[0].architecture == nets[1].architecture
     assert json.loads(json.dumps(nets[0].architecture.as_options()))["activation"] == ["softplus(beta=5)"]
 

@@ -18,6 +18,7 @@ import gpuback
 PACKAGE = Path(gpuback.__file__).parent
 
 LEVELS = (
+    ("_text",),
     ("errors",),
     ("_core",),
     ("_cuda",),

@@ -46,10 +46,10 @@ def assert_close(dtype: str, found: Any, expected: NDArray) -> None:
 @pytest.mark.parametrize("output", ["identity", "sigmoid", "tanh", "softmax"])
 @pytest.mark.parametrize("sizes, rows", [((7, 33, 64, 5), 37), ((5, 1), 9), ((20, 200, 90, 3), 3000)])
 def test_gradients(sizes: tuple[int, ...], rows: int, output: str, size: float, dtype: str) -> None:
+    if output == "softmax" and sizes[-1] == 1:
+        return  # 1, whatever x; MLP refuses it
     cpu, gpu = twins(sizes, dtype, activation="tanh", loss="squared_error", output=output)
     x, dy = numbers(cpu, rows, size)
-    if output == "softmax" and sizes[-1] == 1:
-        return  # 1, whatever x
     (y, pullback), (expected, exact) = (net.vjp(x) for net in (gpu, cpu))
     assert_close(dtype, y, expected)
     for _ in range(2):

@@ -280,7 +280,7 @@ def test_activations_and_slopes_far_out(name, precision):
     out, da, da_prev = np.empty_like(a), np.ones_like(a), np.empty_like(a)
     workspace = ops.workspace(len(a), (1, 1), precision)
     ops.bind_forward(one, zero, out, np.empty_like(a), activation, workspace)(a)
-    ops.layer_backward(da, a, one, source, activation, precision, one.copy(), zero.copy(), da_prev, False)
+    ops.bind_layer_backward(da, 1, activation, precision)(da, a, one, source, one.copy(), zero.copy(), da_prev, False)
     u = 2.0**-53 if precision.name == "float64" else 2.0**-24
     with np.errstate(over="ignore"):  # exponentials
         expected, slope = (each.astype(a.dtype).astype(wide) for each in (expected, slope))
@@ -301,7 +301,7 @@ def test_sines_of_numbers_of_any_size(precision):
     one, zero = np.ones((1, 1), a.dtype), np.zeros(1, precision.accumulator)
     out, da, da_prev = np.empty_like(a), np.ones_like(a), np.empty_like(a)
     ops.bind_forward(one, zero, out, np.empty_like(a), activation, ops.workspace(len(a), (1, 1), precision))(a)
-    ops.layer_backward(da, a, one, a, activation, precision, one.copy(), zero.copy(), da_prev, False)
+    ops.bind_layer_backward(da, 1, activation, precision)(da, a, one, a, one.copy(), zero.copy(), da_prev, False)
     wide = a.astype(np.longdouble if precision.name == "float64" else np.float64)
     limit = 2.5 * (2.0**-53 if precision.name == "float64" else 2.0**-24)
     assert np.abs(out - np.sin(wide)).max() <= limit
@@ -315,7 +315,7 @@ def test_a_number_without_a_function_makes_nan(number):
     x, one, zero = np.ones((5, 1), np.float32), np.ones((1, 1), np.float32), np.zeros(1, np.float32)
     ops, out, da_prev = CudaOps(GuardedNumpy(), EmulatorLauncher(checked=True)), np.empty_like(x), np.empty_like(x)
     ops.bind_forward(one, zero, out, np.empty_like(x), g, ops.workspace(len(x), (1, 1), precision))(x)
-    ops.layer_backward(x, x, one, x, g, precision, one.copy(), zero.copy(), da_prev, False)
+    ops.bind_layer_backward(x, 1, g, precision)(x, x, one, x, one.copy(), zero.copy(), da_prev, False)
     assert np.isnan(out).all() and np.isnan(da_prev).all()
 
 

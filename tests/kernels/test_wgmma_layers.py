@@ -268,7 +268,8 @@ def test_relus_slope_is_zero_or_one_to_the_bit():
         for column in range(6):
             one = np.zeros_like(da)
             one[:, column] = rows[:, column]
-            ops.layer_backward(one, h, W, h, ACTIVATIONS["relu"], PRECISIONS["bfloat16"], dW, db, da_prev, False)
+            backward = ops.bind_layer_backward(one, 6, ACTIVATIONS["relu"], PRECISIONS["bfloat16"])
+            backward(one, h, W, h, dW, db, da_prev, False)
             results.append((limits.wgmma, column, da_prev.copy()))
     for (_, column, found), (_, _, expected) in zip(results[:6], results[6:], strict=True):
         np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))

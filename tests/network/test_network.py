@@ -100,9 +100,6 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path):
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(gpuback.GpubackError, match="net.safetensors"):
         gpuback.MLP.load(path)
-    gpuback.fit(gpuback.MLP([4, 3], seed=0), np.ones((2, 4)), [0, 1], epochs=1, checkpoint=path)
-    with pytest.raises(gpuback.GpubackError, match="checkpoint"):
-        gpuback.MLP.load(path)
     with pytest.raises(FileNotFoundError):
         gpuback.MLP.load(tmp_path / "absent.safetensors")
 
@@ -303,3 +300,9 @@ def test_integers_booleans_lists_and_strided_views_are_taken_as_they_are():
             loss, gradients = NET.value_and_grad(x, labels)
             assert loss == expected[0]
             np.testing.assert_array_equal(gradients.theta, expected[1].theta)
+
+
+def test_one_output_behind_softmax_is_refused() -> None:
+    with pytest.raises(gpuback.errors.OptionError, match="two outputs or more behind softmax.*binary_cross_entropy"):
+        gpuback.MLP([3, 4, 1])
+    gpuback.MLP([3, 4, 1], loss="binary_cross_entropy", backend="numpy")

@@ -124,8 +124,8 @@ def test_an_output_that_gpuback_does_not_have():
 
 def test_parameters_set_after_the_fit_are_not_the_fitted_networks():
     model = gpuback.sklearn.MLPRegressor(hidden_layer_sizes=(5,), max_iter=5, random_state=0).fit(X, X[:, 0])
-    model.set_params(activation="tanh", dtype="float64")
+    model.set_params(activation="tanh", dtype="float32")
     net = from_sklearn(model)
-    assert net.dtype == "float32"
+    assert net.dtype == "float64"
     np.testing.assert_array_equal(net.forward(X)[:, 0], model.predict(X))
-    assert from_sklearn(model, dtype="float64").dtype == "float64"
+    assert from_sklearn(model, dtype="float32").dtype == "float32"

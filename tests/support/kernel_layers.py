@@ -92,9 +92,8 @@ class Layer:
             dW[...], db[...] = before, before
         da_prev = laid_out(np.full_like(case.a_prev, np.nan), layout) if need_da_prev else None
         source = (a_prev if activation.derivative_from == "a" else h_prev) if need_da_prev else None
-        CudaOps(xp, launcher).layer_backward(
-            da, h_prev, W, source, activation, precision, dW, db, da_prev, accumulate=bool(before)
-        )
+        run = CudaOps(xp, launcher).bind_layer_backward(da, self.n_in, activation, precision)
+        run(da, h_prev, W, source, dW, db, da_prev, bool(before))
         return Gradients(dW, db, da_prev)
 
     def check(self, gradients: Gradients, *, before: float = 0.0) -> None:

@@ -462,9 +462,14 @@ def test_a_model_file_is_no_checkpoint(file: Path) -> None:
     network().save(file)
     with pytest.raises(FileFormatError, match="expected a gpuback checkpoint, found a gpuback model"):
         train(file, resume=True)
-    train(file, epochs=2)
-    with pytest.raises(FileFormatError, match="expected a gpuback model, found a gpuback checkpoint"):
-        MLP.load(file)
+
+
+def test_the_network_of_a_checkpoint_can_be_loaded(file: Path) -> None:
+    net = network()
+    train(file, epochs=2, net=net)
+    loaded = MLP.load(file, backend="numpy")
+    assert loaded.architecture == net.architecture
+    assert loaded.theta.tobytes() == net.ops.to_numpy(net.theta).tobytes()
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class CudaArrays:
     def scope(self, on_invalid: Callable[..., object] | None = None) -> AbstractContextManager[object]:
         return self._device
 
-    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+    def bind_scope(self, on_invalid: Callable[..., object] | None = None) -> Callable[..., Any]:
         def run(work: Callable[..., Any], *arguments: Any) -> Any:
             with self._device:
                 return work(*arguments)

@@ -26,7 +26,7 @@ CACHED_LAUNCHES = 64
 
 
 class _LaunchCache(threading.local):
-    """The launches of `layer_backward` by shape, the oldest first. A bound launch is for one thread at a time."""
+    """The launches of `_layer_backward` by shape, the oldest first. A bound launch is for one thread at a time."""
 
     def __init__(self) -> None:
         self.launches: dict[Any, Launch] = {}
@@ -198,14 +198,20 @@ class CudaLayers(CudaArrays):
             **workspace,
         )
 
-    def layer_backward(
+    def bind_layer_backward(
+        self, da: Array, n_in: int, activation_prev: Activation, precision: Precision
+    ) -> Callable[[Array, Array, Array, Array | None, Array, Array, Array | None, bool], None]:
+        """Bind nothing yet: addresses and pitches, which choose the launch, are known at the call."""
+        return partial(self._layer_backward, activation_prev, precision)
+
+    def _layer_backward(
         self,
+        activation_prev: Activation,
+        precision: Precision,
         da: Array,
         h_prev: Array,
         W: Array,
         source: Array | None,
-        activation_prev: Activation,
-        precision: Precision,
         dW: Array,
         db: Array,
         da_prev: Array | None,

@@ -32,11 +32,13 @@ class NumpyArrays:
             return np.errstate(all="ignore")
         return np.errstate(all="ignore", invalid="call", call=on_invalid)
 
-    def bind_scope(self, on_invalid: Callable[..., object]) -> Callable[..., Any]:
+    def bind_scope(self, on_invalid: Callable[..., object] | None = None) -> Callable[..., Any]:
         """Make a context of its own, in which NumPy's settings stay: entering it takes a tenth of `errstate`'s time."""
         context = Context()
-        context.run(np.seterr, all="ignore", invalid="call")
-        context.run(np.seterrcall, on_invalid)
+        context.run(np.seterr, all="ignore")
+        if on_invalid is not None:
+            context.run(np.seterr, invalid="call")
+            context.run(np.seterrcall, on_invalid)
         return context.run
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:

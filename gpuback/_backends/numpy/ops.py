@@ -19,6 +19,7 @@ import numpy as np
 from gpuback._backends.numpy import plans
 from gpuback._backends.numpy.arrays import NumpyArrays
 from gpuback._backends.numpy.gradient_scale import NumpyGradientScale
+from gpuback._backends.numpy.layer_backward import LayerBackward
 from gpuback._backends.numpy.per_sample import NumpyPerSample
 from gpuback._backends.numpy.updates import AdamUpdate, NumpyLossScale, SGDUpdate
 from gpuback._backends.numpy.workspace import NumpyWorkspace
@@ -33,9 +34,6 @@ from gpuback._core.precision import Precision, round_to_tf32
 from gpuback._core.scratch import aligned_empty, bind
 from gpuback._core.threads import ThreadPool
 from gpuback._core.typing import Array
-
-FINISHED_AT_ONCE = 1 << 17
-"""Numbers of a single layer's da_prev to which g' is applied at a time."""
 
 
 class NumpyOps(NumpyPerSample, NumpyArrays):
@@ -278,44 +276,10 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
     def bind_gradient_scale(self, rows: int, width: int, precision: Precision) -> NumpyGradientScale:
         return NumpyGradientScale(rows, precision)
 
-    def layer_backward(
-        self,
-        da: Array,
-        h_prev: Array,
-        W: Array,
-        source: Array | None,
-        activation_prev: Activation,
-        precision: Precision,
-        dW: Array,
-        db: Array,
-        da_prev: Array | None,
-        accumulate: bool,
-    ) -> None:
-        da, h_prev, W = (_carrier(array, precision) for array in (da, h_prev, W))
-        source = None if source is None else _carrier(source, precision)
-        workspace = self.workspace(len(da), (W.shape[1], len(W)), precision)
-        # BLAS writes aligned float32 or float64 only; whatever else was given gets the result copied in.
-        dW_sum, db_sum = (np.require(array, requirements="A") for array in (dW, db))
-        product = da_prev
-        if da_prev is not None and (precision.sixteen_bit or not da_prev.flags.aligned):
-            product = self.empty(da_prev.shape, precision.accumulator)
-        if precision.tf32:
-            W, refresh = self._bind_weights(W, precision)
-            refresh()
-        run = self.bind_backward(da, W, product, None, None, 1.0, workspace)
-        run(h_prev, dW_sum, db_sum, accumulate)
-        if product is not None:  # in parts that stay in cache
-            rows = max(1, FINISHED_AT_ONCE // W.shape[1])
-            workspace = self.workspace(rows, (W.shape[1],), precision)
-            for part in (slice(start, start + rows) for start in range(0, len(da), rows)):
-                finish = self._bind_finish(
-                    product[part], activation_prev, None if source is None else source[part], 1.0, workspace
-                )
-                if finish is not None:
-                    finish()
-        for given, result in ((dW, dW_sum), (db, db_sum), (da_prev, product)):
-            if given is not None and given is not result:
-                given[...] = result
+    def bind_layer_backward(
+        self, da: Array, n_in: int, activation_prev: Activation, precision: Precision
+    ) -> LayerBackward:
+        return LayerBackward(da, n_in, activation_prev, precision)
 
     def bind_sgd(
         self, theta: Array, velocity: Array | None, steps: int, ranges: Sequence[ParameterRange] | None = None
@@ -358,9 +322,3 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
         self, batch_size: int, n_out: int, n_in: int, precision: Precision, *, need_da_prev: bool
     ) -> str:
         return "BLAS GEMM for dW, chained sums for db" + (", GEMM for dh" if need_da_prev else "")
-
-
-def _carrier(array: Array, precision: Precision) -> Array:
-    """Widen 16-bit values to float32, which holds them exactly, and copy an array whose strides sums cannot walk."""
-    array = array.astype(precision.accumulator, copy=False)
-    return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)

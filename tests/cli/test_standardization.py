@@ -1,4 +1,4 @@
-"""gpuback._cli.standardization: folded into a network, standardization changes nothing but what it is fed."""
+"""gpuback.datasets.standardization: folded into a network, standardization changes nothing but what it is fed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpuback import MLP
-from gpuback._cli.standardization import Standardization, fold
+from gpuback.datasets.standardization import Standardization, fold
 from gpuback.errors import DataError, OptionError
 
 OFFSETS = np.array([0.0, 30.0, -2000.0, 1e-3, 7.0])
@@ -93,11 +93,11 @@ def test_a_large_constant_feature_costs_no_accuracy() -> None:
     np.testing.assert_allclose(net.forward(x), expected, atol=5e-3)
 
 
-def test_the_column_that_rounding_hurts_most_is_found() -> None:
+def test_a_part_and_the_inverse() -> None:
     x = raw_data()
-    column, error = Standardization.of_features(x).coarsest(x, 2.0**-24)
-    assert column == 1
-    assert error == pytest.approx(2.0**-24 * np.abs(x[:, 1]).max() / x[:, 1].std())
+    features = Standardization.of_features(x)
+    np.testing.assert_array_equal(features.part(slice(1, 3)).apply(x[:, 1:3]), features.apply(x)[:, 1:3])
+    np.testing.assert_allclose(features.part(slice(0, 4)).invert(features.apply(x)[:, :4]), x[:, :4], rtol=1e-12)
 
 
 def test_targets_fold_into_identity_only() -> None:

@@ -1,4 +1,4 @@
-"""Standardize data, and fold the scaling into the trained weights, so that the saved network takes raw features.
+"""Standardize data, in float64, and fold the scaling into a network, so that it takes raw features.
 
 Sums are exact, so the bits do not depend on the BLAS or on the order of the samples.
 """
@@ -61,19 +61,20 @@ class Standardization:
         z /= self.scale
         return z
 
-    def coarsest(self, values: Array, unit_roundoff: float) -> tuple[int, float]:
-        """Find the column that loses most when values are rounded before they are standardized.
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing is changed."""
+        return not self.mean.any() and bool((self.scale == 1).all())
 
-        Args:
-            values: (N, n) raw values.
-            unit_roundoff: the largest relative error of the rounding.
+    def invert(self, z: Array) -> NDArray[np.float64]:
+        """σ z + μ, (N, n) float64."""
+        values: NDArray[np.float64] = np.multiply(z, self.scale)
+        values += self.mean
+        return values
 
-        Returns:
-            (its index, its largest rounding error in units of σ).
-        """
-        error = unit_roundoff * np.abs(values).max(axis=0) / self.scale
-        column = int(error.argmax())
-        return column, float(error[column])
+    def part(self, columns: slice) -> Standardization:
+        """Return the standardization of some of the columns."""
+        return Standardization(self.mean[columns], self.scale[columns])
 
 
 def _column_sums(values: Array) -> NDArray[np.float64]:
@@ -109,6 +110,6 @@ def fold(net: MLP, features: Standardization, targets: Standardization | None = 
     if not np.isfinite(theta).all():
         raise DataError(
             f"standard deviations from {features.scale.min():.3g} up cannot be folded into {theta.dtype} weights; use"
-            " dtype float64 or scale the data"
+            " dtype float64"
         )
     net.theta = theta
