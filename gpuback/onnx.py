@@ -174,7 +174,7 @@ class _Graph:
         """Store W in the operands' format; return the name under which products read it."""
         if not self._sixteen_bit:
             return self.constant(W, name)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             stored = self.constant(W.astype(DTYPES[self._operand]), name)
         return self.node("Cast", stored, name=f"{name}.float32", to=TensorProto.FLOAT)
 
