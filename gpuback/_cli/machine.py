@@ -20,7 +20,7 @@ import gpuback
 from gpuback._backends.registry import BackendStatus
 
 REQUIRED = ("numpy", "ml_dtypes", "safetensors", "threadpoolctl")
-OPTIONAL = ("cupy", "typer", "rich", "matplotlib", "scikit-learn")
+OPTIONAL = ("cupy", "typer", "rich", "matplotlib", "scikit-learn", "pandas", "pyarrow")
 # CuPy is published once for each CUDA version, under another name each time.
 PUBLISHED_AS = {"cupy": ("cupy-cuda13x", "cupy-cuda12x", "cupy")}
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback import MLP
-from gpuback._cli.tasks import Score, forward, require_range, score_of
+from gpuback._cli.tasks import BLOCK_ROWS, Score, require_range, score_of
 from gpuback._core.typing import Array
 from gpuback._text import quoted
 from gpuback.datasets import columns
@@ -129,9 +129,7 @@ def predict_for(
         if not len(table):
             raise DataError(f"{table.name}: every row has a missing cell")
     schema.require_complete(table)
-    x = schema.encode(table, net.theta.dtype)
-    require_range(x, net.dtype, schema, table.name)
-    outputs = forward(net, x)
+    outputs = _outputs(net, schema, table)
     scored = None
     if score:
         y = schema.targets(table)
@@ -145,6 +143,17 @@ def predict_for(
         answers = outputs  # in the network's dtype, whose digits are fewer
     is_probability = net.architecture.output in ("softmax", "sigmoid")
     return Prediction(schema.target, answers, of_classes, is_probability, left_out, scored)
+
+
+def _outputs(net: MLP, schema: Schema, table: Table) -> Array:
+    """Compute the network's outputs, some rows at a time: all inputs at once would be a second copy of the table."""
+    fill_in, parts = schema.encoder(table), []
+    for start in range(0, len(table), BLOCK_ROWS):
+        x = np.empty((min(BLOCK_ROWS, len(table) - start), schema.n_inputs), net.theta.dtype)
+        fill_in(start, x)
+        require_range(x, net.dtype, schema, table.name)
+        parts.append(net.ops.to_numpy(net.forward(x)))
+    return np.concatenate(parts)
 
 
 def _numbers(column: Array) -> list[str]:

@@ -112,8 +112,8 @@ def load_samples(
     if options.class_weight is not None:
         require_known("class weight", options.class_weight, ["balanced"])
     table = _read(source, options, () if schema is None else schema.texts)
-    name = target_name(table, options.target) if schema is None else schema.target.name
     unused = [*options.drop, *([] if options.sample_weight is None else [options.sample_weight])]
+    name = target_name(table, options.target, unused) if schema is None else schema.target.name
     table.require(unused)
     if schema is not None:
         schema = replace(schema, missing=options.missing or schema.missing)

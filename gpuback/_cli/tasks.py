@@ -19,7 +19,7 @@ from gpuback.datasets.schema import Schema, labels_of
 from gpuback.datasets.targets import CLASSIFICATION, REGRESSION
 from gpuback.errors import DataError, OptionError, require_known
 
-_BLOCK_ROWS = 65536
+BLOCK_ROWS = 65536
 
 
 class Task(NamedTuple):
@@ -166,7 +166,7 @@ def mean_loss(net: MLP, schema: Schema, x: Array, y: Array, weight: Array | None
 
 def forward(net: MLP, x: Array) -> Array:
     """Compute a network's outputs on the CPU, some rows at a time."""
-    parts = [x[first : first + _BLOCK_ROWS] for first in range(0, len(x), _BLOCK_ROWS)]
+    parts = [x[first : first + BLOCK_ROWS] for first in range(0, len(x), BLOCK_ROWS)]
     return np.concatenate([net.ops.to_numpy(net.forward(part)) for part in parts])
 
 

@@ -111,6 +111,15 @@ class Architecture:
             for activation in self.hidden_activations:
                 require_reproducible_form(activation)
 
+    def require_learnable(self) -> None:
+        """Raise OptionError if the output is always the same. A file may hold such a network."""
+        if self.output == "softmax" and self.sizes[-1] == 1:
+            raise OptionError(
+                f"sizes {self.sizes}: expected two outputs or more behind softmax, which makes 1 of a single one"
+                " whatever θ is. For two classes: two outputs, or one and loss='binary_cross_entropy'. For a quantity:"
+                " loss='squared_error'"
+            )
+
     @cached_property
     def layout(self) -> Layout:
         return Layout(self.sizes)

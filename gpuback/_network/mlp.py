@@ -94,12 +94,7 @@ class MLP(Differentiable):
             allow_tf32=allow_tf32,
             reproducible=reproducible,
         )
-        if architecture.output == "softmax" and architecture.sizes[-1] == 1:
-            raise OptionError(
-                f"sizes {architecture.sizes}: expected two outputs or more behind softmax, which makes 1 of a single"
-                " one whatever θ is. For two classes: two outputs, or one and loss='binary_cross_entropy'. For a"
-                " quantity: loss='squared_error'"
-            )
+        architecture.require_learnable()
         names = (*architecture.activations, architecture.output)
         self._assemble(architecture, backend, initial_parameters(architecture.layout, names, seed))
 

@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuback._text import quoted
-from gpuback.datasets.frames import UNNAMED, require_pandas
+from gpuback.datasets.frames import DECIMAL_COMMA, UNNAMED, require_pandas
 
 NUMBER, BOOLEAN, CATEGORY = "number", "boolean", "category"
+
+KINDS = {NUMBER: "numbers", BOOLEAN: "truth values", CATEGORY: "texts"}
+"""What the cells of each kind are, in words."""
 
 MAX_CATEGORIES = 100
 """Each becomes an input of the network. Columns with more texts hold names, sentences or codes."""
@@ -25,7 +28,6 @@ FEW_TEXTS = 20
 _DATE = re.compile(
     r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ]\d{1,2}:\d{2}.*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}([T ]\d{1,2}:\d{2}.*)?"
 )
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+(\.\d{3})*,\d+")
 _IDENTIFIER = re.compile(r"(?:.*[ _-])?(?:id|uuid|guid|index|key)|.*[a-z]I[dD]", re.IGNORECASE)
 
 
@@ -120,8 +122,8 @@ def _categories(texts: Sequence[str], codes: Any, most: int) -> tuple[str, ...]:
     example, rows = quoted(texts[0]), int((codes >= 0).sum())
     if all(map(_DATE.fullmatch, texts)):
         raise ValueError(f"holds dates, such as {example}")
-    if sum(_DECIMAL_COMMA.fullmatch(text) is not None for text in texts) > len(texts) / 2:
-        raise ValueError(f"holds numbers with decimal commas, such as {example}: decimal=','?")
+    if sum(DECIMAL_COMMA.fullmatch(text) is not None for text in texts) > len(texts) / 2:
+        raise ValueError(f"holds numbers with decimal commas, such as {example} (decimal=',')")
     others = [text for text in texts if not _is_number(text)]
     if len(others) < len(texts) / 2 and len(texts) > FEW_TEXTS:
         counted = np.bincount(codes[codes >= 0], minlength=len(texts))

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from gpuback._text import listed, quoted, shown
 from gpuback.datasets.idx import GZIP_MAGIC
-from gpuback.datasets.unpacking import LimitedReader, unpacked_limit
+from gpuback.datasets.unpacking import LimitedReader, too_much, unpacked_limit
 from gpuback.errors import DataError, FileFormatError, GpubackError, OptionError, missing_extra
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _HEAD_BYTES = 1 << 16
 
 _MOST_HEAD_BYTES = 1 << 26
 
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+(?:\.\d{3})*,\d+(?:[eE][+-]?\d+)?")
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
 _TOO_MANY_CELLS = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
 
@@ -49,12 +49,14 @@ class Layout(NamedTuple):
 
     separator: str
     decimal: str
+    thousands: str | None
     header: list[str]
 
     def describe(self) -> str:
         """Say what was found, where it is not commas and decimal points; else nothing."""
         words = [SEPARATORS.get(self.separator, repr(self.separator))] if self.separator != "," else []
         words += ["decimal commas"] if self.decimal == "," else []
+        words += ["points between thousands"] if self.thousands else []
         return ", ".join(words)
 
 
@@ -92,7 +94,7 @@ def read_text(
         raise OptionError(f"separator: expected one character, got {separator!r}")
     if decimal not in (None, ".", ","):
         raise OptionError(f"decimal: expected '.' or ',', got {decimal!r}")
-    with _opened(path, max_bytes) as (file, head), _named_errors(path, pandas):
+    with _named_errors(path, pandas), _opened(path, max_bytes) as (file, head):
         layout = _layout(path, head, separator, decimal)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
@@ -101,6 +103,7 @@ def read_text(
                 path if file is None else file,
                 sep=layout.separator,
                 decimal=layout.decimal,
+                thousands=layout.thousands,
                 dtype={place: str for place, name in enumerate(layout.header) if name in texts},
                 encoding="utf-8",
                 engine="c",
@@ -113,24 +116,33 @@ def read_text(
             " be read"
         )
     frame.columns = layout.header
+    # Each line ends in a separator: a column without a name and without cells.
+    unused = [name for name in layout.header if name.startswith(UNNAMED) and frame[name].isna().all()]
+    frame = frame.drop(columns=unused) if unused else frame
     if not len(frame):
         raise DataError(f"{path}: expected rows below the header, found none")
     return frame, layout
 
 
-def read_parquet(path: str) -> pd.DataFrame:
+def read_parquet(path: str, max_bytes: int | None = None) -> pd.DataFrame:
     """Read a Parquet file.
 
     Raises:
         MissingExtraError: pandas or pyarrow is not installed.
+        DataError: it says that it unpacks to more than max_bytes.
     """
     pandas = require_pandas()
     try:
-        import pyarrow  # noqa: F401
+        from pyarrow import parquet
     except ImportError:
         raise missing_extra("pyarrow", "reading Parquet files", "parquet") from None
+    with open(path, "rb") as file:
+        allowed = unpacked_limit(file, max_bytes)
     try:
-        frame = pandas.read_parquet(path, engine="pyarrow")
+        groups = parquet.read_metadata(path)
+        if sum(groups.row_group(place).total_byte_size for place in range(groups.num_row_groups)) > allowed:
+            raise too_much(path, allowed)
+        frame: pd.DataFrame = pandas.read_parquet(path, engine="pyarrow")
     except GpubackError:
         raise
     except MemoryError:
@@ -256,11 +268,12 @@ def _layout(path: str, head: bytes, separator: str | None, decimal: str | None) 
     rows = _rows(lines, separator)
     header = [name.strip() or f"{UNNAMED}{column}" for column, name in enumerate(rows[0])]
     _check_header(path, header)
+    cells = [cell.strip() for row in rows[1:] for cell in row]
+    with_comma = [cell for cell in cells if DECIMAL_COMMA.fullmatch(cell)]
     if decimal is None:
-        cells = [cell.strip() for row in rows[1:] for cell in row]
-        commas = any(map(_DECIMAL_COMMA.fullmatch, cells)) and not any(map(_DECIMAL_POINT.fullmatch, cells))
-        decimal = "," if commas else "."
-    return Layout(separator, decimal, header)
+        decimal = "," if with_comma and not any(map(_DECIMAL_POINT.fullmatch, cells)) else "."
+    thousands = "." if decimal == "," and any("." in cell for cell in with_comma) else None
+    return Layout(separator, decimal, thousands, header)
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:

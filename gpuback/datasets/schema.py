@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +15,22 @@ from gpuback._core import persistence
 from gpuback._core.fields import Fields
 from gpuback._core.typing import Array, PathLike
 from gpuback._text import quoted
-from gpuback.datasets import columns, sources
+from gpuback.datasets import columns, sources, stored
 from gpuback.datasets.columns import Column
 from gpuback.datasets.standardization import Standardization
 from gpuback.datasets.tables import Table, names_listed, table_of
 from gpuback.datasets.targets import CLASSIFICATION, REGRESSION, Target, decide
 from gpuback.errors import DataError, OptionError, ShapeError
 
+Result = TypeVar("Result")
+
 MISSING = ("mean", "drop")
-_BLOCK_ROWS = 4096
-_MOST_INPUTS = 2**31
-_ARRAYS = {"mean": "schema.mean", "scale": "schema.scale", "fill": "schema.fill"}
-_TARGET_ARRAYS = {"mean": "schema.target_mean", "scale": "schema.target_scale"}
+_MOST_THREADS = 4
+_LARGE = 1 << 16
+"""Rows; in smaller tables, threads gain nothing."""
+
+_BLOCK_ROWS = 1 << 14
+"""Rows that a thread encodes at a time: few enough for the cache, and so many that NumPy takes longer than Python."""
 
 
 @dataclass(frozen=True, eq=False)  # a comparison of arrays has no single truth value
@@ -111,7 +116,7 @@ class Schema:
         """
         if missing not in (None, *MISSING):
             raise OptionError(f"missing: expected 'mean' or 'drop', got {missing!r}")
-        name = target_name(table, target)
+        name = target_name(table, target, drop)
         not_features = {*drop, *([] if table.is_array else [name])}
         table.require(sorted(not_features))
         kept = [column for column in table.names if column not in not_features]
@@ -222,13 +227,27 @@ class Schema:
     def encode(self, table: Table, dtype: Any) -> Array:
         """Return the inputs of a table; missing cells are filled in."""
         x = np.empty((len(table), self.n_inputs), dtype)
+        fill_in = self.encoder(table)
+        starts = range(0, len(x), _BLOCK_ROWS)
+        side_by_side(lambda start: fill_in(start, x[start : start + _BLOCK_ROWS]), starts, len(x))
+        return x
+
+    def encoder(self, table: Table) -> Callable[[int, Array], None]:
+        """Return a function that writes the inputs of a table's rows from one on to an array (rows, n_inputs)."""
         matrix = self._matrix(table)
         parts = self._parts(table) if matrix is None else [(slice(None), matrix)]
-        for first in range(0, len(x), _BLOCK_ROWS):
-            rows = slice(first, first + _BLOCK_ROWS)
-            for place, values in parts:
-                x[rows, place] = self._scaled(values[rows], place)
-        return x
+        steps = [(place, values, self.features.part(place)) for place, values in parts]
+        as_it_is = [features.is_identity for _, _, features in steps]
+
+        def fill_in(start: int, out: Array) -> None:
+            rows = slice(start, start + len(out))
+            for (place, values, features), identity in zip(steps, as_it_is, strict=True):
+                scaled = values[rows] if identity else features.apply(values[rows])
+                if np.isnan(scaled).any():
+                    scaled = features.apply(np.where(np.isnan(values[rows]), self.fill[place], values[rows]))
+                out[:, place] = scaled
+
+        return fill_in
 
     def _parts(self, table: Table) -> list[tuple[slice, NDArray[np.float64]]]:
         """Return (the inputs of a column, its values), column by column."""
@@ -238,9 +257,9 @@ class Schema:
             try:
                 parts.append((place, column.encode(table.column(column.name))))
             except ValueError as error:
+                kind = columns.KINDS[column.kind]
                 raise DataError(
-                    f"{table.name}, column {quoted(column.name)}: expected {_KINDS[column.kind]}, as in the training"
-                    f" data: {error}"
+                    f"{table.name}, column {quoted(column.name)}: expected {kind}, as in the training data: {error}"
                 ) from None
             start = place.stop
         return parts
@@ -308,24 +327,13 @@ class Schema:
             return table.data
         return np.column_stack([columns.numbers(table.column(name)) for name in self._by_position(table)])
 
-    def _scaled(self, values: NDArray[Any], place: slice) -> NDArray[Any]:
-        features = self.features.part(place)
-        scaled = values if features.is_identity else features.apply(values)
-        if np.isnan(scaled).any():
-            scaled = features.apply(np.where(np.isnan(values), self.fill[place], values))
-        return scaled
-
     # Files
 
     def as_fields(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Return arrays and metadata of which `load` makes this schema again."""
-        arrays = {
-            _ARRAYS["mean"]: self.features.mean,
-            _ARRAYS["scale"]: self.features.scale,
-            _ARRAYS["fill"]: self.fill,
-        }
+        arrays = {stored.MEAN: self.features.mean, stored.SCALE: self.features.scale, stored.FILL: self.fill}
         if self.outputs is not None:
-            arrays |= {_TARGET_ARRAYS["mean"]: self.outputs.mean, _TARGET_ARRAYS["scale"]: self.outputs.scale}
+            arrays |= {stored.TARGET_MEAN: self.outputs.mean, stored.TARGET_SCALE: self.outputs.scale}
         metadata = {
             "columns": [[column.name, column.kind, list(column.values)] for column in self.columns],
             "named": self.named,
@@ -345,37 +353,24 @@ class Schema:
         Raises:
             FileFormatError: the file is damaged, or a field of the schema does not fit.
         """
-        path = os.fspath(path)
+        path, what = os.fspath(path), "a model with a schema"
         arrays, metadata = persistence.read(path, kind="model")
         if "schema" not in metadata:
             return None
-        outer = Fields(path, "a model with a schema", arrays, metadata)
-        return cls._from_fields(path, arrays, outer.mapping("schema"))
-
-    @classmethod
-    def _from_fields(cls, path: str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Schema:
-        fields = Fields(path, "a model with a schema", arrays, metadata)
-        found = tuple(_restored_column(fields, value) for value in fields.items("columns"))
-        if not found or len({column.name for column in found}) != len(found):
-            fields.refuse("columns", "one column or more, of different names", [column.name for column in found])
-        target = _restored_target(fields)
+        fields = Fields(path, what, arrays, Fields(path, what, arrays, metadata).mapping("schema"))
+        found, target = stored.restored_columns(fields), stored.restored_target(fields)
         missing = fields.value("missing")
         if missing is not None and missing not in MISSING:
             fields.refuse("missing", f"None or one of {', '.join(MISSING)}", missing)
         width = sum(column.width for column in found)
-        features = _restored_scaling(fields, _ARRAYS, width)
-        fill = fields.array(_ARRAYS["fill"], (width,), np.dtype(np.float64))
-        if not np.isfinite(fill).all():
-            fields.refuse(_ARRAYS["fill"], "finite numbers", fill)
+        features = stored.restored_scaling(fields, stored.MEAN, stored.SCALE, width)
+        fill = stored.restored_numbers(fields, stored.FILL, width)
         outputs = None
         if fields.flag("standardized_target"):
             if target.task == CLASSIFICATION:
                 fields.refuse("standardized_target", "False for a classification", True)
-            outputs = _restored_scaling(fields, _TARGET_ARRAYS, target.width)
+            outputs = stored.restored_scaling(fields, stored.TARGET_MEAN, stored.TARGET_SCALE, target.width)
         return cls(found, fields.flag("named"), target, features, fill, outputs, missing)
-
-
-_KINDS = {columns.NUMBER: "numbers", columns.BOOLEAN: "truth values", columns.CATEGORY: "texts"}
 
 
 def labels_of(outputs: Array) -> Array:
@@ -383,14 +378,17 @@ def labels_of(outputs: Array) -> Array:
     return (outputs[:, 0] > 0.5).astype(np.intp) if outputs.shape[1] == 1 else outputs.argmax(axis=1)
 
 
-def target_name(table: Table, target: str | None) -> str:
-    """Return the target's name: of a DataFrame the given one or the last column's.
+def target_name(table: Table, target: str | None, drop: Collection[str] = ()) -> str:
+    """Return the target's name: of a DataFrame the given one, or that of the last column that is not left out.
 
     Raises:
-        OptionError: an array's targets are not found by name.
+        OptionError: the target is left out, or an array's targets are to be found by name.
     """
     if not table.is_array:
-        return table.names[-1] if target is None else target
+        if target is not None and target in drop:
+            raise OptionError(f"drop={[target]!r} leaves out the target")
+        kept = [name for name in table.names if name not in drop]
+        return (kept or table.names)[-1] if target is None else target
     if target is not None:
         raise OptionError(
             f"{table.name}: target={target!r} applies to tables, and these samples have targets beside them"
@@ -406,6 +404,15 @@ def missing_message(table: Table, absent: Mapping[str, int]) -> str:
         f"{table.name}: cells are missing, of {len(table):,} rows: {listed}. Remedies: missing='mean' fills in means,"
         " missing='drop' leaves out the rows"
     )
+
+
+def side_by_side(work: Callable[[int], Result], items: Sequence[int], rows: int) -> list[Result]:
+    """Return work(item) of each item, in order, of a large table from a few threads: most of it is NumPy's."""
+    workers = min(len(items), _MOST_THREADS, os.cpu_count() or 1)
+    if workers < 2 or rows < _LARGE:
+        return list(map(work, items))
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, items))
 
 
 def _read(data: Any, **options: Any) -> Table:
@@ -453,54 +460,22 @@ def _measured(
     table: Table, found: Sequence[Column], part: Any, standardize: bool
 ) -> tuple[Standardization, NDArray[np.float64]]:
     """Measure mean and standard deviation of each input, and what stands for a missing cell."""
-    means, scales, fills = [], [], []
-    for place, column in enumerate(found):
-        cells = table.data[:, place] if table.is_array and not table.names else table.column(column.name)
-        encoded = column.encode(cells)[part]
+    by_name = not table.is_array or bool(table.names)
+
+    def measure(place: int) -> tuple[NDArray[np.float64], ...]:
+        column = found[place]
+        encoded = column.encode(table.column(column.name) if by_name else table.data[:, place])[part]
         absent = np.isnan(encoded[:, 0])
         if absent.all():
             raise DataError(f"{table.name}, column {quoted(column.name)}: no cell of the rows to train on is there")
         measured = Standardization.of_features(encoded[~absent] if absent.any() else encoded)
-        fills.append(measured.mean)
+        fill = measured.mean
         if absent.any():
-            measured = Standardization.of_features(np.where(absent[:, None], measured.mean, encoded))
-        constant = np.isinf(measured.scale)
-        scaled = standardize and column.kind != columns.CATEGORY
-        means.append(np.where(constant | scaled, measured.mean, 0.0))
-        scales.append(np.where(constant | scaled, measured.scale, 1.0))
-    return Standardization(np.concatenate(means), np.concatenate(scales)), np.concatenate(fills)
+            measured = Standardization.of_features(np.where(absent[:, None], fill, encoded))
+        used = np.isinf(measured.scale) | (standardize and column.kind != columns.CATEGORY)
+        return np.where(used, measured.mean, 0.0), np.where(used, measured.scale, 1.0), fill
 
-
-def _restored_column(fields: Fields, value: Any) -> Column:
-    expected = "a name, a kind, and the values of a category"
-    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[0], str):
-        fields.refuse("columns", expected, value)
-    name, kind, values = value
-    if kind not in _KINDS or not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-        fields.refuse("columns", expected, value)
-    if bool(values) != (kind == columns.CATEGORY) or len(set(values)) != len(values):
-        fields.refuse("columns", expected, value)
-    return Column(name, kind, tuple(values))
-
-
-def _restored_target(fields: Fields) -> Target:
-    name, task, classes = fields.value("target"), fields.value("task"), fields.items("classes")
-    if not isinstance(name, str):
-        fields.refuse("target", "a name", name)
-    if task not in (CLASSIFICATION, REGRESSION):
-        fields.refuse("task", f"{CLASSIFICATION} or {REGRESSION}", task)
-    kinds = {type(value) for value in classes}
-    if task == CLASSIFICATION and (len(kinds) != 1 or not kinds <= {str, int, bool} or len(set(classes)) < 2):
-        fields.refuse("classes", "two or more texts, whole numbers or truth values", classes)
-    if len(set(classes)) != len(classes) or (task == REGRESSION and classes):
-        fields.refuse("classes", "different classes, and none for a regression", classes)
-    return Target(name, task, tuple(classes), fields.count("width", 1, _MOST_INPUTS))
-
-
-def _restored_scaling(fields: Fields, names: Mapping[str, str], width: int) -> Standardization:
-    mean, scale = (fields.array(names[part], (width,), np.dtype(np.float64)) for part in ("mean", "scale"))
-    if not np.isfinite(mean).all():
-        fields.refuse(names["mean"], "finite numbers", mean)
-    if not (scale > 0).all():
-        fields.refuse(names["scale"], "numbers above 0", scale)
-    return Standardization(mean, scale)
+    means, scales, fills = (
+        np.concatenate(parts) for parts in zip(*side_by_side(measure, range(len(found)), len(table)), strict=True)
+    )
+    return Standardization(means, scales), fills

@@ -63,7 +63,7 @@ def read(
             )
             return Table(name_of(path), frame, tuple(frame.columns), layout=layout.describe())
         if kind == "parquet":
-            frame = frames.read_parquet(path)
+            frame = frames.read_parquet(path, max_bytes)
             return Table(name_of(path), frame, tuple(frame.columns))
         if kind == "npz":
             train, test = read_npz(path, max_bytes)
@@ -86,7 +86,7 @@ def files_of(source: PathLike, labels: PathLike | None = None) -> list[str]:
         return []
     path = os.fspath(source)
     if path == frames.STDIN:
-        path = "/dev/stdin"  # the shell may have opened a file there
+        path = os.path.realpath("/dev/stdin")  # the file that the shell has opened there, if it is one
     found = [path, *(_labels_candidates(path) if labels is None else [os.fspath(labels)])]
     return list(filter(os.path.exists, found))
 

@@ -58,7 +58,7 @@ def read_unpacked(where: str, file: Readable, expected: int, allowed: int | None
     """
     data = read_up_to(file, (expected if allowed is None else min(expected, allowed)) + 1)
     if allowed is not None and len(data) > allowed:
-        raise _too_much(where, allowed)
+        raise too_much(where, allowed)
     return data
 
 
@@ -81,12 +81,13 @@ class LimitedReader(io.RawIOBase):
         chunk = self._file.read(len(buffer))
         self._left -= len(chunk)
         if self._left < 0:
-            raise _too_much(self._where, self._allowed)
+            raise too_much(self._where, self._allowed)
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
 
-def _too_much(where: str, allowed: int) -> DataError:
+def too_much(where: str, allowed: int) -> DataError:
+    """Make the error for a file that unpacks to more than is allowed."""
     return DataError(
         f"{where}: expected to unpack to at most {allowed:,} bytes, found more; max_bytes=… raises the limit"
     )

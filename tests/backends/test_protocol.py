@@ -8,6 +8,7 @@ from types import FunctionType
 from typing import Any
 
 import pytest
+from support.exact_reference import NumpyExactBackend
 
 from gpuback._backends import protocol
 from gpuback._backends.cuda import updates as cuda_updates
@@ -18,7 +19,7 @@ from gpuback._backends.cuda.prefetch import CudaPrefetch
 from gpuback._backends.cuda.updates import CudaLossScale
 from gpuback._backends.cuda.workspace import CudaWorkspace
 from gpuback._backends.exact.cuda_ops import CudaExactBackend, ReproducibleCudaBuffers, ReproducibleCudaOps
-from gpuback._backends.exact.numpy_ops import NumpyExactBackend, ReproducibleNumpyOps, ReproducibleWorkspace
+from gpuback._backends.exact.numpy_ops import ReproducibleNumpyOps, ReproducibleWorkspace
 from gpuback._backends.exact.products import ExactBackend
 from gpuback._backends.numpy import updates as numpy_updates
 from gpuback._backends.numpy.gradient_scale import NumpyGradientScale

@@ -24,7 +24,7 @@ from support.reference_bits import core_types
 import gpuback
 import gpuback.testing
 from gpuback import datasets
-from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE, blas_kernels, machine
+from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE, blas_kernels, machine, tasks, words
 from gpuback._cli import main as cli
 from gpuback._cli.blas_kernels import Comparison
 from gpuback._network.mlp import MLP
@@ -370,6 +370,169 @@ def test_idx(run: Run, tmp_path: Path, end: str) -> None:
     assert float(ran.err.split()[1]) > 90.0
 
 
+# tables and what train does with them
+
+
+def people(path: Path, rows: int = 60) -> None:
+    """Writes numbers, a truth value, a text, weights and the answer, which follows from two of them."""
+    lines = ["age;member;colour;w;bought"]
+    for i in range(rows):
+        age, colour = 18 + 7 * i % 50, ("red", "green", "blue")[i % 3]
+        lines.append(f"{age},5;{i % 2 == 0};{colour};{1 + i % 2};{'yes' if age > 40 or colour == 'red' else 'no'}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_table_of_words(run: Run, tmp_path: Path) -> None:
+    people(tmp_path / "a.csv")
+    options = "--epochs", 60, "--sample-weight", "w", "--class-weight", "balanced", "--schedule", "cosine(warmup=5)"
+    ran = succeeded(run("train", "a.csv", *options, "--report", "--plot", "curve.pdf"))
+    for text in (
+        *("a.csv (semicolons, decimal commas): classification", "bought: 2 classes, no, yes (texts)"),
+        *("1 column of numbers", "truth values (member)", "one-hot inputs (colour: 3)", "6 → 128 → 2"),
+        *("(a constant answer: ", "true \\ answered", "recall"),
+    ):
+        assert text in ran.out
+    assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
+    (tmp_path / "b.csv").write_text("colour,member,age\npink,True,20\nred,False,20\n")
+    assert succeeded(run("predict", "a.safetensors", "b.csv")).out.splitlines()[::2] == ["bought", "yes"]
+    document = json.loads(succeeded(run("predict", "a.safetensors", "b.csv", "--json", "--proba")).out)
+    assert document["classes"] == ["no", "yes"]
+    assert np.shape(document["probabilities"]) == (2, 2)
+
+
+def test_a_table_on_stdin(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people(tmp_path / "a.csv")
+    for command in (["train", "-", "--epochs", 1, "--no-plot", "-q"], ["predict", "stdin.safetensors", "-"]):
+        with open(tmp_path / "a.csv") as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            succeeded(run(*command))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="no /dev/stdin here")
+@pytest.mark.thorough
+def test_what_the_shell_opened_for_stdin_is_never_overwritten(tmp_path: Path) -> None:
+    people(tmp_path / "a.csv")
+    MLP((3, 2), seed=0).save(tmp_path / "net")
+    before = (tmp_path / "a.csv").read_bytes()
+    with open(tmp_path / "a.csv") as file:
+        ran = start("predict", "net", "-", "-o", "a.csv", folder=tmp_path, stdin=file)
+        assert "a.csv would be overwritten" in ran.communicate(timeout=60)[1]
+    assert (tmp_path / "a.csv").read_bytes() == before
+
+
+def test_missing_cells(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n" + "".join(f"{i if i % 5 else ''},{i % 2}\n" for i in range(20)))
+    ran = run("train", "a.csv", "--no-plot")
+    assert_one_line(ran, USAGE)
+    assert "'x' 4. Remedies: --missing mean fills in means, --missing drop leaves out the rows, --drop x" in ran.err
+    assert (
+        "4 rows with missing cells left out"
+        in succeeded(run("train", "a.csv", "--no-plot", "--missing", "drop", "--epochs", 1)).out
+    )
+    assert_one_line(run("predict", "a.safetensors", "a.csv"), USAGE)
+    ran = succeeded(run("predict", "a.safetensors", "a.csv", "--missing", "drop"))
+    assert ran.out.count("\n") == 17
+    assert ran.err == "gpuback: no answer for 4 rows with missing cells: 1, 6, 11, 16\n"
+    assert succeeded(run("predict", "a.safetensors", "a.csv", "--missing", "mean")).out.count("\n") == 21
+    assert (
+        "4 missing cells filled in"
+        in succeeded(run("train", "a.csv", "--no-plot", "--missing", "mean", "--epochs", 1)).out
+    )
+
+
+def test_other_data_to_test_on(run: Run, tmp_path: Path) -> None:
+    people(tmp_path / "a.csv")
+    people(tmp_path / "b.csv", rows=9)
+    ran = succeeded(run("train", "a.csv", "--epochs", 1, "--no-plot", "--test", "b.csv"))
+    assert "60 for training, 9 to test on, b.csv" in ran.out and "test accuracy" in ran.out
+    assert_one_line(run("train", "a.csv", "--test", "b.csv", "--model", "b.csv"), USAGE)
+    ran = succeeded(run("train", "a.csv", "--epochs", 1, "--no-plot", "--held-out", 0))
+    assert "60 for training, none to test on" in ran.out and "training accuracy" in ran.out
+    x, y = np.random.default_rng(0).normal(size=(20, 2)), np.arange(20) % 2
+    np.savez(tmp_path / "keras.npz", x_train=x, y_train=y, x_test=x[:7], y_test=y[:7])
+    assert "7 to test on, x_test" in succeeded(run("train", "keras.npz", "--epochs", 1, "--no-plot")).out
+    assert succeeded(run("predict", "keras.safetensors", "keras.npz")).out.count("\n") == 8
+
+
+def test_the_loss_is_that_of_the_targets_own_units(run: Run, tmp_path: Path) -> None:
+    """float32 has steps of 128 there, so that a loss of raw numbers would be 0 or far off."""
+    x = np.linspace(-1, 1, 90)
+    rows = [f"{a},{1.7e9 + 30 * np.sin(9 * a)}" for a in x.tolist()]
+    (tmp_path / "far.csv").write_text("x,t\n" + "\n".join(rows) + "\n")
+    document = json.loads(succeeded(run("train", "far.csv", "--epochs", 3, "--no-plot", "--held-out", 0, "--json")).out)
+    answers = np.array(columns_of(succeeded(run("predict", "far.safetensors", "far.csv")).out)["t"], float)
+    residual = answers - (1.7e9 + 30 * np.sin(9 * x))
+    assert document["training_loss"] == pytest.approx(0.5 * np.mean(residual**2), rel=1e-4)
+    assert document["training_score"]["rmse"] == pytest.approx(np.sqrt(np.mean(residual**2)), rel=1e-4)
+
+
+def test_training_goes_on_from_a_model(run: Run, tmp_path: Path) -> None:
+    first = json.loads(succeeded(run("train", "wine", "--epochs", 20, "--no-plot", "--json")).out)
+    again = ("train", "wine", "--from", "wine.safetensors", "--epochs", 1, "--learning-rate", 1e-5, "--no-plot")
+    then = json.loads(succeeded(run(*again, "--json")).out)
+    assert then["training_loss"] == pytest.approx(first["training_loss"], rel=0.01)
+    assert then["network"] == first["network"]
+    assert_one_line(run("train", "iris", "--from", "wine.safetensors"), USAGE)
+
+
+def test_a_checkpoint_is_not_overwritten_unasked(run: Run, tmp_path: Path) -> None:
+    train = "train", "iris", "--epochs", 1, "--no-plot", "-q", "--checkpoint", "state"
+    succeeded(run(*train))
+    before = (tmp_path / "state").read_bytes()
+    ran = run(*train, "--seed", 1)
+    assert_one_line(ran, USAGE)
+    assert "--resume goes on from it, --overwrite replaces it" in ran.err
+    assert "--overwrite" in run(*train, "--seed", 1, "--resume").err
+    assert (tmp_path / "state").read_bytes() == before
+    succeeded(run(*train, "--seed", 1, "--overwrite"))
+    assert (tmp_path / "state").read_bytes() != before
+    assert MLP.load(tmp_path / "state").sizes == (4, 128, 3)
+
+
+def test_ctrl_c_after_an_epoch_keeps_the_network(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, kept = gpuback.fit, []
+
+    def interrupted(net: MLP, *arguments: Any, callbacks: Any, **options: Any) -> Any:
+        def interrupt(net: MLP, history: gpuback.History) -> None:
+            if history.epochs == 2:
+                kept.append(net.theta.copy())
+                net.theta = 0 * net.theta  # as half a step would
+                raise KeyboardInterrupt
+
+        return fit(net, *arguments, callbacks=[*callbacks, interrupt], **options)
+
+    monkeypatch.setattr(gpuback, "fit", interrupted)
+    ran = run("train", "iris")
+    assert (ran.code, ran.out) == (INTERRUPTED, "")
+    assert "interrupted after epoch 2 of 50. The network so far is in iris.safetensors" in ran.err
+    assert ran.err.endswith("To go on: the same command with --from iris.safetensors\n")
+    assert (MLP.load(tmp_path / "iris.safetensors").theta == kept[0]).all()
+    assert os.listdir(tmp_path) == ["iris.safetensors"]
+
+
+def test_a_loss_that_rises_for_long_is_hinted_at() -> None:
+    assert tasks.risen_since([3.0, 1.0, *np.linspace(1.1, 2, 10)]) == 1
+    assert tasks.risen_since([3.0, 1.0, *np.linspace(1.1, 2, 9)]) is None
+    assert tasks.risen_since([3.0, 1.0, *np.linspace(1.0, 1.04, 40)]) is None
+    assert tasks.risen_since([]) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("learning_rate: expected a number", "--learning-rate: expected a number"),
+        ("Remedy: drop=['a b', 'c']", "Remedy: --drop 'a b' --drop c"),
+        ("missing='mean' or max_bytes=…", "--missing mean or --max-bytes …"),
+        ("another file, or resume=False", "another file, or --overwrite"),
+        ("a smaller learning_rate, clip_norm=, or", "a smaller --learning-rate, --clip-norm, or"),
+        ("/tmp/learning_rate.csv, column 'clip_norm'", "/tmp/learning_rate.csv, column 'clip_norm'"),
+    ],
+)
+def test_errors_speak_of_options(message: str, said: str) -> None:
+    names = ("learning_rate", "drop", "missing", "max_bytes", "clip_norm")
+    assert words.in_options(message, {name: f"--{name.replace('_', '-')}" for name in names}) == said
+
+
 # check and info
 
 
@@ -690,9 +853,11 @@ def test_ctrl_c_and_a_closed_pipe(tmp_path: Path) -> None:
     while not (tmp_path / "state").exists() and time.monotonic() < until:
         time.sleep(0.05)
     training.send_signal(signal.SIGINT)
-    assert training.communicate(timeout=60) == ("", "gpuback: interrupted\n")
-    assert training.returncode == INTERRUPTED
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "state"]
+    out, err = training.communicate(timeout=60)
+    assert (out, training.returncode) == ("", INTERRUPTED)
+    assert err.endswith("To go on: the same command with --checkpoint state --resume\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits.safetensors", "net", "state"]
+    MLP.load(tmp_path / "digits.safetensors")
 
 
 def test_a_terminal_that_cannot_show_the_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

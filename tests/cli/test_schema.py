@@ -178,7 +178,7 @@ def test_rows_with_missing_cells_are_left_out() -> None:
         (["3.1.2024", "17.12.2023"] * 15, "holds dates, such as '3.1.2024'"),
         ([datetime.date(2024, 1, day + 1).isoformat() for day in range(30)], "holds dates, such as"),
         ([f"customer {i}" for i in range(30)], "holds 30 different texts in 30 rows, such as 'customer 0'"),
-        (["1,5", "2,25"] * 15, "holds numbers with decimal commas, such as '1,5': decimal=','"),
+        (["1,5", "2,25"] * 15, "holds numbers with decimal commas, such as '1,5' (decimal=',')"),
         ([*map(str, range(29)), "?"], "holds numbers, but also 1 cell such as '?'"),
         ([np.inf, 1.0] * 15, "holds 15 infinite numbers"),
         ([None] * 30, "is empty"),
@@ -204,6 +204,9 @@ def test_too_many_texts() -> None:
 def test_options_that_do_not_fit() -> None:
     with pytest.raises(OptionError, match="unknown column of the data 'colur'. Did you mean 'colour'?"):
         Schema.fit(FRAME, drop=["colur"])
+    with pytest.raises(OptionError, match=r"drop=\['species'\] leaves out the target"):
+        Schema.fit(FRAME, target="species", drop=["species"])
+    assert Schema.fit(FRAME, drop=["species"]).target.name == "colour"
     with pytest.raises(OptionError, match="missing: expected 'mean' or 'drop', got 'zero'"):
         Schema.fit(FRAME, missing="zero")
     with pytest.raises(OptionError, match="data: expected a path, a DataFrame, an array or"):
@@ -259,6 +262,8 @@ def test_separator_and_decimal_can_be_set(tmp_path: Path) -> None:
     assert load(path, separator=":").feature_names == ("x;z=1;2", "x;z=2;3", "x;z=(other)")
     path = written(tmp_path, "b.csv", "x;kind\n1,234;a\n2,345;b\n")
     np.testing.assert_array_equal(load(path).x[:, 0], [1.234, 2.345])
+    path = written(tmp_path, "c.csv", "x;kind;\n1.234,5;a;\n-2.000,25;b;\n3,5;a;\n")
+    np.testing.assert_array_equal(load(path).x[:, 0], [1234.5, -2000.25, 3.5])
     for options in ({"separator": ",,"}, {"decimal": ";"}):
         with pytest.raises(OptionError, match=f"{next(iter(options))}: expected"):
             load(path, **options)
@@ -277,6 +282,8 @@ def test_parquet(tmp_path: Path) -> None:
     FRAME.to_parquet(tmp_path / "a.parquet")
     schema = Schema.fit(tmp_path / "a.parquet")
     np.testing.assert_array_equal(schema.transform(FRAME)[0], Schema.fit(FRAME).transform(FRAME)[0])
+    with pytest.raises(DataError, match="unpack to at most 100 bytes, found more; max_bytes="):
+        load(tmp_path / "a.parquet", max_bytes=100)
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     with pytest.raises(FileFormatError, match="b.parquet: expected a whole Parquet file"):
         load(tmp_path / "b.parquet")

@@ -233,6 +233,7 @@ CSV = (
     "a,b,y\n"
     + "".join(f"{a!r},{b!r},{y}\n" for a, b, y in zip(X[:, 0].tolist(), (X[:, 1] / 7).tolist(), Y, strict=True))
 ).encode()
+WORDS = "a;b;y\n" + "".join(f'{i},5;"{"uvw"[i % 3]}";{"no" if i % 3 else "yes"}\n' for i in range(30))
 FILES: dict[str, tuple[str, Callable[[list[Edit]], bytes]]] = {
     "npz": ("mutant.npz", lambda changes: edited(npz(x=npy(X), y=npy(Y)), changes)),
     "npz members": ("mutant.npz", lambda changes: npz(x=edited(npy(X), changes), y=npy(Y))),
@@ -242,6 +243,8 @@ FILES: dict[str, tuple[str, Callable[[list[Edit]], bytes]]] = {
     "gzip": ("train-images-idx3-ubyte.gz", lambda changes: edited(gzip.compress(idx(X), mtime=0), changes)),
     "gzipped": ("train-images-idx3-ubyte.gz", lambda changes: gzip.compress(edited(idx(X), changes), mtime=0)),
     "csv": ("mutant.csv", lambda changes: edited(CSV, changes)),
+    "csv of words": ("mutant.csv", lambda changes: edited(WORDS.encode(), changes)),
+    "gzipped csv": ("mutant.csv.gz", lambda changes: gzip.compress(edited(CSV, changes), mtime=0)),
 }
 
 

@@ -502,7 +502,7 @@ def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
 
 def _power(beta: float, steps: int) -> float:
     power, left = 1.0, min(steps, EXACT_STEPS)
-    with np.errstate(under="ignore"):
+    with np.errstate(all="ignore"):
         while left and power > NEGLIGIBLE_POWER:
             factors = np.full(min(left, PARAMETERS_AT_ONCE), beta)
             factors[0] *= power
