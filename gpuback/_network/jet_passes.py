@@ -123,7 +123,9 @@ class JetPasses:
             moving = weights, layout.split(self.theta_dot)[1]
         fitting = BLOCK_BYTES // (precision.accumulator.itemsize * sum(architecture.sizes) * jet.planes)
         rows = fitting if fitting >= FEWEST_ROWS else 4096 // jet.planes
-        self._tasks = tasks = Tasks(network, batch_size, need_backward, micro_batch_size=max(rows, 1))
+        self._tasks = tasks = Tasks(
+            network, batch_size, need_backward, micro_batch_size=max(rows, 1), planes=jet.planes
+        )
         self._partial_views = [layout.split(partial) for partial in tasks.partials]
 
         def block(height: int, workspace: Any = None) -> JetLayers:

@@ -31,6 +31,7 @@ class Tasks:
         need_gradient: whether there are gradients to add up.
         micro_batch_size: no block has more rows.
         threads: the backend's choice by default.
+        planes: how many rows each sample has in products.
 
     Attributes:
         rows: how many a block has; the last one may have fewer.
@@ -47,10 +48,12 @@ class Tasks:
         need_gradient: bool,
         micro_batch_size: int | None = None,
         threads: ThreadPool | None = None,
+        planes: int = 1,
     ) -> None:
         architecture, ops = network.architecture, network.ops
         sizes, precision = architecture.sizes, architecture.precision
-        rows, chosen = ops.plan_blocks(sizes, batch_size, precision, need_gradient=need_gradient)
+        rows, chosen = ops.plan_blocks(sizes, batch_size * planes, precision, need_gradient=need_gradient)
+        rows = ceil_div(rows, planes)
         self.rows = rows if micro_batch_size is None else min(rows, micro_batch_size)
         self.threads = chosen if threads is None else threads
         n_parameters = architecture.layout.n_parameters
