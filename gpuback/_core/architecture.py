@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -91,6 +93,11 @@ class Architecture:
                 )
         precision = Precision.of(dtype, allow_tf32=allow_tf32, reproducible=bool(reproducible))
         made = cls(widths, names, output, row, precision)
+        n_bytes = precision.accumulator.itemsize * sum((n + 1) * m for n, m in itertools.pairwise(widths))
+        if n_bytes > sys.maxsize:
+            raise OptionError(
+                f"sizes: expected a network that memory can hold, got parameters of {quoted(n_bytes >> 30)} GiB"
+            )
         made._require_reproducible_forms()
         return made
 

@@ -136,12 +136,13 @@ def check_gradients(
         raise DataError(f"the loss is {value}: expected a finite one to differentiate")
     _, own = net.value_and_grad(samples, targets, sample_weight=weight, need_input_grad=True)
     expected, actual = _in_blocks(exact), [net.ops.to_numpy(part) for part in _in_blocks(own)]
-    bounds = _rounding_bounds(twin, samples, targets, weight)
     limit = _rounding_limit(net)
+    bounds = _rounding_bounds(twin, samples, targets, weight, limit)
+    size = value + _softmax_size(twin, targets, weight)
     rows = []
     for (name, view), along, gradient, ours, bound in zip(blocks, directions, expected, actual, bounds, strict=True):
         typical = float(np.linalg.norm(gradient)) / math.sqrt(gradient.size)
-        errors = [_formula_error(loss, value, view, d, float(np.vdot(gradient, d)), typical, step) for d in along]
+        errors = [_formula_error(loss, size, view, d, float(np.vdot(gradient, d)), typical, step) for d in along]
         rounding = float(np.linalg.norm(ours - gradient)) / (float(np.linalg.norm(bound)) or 1.0)
         rows.append(BlockCheck(name, max(errors), rounding, limit))
     return GradientReport(tuple(rows), len(samples))
@@ -202,7 +203,7 @@ def _rows_away_from_kinks(
 
 def _formula_error(
     loss: Callable[[], float],
-    value: float,
+    size: float,
     view: NDArray[np.float64],
     direction: NDArray[np.float64],
     expected: float,
@@ -213,15 +214,30 @@ def _formula_error(
 
     A long step suffers from curvature, a short one from rounding: below some roundings of the loss no difference can be
     told from 0, and that resolution is added to `typical`. A gradient that is wrong is wrong for every step.
+
+    Args:
+        size: of the numbers whose roundings the loss has.
     """
     best = math.inf
     for finer in (step, step / 10, step / 100):
-        resolution = 16 * UNIT_ROUNDOFF["float64"] * abs(value) / finer / FORMULA_LIMIT
+        resolution = 16 * UNIT_ROUNDOFF["float64"] * abs(size) / finer / FORMULA_LIMIT
         error = abs(_derivative(loss, view, direction, finer) - expected) / (typical + resolution or 1.0)
         best = min(best, error)
         if best <= FORMULA_LIMIT / 10:
             break
     return best
+
+
+def _softmax_size(twin: MLP, targets: NDArray[Any], weight: NDArray[np.float64] | None) -> float:
+    """Return the mean of w_b Σ_j y_bj for cross-entropy, else 0.
+
+    Its log s is of a sum near 1, which is rounded to u: the loss of a sure prediction is far smaller than that.
+    """
+    if not isinstance(twin.architecture.loss_row, CrossEntropy):
+        return 0.0
+    largest = max(twin.architecture.loss_row.class_weight or (1.0,))
+    mass = np.ones(len(targets)) if targets.ndim == 1 else np.abs(targets).sum(axis=1)
+    return largest * float(np.mean(mass if weight is None else mass * np.abs(weight)))
 
 
 def _derivative(
@@ -246,12 +262,12 @@ def _in_blocks(gradients: Any) -> list[Array]:
 
 
 def _rounding_bounds(
-    twin: MLP, samples: NDArray[np.float64], targets: NDArray[Any], weight: NDArray[np.float64] | None
+    twin: MLP, samples: NDArray[np.float64], targets: NDArray[Any], weight: NDArray[np.float64] | None, limit: float
 ) -> list[NDArray[np.float64]]:
     """Bound each gradient's error if every operation rounds operands and results by at most 1, relative to them.
 
     Errors are propagated operation by operation, forward and backward, to first order and on absolute values. The
-    caller scales the result by the unit roundoff.
+    caller scales the result by the unit roundoff, `limit`, which also says what may be on the other side of a kink.
     """
     t = twin.trace(samples, targets, sample_weight=weight)
     depth, batch_size = len(twin.sizes) - 1, len(samples)
@@ -276,6 +292,8 @@ def _rounding_bounds(
         error = (error + da[k]) @ W[k]
         if k > 1:  # g' is good to absolute error, and the pre-activation that it belongs to is off as well
             error = slopes[k - 1] * error + dh[k - 1] * (1 + a_error[k - 1])
+            for kink in twin.architecture.hidden_activations[k - 2].kinks:
+                error += (np.abs(t.a[k - 1] - kink) <= limit * (a_error[k - 1] + abs(kink))) * dh[k - 1] / limit
     return [*bounds, error]
 
 
