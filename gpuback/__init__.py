@@ -1,5 +1,10 @@
 """gpuback: gradients of feed-forward networks by back-propagation, on NVIDIA GPUs and, just the same, on NumPy."""
 
+# ruff: noqa: E402
+from gpuback import _interrupted_start
+
+_interrupted_start.guard()
+
 from gpuback import losses as losses
 from gpuback import schedules as schedules
 from gpuback._backends.fused_backward import bind_fused_backward as bind_fused_backward

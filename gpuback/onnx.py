@@ -14,8 +14,8 @@ import gpuback
 from gpuback._core.activation_families import constants_of
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import ACTIVATIONS
-from gpuback._core.activations_from_a import GELU_CUBIC, GELU_SCALE, MILLS_FLOAT64, MISH_LIMIT, SATURATED
-from gpuback._core.activations_from_h import SELU_DEPTH, SELU_SCALE
+from gpuback._core.activations_from_a import GELU_CUBIC, GELU_SCALE, MILLS_FLOAT64, MISH_LIMIT, NORMAL_TAIL, SATURATED
+from gpuback._core.activations_from_h import LARGEST, SELU_DEPTH, SELU_SCALE
 from gpuback._core.activations_piecewise import LEAKY_SLOPE
 from gpuback._core.output_files import replacing
 from gpuback._core.precision import DTYPES
@@ -174,7 +174,7 @@ class _Graph:
         """Store W in the operands' format; return the name under which products read it."""
         if not self._sixteen_bit:
             return self.constant(W, name)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             stored = self.constant(W.astype(DTYPES[self._operand]), name)
         return self.node("Cast", stored, name=f"{name}.float32", to=TensorProto.FLOAT)
 
@@ -198,8 +198,10 @@ class _Graph:
             return self.node(IN_EVERY_TYPE[name], a, name=h)
         if name in CLIPPED:
             return self.node("Clip", a, *map(self.number, CLIPPED[name]), name=h)
-        if self._sixteen_bit and ACTIVATIONS[name].derivative_from == "a":  # rounded, a may be −∞, which times 0 is NaN
+        if ACTIVATIONS[name].derivative_from == "a":  # h is a times what is 0 there, and −∞ · 0 is NaN
             a = self.node("Max", a, self.number(-SATURATED))
+        if name == "softsign":  # ∞/∞ is NaN
+            a = self.node("Clip", a, self.number(-LARGEST), self.number(LARGEST))
         if name in IN_FLOAT32 and self._total.itemsize == 4:
             kind, first_opset, attributes = IN_FLOAT32[name]
             if self._opset >= first_opset:
@@ -219,8 +221,7 @@ class _Graph:
             scaled = self.activation("softplus", self._times(a, value), f"{h}.scaled")
             return self.node("Div", scaled, self.number(value), name=h)
         if family == "silu":
-            if self._sixteen_bit:  # rounded, a may be −∞, which times 0 is NaN
-                a = self.node("Max", a, self.number(-SATURATED / value))
+            a = self.node("Max", a, self.number(-SATURATED / value))  # −∞ · 0 is NaN
             return self.node("Mul", a, self.node("Sigmoid", self._times(a, value)), name=h)
         if family in ("leaky_relu", "elu") and in_float32:
             return self.node(IN_FLOAT32[family][0], a, name=h, alpha=value)
@@ -243,7 +244,7 @@ class _Graph:
         if self._total.itemsize == 4:
             erf = self.node("Erf", self._times(a, math.sqrt(0.5)))
             return self.node("Mul", self._times(a, 0.5), self._plus(erf, 1.0), name=h)
-        y = self.node("Abs", a)
+        y = self.node("Min", self.node("Abs", a), self.number(NORMAL_TAIL))
         p, (*coefficients, last) = MILLS_FLOAT64
         t = self.node("Reciprocal", self._plus(self._times(y, p), 1.0))
         s = self._plus(self._times(t, 2.0), -1.0)

@@ -21,6 +21,7 @@ from gpuback._network.mlp import MLP, Gradients
 from gpuback.errors import DtypeError, OptionError, unknown_name
 
 
+@np.errstate(all="ignore")
 def tolerance(
     magnitude: ArrayLike,
     terms: int,
@@ -99,6 +100,7 @@ def fingerprint(what: MLP | Gradients | Array) -> str:
 Kind = Literal["mixed", "positive", "constant", "integers"]
 
 
+@np.errstate(all="ignore")
 def random_array(
     rng: np.random.Generator,
     shape: tuple[int, ...],
@@ -141,6 +143,7 @@ class LayerCase:
     W: NDArray[Any]
 
 
+@np.errstate(all="ignore")
 def random_layer(
     rng: np.random.Generator,
     batch_size: int,
@@ -161,6 +164,7 @@ def random_layer(
     return LayerCase(da, h.astype(da.dtype), a_prev, W)
 
 
+@np.errstate(all="ignore")
 def random_batch(net: MLP, batch_size: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[Any]]:
     """x (B, n_0) and targets y that fit the network's loss.
 

@@ -19,6 +19,9 @@ DLPACK_HOST = (1, 3)
 DLPACK_CUDA = (2, 13)
 """DLPack's numbers for a CUDA device's memory: its own, and managed memory."""
 
+NULLABLE = ("boolean", *(f"{kind}{size}" for kind in ("Int", "UInt") for size in (8, 16, 32, 64)), "Float32", "Float64")
+"""pandas' dtypes of numbers of which some may be missing."""
+
 DLPACK_ERRORS = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
 """The errors that exporters and importers raise: libraries agree on no kind."""
 
@@ -38,15 +41,29 @@ def as_host_array(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> A
     if type(value) is np.ndarray and value.flags.c_contiguous and (dtype is None or value.dtype is dtype):
         return value
     array = value if isinstance(value, np.ndarray) else _host_array(value, what)
-    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+    if _holds_mask(value):
         raise DtypeError(f"{what}: expected numbers without a mask, got a masked array; {what}.filled(value) fills it")
     if dtype is None or array.dtype != dtype:
         if not is_real(array.dtype):
-            raise DtypeError(f"{what}: expected real numbers, got dtype {array.dtype}")
+            raise DtypeError(f"{what}: expected real numbers, got dtype {array.dtype}{_hint(value, what)}")
         if dtype is not None:
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 array = array.astype(dtype)
     return np.asarray(array, order="C")
+
+
+def _holds_mask(value: object) -> bool:
+    """Tell whether a number is masked, here or in an array in a sequence, whose masks NumPy would drop silently."""
+    if isinstance(value, (list, tuple)):
+        return any(_holds_mask(item) for item in value if isinstance(item, (list, tuple, np.ma.MaskedArray)))
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.is_masked(value))
+
+
+def _hint(value: object, what: str) -> str:
+    """Say what makes numbers of something whose array is one of Python objects."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "toarray"):
+        return ""
+    return f": a sparse {type(value).__name__}; {what}.toarray() makes a dense array"
 
 
 def is_real(dtype: np.dtype[Any]) -> bool:
@@ -104,6 +121,31 @@ def _host_array(value: ArrayLike, what: str) -> Array:
             )
         return from_dlpack(value, what, np.from_dlpack)
     try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise DtypeError(f"{what}: expected an array of real numbers, got {type(value).__name__}: {error}") from error
+        array = np.asarray(value)
+    except DLPACK_ERRORS as error:
+        raise DtypeError(
+            f"{what}: expected an array of real numbers, got {type(value).__name__}: {error}{_hint(value, what)}"
+        ) from error
+    if array.dtype == object and hasattr(value, "to_numpy") and hasattr(value, "dtypes"):
+        return _of_columns(value, what)
+    return array
+
+
+def _of_columns(table: Any, what: str) -> Array:
+    """Convert a pandas DataFrame or Series, whose columns may be boolean or nullable. What is missing is NaN.
+
+    Raises:
+        DtypeError: a column is not numeric; the message names it.
+    """
+    columns = []
+    for name, column in table.items() if table.ndim == 2 else [(table.name, table)]:
+        numbers = np.asarray(column)
+        if numbers.dtype == object and str(column.dtype) in NULLABLE:  # as a number is missing
+            numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        if not is_real(numbers.dtype):
+            which = "" if table.ndim == 1 else f" in column {name!r}"
+            raise DtypeError(f"{what}: expected real numbers, got dtype {column.dtype}{which}")
+        columns.append(numbers)
+    if table.ndim == 1:
+        return columns[0]
+    return np.column_stack(columns) if columns else np.empty(table.shape)

@@ -112,6 +112,7 @@ class Update(Protocol):
         loss: Any = None,
         clip_norm: float | None = None,
         stop_after_nonfinite: bool = False,
+        launches: Callable[[], None] | None = None,
         **hyper_parameters: Any,
     ) -> None:
         """Update θ once, unless `loss` or the gradient is not finite. Runs in `Ops.scope(self.on_invalid)`.
@@ -125,6 +126,8 @@ class Update(Protocol):
             loss: the loss that the gradient belongs to, as the passes returned it. None: update in any case.
             clip_norm: the Euclidean norm that a longer gradient is scaled down to.
             stop_after_nonfinite: make no more updates once a loss or gradient was not finite.
+            launches: a `FusedNetwork.step` to run instead, which computes the gradient and makes the update that the
+                other arguments ask for.
             hyper_parameters: learning_rate, weight_decay, and momentum and nesterov, or betas, eps and decoupled.
         """
         ...
@@ -147,25 +150,10 @@ class AdamUpdate(Update, Protocol):
 
 
 class CapturableUpdate(Update, Protocol):
-    """An update on a backend with a `graph_capture`: its launches can be part of a captured step."""
+    """An update on a backend with a `graph_capture`: its launches can be part of a captured step.
 
-    def __call__(
-        self,
-        gradient: Array,
-        *,
-        loss: Any = None,
-        clip_norm: float | None = None,
-        stop_after_nonfinite: bool = False,
-        launches: Callable[[], None] | None = None,
-        **hyper_parameters: Any,
-    ) -> None:
-        """Update as `Update` does; given `launches`, write the hyper-parameters to the device and run those instead.
-
-        Args:
-            gradient, loss, clip_norm, stop_after_nonfinite, hyper_parameters: see `Update`.
-            launches: a captured step, or a `FusedNetwork.step`, which contains the update.
-        """
-        ...
+    Given `launches`, a call writes the hyper-parameters to the device and then runs those. They may be a captured step.
+    """
 
     def launch(self, gradient: Array, loss: Array | None) -> None:
         """Queue one update by the hyper-parameters that are on the device. Only launches."""
@@ -835,6 +823,10 @@ class Ops(Protocol):
         ...
 
     # What runs, in words
+
+    def explain_batch(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> str:
+        """Say how a batch is cut for a step of training, and who works on it."""
+        ...
 
     def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str] | None:
         """Name the launches of a fused step, none if the network goes layer by layer, and say why.

@@ -153,6 +153,12 @@ def ops_of(arrays: dict[str, Array]) -> Ops:
             + ", ".join(f"{name}: {home}" for name, home in homes.items())
         )
     if home == NUMPY_HOME:  # of a subclass
+        for name, array in arrays.items():
+            if isinstance(array, (np.ma.MaskedArray, np.matrix)):  # whose products and out= are others
+                remedy = f"{name}.A" if isinstance(array, np.matrix) else f"{name}.filled(value)"
+                raise DtypeError(
+                    f"{name}: expected a plain numpy.ndarray, got a {type(array).__name__}; {remedy} makes one"
+                )
         return NumpyOps()
     return _cupy_ops_on(next(iter(arrays.values())).device.id, reproducible=False)
 

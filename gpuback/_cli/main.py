@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpuback import _interrupted_start
 from gpuback._cli import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE
 from gpuback._cli.words import in_options, nearest_option
 from gpuback._core.streams import standard_streams
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(arguments: Sequence[str] | None) -> int:
     try:
+        _interrupted_start.end()
         return _run(sys.argv[1:] if arguments is None else list(arguments), typed=arguments is None)
     except BrokenPipeError:
         return BROKEN_PIPE
@@ -71,6 +73,8 @@ def _run(arguments: list[str], typed: bool) -> int:
             hint = nearest_option(unknown, [name for option in error.ctx.command.params for name in option.opts])
             error.possibilities = None if hint else error.possibilities
         return _complain(f"{error.format_message()}{hint} (see {command} --help)", USAGE)
+    if work == INTERRUPTED:  # in the midst of parsing, where Typer says no more than that
+        raise KeyboardInterrupt
     if not callable(work):  # --help and --version have run already and return an exit code
         return int(work or 0)
     parameters = commands.commands[work.func.__name__].params

@@ -16,6 +16,7 @@ operations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -29,6 +30,9 @@ from gpuback._core.typing import Array
 
 Run = Callable[[Array], None]
 Build = Callable[[Array, Array, Scratch, float, Array | None], Run]
+
+OVERFLOWN = 1e4
+"""e to this power is infinite in every dtype."""
 
 
 class Softmax:
@@ -138,7 +142,7 @@ def _bind_own(rows: Array) -> tuple[Array, Array, Run]:
 
 
 def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array, divisor: float) -> Run:
-    """ℓ_b = Σ_j y_bj (log s_b − z_bj), and from a to ((Σ_j y_bj) ŷ − y) / divisor."""
+    """ℓ_b = Σ_j y_bj (log s_b − z_bj), and from a to ((Σ_j y_bj) ŷ − y) / divisor. Where y_bj is 0, so is its term."""
     total = np.empty_like(losses)
     sum_scratch = bind_sum_rows(scratch)
 
@@ -150,6 +154,9 @@ def _of_probabilities(z: Array, losses: Array, softmax: Softmax, scratch: Array,
         np.subtract(total[:, None], scratch, out=scratch)
         np.multiply(scratch, y, out=scratch)
         sum_scratch(losses)
+        if _any_nan(losses):  # perhaps of ∞ · 0: a logit is −∞, or further from the largest than numbers go
+            np.copyto(scratch, 0, where=np.equal(y, 0))
+            sum_scratch(losses)
         np.copyto(scratch, y)
         sum_scratch(total)
         np.multiply(z, total[:, None], out=z)
@@ -206,6 +213,9 @@ def sigmoid_binary_cross_entropy(
         np.log1p(other, out=other)
         np.add(term, other, out=term)
         sum_terms(losses)
+        if _any_nan(losses):  # perhaps of ∞ − ∞: an infinite a agrees with y, or it does not
+            np.copyto(term, np.where(np.equal(y, a > 0), 0, math.inf), where=np.isinf(a))
+            sum_terms(losses)
         sigmoid(a, a, scratch)
         np.subtract(a, y, out=a)
         np.divide(a, divisor, out=a)
@@ -281,6 +291,7 @@ def exponential_poisson(a: Array, losses: Array, scratch: Scratch, divisor: floa
         np.subtract(a, difference, out=difference)
         np.copyto(difference, 0, where=is_zero)
         np.expm1(difference, out=term)
+        np.minimum(difference, OVERFLOWN, out=difference)  # ∞ − ∞ would be NaN
         np.subtract(term, difference, out=term)
         np.multiply(term, y, out=term)
         np.exp(a, out=a)
@@ -394,6 +405,12 @@ def bind_through_output(name: str, source: Array, delta: Array, scratch: Scratch
         np.multiply(delta, source, out=delta)
 
     return through_softmax
+
+
+def _any_nan(losses: Array) -> bool:
+    """Tell whether a loss is NaN, in 0.4 µs where `isnan` and `any` take 1.3. No loss is below 0 but by rounding."""
+    squares = losses.dot(losses)
+    return bool(squares != squares)
 
 
 def _bind_half_squares(residual: Array, losses: Array, squares: Array) -> Callable[[], None]:

@@ -29,10 +29,12 @@ EXPRESSION_FUNCTIONS: dict[str, Function] = {
 
 
 def evaluated(function: Function, x: Array) -> Array:
-    """Apply a function to an array, or to a number as to an array of one; return a fresh array."""
+    """Apply a function to an array, or to a number as to an array of one; return a fresh array in x's memory order."""
+    if np.ndim(x) == 2 and x.flags.fnc:
+        return evaluated(function, x.T).T
     x = np.ascontiguousarray(x, np.float64)
-    result = np.empty_like(x)
-    function(x, result, tuple(np.empty_like(x) for _ in range(SCRATCH)))
+    result, *scratch = np.empty((1 + SCRATCH, *x.shape))
+    function(x, result, tuple(scratch))
     return result
 
 

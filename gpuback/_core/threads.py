@@ -1,23 +1,30 @@
-"""Several cores: blocks of a batch run side by side on our own threads, with BLAS on one thread in each.
+"""Several cores: tasks of one batch run side by side on our own threads, with BLAS on one thread in each.
 
 Matrix products of narrow layers are too small for BLAS to divide well, and everything between them runs on one core.
-Divided by rows instead, products and all the rest use every core, and threads wait for each other only at the end.
+BLAS's own threads also spin while they wait for each other: beside other programs, a product then takes many times as
+long. Here whoever waits sleeps, and no one waits for a thread that has no task.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from gpuback._core.interrupts import Deferred
+
 Result = TypeVar("Result")
+
+Work = Callable[[int, int], object]
+"""A function of a task's number and of the number of the worker that runs it."""
 
 
 class ThreadPool:
@@ -37,100 +44,189 @@ class ThreadPool:
         """Return [work(0, w), …, work(count − 1, w)], where w is the number of the worker that ran the task.
 
         A worker that is done takes the next task. If a task raises, no further ones are begun, and `run` raises the
-        error when all workers have ended.
+        error when all workers have ended. Ctrl-C acts as such an error.
         """
         if not self.blas_alone:
             return [work(index, 0) for index in range(count)]
         results: dict[int, Result] = {}
-        indices = iter(range(count))
 
-        def take(worker: int) -> None:
-            try:
-                with _OneBlasThread():
-                    for index in indices:  # each comes out once, whichever thread asks
-                        results[index] = work(index, worker)
-            except BaseException:
-                list(indices)  # leaves none for the other workers
-                raise
+        def task(index: int, worker: int) -> None:
+            results[index] = work(index, worker)
 
-        workers = min(self.size, count)
-        if workers > 1:
-            side_by_side(take, workers)
-        else:
-            take(0)
+        self.run_phases(Phase(task, count))
         return [results[index] for index in range(count)]
 
+    def run_phases(self, *phases: Phase) -> None:
+        """Run the tasks of each phase side by side; a phase begins when all tasks of the one before have ended.
 
-def side_by_side(work: Callable[[int], Result], count: int) -> list[Result]:
-    """Return [work(0), …, work(count − 1)], each run on a thread of its own, the first on the caller's.
-
-    An error in one of them is raised here, once all have ended.
-    """
-    results: dict[int, Result] = {}
-    errors: list[BaseException] = []
-
-    def task(index: int) -> None:
-        try:
-            results[index] = work(index)
-        except BaseException as error:
-            errors.append(error)
-
-    helpers = [_helper() for _ in range(1, count)]
-    for index, helper in enumerate(helpers, 1):
-        helper.start(partial(task, index))
-    task(0)
-    for helper in helpers:
-        while not helper.idle:
+        Errors are raised as by `run`. Once the last of several phases has begun, Ctrl-C waits for its end.
+        """
+        workers = min(self.size, max(phase.count for phase in phases))
+        job = _Job(phases, workers)
+        with Deferred() as interrupt, BlasAlone():
+            job.interrupt = interrupt
+            helpers = _helpers(workers - 1)
             try:
-                helper.wait()
-            except KeyboardInterrupt as error:  # the buffers stay in use until the helper has ended
-                errors.append(error)
-    _idle.extend(helpers)
-    if errors:
-        raise errors[0]
-    return [results[index] for index in range(count)]
+                for worker, helper in enumerate(helpers, 1):
+                    helper.start(job, worker)
+                job.take_part(0)
+            finally:
+                job.close()
+                _idle.extend(helpers)
+        if job.error is not None:
+            raise job.error
+
+
+class Phase:
+    """Tasks that may run side by side.
+
+    Args:
+        work: runs one of them.
+        count: how many there are.
+        then: what is done once, by some worker, after the last has ended and before the next phase begins.
+    """
+
+    def __init__(self, work: Work, count: int, then: Callable[[], object] | None = None) -> None:
+        self.work, self.count, self.then = work, count, then
+        self.left = count
+        self.over = count == 0
+
+
+class _Job:
+    """Phases that the caller and helpers work on.
+
+    The caller waits for tasks that others have begun, never for others as such: a helper that comes late, because
+    other programs keep the cores busy, finds nothing left and goes.
+
+    Attributes:
+        error: what a task raised first.
+        interrupt: the caller's.
+    """
+
+    error: BaseException | None = None
+    interrupt: Deferred
+
+    def __init__(self, phases: tuple[Phase, ...], workers: int) -> None:
+        self._phases, self._workers = phases, range(workers)
+        self._tasks = [[iter(range(first, phase.count, workers)) for first in self._workers] for phase in phases]
+        self._lock = threading.Lock()
+        self._sleepers: list[threading.Lock] = []
+        self._helpers, self._closed = 0, False
+
+    def help(self, worker: int) -> None:
+        """Take part as a helper."""
+        with self._lock:
+            if self._closed:
+                return
+            self._helpers += 1
+        try:
+            self.take_part(worker)
+        finally:
+            with self._lock:
+                self._helpers -= 1
+
+    def take_part(self, worker: int) -> None:
+        """Run tasks until none is left. The caller, worker 0, also waits for those of others."""
+        last = self._phases[-1]
+        with _OwnBlasAlone():
+            for phase, tasks in zip(self._phases, self._tasks, strict=True):
+                may_stop = phase is not last or len(self._phases) == 1
+                taken = 0
+                # Its own tasks first, the same at every run, of which it may have something in cache. Then others'.
+                # Each comes out of its iterator once, whichever thread asks.
+                for index in itertools.chain(*tasks[worker:], *tasks[:worker]):
+                    taken += 1
+                    if may_stop and self.interrupt.ends_work and self.error is None:
+                        self.error = KeyboardInterrupt()
+                    if self.error is None:
+                        self._run(phase.work, index, worker)
+                if not self._meet(phase, taken, worker == 0 or phase is not last):
+                    return
+
+    def _run(self, function: Callable[..., object], *arguments: int) -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:
+            if self.error is None:
+                self.error = error
+
+    def _meet(self, phase: Phase, taken: int, wait: bool) -> bool:
+        """Note that so many of the phase's tasks have ended; if told to, wait until all have, and say so."""
+        with self._lock:
+            phase.left -= taken
+            is_last = taken > 0 and phase.left == 0
+            if not is_last and not phase.over:
+                if not wait or self._closed:
+                    return False
+                gate = threading.Lock()
+                gate.acquire()
+                self._sleepers.append(gate)
+        if is_last:
+            if phase.then is not None and self.error is None:
+                self._run(phase.then)
+            with self._lock:
+                phase.over = True
+            self._wake()
+        elif not phase.over:
+            gate.acquire()
+        return not self._closed
+
+    def _wake(self) -> None:
+        with self._lock:
+            sleepers, self._sleepers = self._sleepers, []
+        for gate in sleepers:
+            gate.release()
+
+    def close(self) -> None:
+        """Let no helper in any more and wait until those inside have left.
+
+        There are some only if the caller's own part was cut short, e.g. by an error that a signal's handler raised.
+        Otherwise all tasks have ended, and a helper that is still inside touches none of their arrays.
+        """
+        if all(phase.over for phase in self._phases):
+            self._closed = True
+            return
+        if self.error is None:
+            self.error = RuntimeError("the work was cut short")  # helpers begin no further task
+        self._closed = True
+        while self._helpers:
+            self._wake()
+            time.sleep(1e-3)
 
 
 class _Helper:
-    """A thread that waits for tasks: handing one over takes a third of the time that a new thread does."""
+    """A thread that waits for jobs: handing one over takes a third of the time that a new thread does."""
 
     def __init__(self) -> None:
-        self.idle = True
-        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._jobs: queue.SimpleQueue[tuple[_Job, int]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True, name="gpuback helper").start()
 
-    def start(self, task: Callable[[], None]) -> None:
-        self.idle = False
-        self._tasks.put(task)
-
-    def wait(self) -> None:
-        """Return when the task has ended."""
-        self._ended.get()
-        self.idle = True
+    def start(self, job: _Job, worker: int) -> None:
+        self._jobs.put((job, worker))
 
     def _run(self) -> None:
-        while True:
-            task = self._tasks.get()
-            with np.errstate(all="ignore"):  # each thread has an errstate of its own
-                task()
-            del task  # and what it holds
-            self._ended.put(None)
+        with np.errstate(all="ignore"):  # each thread has an errstate of its own
+            while True:
+                job, worker = self._jobs.get()
+                job.help(worker)
+                del job  # and what it holds
 
 
 _idle: list[_Helper] = []
 
 
-def _helper() -> _Helper:
-    """Take an idle helper, or make a new one."""
-    try:
-        return _idle.pop()
-    except IndexError:
-        return _Helper()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)  # threads do not survive a fork
+def _helpers(count: int) -> list[_Helper]:
+    """Take idle helpers, or make new ones; fewer where the system allows no more threads."""
+    helpers: list[_Helper] = []
+    for _ in range(count):
+        try:
+            helpers.append(_idle.pop())
+        except IndexError:
+            try:
+                helpers.append(_Helper())
+            except RuntimeError:
+                break
+    return helpers
 
 
 def blas_threads() -> int:
@@ -151,34 +247,67 @@ def blas_cores() -> set[str]:
 _lock = threading.Lock()
 _inside = 0
 _before: list[int] = []
+_forks = 0
+"""How many forks lie between this process and the one that imported gpuback."""
 
 
-class _OneBlasThread:
-    """A context in which BLAS runs on one thread, at least for the calling thread.
+class BlasAlone:
+    """A context in which BLAS libraries whose number of threads is the process's run on one thread.
 
-    With OpenMP the number belongs to the thread. Otherwise it belongs to the process: the first thread to enter sets
-    it, the last to leave restores it.
+    The first thread to enter sets it, the last to leave restores it. Libraries whose number is each thread's are left
+    alone: theirs is set in the threads that run tasks.
     """
 
     def __enter__(self) -> None:
         global _inside, _before
-        own, shared = _blas()
-        self._own_before = [library.replace_threads(1) for library in own]
+        shared = _blas()[1]
         with _lock:
             if _inside == 0:
                 _before = [library.replace_threads(1) for library in shared]
             _inside += 1
+            self._forks = _forks
 
     def __exit__(self, *exception: object) -> None:
         global _inside
-        own, shared = _blas()
         with _lock:
+            if self._forks != _forks:  # the child is at rest already
+                return
             _inside -= 1
             if _inside == 0:
-                for library, count in zip(shared, _before, strict=True):
-                    library.set_threads(count)
-        for library, count in zip(own, self._own_before, strict=True):
+                _restore()
+
+
+def _restore() -> None:
+    for library, count in zip(_blas()[1], _before, strict=True):
+        library.set_threads(count)
+
+
+class _OwnBlasAlone:
+    """A context in which BLAS libraries whose number of threads is each thread's (OpenMP's) run on one thread."""
+
+    def __enter__(self) -> None:
+        self._before = [library.replace_threads(1) for library in _blas()[0]]
+
+    def __exit__(self, *exception: object) -> None:
+        for library, count in zip(_blas()[0], self._before, strict=True):
             library.set_threads(count)
+
+
+def _after_fork() -> None:
+    """Bring a child, of whose threads only the one that forked is left, to the state at rest."""
+    global _lock, _inside, _forks
+    _idle.clear()
+    _lock = threading.Lock()
+    _forks += 1
+    if _inside:
+        _inside = 0
+        _restore()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork
+    )
 
 
 class _Library:

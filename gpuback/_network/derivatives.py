@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 
@@ -13,11 +13,11 @@ from gpuback._core.loss_curvatures import curvature, is_canonical
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._network.backprop import empty_gradients
-from gpuback._network.held import Lease
+from gpuback._network.held import HoldsBatch, Lease
 from gpuback._network.inputs import as_batch, as_direction, as_gradients, as_samples, as_theta
 from gpuback._network.jet_passes import JetPasses, Jettable, jets_of, refusal
 from gpuback._network.vjp import vjp
-from gpuback.errors import CopyError, OptionError, ShapeError
+from gpuback.errors import OptionError, ShapeError
 
 MOST_DIRECTIONS = 16
 """Directions that a Jacobian takes through the network at a time."""
@@ -273,7 +273,7 @@ class Differentiable(Jettable):
 
 
 @dataclass(eq=False)
-class Taylor:
+class Taylor(HoldsBatch):
     """A batch's outputs with their derivatives along directions, and the way back: what `MLP.taylor` returns.
 
     Attributes:
@@ -354,16 +354,6 @@ class Taylor:
         gradients.inputs = None if inputs is None else inputs[0]
         gradients.directions = None if inputs is None else inputs[1:]
         return gradients
-
-    def __copy__(self) -> Taylor:
-        """Return itself: nothing about it changes."""
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise CopyError(
-            "a Taylor holds its batch in buffers of its network and cannot be copied or pickled; "
-            "copy the network, and call its taylor"
-        )
 
 
 def _units(n: int, dtype: np.dtype) -> Array:

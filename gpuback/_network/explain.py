@@ -7,7 +7,6 @@ from itertools import pairwise
 
 from gpuback._backends.protocol import Ops
 from gpuback._core.architecture import Architecture
-from gpuback._core.integers import ceil_div
 
 EXACT_PRODUCTS = 3
 """How many float64 products a product takes with `reproducible=True`: P, and the two parts of Q."""
@@ -51,20 +50,13 @@ class Explanation:
 def explain(architecture: Architecture, ops: Ops, batch_size: int) -> Explanation:
     """Plan one training step (forward, loss, backward, update) on a batch."""
     precision, sizes = architecture.precision, architecture.sizes
-    rows, threads = ops.plan_blocks(sizes, batch_size, precision)
     operands = "TF32" if precision.tf32 else precision.name
     word = precision.accumulator.itemsize
-    blocks = ceil_div(batch_size, rows)
-    why = "the whole batch at once"
-    if blocks > 1:
-        why = f"{blocks} blocks of up to {rows} rows, each forward and backward in turn while it is in cache"
-    if threads.size > 1:
-        why += f", on {threads.size} threads"
     how = f"products of {operands} operands, sums in {precision.accumulator.name}"
     if precision.reproducible:
         how = f"products of {operands} operands, each by {EXACT_PRODUCTS} exact float64 ones of their slices"
     header = (
-        f"{ops.name} backend, batch of {batch_size}: {why}\n"
+        f"{ops.name} backend, batch of {batch_size}: {ops.explain_batch(sizes, batch_size, precision)}\n"
         f"{how}; θ and ∇θ in {precision.accumulator.name}\n"
         f"FLOPs of matrix products and of the update; bytes of arrays read and written once"
     )

@@ -81,6 +81,7 @@ class GradientReport:
         return "\n".join(lines)
 
 
+@np.errstate(all="ignore")
 def check_gradients(
     net: MLP, x: ArrayLike, y: ArrayLike, *, sample_weight: ArrayLike | None = None, seed: int = 0
 ) -> GradientReport:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gpuback._network.backprop import empty_gradients
 from gpuback._network.layers import Backward, BoundNetwork, Layers
 from gpuback._network.pool import Keyed, Pool
 from gpuback._network.tasks import Tasks
+from gpuback.errors import CopyError
 
 Result = TypeVar("Result")
 
@@ -287,3 +288,16 @@ class Lease(Generic[LeasedPasses]):
         if self._intact:
             self.passes.forget()
             self._pool.release(self.passes)
+
+
+class HoldsBatch:
+    """The base of what a call returns to go back later: it has a `Lease`, and nothing about it changes."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise CopyError(
+            f"a {type(self).__name__} holds its batch in buffers of its network and cannot be copied or pickled; "
+            "copy the network, and make the call again"
+        )

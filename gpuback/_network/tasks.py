@@ -12,18 +12,19 @@ from gpuback._network.layers import BoundNetwork
 
 Result = TypeVar("Result")
 
-TASKS_PER_WORKER = 4
-"""With several tasks each, workers end at about the same time even if other programs hold one of them up."""
+MOST_TASKS = 32
+"""With several tasks each, workers end at about the same time even if other programs hold one of them up. The number
+does not depend on that of the workers, so that neither does the order of sums."""
 
 MOST_SUMS_BYTES = 1 << 26
-"""How much memory the tasks' sums may take if there are more tasks than workers."""
+"""How much memory the tasks' sums may take if there are more than two tasks."""
 
 
 class Tasks:
     """The blocks of rows in which a batch goes through a network, as tasks for a pool of threads.
 
     Each task adds up gradients of its own, which are added in order at the end. So the result does not depend on which
-    worker took which task.
+    worker took which task, nor on how many workers there are.
 
     Args:
         network, batch_size: whose batch it is, and how many rows it has.
@@ -54,7 +55,7 @@ class Tasks:
         self.threads = chosen if threads is None else threads
         n_parameters = architecture.layout.n_parameters
         sums_bytes = n_parameters * precision.accumulator.itemsize if need_gradient else 0
-        self.spans = split_tasks(batch_size, self.rows, self.threads.size, sums_bytes)
+        self.spans = split_tasks(batch_size, self.rows, sums_bytes)
         self.heights = {end - start for start, end in itertools.chain.from_iterable(self.spans)}
         self.workers = range(min(self.threads.size, len(self.spans)))
         others = self.spans[1:] if need_gradient else []
@@ -65,18 +66,17 @@ class Tasks:
         return self.threads.run(work, len(self.spans))
 
 
-def split_tasks(batch_size: int, rows: int, workers: int, sums_bytes: int) -> list[list[tuple[int, int]]]:
+def split_tasks(batch_size: int, rows: int, sums_bytes: int) -> list[list[tuple[int, int]]]:
     """Cut a batch into blocks of `rows`, each as (first row, row after the last), and group them into tasks.
 
     Args:
         batch_size: B.
         rows: of a block; the last one may have fewer.
-        workers: how many work at a time.
         sums_bytes: how much memory the sums of one task take; 0 if it has none.
     """
-    most = workers * TASKS_PER_WORKER if workers > 1 else 1
-    if sums_bytes * most > MOST_SUMS_BYTES:
-        most = workers
+    most = MOST_TASKS
+    if sums_bytes:
+        most = max(2, min(MOST_TASKS, MOST_SUMS_BYTES // sums_bytes))
     blocks = [(start, min(start + rows, batch_size)) for start in range(0, batch_size, rows)]
     each = ceil_div(len(blocks), most)
     return [blocks[first : first + each] for first in range(0, len(blocks), each)]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from gpuback._core.jets import Jet
 from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
-from gpuback._network.held import HeldPasses, Lease
+from gpuback._network.held import HeldPasses, HoldsBatch, Lease
 from gpuback._network.inputs import as_direction, as_gradients, as_samples, as_theta
 from gpuback._network.jet_passes import Jettable, jets_of
 from gpuback._network.layers import BoundNetwork
-from gpuback.errors import CopyError, OptionError, ShapeError
+from gpuback.errors import OptionError, ShapeError
 
 
 def vjp(net: Jettable, x: ArrayLike) -> tuple[Array, Pullback]:
@@ -29,7 +27,7 @@ def vjp(net: Jettable, x: ArrayLike) -> tuple[Array, Pullback]:
     return outputs, Pullback(net, version, samples, lease)
 
 
-class Pullback:
+class Pullback(HoldsBatch):
     """The derivatives of Σ_b <dy_b, ŷ_b> of one batch, as a function of dy.
 
     It holds the batch's intermediate arrays and refers to x. It can be called again and again, each time with another
@@ -131,18 +129,8 @@ class Pullback:
             raise ShapeError(f"{name}: expected shape {expected}, as y has, got {given.shape}")
         return given
 
-    def __copy__(self) -> Pullback:
-        """Return the pullback itself: nothing about it changes."""
-        return self
 
-    def __reduce__(self) -> NoReturn:
-        raise CopyError(
-            "a pullback holds its batch in buffers of its network and cannot be copied or pickled; "
-            "copy the network, and call its vjp"
-        )
-
-
-class SecondPullback:
+class SecondPullback(HoldsBatch):
     """The derivatives of s = Σ <inputs, dx> + <theta, dθ> + <outputs, ŷ>, with dx and dθ from a pullback of dy.
 
     It may be called again and again. As for `MLP.vjp`, x and θ must stay as they are.
@@ -208,13 +196,3 @@ class SecondPullback:
         net._held_pool.release(passes)
         gradients.inputs, gradients.outputs = None if by_inputs is None else by_inputs[0], by_dy
         return gradients
-
-    def __copy__(self) -> SecondPullback:
-        """Return itself: nothing about it changes."""
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise CopyError(
-            "what Pullback.vjp returns belongs to a batch of its network and cannot be copied or pickled; "
-            "copy the network, and call its vjp"
-        )

@@ -44,6 +44,7 @@ class Standardization:
         return cls._of(y, 1.0)
 
     @classmethod
+    @np.errstate(all="ignore")
     def _of(cls, values: Array, constant_scale: float) -> Standardization:
         lowest, highest = (extreme(values, axis=0).astype(np.float64) for extreme in (np.min, np.max))
         constant = lowest == highest
@@ -55,6 +56,7 @@ class Standardization:
         spread = largest * np.sqrt(_column_sums(np.square(deviations, out=deviations)) / len(values))
         return cls(mean, np.where(constant, constant_scale, spread))
 
+    @np.errstate(all="ignore")
     def apply(self, values: Array) -> NDArray[np.float64]:
         """Z = (values − μ)/σ, (N, n) float64."""
         z: NDArray[np.float64] = np.subtract(values, self.mean)
@@ -66,6 +68,7 @@ class Standardization:
         """Whether nothing is changed."""
         return not self.mean.any() and bool((self.scale == 1).all())
 
+    @np.errstate(all="ignore")
     def invert(self, z: Array) -> NDArray[np.float64]:
         """σ z + μ, (N, n) float64."""
         values: NDArray[np.float64] = np.multiply(z, self.scale)
@@ -101,7 +104,7 @@ def fold(net: MLP, features: Standardization, targets: Standardization | None = 
         )
     theta = net.ops.to_numpy(net.theta).copy()
     weights, biases = net.architecture.layout.split(theta)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         weights[0][...] = weights[0] / features.scale
         biases[0][...] -= _column_sums((weights[0] * features.mean).T)
         if targets is not None:

@@ -174,7 +174,8 @@ DEVICE Real probability_loss(const Row<LANES, Real>& row, int own, const Real* y
   const Real mass = row.template sum<rolled>([=](int j, Real) { return target(j); });
   const Real log_total = log_of(softmax.total);
   const Real loss = row.template sum<rolled>([=](int j, Real a) {
-    return target(j) * (log_total - (a - softmax.highest));
+    const Real t = target(j);  // 0 times an infinite distance would be NaN
+    return t == 0 ? Real(0) : t * (log_total - (a - softmax.highest));
   });
   row.each([&](int j, Real a) { write(j, mass * softmax(a) - target(j)); });
   return loss;
@@ -185,7 +186,9 @@ DEVICE Real binary_loss(const Row<LANES, Real>& row, const Real* y, Write write)
   return row.sum([&](int j, Real a) {
     const Real target = y[j];
     write(j, sigmoid(a) - target);
-    return (a > 0 || a != a ? a : Real(0)) - a * target + log1p_of(exp_of(-abs_of(a)));
+    const Real finite = (a > 0 || a != a ? a : Real(0)) - a * target;  // not of an infinite a, which a - a tells
+    const Real distance = target == (a > 0 ? 1 : 0) ? Real(0) : a - a != 0 ? abs_of(a) : finite;
+    return distance + log1p_of(exp_of(-abs_of(a)));
   });
 }
 
@@ -234,7 +237,8 @@ DEVICE Real poisson_loss(const Row<LANES, Real>& row, const Real* y, Write write
   return row.template sum<(LANES < 32)>([&](int j, Real a) {
     const Real target = y[j], predicted = exp_of(a), d = a - log_of(target);
     write(j, predicted - target);
-    return target == 0 ? predicted : target * (expm1_of(d) - d);
+    const Real large = Real(1e4);  // e^large is infinite, and infinity less infinity would be NaN
+    return target == 0 ? predicted : target * (expm1_of(d) - (d > large ? large : d));
   });
 }
 

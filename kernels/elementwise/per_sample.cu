@@ -76,11 +76,16 @@ KERNEL __launch_bounds__(256) clip_rows(
     Element* da_bo, int da_pitch, const double* norms_b, double max_norm, double factor, int n_batch, int n_out) {
   for (int b = blockIdx.x * 8 + threadIdx.x / 32; b < n_batch; b += gridDim.x * 8) {
     const Double norm = norms_b[b], clipped = norm.value > max_norm ? Double(max_norm) / norm : Double(1.0);
-    const Accum by = (Accum)(clipped * Double(factor)).value;
+    // A subnormal factor keeps few digits, or none: it is taken in two parts, whose second is a power of two.
+    const bool single = sizeof(Accum) == 4;
+    const Double whole = clipped * Double(factor), lift = power_of_two(single ? 100 : 1000);
+    const bool subnormal = whole.value < power_of_two(single ? -126 : -1022);
+    const Accum by = (Accum)(subnormal ? Double(max_norm) * lift / norm * Double(factor) : whole).value;
+    const Accum rest = subnormal ? (Accum)(1 / lift.value) : Accum(1);
     Element* da = da_bo + (int64)b * da_pitch;
     for (int o = threadIdx.x % 32; o < n_out; o += 32)
       to_element_canonical(
-          canonical_nan(is_finite(norm.value) ? to_accum(da[o]) * by : Accum(__uint_as_float(0x7fc00000u))), da[o]);
+          canonical_nan(is_finite(norm.value) ? to_accum(da[o]) * by * rest : Accum(__uint_as_float(0x7fc00000u))), da[o]);
   }
 }
 

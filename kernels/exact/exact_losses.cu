@@ -89,7 +89,8 @@ DEVICE Double probability_row(const float* a, int own, const float* y, const dou
   return row_sum(n, [=](int j) {
     const Double t = target(j);
     row.store(j, mass * softmax(a[j]) - t);
-    return t * (log_total - softmax.shifted(a[j]));
+    // 0 times an infinite distance would be NaN
+    return t.value == 0.0 ? Double(0.0) : t * (log_total - softmax.shifted(a[j]));
   });
 }
 
@@ -112,7 +113,10 @@ DEVICE Double binary_row(const float* a, const float* y, int n, const Row& row) 
   }
   return row_sum(n, [=](int j) {
     const Double x = a[j];
-    return (Double(x < 0.0 ? 0.0 : x.value) - x * y[j]) + log1p(exp(Double(-fabs(x.value))));
+    Double distance = Double(x < 0.0 ? 0.0 : x.value) - x * y[j];
+    if ((x - x).value != 0.0) distance = fabs(x.value);  // infinity less infinity would be NaN
+    if (y[j] == (x > 0.0 ? 1.0f : 0.0f)) distance = 0.0;
+    return distance + log1p(exp(Double(-fabs(x.value))));
   });
 }
 
@@ -161,7 +165,8 @@ DEVICE Double poisson_row(const float* a, const float* y, int n, const Row& row)
   return row_sum(n, [=](int j) {
     const Double x = a[j], target = y[j], predicted = exp(x), d = x - log(target);
     row.store(j, predicted - target);
-    return target.value == 0.0 ? predicted : target * (expm1(d) - d);
+    // Past 10^4 the first is larger by far, and an infinite second would be left.
+    return target.value == 0.0 ? predicted : target * (expm1(d) - (d > 1e4 ? Double(1e4) : d));
   });
 }
 

@@ -8,6 +8,7 @@ from types import FunctionType
 from typing import Any
 
 import pytest
+from support.exact_reference import NumpyExactBackend
 
 from gpuback._backends import protocol
 from gpuback._backends.cuda import updates as cuda_updates
@@ -18,11 +19,12 @@ from gpuback._backends.cuda.prefetch import CudaPrefetch
 from gpuback._backends.cuda.updates import CudaLossScale
 from gpuback._backends.cuda.workspace import CudaWorkspace
 from gpuback._backends.exact.cuda_ops import CudaExactBackend, ReproducibleCudaBuffers, ReproducibleCudaOps
-from gpuback._backends.exact.numpy_ops import NumpyExactBackend, ReproducibleNumpyOps, ReproducibleWorkspace
+from gpuback._backends.exact.numpy_ops import ReproducibleNumpyOps, ReproducibleWorkspace
 from gpuback._backends.exact.products import ExactBackend
 from gpuback._backends.numpy import updates as numpy_updates
 from gpuback._backends.numpy.gradient_scale import NumpyGradientScale
 from gpuback._backends.numpy.ops import NumpyOps
+from gpuback._backends.numpy.phases import NumpyPhases
 from gpuback._backends.numpy.prefetch import NumpyPrefetch
 from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._cuda.copy_stream import CudaCopyStream
@@ -39,7 +41,7 @@ IMPLEMENTATIONS = {
     protocol.GraphCapture: [CudaLauncher],
     protocol.Prefetch: [NumpyPrefetch, CudaPrefetch],
     CopyStream: [CudaCopyStream],
-    protocol.FusedNetwork: [CudaFusedNetwork],
+    protocol.FusedNetwork: [CudaFusedNetwork, NumpyPhases],
     ExactBackend: [NumpyExactBackend, CudaExactBackend],
 }
 
@@ -49,6 +51,10 @@ EXTRA = {
     (protocol.Workspace, "c_ordered"): "within the NumPy backend",
     (protocol.Workspace, "bind_round"): "within the NumPy backend",
     (protocol.Workspace, "bind_product_operand"): "within the NumPy backend",
+    (protocol.Update, "begin"): "an update in parts, which NumPy's passes in two phases make",
+    (protocol.Update, "part"): "see begin",
+    (protocol.Update, "end"): "see begin",
+    (protocol.Update, "complete"): "see begin",
     (protocol.CapturableUpdate, "launch_step"): "the second half of an update, which a fused network launches",
     (protocol.CapturableUpdate, "write_hyper"): "the hyper-parameters on the device, which a fused network reads",
     (protocol.GraphCapture, "bind"): "of `Launcher`, which is the graph_capture",

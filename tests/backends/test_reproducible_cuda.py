@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from emulator import EmulatorLauncher, GuardedNumpy
 from emulator.build import KERNELS
+from support.exact_reference import NumpyExactBackend
 from support.kernel_layers import EXACT_SOURCES, laid_out
 from support.planted import planted
 from support.requirements import require_emulator, require_nvrtc
@@ -23,10 +24,11 @@ from gpuback import MLP, SGD, Adam, AdamW, TrainStep
 from gpuback._backends.cuda import row_plans
 from gpuback._backends.cuda.arguments import ints, matrices, output_id
 from gpuback._backends.cuda.ops import CudaOps
+from gpuback._backends.exact import numpy_products
 from gpuback._backends.exact import products as exact_products
 from gpuback._backends.exact.cuda_ops import CudaExactBackend, ReproducibleCudaOps
 from gpuback._backends.exact.losses import RULES, softmax
-from gpuback._backends.exact.numpy_ops import NumpyExactBackend, ReproducibleNumpyOps
+from gpuback._backends.exact.numpy_ops import ReproducibleNumpyOps
 from gpuback._backends.exact.products import Scales, Sums
 from gpuback._backends.registry import Backend, BackendStatus
 from gpuback._core import elementary
@@ -386,8 +388,8 @@ def test_traces(dtype):
 @pytest.mark.parametrize("at_once, block", [(7, 16), (64, 5), (1, 8192)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_of_several_blocks(at_once, block, dtype, monkeypatch):
-    for backend in (NumpyExactBackend, CudaExactBackend):
-        monkeypatch.setattr(backend, "rows_at_once", lambda self, widest: at_once)
+    monkeypatch.setattr(CudaExactBackend, "rows_at_once", lambda self, widest: at_once)
+    monkeypatch.setattr(numpy_products, "rows_at_once", lambda widest: at_once)
     monkeypatch.setattr(exact_products, "BLOCK", block)
     numpy_net, net = twins(EmulatorLauncher(checked=True), (9, 21, 4), dtype=dtype, activation="silu")
     x, y = random_batch(net, 23)

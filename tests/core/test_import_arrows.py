@@ -18,7 +18,7 @@ import gpuback
 PACKAGE = Path(gpuback.__file__).parent
 
 LEVELS = (
-    ("_text",),
+    ("_text", "_interrupted_start"),
     ("errors",),
     ("_core",),
     ("_cuda",),

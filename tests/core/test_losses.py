@@ -430,3 +430,41 @@ def test_the_table_pairs_losses_with_outputs() -> None:
         **{"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid", "squared_error": "identity"},
         **{"absolute_error": "identity", "huber": "identity", "quantile": "identity", "poisson": "exponential"},
     }
+
+
+INF = math.inf
+LIMITS = [
+    ("cross_entropy", "softmax", [3e38, -3e38], [1, 0], 0, [0, 0]),
+    ("cross_entropy", "softmax", [3e38, -3e38], [0, 1], INF, [1, -1]),
+    ("cross_entropy", "softmax", [3e38, -3e38], [0.5, 0], 0, [0, 0]),
+    ("cross_entropy", "softmax", [0, -INF], [1, 0], 0, [0, 0]),
+    ("cross_entropy", "softmax", [0, -INF], [0, 1], INF, [1, -1]),
+    ("weighted", "softmax", [0, -INF, -INF], [1, 0, 0], INF, [1 / 6, -1 / 16, -5 / 48]),
+    ("binary_cross_entropy", "sigmoid", [INF, -INF], [1, 0], 0, [0, 0]),
+    ("binary_cross_entropy", "sigmoid", [INF, -INF], [0, 0], INF, [1, 0]),
+    ("binary_cross_entropy", "sigmoid", [INF, -INF], [1, 1], INF, [0, -1]),
+    ("binary_cross_entropy", "sigmoid", [INF, -INF], [0.25, 0.25], INF, [0.75, -0.25]),
+    ("squared_error", "identity", [INF, 1], [0, 0], INF, [INF, 1]),
+    ("squared_error", "softmax", [0, -INF], [1, 0], 0, [0, 0]),
+    ("squared_error", "sigmoid", [INF, -INF], [1, 1], 0.5, [0, 0]),
+    ("squared_error", "tanh", [INF, -INF], [1, 1], 2, [0, 0]),
+    ("absolute_error", "identity", [INF, -INF], [0, 0], INF, [1, -1]),
+    ("huber", "identity", [INF, -INF], [0, 0], INF, [DELTA, -DELTA]),
+    ("quantile", "identity", [INF, -INF], [0, 0], INF, [1 - Q, -Q]),
+    ("poisson", "exponential", [-INF, -INF], [0, 0], 0, [0, 0]),
+    ("poisson", "exponential", [-INF, 0], [1, 1], INF, [-1, 0]),
+    ("poisson", "exponential", [INF, 0], [1, 1], INF, [INF, 0]),
+    ("poisson", "exponential", [INF, 0], [0, 1], INF, [INF, 0]),
+]
+
+
+@each_order
+@pytest.mark.parametrize(("loss", "output", "a", "y", "expected", "gradient"), LIMITS)
+def test_the_limits_at_infinity(
+    loss: str, output: str, a: list[float], y: list[float], expected: float, gradient: list[float], order: str
+) -> None:
+    """−∞ · 0 and ∞ − ∞ are NaN; a loss and its gradient are where they tend to. ±3·10³⁸ are 6·10³⁸ apart, too far."""
+    rows = np.array([a, a, a], np.float32, order=order)
+    losses, found = run(loss, output, rows, np.array([y, y, y], np.float32))
+    assert losses.tolist() == [expected] * 3
+    np.testing.assert_allclose(found, [gradient] * 3, rtol=1e-6)

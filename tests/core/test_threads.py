@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 import gpuback
 from gpuback._backends.numpy import plans
 from gpuback._core import threads
-from gpuback._core.threads import ThreadPool, side_by_side
+from gpuback._core.threads import Phase, ThreadPool
 from gpuback.testing import random_batch, tolerance
 
 
@@ -66,16 +66,65 @@ def test_pools_of_other_threads_than_the_first_keep_blas_alone_too():
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_what_a_task_raises_is_raised_once_all_have_ended(failing):
     before, ended = blas_settings(), []
+    barrier = threading.Barrier(3)
 
-    def task(index):
+    def task(index, worker):
+        barrier.wait(timeout=10)
         ended.append(index)
         if index == failing:
             raise ZeroDivisionError(f"task {index}")
 
     with pytest.raises(ZeroDivisionError, match=f"task {failing}"):
-        side_by_side(task, 3)
+        ThreadPool(3, blas_alone=True).run(task, 3)
     assert sorted(ended) == [0, 1, 2]
     assert blas_settings() == before
+
+
+def run_two_phases(workers, counts):
+    seen = []
+
+    def note(phase):
+        return lambda index, worker: (time.sleep(1e-4), seen.append((phase, index)))
+
+    phases = (
+        Phase(note(0), counts[0], lambda: seen.append("then")),
+        Phase(note(1), counts[1], lambda: seen.append("end")),
+    )
+    ThreadPool(workers, blas_alone=True).run_phases(*phases)
+    return seen
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 16])
+def test_a_phase_begins_when_the_one_before_has_ended(workers):
+    for counts in ((1, 1), (5, 3), (2, 7), (3, 0)):
+        seen = run_two_phases(workers, counts)
+        first = [(0, i) for i in range(counts[0])]
+        assert sorted(seen[: counts[0]]) == first
+        assert seen[counts[0]] == "then"
+        assert sorted(seen[counts[0] + 1 : len(first) + 1 + counts[1]]) == [(1, i) for i in range(counts[1])]
+        assert seen[-1] == ("end" if counts[1] else "then")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("failing", ["task", "then"])
+def test_no_phase_begins_after_an_error(workers, failing):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    phases = (
+        Phase(fail if failing == "task" else lambda *_: None, 3, fail),
+        Phase(lambda *_: pytest.fail("it has begun"), 3),
+    )
+    with pytest.raises(ZeroDivisionError):
+        ThreadPool(workers, blas_alone=True).run_phases(*phases)
+
+
+def test_no_one_waits_for_a_helper_without_a_task(monkeypatch):
+    """The helper never gets to run, as beside other programs that keep the cores busy: the caller does everything."""
+    helper = threads._Helper()
+    monkeypatch.setattr(helper, "start", lambda job, worker: None)
+    monkeypatch.setattr(threads, "_idle", [helper])
+    assert ThreadPool(2, blas_alone=True).run(lambda index, worker: worker, 5) == [0] * 5
 
 
 def test_whoever_is_free_takes_the_next():
@@ -115,6 +164,7 @@ def three_threads(monkeypatch):
     monkeypatch.setattr(plans, "blas_threads", lambda: 3)
     monkeypatch.setattr(plans, "WORTH_THREADS", 0)
     monkeypatch.setattr(plans, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(plans, "OPENBLAS_THREADS", 0)
 
 
 @pytest.mark.parametrize("batch_size", [1500, 4097])
@@ -123,9 +173,9 @@ def test_shared_out_gradients_are_those_of_the_whole_batch(three_threads, dtype,
     net = gpuback.MLP([5, 9, 8, 3], activation="tanh", dtype=dtype, seed=0)
     x, y = random_batch(net, batch_size)
     weight = np.random.default_rng(1).uniform(0, 2, batch_size)
-    counts, run = [], threads.side_by_side
+    counts, run = [], ThreadPool.run_phases
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threads, "side_by_side", lambda work, count: (counts.append(count), run(work, count))[1])
+        patch.setattr(ThreadPool, "run_phases", lambda pool, *phases: (counts.append(pool.size), run(pool, *phases)))
         loss, gradients = net.value_and_grad(x, y, sample_weight=weight, need_input_grad=True)
         outputs = net.forward(x)
     assert counts == [3, 3]
@@ -159,30 +209,31 @@ def test_accumulate_adds_the_whole_batch_once(three_threads):
 
 
 def test_little_work_is_not_shared(monkeypatch):
-    monkeypatch.setattr(threads, "side_by_side", lambda work, count: pytest.fail("it was shared"))
+    monkeypatch.setattr(ThreadPool, "run_phases", lambda pool, *phases: pytest.fail("it was shared"))
     net = gpuback.MLP([5, 9, 3], seed=0)
     gpuback.TrainStep(net, gpuback.Adam())(*random_batch(net, 100))
 
 
-def test_threads_are_used_again():
-    def identity(index):
-        time.sleep(0.02)
-        return threading.get_ident()
+def identities(index, worker):
+    time.sleep(0.02)
+    return threading.get_ident()
 
-    first, again = (side_by_side(identity, 3) for _ in range(2))
+
+def test_threads_are_used_again():
+    first, again = (ThreadPool(3, blas_alone=True).run(identities, 3) for _ in range(2))
     assert len(set(first)) == 3
     assert set(first) == set(again)
-    assert first[0] == again[0] == threading.get_ident()
+    assert threading.get_ident() in first
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_process_has_threads_of_its_own():
-    side_by_side(lambda index: index, 3)
+    ThreadPool(3, blas_alone=True).run(identities, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
         child = os.fork()
     if child == 0:
-        os._exit(0 if side_by_side(lambda index: index, 3) == [0, 1, 2] else 1)
+        os._exit(0 if len(set(ThreadPool(3, blas_alone=True).run(identities, 3))) == 3 else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 

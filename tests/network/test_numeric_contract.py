@@ -492,3 +492,36 @@ def test_what_is_not_finite_reaches_the_gradients(dtype: str) -> None:
     net = gpuback.MLP([2, 3, 2], activation="tanh", dtype=dtype, seed=0)
     value, gradients = net.value_and_grad([[1.0, np.nan], [0.0, 1.0]], [0, 1])
     assert np.isnan(value) and np.isnan(gradients.theta).all()
+
+
+INF = np.inf
+
+
+@pytest.mark.parametrize(
+    ("loss", "a", "y", "expected", "db"),
+    [
+        ("cross_entropy", [3e38, -3e38], [1, 0], 0, [0, 0]),
+        ("cross_entropy", [3e38, -3e38], [0, 1], INF, [1, -1]),  # 6·10³⁸
+        ("cross_entropy", [0, -INF], [1, 0], 0, [0, 0]),
+        ("cross_entropy", [0, -INF], [0, 1], INF, [1, -1]),
+        (gpuback.losses.CrossEntropy(class_weight=[2, 4]), [0, -INF], [1, 0], 0, [0, 0]),
+        (gpuback.losses.CrossEntropy(class_weight=[2, 0]), [0, -INF], 1, 0, [0, 0]),
+        ("binary_cross_entropy", [INF, -INF], [1, 0], 0, [0, 0]),
+        ("binary_cross_entropy", [INF, -INF], [0, 1], INF, [1, -1]),
+        ("binary_cross_entropy", [INF, -INF], [0.25, 0.25], INF, [0.75, -0.25]),
+        ("poisson", [INF, 0], [1, 1], INF, [INF, 0]),
+        ("poisson", [-INF, 0], [0, 1], 0, [0, 0]),
+    ],
+)
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_losses_have_their_limits_at_infinity(
+    loss: Any, a: list[float], y: Any, expected: Any, db: Any, reproducible: bool
+) -> None:
+    """Where the formulas say ∞ − ∞ or 0 · ∞. In the reproducible mode sums of what is infinite are NaN."""
+    net = gpuback.MLP([1, 2], loss=loss, reproducible=reproducible, seed=0)
+    net.theta[...] = net.ops.asarray([0, 0, *a], net.theta.dtype, "theta")
+    value, gradients = net.value_and_grad([[1.0]] * 4, [y] * 4)
+    for found, exact in ((value, expected), (gradients.biases[0], db)):
+        found, exact = net.ops.to_numpy(found), np.asarray(exact)
+        either = reproducible & np.isinf(exact) & ~np.isfinite(found)
+        np.testing.assert_array_equal(np.where(either, exact, found), exact)

@@ -354,3 +354,27 @@ def test_errors_are_those_of_value_and_grad(ask):
         ask(net, x, y, sample_weight=np.ones(4))
     with pytest.raises(ShapeError, match="^out: expected Gradients"):
         net.value_and_clipped_grad(x, y, 1.0, out=MLP([4, 2]).value_and_grad(x, y % 2)[1])
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+@pytest.mark.parametrize(
+    "dtype, size, max_norm",
+    [("float32", 1e22, 1.0), ("float32", 1e20, 1.0), ("bfloat16", 1e22, 1.0), ("float64", 1e150, 1e-20)],
+)
+def test_a_factor_below_the_smallest_number_keeps_its_digits(dtype, size, max_norm, reproducible):
+    """With ‖g‖ = 10⁴⁴, max_norm/‖g‖ is subnormal or 0 in θ's dtype. The clipped gradient is neither."""
+    if reproducible and dtype == "float64":
+        pytest.skip("the reproducible mode has no float64")
+    x, y = np.array([[1.0, 2.0], [3.0, -1.0]]) * size, [0.0, 0.0]
+
+    def network(dtype, **options):
+        net = gpuback.MLP([2, 2, 1], activation="identity", loss="squared_error", dtype=dtype, seed=0, **options)
+        net.theta[...] = net.ops.asarray([1, 2, -1, 1, 0, 0, 1, 1, 0], net.theta.dtype, "theta")
+        return net
+
+    own = network("float64", backend="numpy").per_sample_grad(x, y).theta / size**2
+    expected = np.mean(own * (max_norm / np.linalg.norm(own, axis=1, keepdims=True)), axis=0)
+    net = network(dtype, reproducible=reproducible)
+    found = net.ops.to_numpy(net.value_and_clipped_grad(x, y, max_norm)[1].theta)
+    limit = {"float64": 1e-14, "float32": 1e-6, "bfloat16": 2.0**-7}[dtype]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=limit * abs(expected).max())

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.exact_reference import ReferenceOps
 from support.reference_bits import DIGITS_AFTER_200_STEPS, KNOWN, core_types, in_a_process, trained
 
 import gpuback
 from gpuback import MLP, SGD, Adam, TrainStep
+from gpuback._backends.exact import numpy_products
 from gpuback._backends.exact import products as exact_products
+from gpuback._backends.exact.cuda_ops import CudaExactBackend
 from gpuback._backends.exact.losses import RULES, row_sums
-from gpuback._backends.exact.numpy_ops import NumpyExactBackend, ReproducibleNumpyOps
+from gpuback._backends.exact.numpy_ops import ReproducibleNumpyOps
 from gpuback._core.elementary_activations import FORWARD
 from gpuback._core.losses import LOSSES
 from gpuback._training.optimizers import Optimizer
@@ -123,12 +126,46 @@ def test_how_products_are_cut_does_not_matter(at_once, block, monkeypatch):
     net = network((9, 11, 10, 4))
     x, y = random_batch(net, 41)
     expected = gradient_bits(net, x, y, need_input_grad=True)
-    backend = type(net.ops.workspace(1, net.sizes, net.architecture.precision).slices.backend)
-    monkeypatch.setattr(backend, "rows_at_once", lambda self, widest: at_once)
+    monkeypatch.setattr(CudaExactBackend, "rows_at_once", lambda self, widest: at_once)
+    monkeypatch.setattr(numpy_products, "rows_at_once", lambda widest: at_once)
     monkeypatch.setattr(exact_products, "BLOCK", block)
     monkeypatch.setattr(exact_products, "slice_bits", SLICE_BITS)  # bits follow from the contract's block
     net._pool.clear()
     assert gradient_bits(net, x, y, need_input_grad=True) == expected
+
+
+def special_batch(net, rows: int, seed: int = 0):
+    """Samples of which some are 0, subnormal, huge, infinite or NaN."""
+    x, y = random_batch(net, rows, seed)
+    x = np.asarray(x, np.float32).copy()
+    rng = np.random.default_rng(seed)
+    x *= np.float32(2.0) ** rng.integers(-60, 20, x.shape).astype(np.float32)
+    values = np.array([0.0, -0.0, 1e-45, 3e-39, 3e38, np.inf, -np.inf, np.nan], np.float32)
+    where = rng.random(x.shape) < 0.02
+    x[where] = rng.choice(values[: 5 if seed else 8], int(where.sum()))
+    return x, y
+
+
+@pytest.mark.thorough(first=2)
+@pytest.mark.numpy_only
+@pytest.mark.parametrize(
+    "rows, at_once, block, threads", [(1, 8, 8192, 2), (41, 64, 8192, 1), (41, 4, 9, 3), (57, 7, 57, 2)]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["relu", "hard_tanh", "gelu", "softplus"])
+def test_bits_are_those_of_the_products_as_written_down(activation, dtype, rows, at_once, block, threads, monkeypatch):
+    """`ReferenceOps` cuts into integers, adds blocks and goes over the whole batch, operation by operation."""
+    monkeypatch.setattr(exact_products, "BLOCK", block)
+    monkeypatch.setattr(numpy_products, "rows_at_once", lambda widest: at_once)
+    monkeypatch.setattr(numpy_products, "WORTH_THREADS", 0)
+    monkeypatch.setattr(numpy_products, "blas_threads", lambda: threads)
+    for seed in range(2):
+        net = network((9, 11, 10, 4), dtype=dtype, activation=activation)
+        x, y = special_batch(net, rows, seed)
+        found = gradient_bits(net, x, y, need_input_grad=True), bits(net.forward(x))
+        other = network((9, 11, 10, 4), dtype=dtype, activation=activation)
+        monkeypatch.setattr(other, "_ops", ReferenceOps())
+        assert found == (gradient_bits(other, x, y, need_input_grad=True), bits(other.forward(x)))
 
 
 SLICE_BITS = {terms: exact_products.slice_bits(terms) for terms in range(1, 100)}.__getitem__
@@ -179,14 +216,14 @@ def test_no_sum_is_ever_rounded(terms):
 )
 def test_slices_are_whole_and_leave_out_little(values, bits_of_a_slice):
     x = np.array([values], np.float32)
-    backend = NumpyExactBackend(x.shape[1], network().architecture.precision, np.dot)
-    largest, first, second = np.empty(1, np.float32), np.empty(x.shape), np.empty(x.shape)
-    backend.largest_of_rows(x, largest)
-    backend.split_rows(x, largest, bits_of_a_slice, first, second)
+    scales, first, second = numpy_products.Scales(1, bits_of_a_slice), np.empty(x.shape), x.astype(np.float64)
+    np.maximum.reduce(np.abs(x), axis=1, out=scales.largest, initial=numpy_products.SMALLEST)
+    scales.update()
+    numpy_products.bind_split(first, second, scales.inverse[:, None], bits_of_a_slice)()
     assert (first == np.rint(first)).all() and (second == np.rint(second)).all()
     assert np.abs(first).max() <= 2**bits_of_a_slice and np.abs(second).max() <= 2 ** (bits_of_a_slice - 1)
-    top = float(largest[0])
-    sigma = Fraction(2) ** math.frexp(top)[1] if top else Fraction(1)
+    sigma = Fraction(2) ** math.frexp(float(scales.largest[0]))[1]
+    assert Fraction(float(scales.unit[0])) * 2**bits_of_a_slice == sigma
     for value, one, two in zip(values, first[0], second[0], strict=True):
         kept = sigma * (Fraction(one) / 2**bits_of_a_slice + Fraction(two) / 4**bits_of_a_slice)
         assert abs(kept - Fraction(value)) <= sigma / 2 ** (2 * bits_of_a_slice + 1)

@@ -230,7 +230,7 @@ def test_one_layer_is_a_product(form):
 @pytest.mark.parametrize("form", [form for form in FORMATS if form != "float64"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_batch_in_many_blocks_on_threads(monkeypatch, form, threads):
-    def blocks(sizes, batch_size, precision):
+    def blocks(sizes, batch_size, precision, **_):
         return 7, ThreadPool(threads, blas_alone=threads > 1)
 
     monkeypatch.setattr(plans, "plan_blocks", blocks)

@@ -171,12 +171,20 @@ def test_numbers_far_from_zero(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", [OLDEST_OPSET, 20])
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_erf", "mish", "hard_swish"])
-def test_a_pre_activation_that_float16_cannot_hold(activation: str, opset: int, tmp_path: Path) -> None:
-    net = network(activation, dtype="float16", sizes=[1, 1, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "activation", [*(name for name in ACTIVATIONS if name != "sine"), "silu(beta=3)", "celu(alpha=2)"]
+)
+def test_the_limits_at_infinity(activation: str, dtype: str, opset: int, tmp_path: Path) -> None:
+    """−∞ · 0, ∞ − ∞ and ∞/∞ are NaN, also where only what comes between a and h has overflowed."""
+    net = network(activation, dtype=dtype, sizes=[1, 1, 1])
     net.theta[...] = [1, 0, 1, 0]
-    x = np.array([[-1e5], [1.0]])
-    np.testing.assert_allclose(run(net, x, tmp_path / "model.onnx", opset=opset), net.forward(x), atol=1e-6)
+    a = np.array([[-np.inf], [-1e300], [-1e30], [-1e13], [-1e5], [1e5], [1e13], [1e30], [1e300], [np.inf]])
+    with np.errstate(over="ignore"):
+        a = a.astype(net.theta.dtype)
+    expected = net.forward(a)
+    assert not np.isnan(expected).any()
+    np.testing.assert_allclose(run(net, a, tmp_path / "model.onnx", opset=opset), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("opset", RUN_BY_RUNTIME)
@@ -226,8 +234,8 @@ def test_what_the_model_says_of_itself(tmp_path: Path) -> None:
     shapes = [[axis.dim_param or axis.dim_value for axis in end.type.tensor_type.shape.dim] for end in (x, y)]
     assert (x.name, y.name, shapes) == ("x", "y", [["batch", 6], ["batch", 5]])
     assert {"W_1", "b_1", "W_3", "b_3"} <= {constant.name for constant in model.graph.initializer}
-    assert [node.op_type for node in model.graph.node] == ["Gemm", "Gelu", "Gemm", "Relu", "Gemm", "Sigmoid"]
-    assert [node.output[0] for node in model.graph.node] == ["a_1", "h_1", "a_2", "h_2", "a_3", "y"]
+    assert [node.op_type for node in model.graph.node] == ["Gemm", "Max", "Gelu", "Gemm", "Relu", "Gemm", "Sigmoid"]
+    assert [node.output[0] for node in model.graph.node] == ["a_1", "max_1", "h_1", "a_2", "h_2", "a_3", "y"]
     assert model.opset_import[0].version == DEFAULT_OPSET
 
 

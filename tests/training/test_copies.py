@@ -186,12 +186,14 @@ def test_gradients_of_a_users_own_parts_keep_them() -> None:
 
 
 def test_a_pullback_refuses_to_be_copied(recwarn: pytest.WarningsRecorder) -> None:
-    net = network()
-    _, pullback = net.vjp(random_batch(net, 5)[0])
-    for refused in (copy.deepcopy, pickled):
-        with pytest.raises(CopyError, match="copy the network, and call its vjp"):
-            refused(pullback)
-    dy = np.ones((5, 3))
+    net = network(loss="squared_error")
+    x, dy = random_batch(net, 5)[0], np.ones((5, 3))
+    _, pullback = net.vjp(x)
+    for held in (pullback, net.taylor(x, np.ones((1, 4)))):
+        for refused in (copy.deepcopy, pickled):
+            with pytest.raises(CopyError, match="copy the network, and make the call again"):
+                refused(held)
+        assert copy.copy(held) is held
     np.testing.assert_array_equal(copy.copy(pullback)(dy).theta, pullback(dy).theta)
     gc.collect()
     assert not recwarn, "nothing half made has been left to a finalizer"
@@ -307,7 +309,7 @@ def examples() -> dict[str, Any]:
     }
 
 
-NOT_TO_COPY = {"Pullback", "DivergedError", "GpubackError"}
+NOT_TO_COPY = {"Pullback", "SecondPullback", "Taylor", "DivergedError", "GpubackError"}
 """Tested above, and errors, which have tests of their own."""
 
 

@@ -324,6 +324,9 @@ class CudaOps(CudaLayers, CudaPerSample):
 
     # Explanations
 
+    def explain_batch(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> str:
+        return "the whole batch at once"
+
     def explain_network(self, architecture: Architecture, batch_size: int) -> tuple[list[str], str]:
         """List the launches of a fused step, none if it goes layer by layer; and say why."""
         launches, why = self._network_in_words(architecture, batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from gpuback._backends.exact import products
 from gpuback._backends.exact.losses import RULES, Rule
@@ -22,6 +22,9 @@ Multiply = Callable[[Array, Array, Array], object]
 class ExactLayers:
     """The passes of a layer by exact products, in workspaces with `slices`; see `gpuback._backends.protocol.Ops`."""
 
+    _products: ClassVar[Any] = products
+    """The module whose `bind_…` functions make the passes in `slices`."""
+
     def bind_forward(
         self,
         W: Array,
@@ -32,7 +35,8 @@ class ExactLayers:
         workspace: Any,
     ) -> Callable[[Array], None]:
         require_reproducible_form(activation)
-        return products.bind_forward(workspace.slices, W, b, h, a, activation)
+        bound: Callable[[Array], None] = self._products.bind_forward(workspace.slices, W, b, h, a, activation)
+        return bound
 
     def bind_backward(
         self,
@@ -45,7 +49,10 @@ class ExactLayers:
         workspace: Any,
     ) -> Callable[[Array, Array, Array, bool], None]:
         require_reproducible_form(activation_prev)
-        return products.bind_backward(workspace.slices, da, W, da_prev, activation_prev, source_prev, scale)
+        bound: Callable[[Array, Array, Array, bool], None] = self._products.bind_backward(
+            workspace.slices, da, W, da_prev, activation_prev, source_prev, scale
+        )
+        return bound
 
     def bind_delta(
         self,
@@ -58,7 +65,10 @@ class ExactLayers:
         workspace: Any,
     ) -> Callable[[], None]:
         require_reproducible_form(activation_prev)
-        return products.bind_delta(workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0 / scale)
+        bound: Callable[[], None] = self._products.bind_delta(
+            workspace.slices, da, W, da_prev, activation_prev, source_prev, 1.0 / scale
+        )
+        return bound
 
 
 def loss_rule(loss: Loss, output: str) -> Rule:

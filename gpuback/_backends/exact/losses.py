@@ -13,6 +13,7 @@ import numpy as np
 
 from gpuback._core.elementary import Function, exp, expm1, log, log1p
 from gpuback._core.elementary_activations import FORWARD, SLOPE
+from gpuback._core.loss_formulas import OVERFLOWN
 from gpuback._core.losses import ELEMENTWISE
 from gpuback._core.reproducible_forms import evaluated
 from gpuback._core.typing import Array
@@ -24,16 +25,21 @@ LANES = 32
 
 
 def row_sums(x: Array) -> Array:
-    """Return Σ_j x_rj, (R,): each lane's sum over every 32nd column, then the sum of lanes."""
-    lanes = np.zeros((len(x), LANES))
-    for start in range(0, x.shape[1], LANES):
-        part = x[:, start : start + LANES]
-        lanes[:, : part.shape[1]] += part
-    return sum_of_lanes(lanes)
+    """Return Σ_j x_rj, (R,): each lane's sum over every 32nd column, then the sum of lanes.
+
+    Of fewer columns than lanes, the lanes that would stay 0 are left out: adding 0 to a sum changes no bit.
+    """
+    rows, width = x.shape
+    count = min(LANES, 1 << (width - 1).bit_length())
+    lanes = np.zeros((count, rows))
+    for start in range(0, width, count):
+        part = x.T[start : start + count]
+        np.add(lanes[: len(part)], part, out=lanes[: len(part)])
+    return sum_of_lanes(lanes.T)
 
 
 def sum_of_lanes(lanes: Array) -> Array:
-    """Add (R, 32) over lanes by halves, as a warp's shuffles do: lane i and lane i + 16, then i + 8, …, i + 1."""
+    """Add (R, n ≤ 32) over lanes by halves, as a warp's shuffles do: lane i and lane i + 16, then i + 8, …, i + 1."""
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
@@ -58,7 +64,8 @@ def _softmax_cross_entropy(a: Array, y: Array, parameters: Array | None) -> tupl
     if parameters is not None:
         y = parameters[0] * y + parameters[1]
     mass = row_sums(y)[:, None]
-    return row_sums(y * (evaluated(log, total) - z)), mass * predicted - y
+    terms = np.where(y == 0, 0.0, y * (evaluated(log, total) - z))  # 0 times an infinite distance would be NaN
+    return row_sums(terms), mass * predicted - y
 
 
 def _cross_entropy_of_labels(a: Array, y: Array) -> tuple[Array, Array]:
@@ -80,7 +87,9 @@ def _cross_entropy_of_labels(a: Array, y: Array) -> tuple[Array, Array]:
 
 def _sigmoid_binary_cross_entropy(a: Array, y: Array, parameters: Array | None) -> tuple[Array, Array]:
     """∂ℓ/∂a = ŷ − y as (1 − y) sigmoid(a) − y sigmoid(−a): no term cancels for a y of 0 or 1."""
-    terms = (np.where(a < 0, 0.0, a) - a * y) + evaluated(log1p, evaluated(exp, -np.abs(a)))
+    distance = np.where(np.isinf(a), np.abs(a), np.where(a < 0, 0.0, a) - a * y)  # ∞ − ∞ would be NaN
+    distance = np.where(y == (a > 0), 0.0, distance)
+    terms = distance + evaluated(log1p, evaluated(exp, -np.abs(a)))
     sigmoid = FORWARD["sigmoid"]
     y = y.astype(np.float64)
     return row_sums(terms), (1.0 - y) * evaluated(sigmoid, a) - y * evaluated(sigmoid, -a)
@@ -145,7 +154,8 @@ def _quantile(r: Array, parameters: Array | None) -> tuple[Array, Array]:
 def _exponential_poisson(a: Array, y: Array, parameters: Array | None) -> tuple[Array, Array]:
     y = y.astype(np.float64)
     predicted, difference = evaluated(exp, a), a - evaluated(log, y)
-    terms = y * (evaluated(expm1, difference) - difference)
+    # Beyond OVERFLOWN the first is larger by far, and an infinite second would be left.
+    terms = y * (evaluated(expm1, difference) - np.minimum(difference, OVERFLOWN))
     return row_sums(np.where(y == 0, predicted, terms)), predicted - y
 
 

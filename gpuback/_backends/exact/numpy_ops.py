@@ -7,37 +7,38 @@ to float32 and then, for 16-bit operands, to their dtype. Only IEEE + − × ÷ 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 
+from gpuback._backends.exact import numpy_products
 from gpuback._backends.exact.layers import ExactLayers, Multiply, loss_rule, output_functions
 from gpuback._backends.exact.losses import softmax, through_output
+from gpuback._backends.exact.numpy_finish import ELEMENTS_AT_ONCE
+from gpuback._backends.exact.numpy_products import ExactWork, pool_for, rows_at_once
 from gpuback._backends.exact.per_sample import ReproducibleNumpyPerSample
-from gpuback._backends.exact.products import BLOCK, Scales, SliceBuffers, Sums
 from gpuback._backends.numpy.ops import NumpyOps
+from gpuback._backends.numpy.plans import OPENBLAS_THREADS
 from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._backends.protocol import JetOps
-from gpuback._core.activations import Activation
-from gpuback._core.elementary import SCRATCH, store
+from gpuback._core.elementary import store
 from gpuback._core.exact_sums import exact_sum
+from gpuback._core.integers import ceil_div
 from gpuback._core.losses import Loss
 from gpuback._core.precision import Precision
-from gpuback._core.reproducible_forms import evaluated, functions_of
-from gpuback._core.scratch import aligned_empty
-from gpuback._core.threads import ThreadPool
+from gpuback._core.reproducible_forms import evaluated
+from gpuback._core.scratch import CACHE_LINE, aligned_empty
+from gpuback._core.threads import ThreadPool, blas_threads
 from gpuback._core.typing import Array
 
-ELEMENTS_AT_ONCE = 1 << 14
-"""Elements that elementwise operations process at a time: a few float64 arrays of them stay in cache."""
+EXPONENTIALS = 500
+"""Multiplications that take as long as what a loss computes for one number, roughly."""
 
-SLICES_IN_CACHE = 1 << 18
-"""Elements of a batch that are split at a time, where rows × width can be that small."""
-
-FEWEST_ROWS = 1024
-"""Products of fewer rows than these run below BLAS's full rate."""
+FORWARD_WORTH_THREADS = 1e7
+"""A forward pass with more floating-point operations, of plain products, than this is worth threads."""
 
 
 class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
@@ -49,6 +50,7 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
 
     jets: JetOps | None = None
     reproducible = True
+    _products: ClassVar[Any] = numpy_products
 
     def __init__(self, multiply: Multiply = np.dot) -> None:
         self._multiply = multiply
@@ -60,8 +62,26 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
     ) -> tuple[int, ThreadPool]:
         """Choose one block for a gradient: the scales of dW's products belong to the whole batch."""
-        rows = batch_size if need_gradient else min(batch_size, rows_at_once(max(sizes)))
-        return rows, ThreadPool(1, blas_alone=False)
+        flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
+        threads = blas_threads() if batch_size * sum(flops) > FORWARD_WORTH_THREADS else 1
+        if need_gradient:
+            return batch_size, ThreadPool(1, blas_alone=batch_size * max(flops) > OPENBLAS_THREADS)
+        rows = min(batch_size, rows_at_once(max(sizes)))
+        blocks = ceil_div(batch_size, rows)
+        return rows, ThreadPool(min(threads, blocks), blas_alone=rows * max(flops) > OPENBLAS_THREADS)
+
+    def bind_load(self, width: int, precision: Precision, workspace: NumpyWorkspace) -> Callable[[Array], Array]:
+        """Return a function that copies x feature by feature, in the operands' format."""
+        h_0 = workspace.hidden(width)
+        round_h = workspace.bind_round(h_0)
+
+        def load(x: Array) -> Array:
+            np.copyto(h_0, x)
+            if round_h is not None:
+                round_h()
+            return h_0
+
+        return load
 
     def bind_loss(  # type: ignore[override]
         self, loss: Loss, output: str, a: Array, da: Array, divisor: float, workspace: ReproducibleWorkspace
@@ -70,15 +90,22 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         rule, round_da = loss_rule(loss, output), workspace.bind_round(da)
         parameters = loss.parameters(a.shape[1])
 
+        chunks = _chunks(*a.shape)
+        pool = pool_for(EXPONENTIALS * a.size, len(chunks))
+
         def loss_and_delta(y: Array, weight: Array | None) -> Array:
             losses = np.empty(len(a))
-            for rows in _row_chunks(len(a), a.shape[1]):
+
+            def chunk(index: int, worker: int) -> None:
+                rows = chunks[index]
                 losses[rows], delta = rule(a[rows].astype(np.float64), y[rows], parameters)
                 if weight is not None:
                     losses[rows] *= weight[rows]
                     delta *= weight[rows, None]
                 delta /= divisor
                 store(delta, da[rows])
+
+            pool.run(chunk, len(chunks))
             if round_da is not None:
                 round_da()
             return losses
@@ -111,7 +138,7 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         functions = output_functions(name)
 
         def apply(out: Array) -> None:
-            for rows in _row_chunks(len(a), a.shape[1]):
+            for rows in _chunks(len(a), a.shape[1]):
                 values = a[rows].astype(np.float64)
                 values = softmax(values)[1] if functions is None else evaluated(functions[0], values)
                 store(values, out[rows])
@@ -124,7 +151,7 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         functions, round_da = output_functions(output), workspace.bind_round(da)
 
         def output_delta(dy: Array, weight: Array | None) -> None:
-            for rows in _row_chunks(*dy.shape):
+            for rows in _chunks(*dy.shape):
                 values = dy[rows].astype(np.float64)
                 delta = through_output(functions, values if source is None else source[rows].astype(np.float64), values)
                 if weight is not None:
@@ -145,161 +172,47 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         return "3 exact float64 BLAS GEMMs of slices for dW, exact sums for db" + (", 3 for dh" if need_da_prev else "")
 
 
-def rows_at_once(widest: int) -> int:
-    """Return how many rows of a batch to work on at a time."""
-    return min(BLOCK, max(FEWEST_ROWS, SLICES_IN_CACHE // widest))
-
-
 class ReproducibleWorkspace(NumpyWorkspace):
-    """The buffers of one network for one batch size; the output layer's are C-ordered."""
+    """The buffers of one network for one batch size, feature by feature but for the output layer's."""
 
     def __init__(self, rows: int, sizes: tuple[int, ...], precision: Precision, multiply: Multiply) -> None:
         super().__init__(rows, sizes, precision)
-        self.slices = SliceBuffers(NumpyExactBackend(max(sizes), precision, multiply), rows, sizes)
+        self.slices = ExactWork(rows, sizes, precision, multiply)
 
-    def output(self, width: int) -> Array:
-        return self.hidden(width)
+    def hidden(self, width: int) -> Array:
+        return self._feature_major(aligned_empty(self._length() * width, self._precision.accumulator), width)
 
+    def delta(self, layer: int, width: int) -> Array:
+        if layer == 0:
+            return self.hidden(width)
+        return self._feature_major(self._feature_deltas[layer % 2], width)
 
-class NumpyExactBackend:
-    """`gpuback._backends.exact.products.ExactBackend` on NumPy.
+    @cached_property
+    def _feature_deltas(self) -> list[Array]:
+        widest = max(self._sizes[1:])
+        return [aligned_empty(self._length() * widest, self._precision.accumulator) for _ in range(2)]
 
-    Args:
-        widest: the largest number of columns.
-        precision: of the network.
-        multiply: (left, right, out) → None.
-    """
+    def _length(self) -> int:
+        """Return how far apart features begin: not by a multiple of 1 KB, whose places in a cache are few."""
+        return self.rows + (CACHE_LINE // 4 if self.rows % 256 == 0 else 0)
 
-    def __init__(self, widest: int, precision: Precision, multiply: Multiply) -> None:
-        self._multiply = multiply
-        self._precision = precision
-        size = max(ELEMENTS_AT_ONCE, widest)
-        self._double = [np.empty(size) for _ in range(1 + SCRATCH)]
-        self._slope = np.empty(size)
-        self._single = np.empty(size, np.float32)
-        self._rounded = np.empty(size if precision.sixteen_bit else 0, precision.operand)
+    def _feature_major(self, flat: Array, width: int) -> Array:
+        """Return (rows, width) with each feature's numbers side by side."""
+        return flat[: self._length() * width].reshape(width, -1).T[: self.rows]
 
-    def rows_at_once(self, widest: int) -> int:
-        return rows_at_once(widest)
+    def bind_round(self, array: Array) -> Callable[[], object] | None:
+        if not self._precision.sixteen_bit:
+            return None
+        rounded = np.empty_like(array, self._precision.operand)
 
-    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        return aligned_empty(shape, dtype)
+        def round_in_place() -> None:
+            np.copyto(rounded, array, casting="unsafe")
+            np.copyto(array, rounded)
 
-    def largest_of_rows(self, x: Array, largest: Array) -> None:
-        np.maximum.reduce(x, axis=1, out=largest)
-        np.maximum(largest, -np.minimum.reduce(x, axis=1), out=largest)
-
-    def largest_of_columns(self, x: Array, largest: Array) -> None:
-        np.maximum.reduce(x, axis=0, out=largest)
-        np.maximum(largest, -np.minimum.reduce(x, axis=0), out=largest)
-
-    def split_rows(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
-        factors = _power_of_two(largest, bits, inverse=True)[:, None]
-        for rows in _row_chunks(*x.shape):
-            _split(x[rows], factors[rows], bits, first[rows], second[rows])
-
-    def split_columns(self, x: Array, largest: Array, bits: int, first: Array, second: Array) -> None:
-        factors = _power_of_two(largest, bits, inverse=True)
-        for rows in _row_chunks(*x.shape):
-            _split(x[rows], factors, bits, first[rows], second[rows])
-
-    def multiply(self, left: Array, right: Array, out: Array) -> None:
-        self._multiply(left, right, out)
-
-    def accumulate(self, addend: Array, total: Array) -> None:
-        np.add(total, addend, out=total)
-
-    def add(self, sums: Sums, totals: Sums, *, first: bool) -> None:
-        for part, total in zip(sums, totals, strict=True):
-            if first:
-                np.copyto(total, part, casting="unsafe")
-            else:
-                np.add(total, part, out=total, dtype=np.int64, casting="unsafe")
-
-    def finish_forward(
-        self, sums: Sums, scales: Scales, b: Array, a: Array | None, h: Array, g: Activation | None
-    ) -> None:
-        bias, pre_activation = b.astype(np.float64), h if a is None else a
-        functions = None if g is None else functions_of(g)
-        for rows, values in self._combined(sums, scales):
-            np.add(values, bias, out=values)
-            pre = self._round_into(values, pre_activation[rows], sixteen_bit=g is not None and g.derivative_from == "a")
-            if functions is not None:
-                np.copyto(values, pre)
-                functions[0](values, values, self._scratch(values))
-                self._round_into(values, h[rows], sixteen_bit=True)
-
-    def finish_delta(
-        self, sums: Sums, scales: Scales, source: Array | None, g: Activation | None, factor: float, da_prev: Array
-    ) -> None:
-        functions = None if g is None else functions_of(g)
-        for rows, values in self._combined(sums, scales):
-            if factor != 1.0:
-                np.multiply(values, factor, out=values)
-            delta = self._round_into(values, da_prev[rows], sixteen_bit=False)
-            if functions is not None and source is not None:
-                slope = self._slope[: values.size].reshape(values.shape)
-                np.copyto(slope, source[rows])
-                functions[1](slope, slope, self._scratch(values))
-                np.multiply(slope, delta, out=values)
-                self._round_into(values, delta, sixteen_bit=True)
-
-    def finish_gradient(self, sums: Sums, scales: Scales, factor: float, out: Array, accumulate: bool) -> None:
-        for rows, values in self._combined(sums, scales):
-            if factor != 1.0:
-                np.multiply(values, factor, out=values)
-            if accumulate:
-                addend = self._single[: values.size].reshape(values.shape)
-                np.add(self._round_into(values, addend, sixteen_bit=False), out[rows], out=values)
-                store(values, out[rows])
-            else:
-                self._round_into(values, out[rows], sixteen_bit=False)
-
-    def _combined(self, sums: Sums, scales: Scales) -> Iterator[tuple[slice, Array]]:
-        """Compute C = σ_i τ_j 2⁻²ˢ (P + 2⁻ˢ Q) in float64, a few rows at a time."""
-        height, width = sums.p.shape
-        sigma = _power_of_two(scales.rows, -scales.bits)[:, None]
-        tau = _power_of_two(scales.columns, -scales.bits)
-        for rows in _row_chunks(height, width):
-            values = self._double[0][: (rows.stop - rows.start) * width].reshape(-1, width)
-            np.multiply(sums.q[rows], 2.0**-scales.bits, out=values)
-            np.add(values, sums.p[rows], out=values)
-            np.multiply(values, tau, out=values)
-            np.multiply(values, sigma[rows], out=values)
-            yield rows, values
-
-    def _scratch(self, like: Array) -> tuple[Array, ...]:
-        return tuple(flat[: like.size].reshape(like.shape) for flat in self._double[1:])
-
-    def _round_into(self, values: Array, out: Array, *, sixteen_bit: bool) -> Array:
-        """Round `values` to float32, add +0 and, if `sixteen_bit`, round to a 16-bit operands' dtype; return `out`."""
-        store(values, out)
-        np.add(out, 0.0, out=out)
-        if sixteen_bit and self._precision.sixteen_bit:
-            rounded = self._rounded[: out.size].reshape(out.shape)
-            np.copyto(rounded, out, casting="unsafe")
-            np.copyto(out, rounded)
-        return out
+        return round_in_place
 
 
-def _row_chunks(rows: int, width: int) -> Iterator[slice]:
-    """Cut rows into slices of up to `ELEMENTS_AT_ONCE` elements."""
-    at_once = max(1, ELEMENTS_AT_ONCE // width)
-    return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
-
-
-def _power_of_two(largest: Array, exponent: int, *, inverse: bool = False) -> Array:
-    """Return 2^exponent σ or 2^exponent / σ, σ the power of two just above `largest`; NaN where that is not finite."""
-    powers = np.frexp(largest)[1]
-    result: Array = np.ldexp(1.0, (-powers if inverse else powers) + exponent)
-    result[~np.isfinite(largest)] = math.nan
-    return result
-
-
-def _split(x: Array, factor: Array, bits: int, first: Array, second: Array) -> None:
-    np.copyto(second, x)
-    np.multiply(second, factor, out=second)
-    np.rint(second, out=first)
-    np.subtract(second, first, out=second)
-    np.multiply(second, 2.0**bits, out=second)
-    np.rint(second, out=second)
+def _chunks(rows: int, width: int) -> list[slice]:
+    """Cut rows of the output layer into chunks of up to `ELEMENTS_AT_ONCE` elements, and at least one for a thread."""
+    at_once = max(1, min(ELEMENTS_AT_ONCE // width, ceil_div(rows, blas_threads())))
+    return [slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once)]

@@ -29,6 +29,7 @@ below the middle term. 16-bit results are rounded once more.
 A row of A or a column of B that holds a NaN or an infinity makes every C of it NaN.
 
 A backend brings the operations of `ExactBackend`. The `bind_…` functions below make the passes of a layer of them.
+NumPy has passes of its own, for its caches and threads (`numpy_products.py`), with the same bits.
 """
 
 from __future__ import annotations
@@ -54,6 +55,17 @@ LONGEST = 2**23 - 1
 def slice_bits(terms: int) -> int:
     """Return s, the bits in a slice of the operands of a sum of K terms."""
     return (53 - (min(terms, BLOCK) - 1).bit_length()) // 2
+
+
+def require_exact_sums(rows: int, sizes: tuple[int, ...]) -> None:
+    """Raise ShapeError for a batch or a layer whose sums might not be exact."""
+    for what, length in (("a batch", rows), ("layers", max(sizes))):
+        if length > LONGEST:
+            unit = "rows" if length == rows else "units"
+            raise ShapeError(
+                f"expected {what} of at most {LONGEST:,} {unit} with reproducible=True, whose sums are exact up to "
+                f"there, got {length:,}"
+            )
 
 
 class Sums(NamedTuple):
@@ -176,13 +188,7 @@ class SliceBuffers:
     """
 
     def __init__(self, backend: ExactBackend, rows: int, sizes: tuple[int, ...]) -> None:
-        for what, length in (("a batch", rows), ("layers", max(sizes))):
-            if length > LONGEST:
-                unit = "rows" if length == rows else "units"
-                raise ShapeError(
-                    f"expected {what} of at most {LONGEST:,} {unit} with reproducible=True, whose sums are exact up to "
-                    f"there, got {length:,}"
-                )
+        require_exact_sums(rows, sizes)
         double, single, int64 = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.int64)
         widest, of_weights = max(sizes), max(n_in * n_out for n_in, n_out in pairwise(sizes))
         self.backend = backend
@@ -221,7 +227,7 @@ class SliceBuffers:
         return [slice(start, min(start + self.at_once, rows)) for start in range(0, rows, self.at_once)]
 
 
-def _blocks(terms: int) -> list[slice]:
+def blocks_of_terms(terms: int) -> list[slice]:
     """Cut a sum's terms into blocks of up to `BLOCK`."""
     return [slice(start, min(start + BLOCK, terms)) for start in range(0, terms, BLOCK)]
 
@@ -250,7 +256,7 @@ def _bind_times_rows(
     backend, largest, sums = buffers.backend, buffers.row_scales[:rows], buffers.sums(rows, width)
     result = buffers.totals(rows, width) if len(factors) > 1 else sums
     blocks = []
-    for part, factor in zip(_blocks(terms), factors, strict=True):
+    for part, factor in zip(blocks_of_terms(terms), factors, strict=True):
         left = buffers.left(rows, _length(part))
         blocks.append((part, left, buffers.bind_multiply(left, factor, sums)))
 
@@ -271,7 +277,9 @@ def bind_forward(
     """Return a function of h_prev: h = g(a), a = h_prev Wᵀ + b; see `Ops.bind_forward`."""
     backend, (n_out, n_in) = buffers.backend, W.shape
     bits, largest = slice_bits(n_in), buffers.column_scales[:n_out]
-    weights = [(_columns(W, part), buffers.right(n_out, _length(part), n_out * part.start)) for part in _blocks(n_in)]
+    weights = [
+        (_columns(W, part), buffers.right(n_out, _length(part), n_out * part.start)) for part in blocks_of_terms(n_in)
+    ]
     factors = [slices.transposed for _, slices in weights]
     batch = []
     for rows in buffers.blocks_of_rows(len(h)):
@@ -365,7 +373,9 @@ def bind_delta(
     """Return a function without arguments: da_prev = (da W) ⊙ g'(source), or without g unscale da W."""
     backend, (n_out, n_in), factor = buffers.backend, W.shape, 1.0 if g else unscale
     bits, largest = slice_bits(n_out), buffers.column_scales[:n_in]
-    weights = [(_rows(W, part), buffers.right(_length(part), n_in, n_in * part.start)) for part in _blocks(n_out)]
+    weights = [
+        (_rows(W, part), buffers.right(_length(part), n_in, n_in * part.start)) for part in blocks_of_terms(n_out)
+    ]
     factors = [slices for _, slices in weights]
     batch = []
     for rows in buffers.blocks_of_rows(len(da)):

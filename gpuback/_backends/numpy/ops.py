@@ -19,16 +19,17 @@ import numpy as np
 from gpuback._backends.numpy import plans
 from gpuback._backends.numpy.arrays import NumpyArrays
 from gpuback._backends.numpy.gradient_scale import NumpyGradientScale
+from gpuback._backends.numpy.gradients import bind_bias_gradient, bind_weight_gradient
 from gpuback._backends.numpy.jets import NumpyJets
 from gpuback._backends.numpy.layer_backward import LayerBackward
 from gpuback._backends.numpy.per_sample import NumpyPerSample
+from gpuback._backends.numpy.phases import NumpyPhases
 from gpuback._backends.numpy.updates import AdamUpdate, NumpyLossScale, SGDUpdate
 from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._backends.protocol import JetOps
 from gpuback._core.activation_names import activation_named
 from gpuback._core.activations import Activation
 from gpuback._core.architecture import Architecture
-from gpuback._core.chained_sums import bind_sum_columns
 from gpuback._core.loss_formulas import Softmax, bind_through_output
 from gpuback._core.losses import Loss
 from gpuback._core.parameters import Layout, ParameterRange
@@ -52,8 +53,8 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
     def plan_blocks(
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
     ) -> tuple[int, ThreadPool]:
-        """Choose blocks that stay in cache; see `plans.plan_blocks`. Both kinds of passes use the same blocks."""
-        return plans.plan_blocks(sizes, batch_size, precision)
+        """Choose blocks that stay in cache; see `plans.plan_blocks`."""
+        return plans.plan_blocks(sizes, batch_size, precision, need_gradient=need_gradient)
 
     def bind_weights(
         self, theta: Array, layout: Layout, precision: Precision
@@ -210,32 +211,17 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
         scale: float,
         workspace: NumpyWorkspace,
     ) -> Callable[[Array, Array, Array, bool], None]:
-        da_operand = workspace.bind_product_operand(0, da.shape)
-        h_operand = workspace.bind_product_operand(1, (len(da), W.shape[1]))
-        sum_da = bind_sum_columns(da)
-        unscale = 1.0 / scale
-        finish = (
-            None if da_prev is None else self._bind_finish(da_prev, activation_prev, source_prev, unscale, workspace)
+        weight_gradient = bind_weight_gradient(da, W.shape[1], scale, workspace)
+        bias_gradient = bind_bias_gradient(da, scale)
+        delta = (
+            None if da_prev is None else self.bind_delta(da, W, da_prev, activation_prev, source_prev, scale, workspace)
         )
 
         def backward(h_prev: Array, dW: Array, db: Array, accumulate: bool) -> None:
-            dW_sum, db_sum = dW, db
-            if accumulate:
-                dW_sum, db_sum = workspace.gradient[: dW.size].reshape(dW.shape), np.empty_like(db)
-            da_product = da if da_operand is None else da_operand(da)
-            h_product = h_prev if h_operand is None else h_operand(h_prev)
-            da_product.T.dot(h_product, dW_sum)
-            sum_da(db_sum)
-            if unscale != 1.0:
-                np.multiply(dW_sum, unscale, out=dW_sum)
-                np.multiply(db_sum, unscale, out=db_sum)
-            if accumulate:
-                np.add(dW, dW_sum, out=dW)
-                np.add(db, db_sum, out=db)
-            if da_prev is not None:
-                da_product.dot(W, da_prev)
-                if finish is not None:
-                    finish()
+            weight_gradient(h_prev, dW, accumulate)
+            bias_gradient(db, accumulate)
+            if delta is not None:
+                delta()
 
         return backward
 
@@ -252,8 +238,13 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
         operand = workspace.bind_product_operand(0, da.shape)
         finish = self._bind_finish(da_prev, activation_prev, source_prev, 1.0 / scale, workspace)
 
+        multiply = da.dot
+
         def delta() -> None:
-            (da if operand is None else operand(da)).dot(W, da_prev)
+            if operand is None:
+                multiply(W, da_prev)
+            else:
+                operand(da).dot(W, da_prev)
             if finish is not None:
                 finish()
 
@@ -312,8 +303,19 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
         *,
         need_gradient: bool = True,
         need_input_grad: bool = False,
-    ) -> None:
-        """Return None: networks go layer by layer."""
+    ) -> NumpyPhases | None:
+        """Return passes in two phases where threads share a batch that does not stay in cache; see `plans`."""
+        plan = plans.plan_phases(architecture.sizes, batch_size, architecture.precision, need_gradient=need_gradient)
+        if plan is None:
+            return None
+        return NumpyPhases(self, architecture, theta, batch_size, need_gradient, need_input_grad, plan)
+
+    def explain_batch(self, sizes: tuple[int, ...], batch_size: int, precision: Precision) -> str:
+        phases = plans.plan_phases(sizes, batch_size, precision)
+        if phases is not None:
+            return plans.describe_phases(phases)
+        rows, threads = self.plan_blocks(sizes, batch_size, precision)
+        return plans.describe_blocks(batch_size, rows, threads)
 
     def explain_network(self, architecture: Architecture, batch_size: int) -> None:
         """Return None: networks go layer by layer."""

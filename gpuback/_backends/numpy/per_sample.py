@@ -24,6 +24,9 @@ WIDENED_AT_ONCE = 1 << 15
 MOST_SCALED = 1000
 """Rows are scaled by 2⁻¹⁰⁰⁰ … 2¹⁰⁰⁰: both are float64s, and squares of what is larger or smaller yet still are."""
 
+LIFTS = {4: 2.0**100, 8: 2.0**1000}
+"""By the size of a number: a factor for what scales da, where that would be subnormal, and then a divisor of da."""
+
 
 class NumpyPerSample:
     """The operations of a backend on each sample by itself."""
@@ -58,13 +61,17 @@ class NumpyPerSample:
         return root_of_sum(squares, more)
 
     def bind_clip(self, da: Array, norms: Array, factor: float, workspace: NumpyWorkspace) -> Callable[[float], None]:
-        round_da = workspace.bind_round(da)
+        round_da, smallest, lift = workspace.bind_round(da), np.finfo(da.dtype).tiny, LIFTS[da.dtype.itemsize]
 
         def clip(max_norm: float) -> None:
             by = np.where(norms > max_norm, max_norm / norms, 1.0)
             by[~np.isfinite(norms)] = np.nan
             by *= factor
+            subnormal = by < smallest  # which keeps few digits, or none
+            by[subnormal] = max_norm * lift / norms[subnormal] * factor
             np.multiply(da, by.astype(da.dtype)[:, None], out=da)
+            if subnormal.any():
+                da[subnormal] /= lift
             if round_da is not None:
                 round_da()
 

@@ -15,10 +15,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from gpuback._backends.numpy.scope import bind_scope
 from gpuback._backends.protocol import LARGEST_SCALE, SMALLEST_SCALE
+from gpuback._core.chained_sums import BLAS_ONE_THREAD
 from gpuback._core.exact_sums import norm
+from gpuback._core.interrupts import Deferred
 from gpuback._core.parameters import ParameterRange, spans
 from gpuback._core.scratch import aligned_empty, bind
+from gpuback._core.threads import BlasAlone
 from gpuback._core.typing import Array
 
 PARAMETERS_AT_ONCE = 1 << 16
@@ -31,17 +35,32 @@ SMALLEST_FACTOR = 2.0**-100
 def all_finite(array: Array) -> bool:
     """Tell whether no element is infinite or NaN.
 
-    The sum of squares tells at the speed of memory, unless it overflows.
+    The sum of squares tells at the speed of memory, unless it overflows. BLAS's threads would spin, and gain nothing.
     """
-    return math.isfinite(array.dot(array)) or bool(np.isfinite(array).all())
+    if array.size <= BLAS_ONE_THREAD:
+        squares = array.dot(array)
+    else:
+        with BlasAlone():
+            squares = array.dot(array)
+    return math.isfinite(squares) or bool(np.isfinite(array).all())
+
+
+Parts = Sequence[tuple[slice, Callable[[Array, float], None]]]
+"""Slices of θ, each with a function of its gradient and of a factor of that, which updates it."""
+
+
+def _update_parts(parts: Parts, gradient: Array) -> None:
+    for part, update in parts:
+        update(gradient[part], 1.0)
 
 
 class NumpyUpdate(ABC):
     """One optimizer's update; see `gpuback._backends.protocol.Update`.
 
-    θ is updated part by part, on one thread. BLAS's threads, which have just finished the gradient, spin for a while; a
-    second thread of ours gained nothing beside them when it was measured. A part within one range reads its numbers as
-    arrays without axes; a part across ranges has an array of its length for each number that they differ in.
+    θ is updated part by part: by the thread that calls or, in a `NumpyPhases.step`, by several, each as soon as it has
+    a part's gradient. The numbers are the same, as no parameter's update depends on another's. A part within one range
+    reads its numbers as arrays without axes; a part across ranges has an array of its length for each number that they
+    differ in. Ctrl-C waits until the whole update is made.
 
     Args:
         steps: how many updates were made before.
@@ -72,20 +91,34 @@ class NumpyUpdate(ABC):
         self._last_numbers: tuple[float, ...] | None = None
         self._number_values = np.zeros(len(self._groups) * len(self._Numbers._fields), theta.dtype)
         self._vector_parts: list[tuple[int, Array]] = []
-        scratch = [aligned_empty(min(PARAMETERS_AT_ONCE, len(theta)), theta.dtype) for _ in range(2)]
-        self._parts = []
+        self._ranges, self._all_arrays = ranges, (theta, *state)
+        self._scratch: dict[int, list[Array]] = {}
+        self._scopes: dict[int, Callable[..., Any]] = {}
+        self._bound: dict[tuple[int, int, int], Parts] = {}
+        self._parts = self._bind_parts(slice(0, len(theta)), 0)
+        self._request: dict[str, Any] = {}
+
+    def _bind_parts(self, of: slice, worker: int) -> Parts:
+        """Bind the updates of all that is trained in a slice of θ, with scratch of the worker's."""
+        theta = self._all_arrays[0]
+        assert theta is not None
+        if worker not in self._scratch:
+            self._scratch[worker] = [aligned_empty(min(PARAMETERS_AT_ONCE, len(theta)), theta.dtype) for _ in range(2)]
+        parts = []
         for span in self._spans:
-            for start in range(span.start, span.stop, PARAMETERS_AT_ONCE):
-                part = slice(start, min(start + PARAMETERS_AT_ONCE, span.stop))
-                views = [None if array is None else array[part] for array in (theta, *state)]
+            end = min(span.stop, of.stop)
+            for start in range(max(span.start, of.start), end, PARAMETERS_AT_ONCE):
+                part = slice(start, min(start + PARAMETERS_AT_ONCE, end))
+                views = [None if array is None else array[part] for array in self._all_arrays]
                 within = [
                     ParameterRange(max(r.start, start) - start, min(r.end, part.stop) - start, r.multiplier, r.decays)
-                    for r in ranges
+                    for r in self._ranges
                     if r.start < part.stop and r.end > start
                 ]
                 numbers, decay = self._numbers_of(within), Decay.of(within)
-                buffers = (array[: part.stop - start] for array in scratch)
-                self._parts.append((part, self._bind(*views, *buffers, numbers, decay)))
+                buffers = (array[: part.stop - start] for array in self._scratch[worker])
+                parts.append((part, self._bind(*views, *buffers, numbers, decay)))
+        return parts
 
     def _numbers_of(self, ranges: Sequence[ParameterRange]) -> Any:
         """Return the numbers that the update of a part reads, which such ranges make up."""
@@ -110,9 +143,18 @@ class NumpyUpdate(ABC):
         loss: float | None = None,
         clip_norm: float | None = None,
         stop_after_nonfinite: bool = False,
+        launches: Callable[[], None] | None = None,
         **hyper_parameters: Any,
     ) -> None:
-        factor, self.applied = 1.0, False
+        self.applied = False
+        if launches is not None:
+            self._request = {
+                "clip_norm": clip_norm,
+                "stop_after_nonfinite": stop_after_nonfinite,
+                **hyper_parameters,
+            }
+            launches()
+            return
         trained = [gradient] if self._all_trained else [gradient[span] for span in self._spans]
         if loss is not None:
             if not (math.isfinite(loss) and all(map(all_finite, trained))):
@@ -121,8 +163,47 @@ class NumpyUpdate(ABC):
                 return
             if stop_after_nonfinite and self.diverged_at is not None:
                 return
-        if clip_norm is not None:
-            factor = clip(trained, clip_norm)
+        factor = 1.0 if clip_norm is None else clip(trained, clip_norm)
+        with Deferred():
+            self._count_step(hyper_parameters)
+            for part, update in self._parts:
+                update(gradient[part], factor)
+            self.end()
+
+    def begin(self) -> bool:
+        """Begin the step that was asked for with `launches`, whose loss and gradient are finite.
+
+        Returns:
+            Whether it is to be made. If so, `part` follows for each part of θ, from any thread, and then `end`.
+        """
+        request = self._request
+        if request["stop_after_nonfinite"] and self.diverged_at is not None:
+            return False
+        self._count_step({k: v for k, v in request.items() if k not in ("clip_norm", "stop_after_nonfinite")})
+        return True
+
+    def part(self, gradient: Array, of: slice, worker: int) -> None:
+        """Update a slice of θ; at a time, each worker has a number of its own."""
+        key = of.start, of.stop, worker
+        parts = self._bound.get(key)
+        if parts is None:
+            parts = self._bound[key] = self._bind_parts(of, worker)
+            self._fill_vectors(self._last_numbers)
+        if worker not in self._scopes:
+            self._scopes[worker] = bind_scope(self.on_invalid)
+        self._scopes[worker](_update_parts, parts, gradient)
+
+    def end(self) -> None:
+        """Finish an update."""
+        if self._invalid:
+            self._canonicalise_nan()
+
+    def complete(self, gradient: Array, loss: float) -> None:
+        """Make the step that was asked for with `launches` of a gradient that may not be finite, or that is clipped."""
+        self(gradient, loss=loss, **self._request)
+
+    def _count_step(self, hyper_parameters: dict[str, Any]) -> None:
+        """Count one update more and compute its numbers."""
         self.steps += 1
         self.applied = True
         self._invalid = False
@@ -131,13 +212,12 @@ class NumpyUpdate(ABC):
         before = self._last_numbers
         if numbers != before:
             self._number_values[:] = self._last_numbers = numbers
-            for i, part in self._vector_parts:
-                if before is None or numbers[i] != before[i]:
-                    part.fill(numbers[i])
-        for part, update in self._parts:
-            update(gradient[part], factor)
-        if self._invalid:
-            self._canonicalise_nan()
+            self._fill_vectors(numbers, before)
+
+    def _fill_vectors(self, numbers: Any, before: Any = None) -> None:
+        for i, part in self._vector_parts:
+            if before is None or numbers[i] != before[i]:
+                part.fill(numbers[i])
 
     def on_invalid(self, *what: Any) -> None:
         self._invalid = True
@@ -422,7 +502,7 @@ def beta_powers(betas: tuple[float, float], steps: int) -> tuple[float, float]:
 
 def _power(beta: float, steps: int) -> float:
     power, left = 1.0, min(steps, EXACT_STEPS)
-    with np.errstate(under="ignore"):
+    with np.errstate(all="ignore"):
         while left and power > NEGLIGIBLE_POWER:
             factors = np.full(min(left, PARAMETERS_AT_ONCE), beta)
             factors[0] *= power
