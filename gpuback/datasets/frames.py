@@ -50,6 +50,7 @@ class Layout(NamedTuple):
     separator: str
     decimal: str
     thousands: str | None
+    spaced: bool
     header: list[str]
 
     def describe(self) -> str:
@@ -108,7 +109,7 @@ def read_text(
                 encoding="utf-8",
                 engine="c",
                 index_col=False,
-                skipinitialspace=True,
+                skipinitialspace=layout.spaced,
             )
     if frame.shape[1] != len(layout.header):  # a name longer than the csv module takes, or beyond _MOST_HEAD_BYTES
         raise FileFormatError(
@@ -273,7 +274,8 @@ def _layout(path: str, head: bytes, separator: str | None, decimal: str | None) 
     if decimal is None:
         decimal = "," if with_comma and not any(map(_DECIMAL_POINT.fullmatch, cells)) else "."
     thousands = "." if decimal == "," and any("." in cell for cell in with_comma) else None
-    return Layout(separator, decimal, thousands, header)
+    spaced = any(separator + " " in line for line in lines)  # pandas is faster where it need not look for them
+    return Layout(separator, decimal, thousands, spaced, header)
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:
