@@ -172,7 +172,9 @@ def test_numbers_far_from_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opset", [OLDEST_OPSET, 20])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", [*(name for name in ACTIVATIONS if name != "sine"), "silu(beta=3)", "celu(alpha=2)"])
+@pytest.mark.parametrize(
+    "activation", [*(name for name in ACTIVATIONS if name != "sine"), "silu(beta=3)", "celu(alpha=2)"]
+)
 def test_the_limits_at_infinity(activation: str, dtype: str, opset: int, tmp_path: Path) -> None:
     """−∞ · 0, ∞ − ∞ and ∞/∞ are NaN, also where only what comes between a and h has overflowed."""
     net = network(activation, dtype=dtype, sizes=[1, 1, 1])
