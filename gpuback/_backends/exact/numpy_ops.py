@@ -21,7 +21,6 @@ from gpuback._backends.exact.numpy_finish import ELEMENTS_AT_ONCE
 from gpuback._backends.exact.numpy_products import ExactWork, pool_for, rows_at_once
 from gpuback._backends.exact.per_sample import ReproducibleNumpyPerSample
 from gpuback._backends.numpy.ops import NumpyOps
-from gpuback._backends.numpy.plans import OPENBLAS_THREADS
 from gpuback._backends.numpy.workspace import NumpyWorkspace
 from gpuback._backends.protocol import JetOps
 from gpuback._core.elementary import store
@@ -62,13 +61,13 @@ class ReproducibleNumpyOps(ExactLayers, ReproducibleNumpyPerSample, NumpyOps):
         self, sizes: tuple[int, ...], batch_size: int, precision: Precision, *, need_gradient: bool = True
     ) -> tuple[int, ThreadPool]:
         """Choose one block for a gradient: the scales of dW's products belong to the whole batch."""
-        flops = [2 * n_in * n_out for n_in, n_out in pairwise(sizes)]
-        threads = blas_threads() if batch_size * sum(flops) > FORWARD_WORTH_THREADS else 1
         if need_gradient:
-            return batch_size, ThreadPool(1, blas_alone=batch_size * max(flops) > OPENBLAS_THREADS)
+            return batch_size, ThreadPool(1, blas_alone=True)
+        flops = sum(2 * n_in * n_out for n_in, n_out in pairwise(sizes))
+        threads = blas_threads() if batch_size * flops > FORWARD_WORTH_THREADS else 1
         rows = min(batch_size, rows_at_once(max(sizes)))
         blocks = ceil_div(batch_size, rows)
-        return rows, ThreadPool(min(threads, blocks), blas_alone=rows * max(flops) > OPENBLAS_THREADS)
+        return rows, ThreadPool(min(threads, blocks), blas_alone=True)
 
     def bind_load(self, width: int, precision: Precision, workspace: NumpyWorkspace) -> Callable[[Array], Array]:
         """Return a function that copies x feature by feature, in the operands' format."""
