@@ -55,7 +55,7 @@ class Activation:
         backward: (dh, source, scratch) → None, dh ← dh ⊙ g'(a).
         kinks: every a where g' or g'' jumps: finite differences across it mean little.
         forms: g and g' as expressions, for an activation without a kernel_id.
-        multipliers: what second derivatives need; None for a user's activation without them.
+        multipliers: what derivatives of derivatives need. Only rows that are yet to be completed have none.
     """
 
     name: str

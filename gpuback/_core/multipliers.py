@@ -34,10 +34,12 @@ class Multipliers(NamedTuple):
     Attributes:
         fill: computes the first one, two or three of them.
         not_zero: how many are not 0 everywhere: 1 for a function of straight lines. `fill` takes no more.
+        known: how many there are; of a user's activation perhaps not all.
     """
 
     fill: Fill
     not_zero: int
+    known: int = 3
 
 
 def straight(slope: Slope) -> Multipliers:

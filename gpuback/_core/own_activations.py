@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpuback._core.activation_names import REGISTERED, is_taken
 from gpuback._core.activations import Activation
 from gpuback._core.expressions import CudaForms, Expression
+from gpuback._core.multipliers import Multipliers
 from gpuback._core.scratch import Scratch
 from gpuback._core.typing import Array
 from gpuback.errors import DtypeError, OptionError, ShapeError, require_known
@@ -44,6 +45,8 @@ def register_activation(
     *,
     forward: Callable[[NDArray[Any]], NDArray[Any]],
     slope: Callable[[NDArray[Any]], NDArray[Any]],
+    curvature: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+    third: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
     derivative_from: Literal["a", "h"] = "a",
     initialisation: Literal["glorot", "he"] = "glorot",
     kinks: Sequence[float] = (),
@@ -53,7 +56,8 @@ def register_activation(
 
     The functions work element by element on NumPy arrays of any shape. They return fresh arrays of the same shape and
     dtype, float32 or float64, and are called on several threads at once. `slope` is compared with differences of
-    `forward` in float64, and the forms with the functions, densely for |a| ≤ 8 and at 22 points out to ±10⁴.
+    `forward` in float64, `curvature` of `slope`, `third` of `curvature`, and the forms with the functions, densely for
+    |a| ≤ 8 and at 22 points out to ±10⁴.
 
     A name is registered in this process alone. Register it before `MLP.load` of a network with it, and in every
     process that copies or unpickles one.
@@ -62,6 +66,9 @@ def register_activation(
         name: an identifier that is not taken. To register it again is allowed with equal functions and options only.
         forward: h = g(a), of a.
         slope: g' of a or, with derivative_from="h", of h.
+        curvature: the derivative of `slope` by its argument: g'' of a, or with derivative_from="h", where g' = φ(h), φ'
+            of h. `MLP.hvp` and the like need it, `MLP.taylor` for second derivatives.
+        third: the derivative of `curvature` by its argument, which the way back from second derivatives needs.
         derivative_from: "a" or "h". With "h" a is not kept for the backward pass, which saves memory; g' has to follow
             from h.
         initialisation: of the weights: "glorot", or "he" for rectifiers.
@@ -71,8 +78,8 @@ def register_activation(
 
     Raises:
         OptionError: a name that is taken or no identifier, an unknown option, a function that does not work element by
-            element, a slope that is not the derivative of forward, or a form that computes something else; the message
-            names the worst point.
+            element, one that is not the derivative of the one before, or a form that computes something else; the
+            message names the worst point. Or `third` without `curvature`.
         ShapeError, DtypeError: a function returns another shape or dtype than it was given.
 
     Example:
@@ -98,8 +105,16 @@ def register_activation(
     for what, function in (("forward", forward), ("slope", slope)):
         if not callable(function):
             raise OptionError(f"{what}: expected a function of a NumPy array, got {function!r}")
-    own = _Own(name, forward, slope)
-    row = Activation(name, None, derivative_from, initialisation, own.forward, own.backward, _sorted(kinks), cuda)
+    for what, optional in (("curvature", curvature), ("third", third)):
+        if not (optional is None or callable(optional)):
+            raise OptionError(f"{what}: expected a function of a NumPy array or None, got {optional!r}")
+    if curvature is None and third is not None:
+        raise OptionError("third: expected curvature with it, whose derivative it is")
+    own = _Own(name, forward, slope, curvature, third)
+    row = Activation(
+        *(name, None, derivative_from, initialisation, own.forward, own.backward, _sorted(kinks), cuda),
+        multipliers=Multipliers(own.fill, len(own.multipliers), len(own.multipliers)),
+    )
     with _LOCK:
         before = REGISTERED.get(name)
         if before is None:
@@ -125,8 +140,12 @@ def _sorted(kinks: Sequence[float]) -> tuple[float, ...]:
 class _Own:
     """A user's functions as a row calls them: into gpuback's buffers, with a look at what they return."""
 
-    def __init__(self, name: str, g: Function, slope: Function) -> None:
+    def __init__(
+        self, name: str, g: Function, slope: Function, curvature: Function | None = None, third: Function | None = None
+    ) -> None:
         self.name, self.g, self.slope = name, g, slope
+        given = {"slope": slope, "curvature": curvature, "third": third}
+        self.multipliers = {what: function for what, function in given.items() if function is not None}
 
     def forward(self, a: Array, h: Array, scratch: Scratch) -> None:
         """h = g(a)."""
@@ -135,6 +154,11 @@ class _Own:
     def backward(self, dh: Array, source: Array, scratch: Scratch) -> None:
         """dh ← dh ⊙ g'."""
         np.multiply(dh, self._called("slope", self.slope, source), out=dh)
+
+    def fill(self, source: Array, m: Sequence[Array], scratch: Scratch) -> None:
+        """Fill m₁, m₂, m₃, as many as there are."""
+        for array, (what, function) in zip(m, self.multipliers.items(), strict=False):
+            np.copyto(array, self._called(what, function, source))
 
     def _called(self, what: str, function: Function, x: Array) -> Array:
         """Return a function's result for an array that it cannot write to."""
@@ -155,11 +179,17 @@ class _Own:
         """Compare slope with differences of forward, and the forms with both."""
         with np.errstate(all="ignore"):
             self._called("forward", self.g, POINTS.astype(np.float32).reshape(-1, 1))
-            self._called("slope", self.slope, POINTS.astype(np.float32).reshape(-1, 1))
+            for what, function in self.multipliers.items():
+                self._called(what, function, POINTS.astype(np.float32).reshape(-1, 1))
             h = self._at("forward", self.g, POINTS)
             source = h if row.derivative_from == "h" else POINTS
             slope = self._at("slope", self.slope, source)
-            self._compare_slope(row, h, slope)
+            self._compare_derivative(row, ("forward", self.g, POINTS, h), ("slope", slope))
+            before = "slope", self.slope, source, slope
+            for what, function in list(self.multipliers.items())[1:]:
+                values = self._at(what, function, source)
+                self._compare_derivative(row, before, (what, values))
+                before = what, function, source, values
             if row.forms is not None:
                 forward_form, slope_form = row.forms.expressions
                 self._compare_form("forward", forward_form, POINTS, h)
@@ -182,14 +212,18 @@ class _Own:
             )
         return values
 
-    def _compare_slope(self, row: Activation, h: Array, slope: Array) -> None:
+    def _compare_derivative(
+        self, row: Activation, of: tuple[str, Function, Array, Array], derivative: tuple[str, Array]
+    ) -> None:
+        """Compare a function's values with differences of the one before, at that one's arguments."""
+        (before, function, x, h), (what, slope) = of, derivative
         compared = np.isfinite(h) & np.isfinite(slope)
         for kink in row.kinks:
             compared &= np.abs(POINTS - kink) > 2 * STEPS[0]
         least, differences = np.full(len(POINTS), math.inf), slope
         last, settled = np.full(len(POINTS), math.nan), ~IS_FAR  # far out g may be too steep for differences
         for step in STEPS:
-            near = [self._called("forward", self.g, POINTS + offset * step) for offset in (-2, -1, 1, 2)]
+            near = [self._called(before, function, x + offset * step) for offset in (-2, -1, 1, 2)]
             found = (8 * (near[2] - near[1]) - (near[3] - near[0])) / (12 * step)
             roundings = 16 * 2.0**-53 * np.abs(h) / step
             errors = np.abs(found - slope) / (np.maximum(1.0, np.abs(slope)) + roundings / LIMIT)
@@ -202,7 +236,7 @@ class _Own:
         worst = int(least.argmax())
         if least[worst] > LIMIT:
             raise OptionError(
-                f"slope of activation {self.name!r}: expected the derivative of forward, {differences[worst]:.9g} at "
+                f"{what} of activation {self.name!r}: expected the derivative of {before}, {differences[worst]:.9g} at "
                 f"a = {POINTS[worst]:.6g}, got {slope[worst]:.9g}. If g' or g'' jumps there, name the place in kinks"
             )
 
@@ -229,9 +263,11 @@ def _worst(found: Array, expected: Array) -> tuple[int, float]:
 def _equal(row: Activation, other: Activation) -> bool:
     """Say whether two rows compute the same: equal options and the same functions."""
     own, others = _own_of(row), _own_of(other)
-    if not (_same(own.g, others.g) and _same(own.slope, others.slope)):
+    if own.multipliers.keys() != others.multipliers.keys() or not _same(own.g, others.g):
         return False
-    return row == replace(other, forward=row.forward, backward=row.backward)
+    if not all(_same(function, others.multipliers[what]) for what, function in own.multipliers.items()):
+        return False
+    return row == replace(other, forward=row.forward, backward=row.backward, multipliers=row.multipliers)
 
 
 def _own_of(row: Activation) -> _Own:

@@ -73,7 +73,7 @@ class Differentiable(Jettable):
         samples = as_samples(x, self.architecture, self.ops)
         n_in, n_out = self.architecture.sizes[0], self.architecture.sizes[-1]
         jacobian = self.ops.empty((len(samples), n_out, n_in), self.theta.dtype)
-        if n_out < n_in or refusal(self.architecture, self.ops, 1) is not None:
+        if n_out < n_in or refusal(self.architecture, self.ops, 1, need_backward=False):
             y, pullback = vjp(self, samples)
             dy = self.ops.empty(y.shape, y.dtype)
             for i in range(n_out):

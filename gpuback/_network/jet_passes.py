@@ -54,7 +54,7 @@ def jets_of(
         OptionError: the network has no such derivatives.
     """
     architecture, ops = net.architecture, net.ops
-    why = refusal(architecture, ops, jet.order)
+    why = refusal(architecture, ops, jet.order, need_backward)
     if why is not None:
         raise OptionError(why)
     key = size, jet, held, need_backward, to_a
@@ -66,8 +66,12 @@ def jets_of(
     return passes
 
 
-def refusal(architecture: Architecture, ops: Ops, order: int) -> str | None:
-    """Say why a network has no jets of such an order; None if it has."""
+FUNCTIONS = "slope", "curvature", "third"
+"""What users register for m₁, m₂ and m₃."""
+
+
+def refusal(architecture: Architecture, ops: Ops, order: int, need_backward: bool) -> str | None:
+    """Say why a network has no jets of such an order, or no way back through them; None if it has."""
     if ops.jets is None:
         mode = "reproducible=True" if ops.reproducible else f"backend {ops.name!r}"
         return f"derivatives along directions: expected backend 'numpy' without reproducible=True, got {mode}"
@@ -76,8 +80,11 @@ def refusal(architecture: Architecture, ops: Ops, order: int) -> str | None:
     if order == 2 and architecture.output == "softmax":
         return "second derivatives of softmax: expected another output function, e.g. output='identity'"
     for name in (*architecture.activations, architecture.output):
-        if name != "softmax" and activation_named(name).multipliers is None:
-            return f"activation {name!r} was registered without a second derivative: expected one of gpuback's"
+        multipliers = None if name == "softmax" else activation_named(name).multipliers
+        known = 3 if name == "softmax" else 0 if multipliers is None else multipliers.known
+        if known < order + need_backward:
+            missing = FUNCTIONS[known]
+            return f"activation {name!r} was registered without {missing}=: register_activation({name!r}, {missing}=…)"
     return None
 
 

@@ -75,6 +75,45 @@ def test_from_h_with_kinks_and_he() -> None:
     assert gpuback.check_gradients(ours, x, y).passed
 
 
+def bump_curvature(a: np.ndarray) -> np.ndarray:
+    return (4 * a * a - 2) * np.exp(-a * a)
+
+
+def bump_third(a: np.ndarray) -> np.ndarray:
+    return (12 * a - 8 * a**3) * np.exp(-a * a)
+
+
+def test_second_derivatives_come_with_curvature_and_third() -> None:
+    register("whole", curvature=bump_curvature, third=bump_third)
+    register("half", curvature=bump_curvature)
+    register()
+    options: dict[str, Any] = {"loss": "squared_error", "dtype": "float64", "backend": "numpy", "seed": 0}
+    whole, half, plain = (MLP([2, 6, 5, 1], activation=name, **options) for name in ("whole", "half", "bump"))
+    rng = np.random.default_rng(0)
+    x, dx, y, c = rng.standard_normal((3, 2)), rng.standard_normal((3, 2)), np.zeros((3, 1)), np.ones((3, 1))
+    t, step = whole.laplacian(x), 1e-4
+    units = step * np.eye(2)
+    f = whole.forward
+    differences = sum((f(x + u) - 2 * f(x) + f(x - u)) / step**2 for u in units)
+    np.testing.assert_allclose(t.second[0], differences, atol=1e-6)
+    gradient, theta = t.pullback(second=[c]).theta, whole.theta.copy()
+    along = rng.standard_normal(len(theta))
+    sums = []
+    for sign in (1, -1):
+        whole.theta = theta + sign * step * along
+        sums.append(whole.laplacian(x).second.sum())
+    np.testing.assert_allclose(gradient @ along, (sums[0] - sums[1]) / (2 * step), rtol=1e-6)
+
+    np.testing.assert_array_equal(
+        half.hvp(x, y, dx=dx).theta, MLP([2, 6, 5, 1], activation="whole", **options).hvp(x, y, dx=dx).theta
+    )
+    with pytest.raises(OptionError, match=r"'half' was registered without third=: register_activation\('half', third"):
+        half.taylor(x)
+    plain.jvp(x, dx)
+    with pytest.raises(OptionError, match="'bump' was registered without curvature="):
+        plain.hvp(x, y, dx=dx)
+
+
 # --- What is refused
 
 
@@ -98,6 +137,22 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"slope": lambda a: 2 * a * np.exp(-a * a)},
         OptionError,
         "slope of activation 'bump': expected the derivative of forward, 0.857756",
+    ),
+    "another curvature": (
+        {"curvature": lambda a: -bump_curvature(a)},
+        OptionError,
+        "curvature of activation 'bump': expected the derivative of slope",
+    ),
+    "another third": (
+        {"curvature": bump_curvature, "third": lambda a: bump_third(a) + 1e-5},
+        OptionError,
+        "third of activation 'bump': expected the derivative of curvature",
+    ),
+    "a third alone": ({"third": bump_third}, OptionError, "third: expected curvature with it"),
+    "a curvature that is none": (
+        {"curvature": 3},
+        OptionError,
+        "curvature: expected a function of a NumPy array or None",
     ),
     "a slope that is a little off": ({"slope": lambda a: bump_slope(a) + 3e-6}, OptionError, "expected the derivative"),
     "a kink that is not named": (
