@@ -34,11 +34,14 @@ class ThreadPool:
         size: the most workers, each of which runs one task at a time.
         blas_alone: whether BLAS keeps to one thread even with a single worker; with several it always does. If it does
             not, `run` only calls the work, task by task.
+        is_shared: whether a batch is cut into tasks for it even with a single worker, so that sums are the same with
+            several; with several it always is.
     """
 
-    def __init__(self, size: int, blas_alone: bool) -> None:
+    def __init__(self, size: int, blas_alone: bool, is_shared: bool = False) -> None:
         self.size = size
         self.blas_alone = blas_alone or size > 1
+        self.is_shared = is_shared or size > 1
 
     def run(self, work: Callable[[int, int], Result], count: int) -> list[Result]:
         """Return [work(0, w), …, work(count − 1, w)], where w is the number of the worker that ran the task.

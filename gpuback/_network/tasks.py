@@ -58,7 +58,7 @@ class Tasks:
         self.threads = chosen if threads is None else threads
         n_parameters = architecture.layout.n_parameters
         sums_bytes = n_parameters * precision.accumulator.itemsize if need_gradient else 0
-        self.spans = split_tasks(batch_size, self.rows, sums_bytes)
+        self.spans = split_tasks(batch_size, self.rows, self.threads.is_shared, sums_bytes)
         self.heights = {end - start for start, end in itertools.chain.from_iterable(self.spans)}
         self.workers = range(min(self.threads.size, len(self.spans)))
         others = self.spans[1:] if need_gradient else []
@@ -69,16 +69,17 @@ class Tasks:
         return self.threads.run(work, len(self.spans))
 
 
-def split_tasks(batch_size: int, rows: int, sums_bytes: int) -> list[list[tuple[int, int]]]:
+def split_tasks(batch_size: int, rows: int, is_shared: bool, sums_bytes: int) -> list[list[tuple[int, int]]]:
     """Cut a batch into blocks of `rows`, each as (first row, row after the last), and group them into tasks.
 
     Args:
         batch_size: B.
         rows: of a block; the last one may have fewer.
+        is_shared: whether there may be more than one task.
         sums_bytes: how much memory the sums of one task take; 0 if it has none.
     """
-    most = MOST_TASKS
-    if sums_bytes:
+    most = MOST_TASKS if is_shared else 1
+    if is_shared and sums_bytes:
         most = max(2, min(MOST_TASKS, MOST_SUMS_BYTES // sums_bytes))
     blocks = [(start, min(start + rows, batch_size)) for start in range(0, batch_size, rows)]
     each = ceil_div(len(blocks), most)

@@ -513,6 +513,6 @@ def test_a_model_of_absurd_size_is_refused_in_few_words(file: Path) -> None:
     for sizes in ([2] * 10_001, [2**62, 5, 2**62]):
         changes = {"sizes": sizes, "activation": ["relu"] * (len(sizes) - 2)}
         write(file, arrays, {"architecture": metadata["architecture"] | changes}, kind="model")
-        with pytest.raises(FileFormatError, match="expected theta of shape") as caught:
+        with pytest.raises(FileFormatError, match="expected theta of shape|GiB") as caught:
             gpuback.MLP.load(file, backend="numpy")
         assert len(str(caught.value)) < 1000

@@ -137,14 +137,15 @@ def plan_blocks(
     fitting = fitting_rows(sizes, precision)
     rows = max(fitting if fitting >= FEWEST_BLOCK_ROWS else 4096, math.isqrt(batch_size) // 2)
     blocks, threads = ceil_div(batch_size, rows), 1
-    if is_worth_threads(sizes, batch_size, need_gradient):
+    is_shared = is_worth_threads(sizes, batch_size, need_gradient)
+    if is_shared:
         threads = blas_threads()
         blocks = row_pieces(
             sizes, batch_size, need_gradient, min(rows, MOST_PIECE_ROWS) if fitting < FEWEST_BLOCK_ROWS else rows
         )
     rows = ceil_div(batch_size, blocks)  # equal blocks, but for the last
     blas_alone = rows * max(flops) > OPENBLAS_THREADS
-    return rows, ThreadPool(min(threads, ceil_div(batch_size, rows)), blas_alone=blas_alone)
+    return rows, ThreadPool(min(threads, ceil_div(batch_size, rows)), blas_alone=blas_alone, is_shared=is_shared)
 
 
 def describe_phases(plan: Phases) -> str:
