@@ -17,9 +17,9 @@ from gpuback._core.losses import (
     Quantile,
     SquaredError,
 )
-from gpuback._core.own_loss import call, require_function
+from gpuback._core.own_loss import call, require_function, require_returned
 from gpuback._core.typing import Array
-from gpuback.errors import OptionError, ShapeError
+from gpuback.errors import OptionError
 
 Curvature = Callable[[Array, Array, Array], tuple[Array, Array]]
 """(ŷ, t, y) → ∇ℓ (B, n_L) and ∇²ℓ t (B, n_L)."""
@@ -95,12 +95,16 @@ def _own(loss: OwnLoss) -> Curvature:
         )
 
     def own(y_hat: Array, t: Array, y: Array) -> tuple[Array, Array]:
-        _, gradient = call(function, loss.name, y_hat, y, np.ndarray, "numpy")
-        product = hessian_vector(y_hat, y, t)
-        if np.shape(product) != t.shape:
-            raise ShapeError(
-                f"loss {loss.name!r}: expected hessian_vector to return shape {t.shape}, got {np.shape(product)}"
-            )
+        shown, targets, moves = (_read_only(array) for array in (y_hat, y, t))
+        _, gradient = call(function, loss.name, shown, targets, np.ndarray, "numpy")
+        product = hessian_vector(shown, targets, moves)
+        require_returned(loss.name, "hessian_vector's ∇²ℓ t", product, t.shape, np.ndarray, "numpy")
         return gradient.astype(t.dtype), product.astype(t.dtype)
 
     return own
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view

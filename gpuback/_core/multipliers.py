@@ -153,7 +153,8 @@ def silu(a: Array, m: Sequence[Array], scratch: Scratch, beta: float = 1.0) -> N
         np.multiply(d, 3, out=spare)
         np.add(m[2], spare, out=m[2])
         np.multiply(m[2], w, out=m[2])
-        np.multiply(m[2], beta * beta, out=m[2])
+        for _ in range(2):
+            np.multiply(m[2], beta, out=m[2])
     if len(m) > 1:
         np.multiply(u, d, out=m[1])
         np.add(m[1], 2, out=m[1])
@@ -294,12 +295,11 @@ def _sigmoid_and_products(u: Array, s: Array, w: Array, d: Array, scratch: Scrat
     np.add(w, 1, out=s)
     np.divide(1, s, out=s)  # sigmoid(|u|)
     np.multiply(w, s, out=smaller)  # sigmoid(−|u|)
-    np.subtract(smaller, s, out=d)
-    np.copysign(d, u, out=d)
-    np.negative(d, out=d)
     np.multiply(smaller, s, out=w)
-    np.less(u, 0, out=scratch.mask)
-    np.copyto(s, smaller, where=scratch.mask)
+    np.copysign(s, u, out=s)
+    np.maximum(s, smaller, out=s)
+    np.multiply(s, -2, out=d)
+    np.add(d, 1, out=d)
 
 
 def _second_by_first(w: Array, d: Array, out: Array) -> None:

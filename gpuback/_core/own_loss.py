@@ -41,19 +41,30 @@ def call(function: LossFunction, name: str, y_hat: Array, y: Array, kind: type, 
         ("losses", losses, y_hat.shape[:1]),
         ("∂ℓ/∂ŷ", gradient, y_hat.shape),
     ]
-    array_or_number: Any = (kind, np.generic, int, float)  # a number has the wrong shape
     for what, value, shape in returned:
-        if not isinstance(value, array_or_number):
-            came = f"{type(value).__module__}.{type(value).__qualname__}"
-            wrong = DeviceError if hasattr(value, "__dlpack__") else DtypeError
-            raise wrong(f"loss {name!r}: expected {what} as an array of the {backend} backend, got a {came}")
-        if np.shape(value) != shape:
-            crossed = y.ndim == 1 and y_hat.shape[1] == 1 and np.shape(value) == (len(y), len(y))  # (B, 1) with (B,)
-            hint = f"; y has shape {y.shape}: y[:, None] has one column" if crossed else ""
-            raise ShapeError(f"loss {name!r}: expected {what} of shape {shape}, got {np.shape(value)}{hint}")
-        if value.dtype.kind not in "fiu":
-            raise DtypeError(f"loss {name!r}: expected {what} of real numbers, got {value.dtype}")
+        crossed = y.ndim == 1 and y_hat.shape[1] == 1 and np.shape(value) == (len(y), len(y))  # (B, 1) with (B,)
+        hint = f"; y has shape {y.shape}: y[:, None] has one column" if crossed else ""
+        require_returned(name, what, value, shape, kind, backend, hint)
     return losses, gradient
+
+
+def require_returned(
+    name: str, what: str, value: Any, shape: tuple[int, ...], kind: type, backend: str, hint: str = ""
+) -> None:
+    """Check one array of those that a user's loss has returned.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError: it is something else.
+    """
+    array_or_number: Any = (kind, np.generic, int, float)  # a number has the wrong shape
+    if not isinstance(value, array_or_number):
+        came = f"{type(value).__module__}.{type(value).__qualname__}"
+        wrong = DeviceError if hasattr(value, "__dlpack__") else DtypeError
+        raise wrong(f"loss {name!r}: expected {what} as an array of the {backend} backend, got a {came}")
+    if np.shape(value) != shape:
+        raise ShapeError(f"loss {name!r}: expected {what} of shape {shape}, got {np.shape(value)}{hint}")
+    if value.dtype.kind not in "fiu":
+        raise DtypeError(f"loss {name!r}: expected {what} of real numbers, got {value.dtype}")
 
 
 def require_function(function: LossFunction | None, name: str) -> LossFunction:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from gpuback._backends.inputs import as_host_array
 from gpuback._core.jets import Jet
 from gpuback._core.loss_curvatures import curvature, is_canonical
 from gpuback._core.parameters import Gradients
@@ -112,7 +113,8 @@ class Differentiable(Jettable):
             second: C, (S, D), the weights of second derivatives in each of S sums. None: each direction's own, S = D.
 
         Returns:
-            A `Taylor`. It holds the planes of all layers until it is dropped: (1 + D + S) times what `vjp` holds.
+            A `Taylor`. It holds the planes of all layers until it is dropped: two to three times (1 + D + S) arrays of
+            each layer's outputs.
 
         Raises:
             As `jvp`.
@@ -129,7 +131,7 @@ class Differentiable(Jettable):
             directions = directions[:, None]
         if directions.ndim != 3 or len(directions) == 0 or directions.shape[1:] not in {(1, n_in), (size, n_in)}:
             raise ShapeError(f"v: expected shape (D, {n_in}) or (D, {size}, {n_in}), got {directions.shape}")
-        if order not in (1, 2):
+        if not isinstance(order, (int, np.integer)) or order not in (1, 2):
             raise OptionError(f"order: expected 1 or 2, got {order!r}")
         if order == 1 and second is not None:
             raise OptionError("second= weighs second derivatives: expected order=2 with it")
@@ -213,6 +215,8 @@ class Differentiable(Jettable):
 
         Source: Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", 2002.
         """
+        if dtheta is None:
+            raise OptionError("dtheta: expected how θ moves, got None")
         return self._second_order(x, y, dtheta, None, sample_weight, of_outputs=False)
 
     def _second_order(
@@ -351,7 +355,7 @@ class Taylor(HoldsBatch):
             jet = lease.passes.jet
             inputs = ops.empty((jet.straight_planes, len(self.y), architecture.sizes[0]), dtype)
         lease.run(lease.passes.in_scope, lease.passes.backward, seeds, gradients, inputs, accumulate)
-        gradients.inputs = None if inputs is None else inputs[0]
+        gradients.inputs, gradients.outputs = None if inputs is None else inputs[0], None
         gradients.directions = None if inputs is None else inputs[1:]
         return gradients
 
@@ -363,10 +367,10 @@ def _units(n: int, dtype: np.dtype) -> Array:
 
 def _weights(second: ArrayLike | None, directions: int) -> tuple[tuple[float, ...], ...]:
     """Return C (S, D), checked."""
-    weights = np.eye(directions) if second is None else np.asarray(second, np.float64)
-    if weights.ndim != 2 or len(weights) == 0 or weights.shape[1] != directions or not np.isfinite(weights).all():
-        raise ShapeError(
-            f"second: expected finite numbers of shape (S, {directions}), a column for each direction, "
-            f"got shape {weights.shape}"
-        )
+    float64 = np.dtype(np.float64)
+    weights = np.eye(directions) if second is None else as_host_array(second, float64, "second")
+    if weights.ndim != 2 or len(weights) == 0 or weights.shape[1] != directions:
+        raise ShapeError(f"second: expected shape (S, {directions}), a column for each direction, got {weights.shape}")
+    if not np.isfinite(weights).all():
+        raise OptionError("second: expected finite numbers, got NaN or infinity among them")
     return tuple(map(tuple, weights.tolist()))

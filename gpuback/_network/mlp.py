@@ -256,6 +256,7 @@ class MLP(Differentiable):
         inputs = ("x", x, samples), ("y", y, targets), ("sample_weight", sample_weight, weight)
         gradients = as_gradients(out, self._architecture, self._ops, self._reserved, *inputs)
         gradients.inputs = self._ops.empty(samples.shape, self._theta.dtype) if need_input_grad else None
+        gradients.outputs = gradients.directions = None
         passes = self._acquire(len(samples), need_input_grad=need_input_grad)
         with self._ops.scope():
             value = passes.value_and_grad(samples, targets, weight, gradients, accumulate=accumulate)
@@ -352,7 +353,7 @@ class MLP(Differentiable):
         samples, targets, weight = as_batch(x, y, sample_weight, self._architecture, self._ops)
         inputs = ("x", x, samples), ("y", y, targets), ("sample_weight", sample_weight, weight)
         gradients = as_gradients(out, self._architecture, self._ops, self._reserved, *inputs)
-        gradients.inputs = None
+        gradients.inputs = gradients.outputs = gradients.directions = None
         scale = clip_scale(self._architecture.precision, len(samples), max_norm)
         with self._per_sample(len(samples), scale) as passes:
             value = passes.value_and_clipped_grad(samples, targets, weight, max_norm, gradients)

@@ -7,7 +7,7 @@ from gpuback._core.parameters import Gradients
 from gpuback._core.typing import Array, ArrayLike
 from gpuback._network.held import HeldPasses, HoldsBatch, Lease
 from gpuback._network.inputs import as_direction, as_gradients, as_samples, as_theta
-from gpuback._network.jet_passes import Jettable, jets_of
+from gpuback._network.jet_passes import Jettable, jets_of, refusal
 from gpuback._network.layers import BoundNetwork
 from gpuback.errors import OptionError, ShapeError
 
@@ -86,6 +86,7 @@ class Pullback(HoldsBatch):
             inputs = ("x", None, self._samples), ("dy", dy, delta)
             gradients = as_gradients(out, architecture, ops, net._reserved, *inputs)
         gradients.inputs = ops.empty(self._samples.shape, dtype) if need_input_grad else None
+        gradients.outputs = gradients.directions = None
         lease = self._lease
         lease.run(lease.passes.in_scope, lease.passes.backward, delta, gradients, accumulate)
         return gradients
@@ -116,6 +117,9 @@ class Pullback(HoldsBatch):
 
         Source: jax.vjp of a pullback; torch.autograd.grad with create_graph.
         """
+        why = refusal(self._net.architecture, self._net.ops, 1, need_backward=True)
+        if why is not None:
+            raise OptionError(why)
         options = {"need_theta_grad": need_theta_grad, "need_input_grad": need_input_grad}
         gradients = self(dy, out=out, accumulate=accumulate, **options)
         return gradients, SecondPullback(self, self._as_outputs(dy, "dy").copy())
@@ -195,4 +199,5 @@ class SecondPullback(HoldsBatch):
         passes.in_scope(passes.differentiate, samples, direction, top, gradients, by_inputs, accumulate)
         net._held_pool.release(passes)
         gradients.inputs, gradients.outputs = None if by_inputs is None else by_inputs[0], by_dy
+        gradients.directions = None
         return gradients

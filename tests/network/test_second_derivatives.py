@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import gpuback
 from gpuback import MLP
 from gpuback._core.activations import ACTIVATIONS
-from gpuback.errors import OptionError, ShapeError
+from gpuback.errors import DtypeError, OptionError, ShapeError
 
 KINKED = [name for name, row in ACTIVATIONS.items() if row.kinks]
 SMOOTH = [name for name in ACTIVATIONS if name not in KINKED]
@@ -236,6 +236,45 @@ def test_a_users_loss_with_a_hessian() -> None:
         network(loss=lambda y_hat, y: ((y_hat - y) ** 2).sum(axis=1)).hvp(x, y, theta_dot)
 
 
+@pytest.mark.parametrize(
+    ("returned", "kind"),
+    [
+        (lambda t: t[:, :1], ShapeError),
+        (lambda t: t.tolist(), DtypeError),
+        (lambda t: t + 0j, DtypeError),
+        (lambda t: t > 0, DtypeError),
+    ],
+    ids=["another shape", "a list", "complex numbers", "booleans"],
+)
+def test_what_a_users_hessian_returns_is_checked(returned: Any, kind: type[Exception]) -> None:
+    class Half:
+        __name__ = "half"
+
+        def __call__(self, y_hat: Any, y: Any) -> Any:
+            return ((y_hat - y) ** 2).sum(axis=1) / 2, y_hat - y
+
+        def hessian_vector(self, y_hat: Any, y: Any, t: Any) -> Any:
+            for array in (y_hat, y, t):
+                assert not array.flags.writeable
+            return returned(t)
+
+    net = network(loss=Half(), output="sigmoid")
+    with pytest.raises(kind, match="hessian_vector"):
+        net.hvp(normal(0, 4, 3), normal(1, 4, 3), normal(2, net.n_parameters))
+
+
+def test_results_of_other_calls_do_not_stay_in_gradients_that_are_used_again() -> None:
+    net = network()
+    x, c = normal(0, 4, 3), normal(1, 4, 3)
+    gradients = net.taylor(x).pullback(y=c, need_input_grad=True)
+    assert gradients.directions is not None
+    net.value_and_grad(x, c, out=gradients)
+    assert gradients.inputs is None and gradients.directions is None
+    _, pullback = net.vjp(x)
+    assert pullback.vjp(c)[1](outputs=c, out=gradients).outputs is not None
+    assert pullback(c, out=gradients).outputs is None
+
+
 # --- batches, buffers, errors
 
 
@@ -290,6 +329,9 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "no directions": (lambda net: net.taylor(X, np.ones((0, 3))), ShapeError, "v: expected"),
     "third order": (lambda net: net.taylor(X, order=3), OptionError, "order: expected 1 or 2, got 3"),
     "weights without a column": (lambda net: net.taylor(X, second=[[1, 2]]), ShapeError, r"second: .*\(S, 3\)"),
+    "weights that are no numbers": (lambda net: net.taylor(X, second="abc"), DtypeError, "second"),
+    "weights that are not finite": (lambda net: net.taylor(X, second=[[np.nan, 0, 0]]), OptionError, "second: .*NaN"),
+    "no way for θ": (lambda net: net.gnvp(X, X, None), OptionError, "dtheta"),
     "weights of order 1": (lambda net: net.taylor(X, order=1, second=[[1, 2, 3]]), OptionError, "order=2"),
     "nothing to differentiate": (lambda net: net.taylor(X).pullback(), OptionError, "y, first or second"),
     "a second of order 1": (lambda net: net.taylor(X, order=1).pullback(second=X), OptionError, "order=1"),
