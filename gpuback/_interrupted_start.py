@@ -35,5 +35,6 @@ def _is_command_line() -> bool:
     """Whether Python was started as `gpuback` or as `python -m gpuback`."""
     program = str((getattr(sys, "argv", None) or [""])[0])
     if program == "-m":  # while Python looks for the module
-        return ["-m", "gpuback"] in [sys.orig_argv[i : i + 2] for i in range(len(sys.orig_argv))]
+        pairs = [sys.orig_argv[i : i + 2] for i in range(len(sys.orig_argv))]
+        return ["-m", "gpuback"] in pairs or "-mgpuback" in sys.orig_argv
     return os.path.splitext(os.path.basename(program))[0] == "gpuback"

@@ -145,7 +145,8 @@ def train(
     )
     start = None
     if start_from is not None:
-        if others := given(hidden=hidden, **network, target=target, task=task):
+        made = {"drop": drop or None, "no_standardize": None if standardize else True}
+        if others := given(hidden=hidden, **network, target=target, task=task, **made):
             raise OptionError(f"--from takes network and target from the file: leave out {next(iter(others))}=")
         start = load_model(start_from, backend)
         loss, output_function = start.net.architecture.loss, start.net.architecture.output
@@ -191,10 +192,12 @@ def train(
     )
     net.save(files.model, schema=samples.schema)
     if result.interrupted:
-        again = f"--checkpoint {checkpoint} --resume" if checkpoint else f"--from {files.model}"
+        again = f"the same command with --from {files.model}, without the options of the network and the target"
+        if checkpoint:
+            again = f"the same command with --checkpoint {checkpoint} --resume"
         warn(
             f"interrupted after epoch {result.history.epochs} of {epochs}. The network so far is in {files.model}."
-            f" To go on: the same command with {again}"
+            f" To go on: {again}"
         )
         return INTERRUPTED
     if files.plot is not None:

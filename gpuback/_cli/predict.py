@@ -163,5 +163,5 @@ def _numbers(column: Array) -> list[str]:
 def _cell(text: str) -> str:
     """Quote a cell where CSV needs it."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([text])
-    return line.getvalue()
+    csv.writer(line).writerow([text])  # which quotes line breaks, as they would end the row
+    return line.getvalue().removesuffix("\r\n")

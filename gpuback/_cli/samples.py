@@ -116,12 +116,19 @@ def load_samples(
     name = target_name(table, options.target, unused) if schema is None else schema.target.name
     table.require(unused)
     if schema is not None:
+        schema.require_columns(table)
+        if options.sample_weight in [column.name for column in schema.columns]:
+            raise OptionError(
+                f"sample_weight: expected a column that the model does not take as a feature, "
+                f"got {quoted(options.sample_weight)}"
+            )
         schema = replace(schema, missing=options.missing or schema.missing)
     missing = options.missing if schema is None else schema.missing
     notes: list[str] = []
     if missing == "drop":
         used = [column for column in table.names if column not in options.drop]
-        table, left_out = table.without_missing(used if schema is None else [*schema.columns_of(table), name])
+        of_schema = [] if schema is None else [*schema.columns_of(table), *([name] if name in table.names else [])]
+        table, left_out = table.without_missing(used if schema is None else of_schema)
         notes += [f"{len(left_out):,} rows with missing cells left out"] if len(left_out) else []
     test, part = (None, None) if options.tests_elsewhere(table) else _split(len(table), options)
     if schema is None:

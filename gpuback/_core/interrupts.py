@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +57,7 @@ class Deferred:
             _deferring.pop()
             _signal.signal(SIGINT, handler)
             if self._came:
-                handler(SIGINT, None)
+                handler(SIGINT, sys._getframe(1))
 
 
 def _after_fork() -> None:

@@ -159,7 +159,7 @@ class Optimizer(ABC):
     ) -> None:
         """Update the network unless the loss or the gradient is not finite; see the protocol `Update`.
 
-        options: on a GPU, `launches=` a function that makes the update's launches, and others with them.
+        options: for a fused step, `launches=` a function that makes the update's launches, and others with them.
         """
         clip_norm = None if clip_norm is None else float(clip_norm)
         assert self._net is not None
@@ -350,7 +350,8 @@ class SGD(Optimizer):
         }
 
     def _set_hyper_parameters(self, values: Mapping[str, Any]) -> None:
-        self.nesterov = False  # or a momentum of 0 could not be set
+        if "nesterov" in values:
+            self.nesterov = False  # or a momentum of 0 could not be set
         super()._set_hyper_parameters(values)
 
     def _state_names(self, kept: Collection[str] = ()) -> tuple[str, ...]:

@@ -99,7 +99,6 @@ def read_text(
         layout = _layout(path, head, separator, decimal)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
-            warnings.simplefilter("ignore", pandas.errors.DtypeWarning)
             frame = pandas.read_csv(
                 path if file is None else file,
                 sep=layout.separator,
@@ -110,6 +109,7 @@ def read_text(
                 engine="c",
                 index_col=False,
                 skipinitialspace=layout.spaced,
+                low_memory=False,  # in parts, one column may have numbers in one of them and texts in another
             )
     if frame.shape[1] != len(layout.header):  # a name longer than the csv module takes, or beyond _MOST_HEAD_BYTES
         raise FileFormatError(

@@ -89,8 +89,9 @@ DEVICE Double probability_row(const float* a, int own, const float* y, const dou
   return row_sum(n, [=](int j) {
     const Double t = target(j);
     row.store(j, mass * softmax(a[j]) - t);
-    // 0 times an infinite distance would be NaN
-    return t.value == 0.0 ? Double(0.0) : t * (log_total - softmax.shifted(a[j]));
+    Double distance = log_total - softmax.shifted(a[j]);
+    if (t.value == 0.0) distance = 0.0;  // 0 times an infinite one would be NaN
+    return t * distance;
   });
 }
 

@@ -40,7 +40,7 @@ def all_finite(array: Array) -> bool:
     if array.size <= BLAS_ONE_THREAD:
         squares = array.dot(array)
     else:
-        with BlasAlone():
+        with Deferred(), BlasAlone():
             squares = array.dot(array)
     return math.isfinite(squares) or bool(np.isfinite(array).all())
 
