@@ -145,9 +145,10 @@ def train(
     )
     start = None
     if start_from is not None:
-        made = {"drop": drop or None, "no_standardize": None if standardize else True}
-        if others := given(hidden=hidden, **network, target=target, task=task, **made):
-            raise OptionError(f"--from takes network and target from the file: leave out {next(iter(others))}=")
+        if not standardize:
+            raise OptionError("--from takes the standardization from the file: leave out --no-standardize")
+        if others := given(hidden=hidden, **network, target=target, task=task, drop=drop or None):
+            raise OptionError(f"--from takes network and schema from the file: leave out {next(iter(others))}=")
         start = load_model(start_from, backend)
         loss, output_function = start.net.architecture.loss, start.net.architecture.output
         dtype = start.net.architecture.precision.name

@@ -113,7 +113,8 @@ def load_samples(
         require_known("class weight", options.class_weight, ["balanced"])
     table = _read(source, options, () if schema is None else schema.texts)
     unused = [*options.drop, *([] if options.sample_weight is None else [options.sample_weight])]
-    name = target_name(table, options.target, unused) if schema is None else schema.target.name
+    if schema is None:
+        target_name(table, options.target, unused)  # raises an error if there is none
     table.require(unused)
     if schema is not None:
         schema.require_columns(table)
@@ -127,8 +128,7 @@ def load_samples(
     notes: list[str] = []
     if missing == "drop":
         used = [column for column in table.names if column not in options.drop]
-        of_schema = [] if schema is None else [*schema.columns_of(table), *([name] if name in table.names else [])]
-        table, left_out = table.without_missing(used if schema is None else of_schema)
+        table, left_out = table.without_missing(used if schema is None else _used(schema, table))
         notes += [f"{len(left_out):,} rows with missing cells left out"] if len(left_out) else []
     test, part = (None, None) if options.tests_elsewhere(table) else _split(len(table), options)
     if schema is None:
@@ -182,11 +182,17 @@ def _read(source: str, options: DataOptions, texts: Sequence[str]) -> Table:
     return table
 
 
+def _used(schema: Schema, table: Table) -> list[str]:
+    """Return the columns of features and, if there is one, of the target."""
+    target = [schema.target.name] if schema.target.name in table.names else []
+    return [*schema.columns_of(table), *target]
+
+
 def _batch(table: Table, schema: Schema, options: DataOptions, dtype: str | None) -> Batch:
     """Make inputs, targets and weights of a table."""
     schema.require_columns(table)
     if schema.missing == "drop":
-        table, _ = table.without_missing([*schema.columns_of(table), schema.target.name])
+        table, _ = table.without_missing(_used(schema, table))
     schema.require_complete(table)
     y = schema.targets(table)
     if y is None:

@@ -505,7 +505,8 @@ def test_ctrl_c_after_an_epoch_keeps_the_network(run: Run, tmp_path: Path, monke
     ran = run("train", "iris")
     assert (ran.code, ran.out) == (INTERRUPTED, "")
     assert "interrupted after epoch 2 of 50. The network so far is in iris.safetensors" in ran.err
-    assert ran.err.endswith("To go on: the same command with --from iris.safetensors\n")
+    advice = "To go on: the same command with --from iris.safetensors, without the options of the network and the"
+    assert ran.err.endswith(f"{advice} target\n")
     assert (MLP.load(tmp_path / "iris.safetensors").theta == kept[0]).all()
     assert os.listdir(tmp_path) == ["iris.safetensors"]
 

@@ -228,6 +228,16 @@ def test_a_checkpoint_of_before_hyper_parameters_were_kept_is_resumed(file: Path
     assert train(file, resume=True) == train(None)
 
 
+def test_nesterov_stays_on_if_the_checkpoint_does_not_say(file: Path) -> None:
+    make = lambda: SGD(0.1, momentum=0.9, nesterov=True)  # noqa: E731
+    train(file, make, epochs=2)
+    arrays, metadata = persistence.read(file, kind="checkpoint")
+    for name in ("momentum", "nesterov", "weight_decay", "beta_powers"):
+        del metadata[name]
+    persistence.write(file, arrays, metadata, kind="checkpoint")
+    assert train(file, make, resume=True) == train(None, make)
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_a_finished_run_resumed_with_more_epochs_goes_on(run: Any, file: Path) -> None:
     expected = train(None, **run)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 import gpuback
-from gpuback._backends.numpy import plans
+from gpuback._backends.numpy import plans, updates
 from gpuback._core import interrupts
 
 pytestmark = [
@@ -191,6 +191,73 @@ def test_a_fork_beside_a_thread_that_trains(case: str) -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_an_interrupt_in_a_check_for_finiteness_leaves_blas_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes just when BLAS has been told to use one thread."""
+    from gpuback._core import threads
+
+    step, before = training("one thread"), blas_settings()
+    x, y = batch("one thread")
+    step(x, y)
+    for library in threads._blas()[1]:
+        real = library.set_threads
+
+        def strike(count: int, real: Callable[[int], None] = real) -> None:
+            real(count)
+            if count == 1:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(library, "set_threads", strike)
+    large = np.ones(20_000, np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        updates.all_finite(large)
+    monkeypatch.undo()
+    assert blas_settings() == before
+    assert updates.all_finite(large)
+
+
+@pytest.mark.usefixtures("_no_warning_of_forks")
+def test_a_forked_child_goes_on_with_the_step_that_another_thread_was_in() -> None:
+    class Waiting:
+        """A loss that holds its step up."""
+
+        __name__ = "waiting"
+        inside, go_on = threading.Event(), threading.Event()
+
+        def __call__(self, y_hat: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            self.inside.set()
+            self.go_on.wait(20)
+            return ((y_hat - y) ** 2).sum(axis=1) / 2, y_hat - y
+
+    loss = Waiting()
+    step = gpuback.TrainStep(gpuback.MLP([2, 3, 1], loss=loss, backend="numpy", seed=0), gpuback.Adam())
+    thread = threading.Thread(target=step, args=(np.ones((4, 2)), np.ones((4, 1))))
+    thread.start()
+    loss.inside.wait(20)
+    child = os.fork()
+    if child == 0:
+        code = 9
+        try:
+            loss.go_on.set()
+            step(np.ones((4, 2)), np.ones((4, 1)))
+            code = 0
+        finally:
+            os._exit(code)
+    loss.go_on.set()
+    thread.join()
+    assert ended(child) == 0
+
+
+def test_a_handler_of_the_users_gets_a_frame() -> None:
+    frames = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: frames.append(frame))
+    try:
+        with interrupts.Deferred():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [frame.f_code.co_name for frame in frames] == ["test_a_handler_of_the_users_gets_a_frame"]
 
 
 @pytest.mark.usefixtures("_no_warning_of_forks")
