@@ -60,7 +60,6 @@ class NumpyJets:
         rows = h.shape[1]
         products = a[:planes_in].reshape(-1, n_out)
         operand = workspace.bind_product_operand(0, (planes_in * rows, n_in))
-        value_operand = workspace.bind_product_operand(0, (rows, n_in))
         spare = workspace.scratch_like(a[0]).a
         round_a = workspace.bind_round(a) if activation is not None and activation.derivative_from == "a" else None
         activate: Callable[[], object] | None = None
@@ -69,12 +68,12 @@ class NumpyJets:
 
         def forward(h_prev: Array) -> None:
             inputs = h_prev[:planes_in].reshape(-1, n_in)
-            (inputs if operand is None else operand(inputs)).dot(W.T, products)
+            factors = inputs if operand is None else operand(inputs)
+            factors.dot(W.T, products)
             a[planes_in:] = 0
             np.add(a[0], b, out=a[0])
             if moves is not None:
-                values = h_prev[0] if value_operand is None else value_operand(h_prev[0])
-                values.dot(moves[0].T, spare)
+                factors[:rows].dot(moves[0].T, spare)
                 np.add(a[1], spare, out=a[1])
                 np.add(a[1], moves[1], out=a[1])
             if round_a is not None:
