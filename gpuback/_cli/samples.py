@@ -114,7 +114,9 @@ def load_samples(
     table = _read(source, options, () if schema is None else schema.texts)
     unused = [*options.drop, *([] if options.sample_weight is None else [options.sample_weight])]
     if schema is None:
-        target_name(table, options.target, unused)  # raises an error if there is none
+        target_name(
+            table, options.target, unused
+        )  # an error if it is among these, before anything is made of the table
     table.require(unused)
     if schema is not None:
         schema.require_columns(table)

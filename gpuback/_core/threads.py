@@ -257,10 +257,9 @@ _forks = 0
 class BlasAlone:
     """A context in which BLAS libraries whose number of threads is the process's run on one thread.
 
-    It is entered within `Deferred`: an interrupt halfway would leave BLAS on one thread.
-
     The first thread to enter sets it, the last to leave restores it. Libraries whose number is each thread's are left
-    alone: theirs is set in the threads that run tasks.
+    alone: theirs is set in the threads that run tasks. Enter it within `Deferred`: an interrupt halfway would leave
+    BLAS on one thread.
     """
 
     def __enter__(self) -> None:

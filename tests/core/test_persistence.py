@@ -510,9 +510,9 @@ def test_a_forged_model_is_refused(file: Path, field: str) -> None:
 def test_a_model_of_absurd_size_is_refused_in_few_words(file: Path) -> None:
     gpuback.MLP([2, 3, 2], seed=0, backend="numpy").save(file)
     arrays, metadata = read(file, kind="model")
-    for sizes in ([2] * 10_001, [2**62, 5, 2**62]):
+    for sizes, said in (([2] * 10_001, "expected theta of shape"), ([2**62, 5, 2**62], "GiB")):
         changes = {"sizes": sizes, "activation": ["relu"] * (len(sizes) - 2)}
         write(file, arrays, {"architecture": metadata["architecture"] | changes}, kind="model")
-        with pytest.raises(FileFormatError, match="expected theta of shape|GiB") as caught:
+        with pytest.raises(FileFormatError, match=said) as caught:
             gpuback.MLP.load(file, backend="numpy")
         assert len(str(caught.value)) < 1000

@@ -1,8 +1,7 @@
 """The NumPy backend with `reproducible=True`: the specification, to the bit, of what every backend computes then.
 
-Products are exact splits (`products.py`). The operations after a product run in float64 over a few rows at a time,
-which stay in cache. Each result is rounded once where it is stored: C to float32, a = C + b, h = g(a) and da = dh ⊙ g'
-to float32 and then, for 16-bit operands, to their dtype. Only IEEE + − × ÷ √ and comparisons decide any bit.
+Products are exact splits (`products.py`, `numpy_products.py`), and `numpy_finish.py` says what follows them. Only IEEE
++ − × ÷ √ and comparisons decide any bit.
 """
 
 from __future__ import annotations

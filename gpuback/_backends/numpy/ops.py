@@ -237,7 +237,6 @@ class NumpyOps(NumpyPerSample, NumpyArrays):
     ) -> Callable[[], object]:
         operand = workspace.bind_product_operand(0, da.shape)
         finish = self._bind_finish(da_prev, activation_prev, source_prev, 1.0 / scale, workspace)
-
         multiply = da.dot
 
         def delta() -> None:
